@@ -1,0 +1,224 @@
+"""TrainConfig: every setting of a run, once, with its default, label, help and bounds."""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+from peft_core.errors import ConfigError
+
+EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_DATASET = "rotten_tomatoes"
+METHODS = {"lora": "LoRA", "head_only": "Head only", "full": "Full fine-tuning"}
+LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a form, an error message and a document say about one setting.
+
+    `more_than` is an open lower bound; `minimum` and `maximum` are closed.
+    """
+
+    label: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    more_than: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def bounds(self) -> str:
+        """The bounds in words, such as 'from 1 to 512'."""
+        if self.more_than is not None:
+            return f"more than {self.more_than:g} and at most {self.maximum:g}"
+        return f"from {self.minimum:g} to {self.maximum:g}"
+
+    def holds(self, number: float) -> bool:
+        """Whether a number lies within the bounds."""
+        if self.more_than is not None and not number > self.more_than:
+            return False
+        return (self.minimum is None or number >= self.minimum) and (
+            self.maximum is None or number <= self.maximum
+        )
+
+
+def setting(default: Any, label: str, help: str, **bounds: Any) -> Any:
+    """A dataclass field that carries its own Setting."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(label, help, **bounds)})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One person's settings; `from_dict` checks them, and a run folder keeps them as `config.json`."""
+
+    model_name_or_path: str = setting(
+        EMBEDDED_MODEL, "Base model", "A preset, a Hub model id, or a local folder with safetensors weights."
+    )
+    revision: str | None = setting(None, "Revision", "Branch, tag or commit of the base model on the Hub.")
+    dataset_name: str = setting(
+        EMBEDDED_DATASET, "Data set", "An embedded data set, a Hub data set id, or a local folder."
+    )
+    dataset_config_name: str | None = setting(None, "Data configuration", "Name of a configuration, if any.")
+    train_split: str = setting("train", "Training split", "The split that the model learns from.")
+    eval_split: str = setting(
+        "test", "Evaluation split", "The split it is judged on; held out of the training split if absent."
+    )
+    text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")
+    label_column: str | None = setting(None, "Label column", "Guessed from the data when empty.")
+    num_labels: int | None = setting(
+        None, "Number of labels", "Taken from the data when empty.", minimum=2, maximum=1000
+    )
+    method: str = setting(
+        "lora", "Method", "LoRA trains two thin matrices beside each chosen weight.", choices=tuple(METHODS)
+    )
+    r: int = setting(8, "Rank (r)", "Width of the LoRA matrices A and B.", minimum=1, maximum=512)
+    lora_alpha: int = setting(
+        16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096
+    )
+    lora_dropout: float = setting(
+        0.0, "LoRA dropout", "Share of inputs to A dropped in training.", minimum=0.0, maximum=0.9
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("query", "value"), "Which matrices", "Module names, as print(model) shows them, that get LoRA."
+    )
+    learning_rate: float = setting(
+        2e-3, "Learning rate", "LoRA on an encoder wants 1e-3 to 5e-3.", more_than=0.0, maximum=1.0
+    )
+    lr_scheduler_type: str = setting(
+        "linear", "Schedule", "How the learning rate falls after warm-up.", choices=LR_SCHEDULERS
+    )
+    warmup_steps: float = setting(
+        0.1, "Warm-up", "Share of all steps if below 1, else a number of steps.", minimum=0.0, maximum=100_000
+    )
+    weight_decay: float = setting(0.0, "Weight decay", "AdamW's decay.", minimum=0.0, maximum=1.0)
+    num_train_epochs: float = setting(
+        2.0, "Epochs", "Passes over the training rows.", more_than=0.0, maximum=100.0
+    )
+    per_device_train_batch_size: int = setting(
+        16, "Batch size", "Texts per step.", minimum=1, maximum=1024
+    )
+    max_length: int = setting(
+        128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
+    )
+    max_train_samples: int = setting(
+        2000, "Training rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
+    )
+    max_eval_samples: int = setting(
+        1000, "Evaluation rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
+    )
+    seed: int = setting(
+        42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1
+    )
+
+    def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(TrainConfig).items():
+            value = _coerce(name, annotation, getattr(self, name))
+            object.__setattr__(self, name, value)
+            _check_bounds(name, value)
+        if not self.target_modules:
+            raise ConfigError("target_modules is empty; name at least one module, such as query.")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
+        """A config from a dict of settings; missing ones take their defaults.
+
+        Raises ConfigError for an unknown key (naming the nearest one), a wrong type or a bound that is broken.
+        """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"Settings are {type(settings).__name__}; give an object of setting names.")
+        for key in settings:
+            if key not in SETTINGS:
+                raise ConfigError(_unknown(str(key)))
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return {**dataclasses.asdict(self), "target_modules": list(self.target_modules)}
+
+    def to_json(self) -> str:
+        """The settings as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(TrainConfig)}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a public demo allows, so that strangers can share one small machine."""
+
+    max_train_samples: int = 4000
+    max_eval_samples: int = 1000
+    max_length: int = 256
+    max_steps: int = 1000
+    max_characters: int = 2000
+
+    def describe(self) -> str:
+        """One sentence for the page."""
+        return (
+            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} training rows, "
+            f"{self.max_eval_samples:,} evaluation rows, {self.max_steps:,} steps, {self.max_length} tokens and "
+            f"{self.max_characters:,} characters a text; one training at a time; everyone sees every run."
+        )
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ConfigError if a config asks for more than a public demo gives."""
+        for name in ("max_train_samples", "max_eval_samples", "max_length"):
+            value, most = getattr(config, name), getattr(self, name)
+            if value > most:
+                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {most:,}.")
+        steps = math.ceil(config.max_train_samples / config.per_device_train_batch_size)
+        steps = math.ceil(steps * config.num_train_epochs)
+        if steps > self.max_steps:
+            raise ConfigError(
+                f"These settings make {steps:,} steps; this public demo allows at most {self.max_steps:,}. "
+                "Take fewer rows or epochs, or a larger batch."
+            )
+
+
+def _unknown(key: str) -> str:
+    words = {name: name for name in SETTINGS} | {what.label.lower(): name for name, what in SETTINGS.items()}
+    near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=0.0)
+    return f"There is no setting named {key!r}; did you mean {words[near[0]]!r}?"
+
+
+def _coerce(name: str, annotation: Any, value: Any) -> Any:
+    """The value as the field's type, where JSON or a form lost the difference; else ConfigError."""
+    kinds = get_args(annotation)
+    if type(None) in kinds:
+        if value is None or value == "":
+            return None
+        annotation = next(kind for kind in kinds if kind is not type(None))
+    if name == "target_modules":
+        return _module_names(value)
+    if annotation is str:
+        return _text(name, value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it takes a number {SETTINGS[name].bounds()}.")
+    if annotation is int and value != int(value):
+        raise ConfigError(f"{name} is {value}; it takes a whole number {SETTINGS[name].bounds()}.")
+    return annotation(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} is {value!r}; it takes a text that is not empty.")
+    return value.strip()
+
+
+def _module_names(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"target_modules is {value!r}; it takes a list of module names.")
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def _check_bounds(name: str, value: Any) -> None:
+    what = SETTINGS[name]
+    if what.choices and value not in what.choices:
+        raise ConfigError(f"{name} is {value!r}; it takes one of {', '.join(what.choices)}.")
+    if isinstance(value, int | float) and not what.holds(value):
+        raise ConfigError(f"{name} is {value:g}; it must be {what.bounds()}.")

@@ -1,0 +1,112 @@
+"""Exact parameter counts from a model's shape alone, on the meta device, and a forecast of the time."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from peft_core.config import TrainConfig
+from peft_core.data import expected_num_labels
+from peft_core.encoder import HEAD_NAMES, check_max_length, linear_modules, model_config, skeleton
+from peft_core.methods import apply_method, lora_config
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """PEFT's own accounting. `trainable` = `adapter` + `head` (full fine-tuning: all); `total` counts `head_copy`,
+    the frozen copy of the head that PEFT keeps beside the trained one. `file_bytes` is what is saved."""
+
+    trainable: int
+    total: int
+    adapter: int
+    head: int
+    head_copy: int
+    file_bytes: int
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of the total."""
+        return 100 * self.trainable / self.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON types, `percent` included."""
+        return {
+            "trainable": self.trainable,
+            "total": self.total,
+            "percent": self.percent,
+            "adapter": self.adapter,
+            "head": self.head,
+            "head_copy": self.head_copy,
+            "file_bytes": self.file_bytes,
+        }
+
+
+def count_parameters(config: TrainConfig) -> ParameterCount:
+    """Counts from the configuration alone: no weights are read or fetched.
+
+    Raises ModelError, DataError or HubError where the shape or the number of labels cannot be known.
+    """
+    shape = model_config(config.model_name_or_path, config.revision)
+    check_max_length(shape, config.max_length)
+    model = skeleton(shape, expected_num_labels(config))
+    return count_model(apply_method(model, config, lora_config(config)))
+
+
+def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any]]:
+    """The target modules of an architecture as JSON types: name, label, matches, shape (out, in)."""
+    model = skeleton(model_config(name, revision), num_labels=2)
+    return [
+        {"name": choice.name, "label": choice.label, "matches": choice.matches, "shape": list(choice.shape)}
+        for choice in linear_modules(model)
+    ]
+
+
+def count_model(model: nn.Module) -> ParameterCount:
+    """Counts of a model that a method was applied to, with real or meta weights."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    saved = {name: tuple(p.shape) for name, p in _saved_state(model).items()}
+    if not isinstance(model, PeftModel):
+        head = _head_size(model)
+        adapter = 0 if trainable == head else trainable - head
+        return ParameterCount(trainable, total, adapter, head, 0, safetensors_size(saved))
+    wrapped = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    head = sum(p.numel() for w in wrapped for p in w.modules_to_save.parameters())
+    copy = sum(p.numel() for w in wrapped for p in w.original_module.parameters())
+    return ParameterCount(trainable, total, trainable - head, head, copy, safetensors_size(saved))
+
+
+def safetensors_size(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Bytes of a float32 safetensors file: 8, a JSON header padded to 8, the values.
+
+    Source: the format's own description (length, header, data).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in sorted(shapes.items()):
+        end = offset + FLOAT32_BYTES * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + math.ceil(text / 8) * 8 + offset
+
+
+def _saved_state(model: nn.Module) -> dict[str, Any]:
+    """What is written to disk: the adapter and what is trained whole, or every trainable parameter."""
+    if isinstance(model, PeftModel):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _head_size(model: nn.Module) -> int:
+    return sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if any(part.endswith(HEAD_NAMES) for part in name.split("."))
+    )

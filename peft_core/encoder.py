@@ -1,0 +1,217 @@
+"""The base model: its shape, its linear modules, its head, and the parts that start untrained."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from peft_core.config import TrainConfig
+from peft_core.errors import ModelError
+from peft_core.presets import MODELS
+from peft_core.sources import Source, model_source
+
+HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer", "mpnet", "xmod")
+
+
+@dataclass(frozen=True)
+class ModuleChoice:
+    """A name for `target_modules`: how many matrices it matches and the weight shape (out, in) of the first."""
+
+    name: str
+    matches: int
+    shape: tuple[int, int]
+    paths: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What the picker shows."""
+        ends = (".".join(path.split(".")[-3:]) for path in self.paths)
+        also = f" ({' and '.join(ends)})" if len(self.paths) > 1 else ""
+        return f"{self.name} × {self.matches}{also}"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base model in full precision, its tokenizer, and the names of what the checkpoint lacks."""
+
+    model: nn.Module
+    tokenizer: Any
+    untrained: tuple[str, ...]
+    source: Source
+
+    @property
+    def head_is_fresh(self) -> bool:
+        """Whether the classification head started untrained."""
+        return any(name.split(".")[0] in HEAD_NAMES for name in self.untrained)
+
+
+def model_config(name: str, revision: str | None = None) -> Any:
+    """The model's configuration; a preset's needs no network, any other comes from its `config.json`.
+
+    Raises ModelError for a model that is no encoder with a classifier.
+    """
+    preset = MODELS.get(name)
+    if preset is not None and preset.config:
+        config = AutoConfig.for_model(**preset.config)
+    else:
+        config = _read_config(name, model_source(name, revision, weights=False))
+    kind = config.model_type
+    if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ModelError(f"{name!r} is a {kind} model, which has no sequence classifier; choose an encoder like BERT.")
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise ModelError(f"{name!r} is a {kind} model, which is no encoder; choose one like BERT, RoBERTa or ELECTRA.")
+    return config
+
+
+def skeleton(config: Any, num_labels: int) -> nn.Module:
+    """The classifier on the meta device: every shape, no weights."""
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def linear_modules(model: nn.Module) -> list[ModuleChoice]:
+    """What `target_modules` can name here, in the order of `print(model)`, the head left out.
+
+    Where a leaf name such as `dense` covers several roles, each role gets the shortest suffix of its own.
+    """
+    groups = _linears_by_role(model)
+    shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if _is_linear(module)}
+    choices: dict[str, ModuleChoice] = {}
+    for role in groups:
+        name = _shortest_suffix(role, groups)
+        paths = [path for path in shapes if _suffix_matches(path, name) and not _in_head(path)]
+        roles = tuple(dict.fromkeys(_role(path) for path in paths))
+        choices.setdefault(name, ModuleChoice(name, len(paths), shapes[paths[0]], roles))
+    return list(choices.values())
+
+
+def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> None:
+    """Raise ModelError, listing what there is, if a name matches no matrix of the encoder."""
+    paths = [path for path, module in model.named_modules() if _is_linear(module) and not _in_head(path)]
+    for name in target_modules:
+        if not any(_suffix_matches(path, name) for path in paths):
+            has = ", ".join(choice.name for choice in linear_modules(model))
+            raise ModelError(f"target_modules names {name!r}, which matches nothing in this model; it has {has}.")
+
+
+def max_input_length(config: Any) -> int:
+    """The most tokens that the model's position embeddings hold."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    if config.model_type in _OFFSET_POSITIONS:
+        return positions - (config.pad_token_id or 0) - 1
+    return positions
+
+
+def check_max_length(config: Any, max_length: int) -> None:
+    """Raise ModelError if texts would be longer than the model can read."""
+    most = max_input_length(config)
+    if max_length > most:
+        raise ModelError(f"max_length is {max_length}; this model reads at most {most} tokens.")
+
+
+def load_base(
+    name: str, revision: str | None, label_names: Sequence[str], *, named: bool = True
+) -> BaseModel:
+    """The base model with a head for these labels; a head of another size is replaced by a fresh one.
+
+    A kept head is matched to the labels by order, after a check of their number. With `named` False (the data
+    holds bare numbers) a kept head keeps its own label names. Raises ModelError or HubError.
+    """
+    source = model_source(name, revision)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source.folder,
+            num_labels=len(label_names),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+    model.name_or_path = model.config.name_or_path = source.name
+    base = BaseModel(model, tokenizer, _untrained(report), source)
+    if named or base.head_is_fresh:
+        model.config.id2label = dict(enumerate(label_names))
+        model.config.label2id = {label: i for i, label in enumerate(label_names)}
+    model.config.problem_type = "single_label_classification"
+    return base
+
+
+def refuse_quantised(config: Any, name: str) -> None:
+    """Raise ModelError if a base's configuration says that its weights are quantised."""
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation:
+        kind = dict(quantisation).get("quant_method", "quantised")
+        raise ModelError(
+            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights is not the "
+            "one that was trained; merge into the original full-precision model that it was made from."
+        )
+
+
+def _read_config(name: str, source: Source) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The config.json of {name!r} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _untrained(report: dict[str, Iterable]) -> tuple[str, ...]:
+    """The modules behind the loader's missing and mismatched keys, without their parameter names."""
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    return tuple(sorted({key.rsplit(".", 1)[0] for key in [*report["missing_keys"], *mismatched]}))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _in_head(path: str) -> bool:
+    """Whether PEFT's own rule (the path ends with a head's name, or lies below one) takes the module whole."""
+    return any(part.endswith(HEAD_NAMES) for part in path.split("."))
+
+
+def _role(path: str) -> str:
+    """A module's path without layer numbers."""
+    return re.sub(r"\.\d+(?=\.|$)", "", path)
+
+
+def _linears_by_role(model: nn.Module) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if _is_linear(module) and not _in_head(path):
+            groups.setdefault(_role(path), []).append(path)
+    return groups
+
+
+def _shortest_suffix(role: str, groups: dict[str, list[str]]) -> str:
+    """The shortest suffix that matches this role alone; the two last names where none does."""
+    parts = role.split(".")
+    others = [path for other, paths in groups.items() if other != role for path in paths]
+    for length in range(1, len(parts) + 1):
+        suffix = ".".join(parts[-length:])
+        matches_own = all(_suffix_matches(path, suffix) for path in groups[role])
+        if matches_own and not any(_suffix_matches(path, suffix) for path in others):
+            return suffix
+    return ".".join(parts[-2:])
+
+
+def _suffix_matches(path: str, name: str) -> bool:
+    """PEFT's rule for a list of target modules."""
+    return path == name or path.endswith(f".{name}")

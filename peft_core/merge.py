@@ -1,0 +1,205 @@
+"""Merge an adapter into its base, and the certificate that proves it: python -m peft_core.merge RUN_DIR."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
+from peft_core.errors import MergeError, PeftCoreError, RunError
+from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits, load_adapter_base
+from peft_core.runs import Run, whole_folder, write_json
+
+TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class MergeCertificate:
+    """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
+    model in memory, and the merged model loaded again from disk. `max_logit_diff_*` are against the adapter."""
+
+    run_id: str
+    rows: int
+    max_logit_diff_merged: float
+    max_logit_diff_reloaded: float
+    label_flips: int
+    tolerance: float
+    head_sha256: str
+    head_sha256_reloaded: str
+    labels: tuple[str, ...]
+    labels_reloaded: tuple[str, ...]
+    adapter_sha256: str
+    base_model_name_or_path: str
+    base_revision: str | None
+    created: float
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not hold, in words; empty for a certificate that holds."""
+        worst = max(self.max_logit_diff_merged, self.max_logit_diff_reloaded)
+        checks = {
+            f"a logit differs by {worst:.2g} (at most {self.tolerance:g} is allowed)": not worst <= self.tolerance,
+            f"{self.label_flips} of {self.rows} labels flip": self.label_flips > 0,
+            "the head on disk is not the trained one": self.head_sha256 != self.head_sha256_reloaded,
+            "the labels on disk are not the trained ones": self.labels != self.labels_reloaded,
+        }
+        return [what for what, wrong in checks.items() if wrong]
+
+    @property
+    def holds(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with `holds` and `problems`."""
+        return {
+            **asdict(self),
+            "labels": list(self.labels),
+            "labels_reloaded": list(self.labels_reloaded),
+            "holds": self.holds,
+            "problems": self.problems,
+        }
+
+
+def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) -> MergeCertificate:
+    """Write `merged/` and `certificate.json`, or neither `merged/` nor anything half-made.
+
+    `progress` hears a share from 0 to 1 and what is being done. Raises RunError (no adapter, lost rows),
+    ModelError (base changed or quantised) or MergeError (the certificate does not hold).
+    """
+    run = Run(Path(run_dir))
+    classifier = Classifier.read(run)
+    adapter_sha256 = _sha256((run.adapter / "adapter_model.safetensors").read_bytes())
+    earlier = _earlier_certificate(run, adapter_sha256)
+    if earlier is not None:
+        return earlier
+    texts = _evaluation_texts(run)
+    name = classifier.base_model_name_or_path
+    refuse_quantised(model_config(name), name)
+
+    progress(0.0, "Loading the base model and the adapter")
+    base = load_adapter_base(run, classifier)
+    model = PeftModel.from_pretrained(base.model, run.adapter).eval()
+
+    def logits(model: Any, tokenizer: Any, start: float, what: str) -> np.ndarray:
+        return batched_logits(
+            model, tokenizer, texts, classifier.max_length, lambda share: progress(start + 0.3 * share, what)
+        )
+
+    expected = logits(model, base.tokenizer, 0.05, f"Adapter: logits of {len(texts):,} rows")
+    head = _head_sha256(model)
+    merged = model.merge_and_unload(safe_merge=True)
+    in_memory = logits(merged, base.tokenizer, 0.35, f"Merged: logits of {len(texts):,} rows")
+    with whole_folder(run.folder / ".merged", run.merged) as staging:
+        merged.save_pretrained(staging)
+        base.tokenizer.save_pretrained(staging)
+        reloaded = AutoModelForSequenceClassification.from_pretrained(staging, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(staging)
+        from_disk = logits(reloaded, tokenizer, 0.65, f"Merged, loaded again: logits of {len(texts):,} rows")
+        certificate = MergeCertificate(
+            run_id=run.run_id,
+            rows=len(texts),
+            max_logit_diff_merged=_largest(expected, in_memory),
+            max_logit_diff_reloaded=_largest(expected, from_disk),
+            label_flips=_flips(expected, in_memory, from_disk),
+            tolerance=TOLERANCE,
+            head_sha256=head,
+            head_sha256_reloaded=_head_sha256(reloaded),
+            labels=classifier.labels,
+            labels_reloaded=tuple(reloaded.config.id2label.values()),
+            adapter_sha256=adapter_sha256,
+            base_model_name_or_path=name,
+            base_revision=classifier.base_revision,
+            created=time.time(),
+        )
+        if not certificate.holds:
+            write_json(run.certificate, certificate.to_dict())
+            raise MergeError(f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept.")
+    write_json(run.certificate, certificate.to_dict())
+    progress(1.0, "Merged")
+    return certificate
+
+
+def read_certificate(run: Run) -> MergeCertificate | None:
+    """The certificate of a run that was merged (or whose merge failed), or None."""
+    try:
+        held = json.loads(run.certificate.read_text(encoding="utf-8"))
+        del held["holds"], held["problems"]
+        held |= {"labels": tuple(held["labels"]), "labels_reloaded": tuple(held["labels_reloaded"])}
+        return MergeCertificate(**held)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | None:
+    """A certificate that already holds for these very adapter bytes."""
+    found = read_certificate(run)
+    merged = (run.merged / "model.safetensors").is_file()
+    return found if merged and found and found.holds and found.adapter_sha256 == adapter_sha256 else None
+
+
+def _evaluation_texts(run: Run) -> list[str]:
+    try:
+        return pd.read_parquet(run.evaluation)["text"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"The run {run.run_id!r} has lost its evaluation rows, so a merge cannot be proved; train it again."
+        ) from error
+
+
+def _largest(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest absolute difference; infinite where a value is no number."""
+    worst = np.abs(one - other).max()
+    return float(worst) if np.isfinite(worst) else float("inf")
+
+
+def _flips(expected: np.ndarray, *others: np.ndarray) -> int:
+    """Rows whose label differs from the adapter's in any of the others."""
+    flipped = [expected.argmax(-1) != other.argmax(-1) for other in others]
+    return int(np.any(flipped, axis=0).sum())
+
+
+def _head_sha256(model: nn.Module) -> str:
+    """Hash of the trained head's values, whether it stands in a PeftModel or in a plain one."""
+    held = {}
+    for name, parameter in model.named_parameters():
+        parts = [part for part in name.split(".") if part not in ("base_model", "model", "modules_to_save", "default")]
+        if "original_module" not in parts and any(part.endswith(HEAD_NAMES) for part in parts):
+            held[".".join(parts)] = parameter
+    digest = hashlib.sha256()
+    for name in sorted(held):
+        digest.update(name.encode() + held[name].detach().to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """Merge the run in the folder given; 0, or 2 after one line on stderr."""
+    if len(arguments) != 1:
+        print("usage: python -m peft_core.merge RUN_DIR", file=sys.stderr)
+        return 2
+    try:
+        certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
+    except PeftCoreError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(certificate.to_dict(), indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

