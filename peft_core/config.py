@@ -75,9 +75,7 @@ class TrainConfig:
         "lora", "Method", "LoRA trains two thin matrices beside each chosen weight.", choices=tuple(METHODS)
     )
     r: int = setting(8, "Rank (r)", "Width of the LoRA matrices A and B.", minimum=1, maximum=512)
-    lora_alpha: int = setting(
-        16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096
-    )
+    lora_alpha: int = setting(16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096)
     lora_dropout: float = setting(
         0.0, "LoRA dropout", "Share of inputs to A dropped in training.", minimum=0.0, maximum=0.9
     )
@@ -95,23 +93,19 @@ class TrainConfig:
     )
     weight_decay: float = setting(0.0, "Weight decay", "AdamW's decay.", minimum=0.0, maximum=1.0)
     num_train_epochs: float = setting(
-        2.0, "Epochs", "Passes over the training rows.", more_than=0.0, maximum=100.0
+        1.0, "Epochs", "Passes over the training rows.", more_than=0.0, maximum=100.0
     )
-    per_device_train_batch_size: int = setting(
-        16, "Batch size", "Texts per step.", minimum=1, maximum=1024
-    )
+    per_device_train_batch_size: int = setting(16, "Batch size", "Texts per step.", minimum=1, maximum=1024)
     max_length: int = setting(
         128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
     )
     max_train_samples: int = setting(
-        2000, "Training rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
+        3000, "Training rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
     )
     max_eval_samples: int = setting(
         1000, "Evaluation rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
     )
-    seed: int = setting(
-        42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1
-    )
+    seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
         for name, annotation in get_type_hints(TrainConfig).items():
@@ -125,7 +119,7 @@ class TrainConfig:
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
         """A config from a dict of settings; missing ones take their defaults.
 
-        Raises ConfigError for an unknown key (naming the nearest one), a wrong type or a bound that is broken.
+        Raises ConfigError for an unknown key (naming the nearest one), a wrong type or a broken bound.
         """
         if not isinstance(settings, Mapping):
             raise ConfigError(f"Settings are {type(settings).__name__}; give an object of setting names.")
@@ -155,12 +149,13 @@ class Limits:
     max_length: int = 256
     max_steps: int = 1000
     max_characters: int = 2000
+    max_waiting: int = 5
 
     def describe(self) -> str:
         """One sentence for the page."""
         return (
-            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} training rows, "
-            f"{self.max_eval_samples:,} evaluation rows, {self.max_steps:,} steps, {self.max_length} tokens and "
+            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} training "
+            f"rows, {self.max_eval_samples:,} evaluation rows, {self.max_steps:,} steps, {self.max_length} tokens and "
             f"{self.max_characters:,} characters a text; one training at a time; everyone sees every run."
         )
 

@@ -19,8 +19,8 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """PEFT's own accounting. `trainable` = `adapter` + `head` (full fine-tuning: all); `total` counts `head_copy`,
-    the frozen copy of the head that PEFT keeps beside the trained one. `file_bytes` is what is saved."""
+    """PEFT's own accounting. `trainable` is `adapter` + `head` (full fine-tuning: the encoder too);
+    `total` counts `head_copy`, the frozen copy of the head that PEFT keeps; `file_bytes` is what is saved."""
 
     trainable: int
     total: int
@@ -73,9 +73,7 @@ def count_model(model: nn.Module) -> ParameterCount:
     total = sum(p.numel() for p in model.parameters())
     saved = {name: tuple(p.shape) for name, p in _saved_state(model).items()}
     if not isinstance(model, PeftModel):
-        head = _head_size(model)
-        adapter = 0 if trainable == head else trainable - head
-        return ParameterCount(trainable, total, adapter, head, 0, safetensors_size(saved))
+        return ParameterCount(trainable, total, 0, _head_size(model), 0, safetensors_size(saved))
     wrapped = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     head = sum(p.numel() for w in wrapped for p in w.modules_to_save.parameters())
     copy = sum(p.numel() for w in wrapped for p in w.original_module.parameters())

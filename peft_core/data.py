@@ -39,9 +39,10 @@ def load_labelled_text(config: TrainConfig) -> LabelledText:
     train, held_out = _read_splits(config)
     text, label = _columns(config, train)
     names, named = _label_names(train, label)
-    train, held_out = (_tidy(rows, text, label, names, split) for rows, split in (
-        (train, config.train_split), (held_out, config.eval_split)
-    ))
+    train, held_out = (
+        _tidy(rows, text, label, names, split)
+        for rows, split in ((train, config.train_split), (held_out, config.eval_split))
+    )
     train = _sample(train, config.max_train_samples, config.seed)
     held_out = _sample(held_out, config.max_eval_samples, config.seed)
     _check_classes(train, held_out, names)
@@ -137,6 +138,10 @@ def _data_error(error: Exception, name: str) -> Exception:
     sentence = hub_sentence(error, name, "data set")
     if sentence is not None:
         return HubError(sentence)
+    if isinstance(error, DatasetNotFoundError) and "gated" in str(error):
+        return HubError(
+            f"The data set {name!r} is gated: accept its terms on the Hub and log in, or choose another."
+        )
     if isinstance(error, DatasetNotFoundError):
         return HubError(f"There is no data set {name!r} on the Hub, or it is private; check the spelling.")
     if isinstance(error, ValueError):
@@ -183,7 +188,9 @@ def _columns(config: TrainConfig, rows: Dataset) -> tuple[str, str]:
     for role, name in (("text_column", text), ("label_column", label)):
         if name not in rows.column_names:
             has = ", ".join(rows.column_names)
-            raise DataError(f"{config.dataset_name!r} has no {role} {name or 'that could be guessed'}; it has {has}.")
+            raise DataError(
+                f"{config.dataset_name!r} has no {role} {name or 'that could be guessed'}; it has {has}."
+            )
     return text, label
 
 
@@ -218,11 +225,13 @@ def _tidy(rows: Dataset, text: str, label: str, names: tuple[str, ...], split: s
     if not len(rows):
         raise DataError(f"The split {split!r} holds no rows.")
     texts, labels = rows[text][:], rows[label][:]
-    missing = [i for i, (t, y) in enumerate(zip(texts, labels, strict=True)) if y is None or not (t or "").strip()]
+    missing = [
+        i for i, (t, y) in enumerate(zip(texts, labels, strict=True)) if y is None or not (t or "").strip()
+    ]
     if missing:
         raise DataError(
-            f"{len(missing):,} rows of the split {split!r} have no text or no label (the first is row {missing[0]}); "
-            "fill or remove them."
+            f"{len(missing):,} rows of the split {split!r} have no text or no label "
+            f"(the first is row {missing[0]}); fill or remove them."
         )
     if not isinstance(rows.features[label], ClassLabel):
         labels = _as_indices(labels, names, split)
@@ -261,17 +270,22 @@ def _check_classes(train: Dataset, held_out: Dataset, names: tuple[str, ...]) ->
     seen = Counter(train["label"][:])
     if len(seen) < 2:
         only = names[next(iter(seen))]
-        raise DataError(f"All {len(train):,} training rows have the label {only!r}; a classifier needs two or more.")
+        raise DataError(
+            f"All {len(train):,} training rows have the label {only!r}; a classifier needs two or more."
+        )
     for rows, setting in ((train, "max_train_samples"), (held_out, "max_eval_samples")):
         absent = [names[i] for i in range(len(names)) if i not in set(rows["label"][:])]
         if absent:
             side = "training" if rows is train else "evaluation"
             raise DataError(
-                f"None of the {len(rows):,} {side} rows has the label {absent[0]!r}; raise {setting} or add such rows."
+                f"None of the {len(rows):,} {side} rows has the label {absent[0]!r}; "
+                f"raise {setting} or add such rows."
             )
 
 
 def _checked_names(config: TrainConfig, names: tuple[str, ...]) -> tuple[str, ...]:
     if config.num_labels not in (None, len(names)):
-        raise DataError(f"num_labels is {config.num_labels}, but the data has {len(names)}: {', '.join(names[:10])}.")
+        raise DataError(
+            f"num_labels is {config.num_labels}, but the data has {len(names)}: {', '.join(names[:10])}."
+        )
     return names

@@ -13,7 +13,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
 from peft_core.presets import MODELS
 from peft_core.sources import Source, model_source
@@ -24,7 +23,7 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "lo
 
 @dataclass(frozen=True)
 class ModuleChoice:
-    """A name for `target_modules`: how many matrices it matches and the weight shape (out, in) of the first."""
+    """A name for `target_modules`, how many matrices it matches, the weight shape (out, in) of the first."""
 
     name: str
     matches: int
@@ -66,9 +65,13 @@ def model_config(name: str, revision: str | None = None) -> Any:
         config = _read_config(name, model_source(name, revision, weights=False))
     kind = config.model_type
     if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise ModelError(f"{name!r} is a {kind} model, which has no sequence classifier; choose an encoder like BERT.")
+        raise ModelError(
+            f"{name!r} is a {kind} model, which has no sequence classifier; choose an encoder like BERT."
+        )
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
-        raise ModelError(f"{name!r} is a {kind} model, which is no encoder; choose one like BERT, RoBERTa or ELECTRA.")
+        raise ModelError(
+            f"{name!r} is a {kind} model, which is no encoder; choose one like BERT, RoBERTa or ELECTRA."
+        )
     return config
 
 
@@ -85,7 +88,9 @@ def linear_modules(model: nn.Module) -> list[ModuleChoice]:
     Where a leaf name such as `dense` covers several roles, each role gets the shortest suffix of its own.
     """
     groups = _linears_by_role(model)
-    shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if _is_linear(module)}
+    shapes = {
+        name: tuple(module.weight.shape) for name, module in model.named_modules() if _is_linear(module)
+    }
     choices: dict[str, ModuleChoice] = {}
     for role in groups:
         name = _shortest_suffix(role, groups)
@@ -101,7 +106,9 @@ def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> Non
     for name in target_modules:
         if not any(_suffix_matches(path, name) for path in paths):
             has = ", ".join(choice.name for choice in linear_modules(model))
-            raise ModelError(f"target_modules names {name!r}, which matches nothing in this model; it has {has}.")
+            raise ModelError(
+                f"target_modules names {name!r}, which matches nothing in this model; it has {has}."
+            )
 
 
 def max_input_length(config: Any) -> int:
@@ -156,8 +163,8 @@ def refuse_quantised(config: Any, name: str) -> None:
     if quantisation:
         kind = dict(quantisation).get("quant_method", "quantised")
         raise ModelError(
-            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights is not the "
-            "one that was trained; merge into the original full-precision model that it was made from."
+            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights is "
+            "not the one that was trained; merge into the original full-precision model that it was made from."
         )
 
 
@@ -183,7 +190,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _in_head(path: str) -> bool:
-    """Whether PEFT's own rule (the path ends with a head's name, or lies below one) takes the module whole."""
+    """Whether PEFT's own rule (a path ends with a head's name, or lies below one) takes it whole."""
     return any(part.endswith(HEAD_NAMES) for part in path.split("."))
 
 

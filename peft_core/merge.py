@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +15,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_core.certificate import MergeCertificate, read_certificate
 from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError, RunError
-from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits, load_adapter_base
+from peft_core.predict import Classifier, batched_logits, load_adapter_base
 from peft_core.runs import Run, whole_folder, write_json
 
 TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class MergeCertificate:
-    """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
-    model in memory, and the merged model loaded again from disk. `max_logit_diff_*` are against the adapter."""
-
-    run_id: str
-    rows: int
-    max_logit_diff_merged: float
-    max_logit_diff_reloaded: float
-    label_flips: int
-    tolerance: float
-    head_sha256: str
-    head_sha256_reloaded: str
-    labels: tuple[str, ...]
-    labels_reloaded: tuple[str, ...]
-    adapter_sha256: str
-    base_model_name_or_path: str
-    base_revision: str | None
-    created: float
-
-    @property
-    def problems(self) -> list[str]:
-        """What does not hold, in words; empty for a certificate that holds."""
-        worst = max(self.max_logit_diff_merged, self.max_logit_diff_reloaded)
-        checks = {
-            f"a logit differs by {worst:.2g} (at most {self.tolerance:g} is allowed)": not worst <= self.tolerance,
-            f"{self.label_flips} of {self.rows} labels flip": self.label_flips > 0,
-            "the head on disk is not the trained one": self.head_sha256 != self.head_sha256_reloaded,
-            "the labels on disk are not the trained ones": self.labels != self.labels_reloaded,
-        }
-        return [what for what, wrong in checks.items() if wrong]
-
-    @property
-    def holds(self) -> bool:
-        return not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types, with `holds` and `problems`."""
-        return {
-            **asdict(self),
-            "labels": list(self.labels),
-            "labels_reloaded": list(self.labels_reloaded),
-            "holds": self.holds,
-            "problems": self.problems,
-        }
 
 
 def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) -> MergeCertificate:
@@ -125,21 +78,12 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
         )
         if not certificate.holds:
             write_json(run.certificate, certificate.to_dict())
-            raise MergeError(f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept.")
+            raise MergeError(
+                f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
+            )
     write_json(run.certificate, certificate.to_dict())
     progress(1.0, "Merged")
     return certificate
-
-
-def read_certificate(run: Run) -> MergeCertificate | None:
-    """The certificate of a run that was merged (or whose merge failed), or None."""
-    try:
-        held = json.loads(run.certificate.read_text(encoding="utf-8"))
-        del held["holds"], held["problems"]
-        held |= {"labels": tuple(held["labels"]), "labels_reloaded": tuple(held["labels_reloaded"])}
-        return MergeCertificate(**held)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | None:
@@ -154,7 +98,7 @@ def _evaluation_texts(run: Run) -> list[str]:
         return pd.read_parquet(run.evaluation)["text"].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
-            f"The run {run.run_id!r} has lost its evaluation rows, so a merge cannot be proved; train it again."
+            f"The run {run.run_id!r} has lost its evaluation rows, so no merge can be proved; train it again."
         ) from error
 
 
@@ -174,7 +118,11 @@ def _head_sha256(model: nn.Module) -> str:
     """Hash of the trained head's values, whether it stands in a PeftModel or in a plain one."""
     held = {}
     for name, parameter in model.named_parameters():
-        parts = [part for part in name.split(".") if part not in ("base_model", "model", "modules_to_save", "default")]
+        parts = [
+            part
+            for part in name.split(".")
+            if part not in ("base_model", "model", "modules_to_save", "default")
+        ]
         if "original_module" not in parts and any(part.endswith(HEAD_NAMES) for part in parts):
             held[".".join(parts)] = parameter
     digest = hashlib.sha256()

@@ -15,11 +15,17 @@ TRAINABLE = ("lora",)
 def check_trainable(config: TrainConfig) -> None:
     """Raise ConfigError for a method that is counted as a baseline but not trained here."""
     if config.method not in TRAINABLE:
-        raise ConfigError(f"{METHODS[config.method]} is counted for comparison, not trained; choose method lora.")
+        raise ConfigError(
+            f"{METHODS[config.method]} is counted for comparison, not trained; choose method lora."
+        )
 
 
 def lora_config(
-    config: TrainConfig, untrained: Sequence[str] = (), *, base: str | None = None, revision: str | None = None
+    config: TrainConfig,
+    untrained: Sequence[str] = (),
+    *,
+    base: str | None = None,
+    revision: str | None = None,
 ) -> LoraConfig:
     """PEFT's own config; every module that starts untrained is trained whole and saved with the adapter."""
     beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]

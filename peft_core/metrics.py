@@ -36,7 +36,9 @@ class MacroF1(_LabelMetric):
         return {"macro_f1": float(np.mean(scores))}
 
 
-def confusion_matrix(predictions: Sequence[int], references: Sequence[int], num_labels: int) -> list[list[int]]:
+def confusion_matrix(
+    predictions: Sequence[int], references: Sequence[int], num_labels: int
+) -> list[list[int]]:
     """Counts, one row a true label, one column a predicted one; shape (num_labels, num_labels)."""
     matrix = np.zeros((num_labels, num_labels), dtype=int)
     np.add.at(matrix, (np.asarray(references), np.asarray(predictions)), 1)

@@ -46,7 +46,9 @@ class Classifier:
             labels = tuple(held.pop("id2label").values())
             return cls(labels=labels, untrained=tuple(held.pop("untrained")), **held)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again.") from error
+            raise RunError(
+                f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, the labels in the form of a model's config."""
@@ -128,7 +130,7 @@ def batched_logits(
     max_length: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> np.ndarray:
-    """Raw outputs, float32 (texts, labels) in the order given; sorted by length inside, so little is padded."""
+    """Raw outputs, float32 (texts, labels) in the order given; batched by length, so little is padded."""
     rows = tokenizer([cut(text, max_length) for text in texts], truncation=True, max_length=max_length)
     order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
     out = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
@@ -143,12 +145,10 @@ def batched_logits(
 
 
 def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
-    """The very base model that the adapter was trained on; ModelError, naming both hashes, if it has changed."""
+    """The very base model of the adapter; ModelError, naming both hashes, if it has changed."""
     revision = classifier.base_revision
     is_commit = revision is not None and not revision.startswith("sha256:")
-    base = load_base(
-        classifier.base_model_name_or_path, revision if is_commit else None, classifier.labels
-    )
+    base = load_base(classifier.base_model_name_or_path, revision if is_commit else None, classifier.labels)
     if base.source.revision != revision:
         raise ModelError(
             f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "

@@ -18,7 +18,7 @@ _ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab
 
 @dataclass(frozen=True)
 class ModelPreset:
-    """A base model by name: `config` is what its `config.json` says of its shape, so counting needs no network."""
+    """A base model by name; `config` is its shape as its `config.json` has it, so counting is offline."""
 
     label: str
     target_modules: tuple[str, ...]
@@ -27,7 +27,7 @@ class ModelPreset:
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A data set by name: its labels in order, and the mean length of its texts in BERT tokens (0: unknown)."""
+    """A data set by name: its labels in order, and the mean length of its texts in BERT tokens."""
 
     label: str
     label_names: tuple[str, ...]

@@ -69,8 +69,8 @@ class Run:
         return self._read("result.json")
 
     def state(self) -> dict[str, Any]:
-        """`status`, and as known: stage, step, max_steps, tokens_per_second, eta, error, created, started, ended
-        (seconds since the epoch). A run whose process has died without a word reads FAILED."""
+        """`status`, and as known: stage, step, max_steps, tokens_per_second, eta, error, created, started,
+        ended (seconds since the epoch). A run whose process has died without a word reads FAILED."""
         try:
             state = self._read("status.json")
         except RunError:
@@ -186,7 +186,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(staging: Path, final: Path) -> Iterator[Path]:
-    """A folder filled under a temporary name, synced and renamed; nothing is left of it if the filling fails."""
+    """A folder filled under a temporary name, synced, renamed; nothing is left if the filling fails."""
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
@@ -214,5 +214,9 @@ def _slug(config: TrainConfig) -> str:
 
 def _died(state: dict[str, Any]) -> str:
     step = state.get("step")
-    where = f" at step {step} of {state.get('max_steps')}" if step else f" while {state.get('stage', 'starting')}"
-    return f"The training process ended without a word{where}: it was killed, or the machine ran out of memory."
+    where = (
+        f" at step {step} of {state.get('max_steps')}" if step else f" while {state.get('stage', 'starting')}"
+    )
+    return (
+        f"The training process ended without a word{where}: it was killed, or the machine ran out of memory."
+    )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,7 +23,9 @@ from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError
 from peft_core.presets import EMBEDDED_SHA256, embedded_model_folder
 
-HUB_TIMEOUT = 5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
+HUB_TIMEOUT = (
+    5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
+)
 CONFIG_FILES = ("config.json",)
 MODEL_FILES = (
     "config.json",
@@ -42,7 +44,7 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Source:
-    """A model's files in a local folder, with the name to record and the revision that names these very bytes."""
+    """A model's files in a local folder, the name to record, the revision that names these very bytes."""
 
     name: str
     folder: Path
@@ -75,7 +77,9 @@ def dataset_revision(name: str) -> str:
 def check_repo_id(name: str, kind: str) -> None:
     """Raise HubError if a name cannot be a Hub id."""
     if not _REPO_ID.fullmatch(name) or ".." in name:
-        raise HubError(f"{name!r} is neither a local folder nor a Hub id such as owner/name; check the {kind}.")
+        raise HubError(
+            f"{name!r} is neither a local folder nor a Hub id such as owner/name; check the {kind}."
+        )
 
 
 def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
@@ -95,7 +99,7 @@ def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
     return None
 
 
-_NO_NETWORK = (httpx.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+_NO_NETWORK = (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -141,7 +145,7 @@ def _local_source(name: str, weights: bool) -> Source:
 
 
 def _no_safetensors(name: str) -> str:
-    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose or convert another."
+    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose another."
 
 
 def _hub_source(name: str, revision: str | None, weights: bool) -> Source:

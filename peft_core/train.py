@@ -1,4 +1,4 @@
-"""The training process: python -m peft_core.train RUN_DIR starts a run from its folder and leaves its files there."""
+"""The training process: python -m peft_core.train RUN_DIR trains the run in its folder."""
 
 import contextlib
 import errno
@@ -86,7 +86,9 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     )
     _stage(run, "encoding the texts")
     rows = encode(data.train, base.tokenizer, config.max_length)
-    curve_rows = encode(data.eval.select(range(min(CURVE_ROWS, len(data.eval)))), base.tokenizer, config.max_length)
+    curve_rows = encode(
+        data.eval.select(range(min(CURVE_ROWS, len(data.eval)))), base.tokenizer, config.max_length
+    )
 
     trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows)
     progress = RunProgress(run)
@@ -113,7 +115,12 @@ def _stage(run: Run, name: str) -> None:
 
 
 def _trainer(
-    run: Run, config: TrainConfig, model: Any, tokenizer: Any, rows: datasets.Dataset, curve_rows: datasets.Dataset
+    run: Run,
+    config: TrainConfig,
+    model: Any,
+    tokenizer: Any,
+    rows: datasets.Dataset,
+    curve_rows: datasets.Dataset,
 ) -> Trainer:
     steps = -(-len(rows) // config.per_device_train_batch_size) * config.num_train_epochs
     gpu = torch.cuda.is_available()
@@ -188,7 +195,9 @@ class RunProgress(TrainerCallback):
         kept = ("loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_macro_f1")
         row = {key: float(logs[key]) for key in kept if key in logs}
         if row:
-            self.run.log_metrics({"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row})
+            self.run.log_metrics(
+                {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row}
+            )
 
 
 def _evaluate(
@@ -217,7 +226,10 @@ def _evaluate(
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),
         "base_revision": base.source.revision,
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, datasets)},
     }
 
@@ -258,7 +270,7 @@ def _wilson(hits: int, rows: int, z: float = 1.96) -> list[float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Train the run in the folder given; 0, 1 for a bug (its traceback printed), 2 after one line on stderr."""
+    """Train the run in the folder given; 0, 1 for a bug (traceback printed), 2 after one line on stderr."""
     if len(arguments) != 1:
         print("usage: python -m peft_core.train RUN_DIR", file=sys.stderr)
         return 2

@@ -1,0 +1,35 @@
+# make run: serve the app.  make test: the whole suite.  Both set up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test style screenshots bench clean
+
+run: .venv/installed
+	$(BIN)/python app.py
+
+test: .venv/installed-tests
+	$(BIN)/python tests/browser.py
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+style: .venv/installed-tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+screenshots: .venv/installed-tests
+	$(BIN)/python tests/screenshots.py
+
+bench: .venv/installed-tests
+	$(BIN)/python tests/bench_default.py
+
+.venv/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-tests: tests/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

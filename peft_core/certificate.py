@@ -1,0 +1,67 @@
+"""The certificate that proves a merge: what was compared, and whether it holds."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peft_core.runs import Run
+
+
+@dataclass(frozen=True)
+class MergeCertificate:
+    """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
+    model in memory, and the merged model loaded again from disk.
+    `max_logit_diff_*` are against the adapter."""
+
+    run_id: str
+    rows: int
+    max_logit_diff_merged: float
+    max_logit_diff_reloaded: float
+    label_flips: int
+    tolerance: float
+    head_sha256: str
+    head_sha256_reloaded: str
+    labels: tuple[str, ...]
+    labels_reloaded: tuple[str, ...]
+    adapter_sha256: str
+    base_model_name_or_path: str
+    base_revision: str | None
+    created: float
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not hold, in words; empty for a certificate that holds."""
+        worst = max(self.max_logit_diff_merged, self.max_logit_diff_reloaded)
+        checks = {
+            f"a logit differs by {worst:.2g} (at most {self.tolerance:g} is allowed)": not worst
+            <= self.tolerance,
+            f"{self.label_flips} of {self.rows} labels flip": self.label_flips > 0,
+            "the head on disk is not the trained one": self.head_sha256 != self.head_sha256_reloaded,
+            "the labels on disk are not the trained ones": self.labels != self.labels_reloaded,
+        }
+        return [what for what, wrong in checks.items() if wrong]
+
+    @property
+    def holds(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with `holds` and `problems`."""
+        return {
+            **asdict(self),
+            "labels": list(self.labels),
+            "labels_reloaded": list(self.labels_reloaded),
+            "holds": self.holds,
+            "problems": self.problems,
+        }
+
+
+def read_certificate(run: Run) -> MergeCertificate | None:
+    """The certificate of a run that was merged (or whose merge failed), or None."""
+    try:
+        held = json.loads(run.certificate.read_text(encoding="utf-8"))
+        del held["holds"], held["problems"]
+        held |= {"labels": tuple(held["labels"]), "labels_reloaded": tuple(held["labels_reloaded"])}
+        return MergeCertificate(**held)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

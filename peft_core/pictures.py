@@ -1,0 +1,159 @@
+"""Small pieces of HTML and SVG: the LoRA picture, the progress bar, the result card, the label bars."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peft_core.runs import FINISHED, KILLED, SCHEDULED
+
+
+def quantity(number: float) -> str:
+    """A count as people read it: 74,498 below a million, 22.8 M above."""
+    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e6:.1f} M"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 301 kB, 1.2 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def cost(count: Mapping[str, Any]) -> str:
+    """The cost strip: trainable of all, percent, file size."""
+    return (
+        '<div class="cost" data-testid="cost">'
+        f"<b>{count['trainable']:,}</b> trainable of <b>{count['total']:,}</b>"
+        f" · <b>{count['percent']:.4f} %</b>"
+        f" · {size(count['file_bytes'])} to keep"
+        f'<span class="quiet"> adapter {count["adapter"]:,} + head {count["head"]:,}</span></div>'
+    )
+
+
+def message(text: str, kind: str = "error") -> str:
+    """One sentence where it arose."""
+    return f'<div class="message {kind}" role="alert">{html.escape(text)}</div>'
+
+
+def lora_picture(r: int, alpha: int, module: str, shape: Sequence[int]) -> str:
+    """W + (alpha / r) B A for a matrix of `shape` (out, in), B and A as thin as r makes them."""
+    out, into = shape
+    side, height = 150, max(60, min(150, 150 * out / max(into, 1)))
+    thin = max(4.0, min(70.0, 150 * r / max(into, 1)))
+    frozen, trained = out * into, r * (out + into)
+    x_b = side + 120
+    x_a, y_a = x_b + thin + 40, 30 + height / 2 - thin / 2
+    name = html.escape(module)
+    return f"""<figure class="lora" aria-label="LoRA at rank {r}">
+<svg viewBox="0 0 540 250" role="img"><title>W plus alpha over r times B times A</title>
+<rect class="frozen" x="10" y="30" width="{side}" height="{height:.0f}" rx="4"/>
+<text x="{10 + side / 2}" y="{30 + height / 2:.0f}" class="big">W</text>
+<text x="{10 + side / 2}" y="18">{name} {out} × {into}, frozen</text>
+<text x="{side + 60}" y="{30 + height / 2:.0f}" class="big">+ {alpha / r:.3g} ·</text>
+<rect class="trained" x="{x_b}" y="30" width="{thin:.1f}" height="{height:.0f}" rx="2"/>
+<text x="{x_b + thin / 2:.1f}" y="18">B {out} × {r}</text>
+<text x="{x_b + thin + 20:.1f}" y="{30 + height / 2:.0f}" class="big">·</text>
+<rect class="trained" x="{x_a:.1f}" y="{y_a:.1f}" width="{side}" height="{thin:.1f}" rx="2"/>
+<text x="{x_a + side / 2:.1f}" y="{y_a - 8:.1f}">A {r} × {into}</text>
+<text x="10" y="215" class="left">{trained:,} numbers learn beside {frozen:,} that stay as they are:</text>
+<text x="10" y="236" class="left">{100 * trained / frozen:.2g} % of this matrix.</text>
+</svg></figure>"""
+
+
+def running(state: Mapping[str, Any]) -> str:
+    """Progress of a run that waits or trains."""
+    step, most = state.get("step") or 0, state.get("max_steps") or 0
+    share = step / most if most else 0.0
+    if state["status"] == SCHEDULED:
+        words = "waiting for the run before it"
+    elif state.get("stage") == "training" and step:
+        words = (
+            f"step {step:,} of {most:,} · {duration(state.get('eta') or 0)} left · "
+            f"{state.get('tokens_per_second') or 0:,.0f} tokens/s"
+        )
+    else:
+        words = f"{state.get('stage') or 'starting'}…"
+    return (
+        f'<div class="running"><h3>{html.escape(state["run_id"])}</h3>'
+        f'<div class="bar" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><i style="width:{100 * share:.1f}%"></i></div>'
+        f'<p data-testid="progress">{html.escape(words)}</p></div>'
+    )
+
+
+def result_card(description: Mapping[str, Any]) -> str:
+    """What a run that ended measured, against the majority class; or why it failed."""
+    result, status = description["result"], description["status"]
+    title = f"<h3>{html.escape(description['run_id'])}</h3>"
+    if result is None:
+        why = description.get("error") or "Stopped before there was anything to keep."
+        return f'<div class="result">{title}{message(why, "error" if status != KILLED else "note")}</div>'
+    low, high = result["accuracy_interval"]
+    majority = result["majority"]
+    stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
+    return f"""<div class="result" data-testid="result">{title}{stopped}
+<div class="figures">
+<div><b data-testid="accuracy">{result["accuracy"]:.3f}</b><span>accuracy
+<small>95 % {low:.3f} to {high:.3f}</small></span></div>
+<div><b>{result["macro_f1"]:.3f}</b><span>macro-F1</span></div>
+<div class="quiet"><b>{majority["accuracy"]:.3f}</b><span>always “{html.escape(majority["label"])}”
+<small>macro-F1 {majority["macro_f1"]:.3f}</small></span></div>
+<div class="quiet"><b>{duration(result["train_seconds"])}</b><span>training
+<small>{result["tokens_per_second"]:,.0f} tokens/s</small></span></div>
+</div>
+{confusion(result["confusion_matrix"], result["labels"])}
+<p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
+{result["parameters"]["trainable"]:,} of {result["parameters"]["total"]:,} parameters
+({result["parameters"]["percent"]:.4f} %).
+Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p></div>"""
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Counts as a table, each row shaded by its share."""
+    head = "".join(f"<th scope=col>{html.escape(label)}</th>" for label in labels)
+    rows = []
+    for label, counts in zip(labels, matrix, strict=True):
+        total = max(1, sum(counts))
+        cells = "".join(f'<td style="--share:{count / total:.2f}">{count:,}</td>' for count in counts)
+        rows.append(f"<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>")
+    return (
+        '<div class="scroll"><table class="confusion" data-testid="confusion"><caption>Rows: the true label. '
+        f"Columns: the predicted one.</caption><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def prediction_card(title: str, subtitle: str, prediction: Mapping[str, Any] | None, empty: str = "") -> str:
+    """One variant's label and a bar for each label on one scale from 0 to 1."""
+    head = f"<h4>{html.escape(title)} <small>{html.escape(subtitle)}</small></h4>"
+    if prediction is None:
+        return f'<div class="prediction">{head}<p class="quiet">{html.escape(empty)}</p></div>'
+    bars = "".join(
+        f'<div class="label"><span>{html.escape(label)}</span><i style="--share:{score:.4f}"></i>'
+        f"<b>{score:.3f}</b></div>"
+        for label, score in prediction["scores"].items()
+    )
+    note = f'<p class="quiet">{html.escape(prediction["note"])}</p>' if prediction.get("note") else ""
+    return (
+        f'<div class="prediction">{head}<p class="answer">{html.escape(prediction["label"])}</p>{bars}{note}'
+        f'<p class="quiet">{prediction["ms"]:.1f} ms</p></div>'
+    )
+
+
+def certificate(held: Mapping[str, Any]) -> str:
+    """What the certificate compared and found."""
+    worst = max(held["max_logit_diff_merged"], held["max_logit_diff_reloaded"])
+    word = "holds" if held["holds"] else "does not hold: " + "; ".join(held["problems"])
+    return (
+        f'<div class="certificate" data-testid="certificate"><h4>Merge certificate {html.escape(word)}</h4>'
+        f"<p>{held['rows']:,} evaluation rows · largest logit difference {worst:.1e} "
+        f"(at most {held['tolerance']:g}) · {held['label_flips']} labels flipped · "
+        f"head {held['head_sha256'][:12]} · labels {html.escape(', '.join(held['labels']))}</p></div>"
+    )

@@ -1,0 +1,92 @@
+"""What the worker process does for the page; each function takes and returns plain values."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_core import counts
+from peft_core import merge as merging
+from peft_core.config import TrainConfig
+from peft_core.data import check_dataset_name
+from peft_core.errors import DataError, PeftCoreError
+from peft_core.methods import check_trainable
+from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
+from peft_core.runs import Run
+from peft_core.worker import report
+
+
+def warm() -> None:
+    """Nothing: the imports above are the work."""
+
+
+def count(settings: dict[str, Any]) -> dict[str, Any]:
+    """ParameterCount of these settings as JSON types."""
+    return counts.count_parameters(TrainConfig.from_dict(settings)).to_dict()
+
+
+def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A count for each settings, or `error` where a combination cannot be."""
+    rows = []
+    for i, one in enumerate(settings):
+        try:
+            rows.append(count(one))
+        except PeftCoreError as error:
+            rows.append({"error": str(error)})
+        report((i + 1) / len(settings), f"Counting {i + 1} of {len(settings)}")
+    return rows
+
+
+def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any]]:
+    """What `target_modules` can name in this model."""
+    return counts.module_choices(name, revision)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raise the PeftCoreError that these settings would meet before the rows are read."""
+    config = TrainConfig.from_dict(settings)
+    check_trainable(config)
+    check_dataset_name(config)
+    try:
+        counts.count_parameters(config)
+    except DataError:
+        if config.num_labels is not None:  # a label count that only the rows can tell is no fault
+            raise
+
+
+def merge(run_dir: str) -> dict[str, Any]:
+    """The certificate of the merged run."""
+    return merging.merge(run_dir, report).to_dict()
+
+
+def predict(run_dir: str, variant: str, text: str) -> dict[str, Any]:
+    """One text's label, scores and milliseconds."""
+    return _predictor(run_dir, variant).predict([text])[0].to_dict()
+
+
+def compare(run_dir: str, text: str) -> dict[str, Any]:
+    """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
+    variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).merged.is_dir()
+    predictions = {variant: _predictor(run_dir, variant).predict([text])[0] for variant in variants}
+    answer: dict[str, Any] = {variant: prediction.to_dict() for variant, prediction in predictions.items()}
+    if MERGED in predictions:
+        pair = [np.asarray(predictions[variant].logits) for variant in (ADAPTER, MERGED)]
+        answer["max_logit_diff"] = float(np.abs(pair[0] - pair[1]).max())
+    return answer
+
+
+def _predictor(run_dir: str, variant: str) -> Predictor:
+    """A loaded predictor, loaded again if the files behind it were written anew."""
+    run = Run(Path(run_dir))
+    folder = run.merged if variant == MERGED else run.adapter
+    files = sorted(folder.glob("*.safetensors"))
+    return _cached_predictor(run_dir, variant, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=3)
+def _cached_predictor(run_dir: str, variant: str, written: tuple[int, ...]) -> Predictor:
+    predictor = Predictor(run_dir, variant)
+    if not predictor.shows_majority:
+        predictor.logits(["warm up"])  # so that the first latency shown is not that of first-time set-up
+    return predictor

@@ -1,0 +1,221 @@
+"""The Compare parameters tab: what each configuration costs, exactly, and what one's own runs reached."""
+
+import itertools
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from peft_core.charts import parts_chart, parts_frame, runs_chart, runs_frame
+from peft_core.config import METHODS, TrainConfig
+from peft_core.errors import PeftCoreError
+from peft_core.pictures import message, size
+from peft_core.presets import MODELS
+from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
+from peft_core.ui.form import Form, fill
+from peft_core.workbench import Workbench
+
+PRESET_TARGETS = "each model's own query and value"
+TARGETS = (
+    PRESET_TARGETS,
+    "query",
+    "query,value",
+    "query,key,value",
+    "query,key,value,attention.output.dense",
+)
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+MOST = 200  # configurations in one table
+COLUMNS = {
+    "model": "Model",
+    "method": "Method",
+    "r": "r",
+    "targets": "Target modules",
+    "trainable": "Trainable",
+    "percent": "%",
+    "adapter": "Adapter",
+    "head": "Head",
+    "head_copy": "Head copy",
+    "total": "All",
+    "file": "On disk",
+}
+FIRST = ("sentence-transformers/all-MiniLM-L6-v2", "nlptown/bert-base-multilingual-uncased-sentiment")
+
+
+def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
+    """Choices on top, one table, one chart; below, finished runs. A click on a row loads it into Train."""
+    free = workbench.limits is None
+    with gr.Row():
+        models = gr.Dropdown(
+            [(preset.label, name) for name, preset in MODELS.items()],
+            value=list(FIRST),
+            multiselect=True,
+            label="Base models",
+            allow_custom_value=free,
+            elem_id="compare-models",
+            scale=3,
+        )
+        methods = gr.CheckboxGroup(
+            [(label, name) for name, label in METHODS.items()],
+            value=list(METHODS),
+            label="Methods",
+            elem_id="compare-methods",
+            scale=2,
+        )
+    with gr.Row():
+        ranks = gr.CheckboxGroup(
+            list(RANKS), value=[1, 8, 64], label="Ranks (r)", elem_id="compare-ranks", scale=3
+        )
+        targets = gr.Dropdown(
+            list(TARGETS),
+            value=[PRESET_TARGETS],
+            multiselect=True,
+            allow_custom_value=True,
+            label="Which matrices",
+            info="Type any names, comma between.",
+            elem_id="compare-targets",
+            scale=2,
+        )
+        num_labels = gr.Number(2, label="Number of labels", precision=0, scale=1, elem_id="compare-labels")
+    with gr.Row():
+        go = gr.Button("Count", variant="primary", elem_id="count", scale=0)
+        log = gr.Checkbox(
+            True, label="Log scale", container=False, elem_id="log-scale", scale=0, min_width=140
+        )
+        csv = gr.Button("Download CSV", elem_id="get-csv", scale=0)
+    told = gr.HTML(elem_id="compare-told", visible=False)
+    rows = gr.State([])
+    table = gr.Dataframe(
+        headers=list(COLUMNS.values()),
+        interactive=False,
+        elem_id="counts",
+        show_search="none",
+        max_height=330,
+    )
+    chart = gr.Plot(show_label=False, elem_id="parts", container=False)
+    gr.HTML("<h3>Your runs: accuracy against trainable parameters</h3>")
+    with gr.Row():
+        own_chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
+        own = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
+
+    @sentence_each
+    def count(names: list, kinds: list, widths: list, sets: list, labels: float, use_log: bool) -> Any:
+        asked = combinations(names, kinds, widths, sets, labels)
+        settings = [workbench.config(config).to_dict() for config in asked]
+        counted: list[dict[str, Any]] = []
+        for report in workbench.worker.stream("count_all", settings):
+            yield {told: gr.update(visible=True, value=message(f"{report.what}…", "note"))}
+            counted = report.result or counted
+        found, refused = join(settings, counted)
+        yield {
+            rows: found,
+            table: frame_of(found),
+            chart: plot(parts_chart(parts_frame(found), log=use_log)),
+            told: gr.update(visible=bool(refused), value=message(" ".join(refused), "note")),
+        }
+
+    def redraw(found: list, use_log: bool) -> Any:
+        return plot(parts_chart(parts_frame(found), log=use_log)) if found else gr.skip()
+
+    def csv_path(found: list) -> str:
+        return write_csv(workbench, found)
+
+    def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
+        row = found[event.index[0]]
+        wanted = {"model_name_or_path": row["model"], "num_labels": None, "r": row["r"] or 8}
+        wanted["target_modules"] = row["targets"].split(", ") if row["targets"] else None
+        config = TrainConfig.from_dict({key: value for key, value in wanted.items() if value})
+        choices = workbench.worker.run("module_choices", config.model_name_or_path)
+        return {**fill(form, config, choices), tabs: gr.update(selected="train")}
+
+    def own_runs() -> list[Any]:
+        frame = runs_frame(workbench.list_runs())
+        return [plot(runs_chart(frame)) if len(frame) else gr.skip(), frame]
+
+    inputs = [models, methods, ranks, targets, num_labels, log]
+    go.click(count, inputs, [rows, table, chart, told], **PRIVATE)
+    log.change(redraw, [rows, log], chart, **PRIVATE)
+    table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
+    download_by_click(csv, csv_path, [rows], "file-csv")
+    tabs.change(own_runs, None, [own_chart, own], **PRIVATE)
+
+
+def combinations(names: list, kinds: list, widths: list, sets: list, labels: float) -> list[dict[str, Any]]:
+    """Settings for every model × method, and for LoRA × rank × target modules too."""
+    asked: list[dict[str, Any]] = []
+    for name, kind in itertools.product(names, kinds):
+        base = {"model_name_or_path": name, "method": kind, "num_labels": labels}
+        if kind != "lora":
+            asked.append({**base, "target_modules": targets_for(name, PRESET_TARGETS)})
+            continue
+        for targets, width in itertools.product(sets, sorted(widths)):
+            asked.append({**base, "r": width, "target_modules": targets_for(name, targets)})
+    if not asked:
+        raise PeftCoreError(
+            "Nothing is chosen; pick at least one base model and one method (and a rank for LoRA)."
+        )
+    if len(asked) > MOST:
+        raise PeftCoreError(f"These choices make {len(asked)} configurations; choose fewer than {MOST + 1}.")
+    return asked
+
+
+def targets_for(name: str, targets: str) -> list[str]:
+    """Module names of a choice of targets; the preset's own where there is a preset."""
+    if targets != PRESET_TARGETS:
+        return [part.strip() for part in targets.split(",")]
+    return list(MODELS[name].target_modules) if name in MODELS else ["query", "value"]
+
+
+def join(settings: list[dict], counted: list[dict]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of settings and counts, and a sentence for each combination that cannot be."""
+    rows, refused = [], []
+    for one, count in zip(settings, counted, strict=True):
+        model = one["model_name_or_path"]
+        title = MODELS[model].label if model in MODELS else model
+        if "error" in count:
+            refused.append(f"{title}: {count['error']}")
+            continue
+        lora = one["method"] == "lora"
+        targets = ", ".join(one["target_modules"]) if lora else ""
+        name = f"{title} · {METHODS[one['method']]}" + (f" r {one['r']}" if lora else "")
+        if lora and one["target_modules"] != targets_for(model, PRESET_TARGETS):
+            name += f" · {targets}"
+        rows.append(
+            {
+                "name": name,
+                "model": model,
+                "method": one["method"],
+                "r": one["r"] if lora else None,
+                "targets": targets,
+                **count,
+            }
+        )
+    return rows, list(dict.fromkeys(refused))
+
+
+def frame_of(rows: list[dict[str, Any]]) -> Styler:
+    """The table as people read it."""
+    shown = [
+        {
+            **row,
+            "model": MODELS[row["model"]].label if row["model"] in MODELS else row["model"],
+            "method": METHODS[row["method"]],
+            "r": row["r"] or "",
+            "file": size(row["file_bytes"]),
+        }
+        for row in rows
+    ]
+    frame = pd.DataFrame(shown, columns=list(COLUMNS)).rename(columns=COLUMNS)
+    counts = [COLUMNS[part] for part in ("adapter", "head", "head_copy", "trainable", "total")]
+    return frame.style.format(thousands=",", subset=counts).format(precision=4, subset=[COLUMNS["percent"]])
+
+
+def write_csv(workbench: Workbench, rows: list[dict[str, Any]]) -> str:
+    """The table as a CSV file of plain numbers."""
+    if not rows:
+        raise gr.Error("Press Count first; then there is a table to download.", print_exception=False)
+    columns = [column for column in COLUMNS if column != "file"] + ["file_bytes"]
+    workbench.runs_dir.mkdir(parents=True, exist_ok=True)
+    path = workbench.runs_dir / "parameter-counts.csv"
+    pd.DataFrame(rows)[columns].to_csv(path, index=False)
+    return str(path)

@@ -1,0 +1,46 @@
+"""The runs at the side: the list that every tab shares; what is picked there is the run in all of them."""
+
+import time
+from typing import Any
+
+import gradio as gr
+
+from peft_core.errors import RunError
+from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run
+from peft_core.workbench import Workbench
+
+MARKS = {RUNNING: "●", SCHEDULED: "○", FINISHED: "✓", FAILED: "✕", KILLED: "■"}
+SHOWN = 50
+
+
+def build_sidebar(workbench: Workbench) -> gr.Radio:
+    """The picker; its value is a run_id."""
+    with gr.Sidebar(width=250):
+        picker = gr.Radio(
+            choices=run_choices(workbench),
+            value=None,
+            label="Runs",
+            elem_id="runs",
+            elem_classes="runs",
+        )
+    return picker
+
+
+def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
+    """Pairs of label and run_id, the newest first."""
+    return [(_label(run), run.run_id) for run in workbench.list_runs()[:SHOWN]]
+
+
+def _label(run: Run) -> str:
+    state: dict[str, Any] = run.state()
+    when = time.strftime("%d %b %H:%M", time.localtime(state.get("created", 0)))
+    return (
+        f"{MARKS.get(state['status'], '?')} {run.run_id}\n{_score(run) or state['status'].lower()} · {when}"
+    )
+
+
+def _score(run: Run) -> str:
+    try:
+        return f"{run.result()['accuracy']:.3f}"
+    except (RunError, KeyError):
+        return ""

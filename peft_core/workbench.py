@@ -1,0 +1,129 @@
+"""What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_core import runs
+from peft_core.config import Limits, TrainConfig
+from peft_core.errors import ConfigError, DataError
+from peft_core.launcher import Launcher
+from peft_core.presets import DATASETS, MODELS
+from peft_core.runs import Run
+from peft_core.worker import Report, Worker
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """`limits` is None on a person's own machine and set where strangers come."""
+
+    launcher: Launcher
+    worker: Worker
+    limits: Limits | None
+
+    @classmethod
+    def open(cls, runs_dir: Path, *, public: bool = False) -> "Workbench":
+        """A workbench over a folder of runs; nothing is started or written yet."""
+        limits = Limits() if public else None
+        return cls(Launcher(runs_dir, limits), Worker(), limits)
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.launcher.runs_dir
+
+    def start(self) -> None:
+        """Warm the worker and take up runs that an earlier app left waiting."""
+        self.worker.warm()
+        self.launcher.resume_queue()
+
+    def config(self, settings: Mapping[str, Any]) -> TrainConfig:
+        """Checked settings; ConfigError for one that is wrong or that a public demo does not allow."""
+        config = TrainConfig.from_dict(settings)
+        if self.limits is not None:
+            _only_presets(config)
+            self.limits.check(config)
+        return config
+
+    def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`{run_id, status, waiting_for}`: the run started, or queued behind the one named."""
+        config = self.config(settings)
+        self.worker.run("check", config.to_dict())
+        ahead = self.launcher.current()
+        run = self.launcher.submit(config)
+        return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
+
+    def find(self, run_id: str) -> Run:
+        return runs.find(self.runs_dir, run_id)
+
+    def list_runs(self) -> list[Run]:
+        return runs.list_runs(self.runs_dir)
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        """The run's state, its settings, and its result once there is one."""
+        return self.describe(self.find(run_id))
+
+    def describe(self, run: Run) -> dict[str, Any]:
+        """As `status`, of a run at hand; parts whose files are lost are None."""
+        state = run.state()
+        result = _or_none(run.result) if (run.folder / "result.json").is_file() else None
+        config = _or_none(run.config)
+        return {
+            "run_id": run.run_id,
+            **state,
+            "settings": config.to_dict() if config else None,
+            "has_adapter": run.has_adapter,
+            "merged": (run.merged / "model.safetensors").is_file(),
+            "result": result,
+        }
+
+    def stop(self, run_id: str) -> dict[str, Any]:
+        """`{run_id, status}` after the run was asked to stop."""
+        run = self.launcher.stop(run_id)
+        return {"run_id": run.run_id, "status": run.state()["status"]}
+
+    def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Exact parameter counts; no weights are read."""
+        return self.worker.run("count", self.config(settings).to_dict())
+
+    def merge(self, run_id: str) -> Iterator[Report]:
+        """Reports, the last with the certificate."""
+        return self.worker.stream("merge", str(self.find(run_id).folder))
+
+    def predict(self, text: str, run_id: str, variant: str) -> dict[str, Any]:
+        """`{label, scores, ms, note}` of one text."""
+        self.check_text(text)
+        return self.worker.run("predict", str(self.find(run_id).folder), variant, text)
+
+    def compare(self, text: str, run_id: str) -> dict[str, Any]:
+        """One text in every variant that the run has."""
+        self.check_text(text)
+        return self.worker.run("compare", str(self.find(run_id).folder), text)
+
+    def check_text(self, text: Any) -> None:
+        """Raise DataError for a text that is empty or longer than a public demo allows."""
+        if not isinstance(text, str) or not text.strip():
+            raise DataError("The text is empty; type a sentence to classify.")
+        if self.limits is not None and len(text) > self.limits.max_characters:
+            raise DataError(
+                f"The text has {len(text):,} characters; this public demo takes at most "
+                f"{self.limits.max_characters:,}."
+            )
+
+
+def _only_presets(config: TrainConfig) -> None:
+    for value, offered, what in (
+        (config.model_name_or_path, MODELS, "base models"),
+        (config.dataset_name, DATASETS, "data sets"),
+    ):
+        if value not in offered:
+            raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
+    if config.revision or config.dataset_config_name:
+        raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
+
+
+def _or_none(read: Any) -> Any:
+    try:
+        return read()
+    except runs.RunError:
+        return None
