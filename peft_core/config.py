@@ -154,9 +154,10 @@ class Limits:
     def describe(self) -> str:
         """One sentence for the page."""
         return (
-            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} training "
-            f"rows, {self.max_eval_samples:,} evaluation rows, {self.max_steps:,} steps, {self.max_length} tokens and "
-            f"{self.max_characters:,} characters a text; one training at a time; everyone sees every run."
+            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} "
+            f"training rows, {self.max_eval_samples:,} evaluation rows, {self.max_steps:,} "
+            f"steps, {self.max_length} tokens and {self.max_characters:,} characters a text; one training "
+            "at a time; everyone sees every run."
         )
 
     def check(self, config: TrainConfig) -> None:

@@ -163,8 +163,8 @@ def refuse_quantised(config: Any, name: str) -> None:
     if quantisation:
         kind = dict(quantisation).get("quant_method", "quantised")
         raise ModelError(
-            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights is "
-            "not the one that was trained; merge into the original full-precision model that it was made from."
+            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights "
+            "is not the one that was trained; merge into the full-precision model it was made from."
         )
 
 

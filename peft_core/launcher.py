@@ -42,6 +42,21 @@ class Launcher:
         self._watch()
         return run
 
+    def resume(self, run_id: str) -> Run:
+        """Put a stopped, failed or killed run back into the queue; it goes on from its newest checkpoint.
+
+        Raises RunError if it has not ended, or has no checkpoint.
+        """
+        run = runs.find(self.runs_dir, run_id)
+        with self._lock:
+            if run.state()["status"] not in (FAILED, KILLED) or not run.can_continue:
+                raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
+            (run.folder / "stop").unlink(missing_ok=True)
+            run.update(status=SCHEDULED, error=None)
+        self.advance()
+        self._watch()
+        return run
+
     def stop(self, run_id: str) -> Run:
         """Ask a run to stop; one that trains keeps its adapter so far. RunError if it has ended already."""
         run = runs.find(self.runs_dir, run_id)

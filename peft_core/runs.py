@@ -54,6 +54,11 @@ class Run:
         return self.folder / "train.log"
 
     @property
+    def can_continue(self) -> bool:
+        """Whether a checkpoint is left to go on from."""
+        return any((self.folder / "checkpoints").glob("checkpoint-*"))
+
+    @property
     def has_adapter(self) -> bool:
         return (self.adapter / "adapter_model.safetensors").is_file()
 
@@ -99,6 +104,11 @@ class Run:
         """Append one row to metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the rows of steps that a run which continues from a checkpoint will take again."""
+        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def request_stop(self) -> None:
         (self.folder / "stop").touch()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -18,8 +19,9 @@ import pandas as pd
 import peft
 import torch
 import transformers
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments, set_seed
 
+from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
@@ -40,14 +42,16 @@ class Stopped(Exception):
 
 
 def train(run_dir: str | Path) -> None:
-    """Train the run in this folder; its status ends FINISHED, FAILED (with `error`) or KILLED.
+    """Start this folder's run, or continue it from its newest whole checkpoint.
+
+    Its status ends FINISHED, FAILED (with `error`) or KILLED.
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
     run = Run(Path(run_dir))
     config = run.config()
     with run.lock():
-        run.update(status=RUNNING, pid=os.getpid(), started=time.time())
+        run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None)
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
@@ -85,6 +89,9 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         lora_config(config, base.untrained, base=base.source.name, revision=commit if is_commit else None),
     )
     _stage(run, "encoding the texts")
+    checkpoint = latest_checkpoint(run.folder / "checkpoints")
+    if checkpoint is not None:
+        run.forget_metrics_after(step_of(checkpoint))
     rows = encode(data.train, base.tokenizer, config.max_length)
     curve_rows = encode(
         data.eval.select(range(min(CURVE_ROWS, len(data.eval)))), base.tokenizer, config.max_length
@@ -95,16 +102,20 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     trainer.add_callback(progress)
     _stage(run, "training")
     start = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
 
     run.update(stage="evaluating")
     result = _evaluate(run, config, model, base, data)
-    result |= {"train_seconds": seconds, **progress.totals()}
+    result |= {"train_seconds": seconds, "resumed_from": step_of(checkpoint) if checkpoint else 0}
+    result |= progress.totals()
     run.update(stage="saving")
     _save_adapter(run, config, model, base)
     write_json(run.folder / "result.json", result)
-    return KILLED if run.stop_requested() else FINISHED
+    if run.stop_requested():
+        return KILLED
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return FINISHED
 
 
 def _stage(run: Run, name: str) -> None:
@@ -121,8 +132,9 @@ def _trainer(
     tokenizer: Any,
     rows: datasets.Dataset,
     curve_rows: datasets.Dataset,
-) -> Trainer:
+) -> CheckpointingTrainer:
     steps = -(-len(rows) // config.per_device_train_batch_size) * config.num_train_epochs
+    curve_steps = max(1, int(steps // CURVE_POINTS))
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
@@ -135,8 +147,9 @@ def _trainer(
         per_device_eval_batch_size=64,
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
-        eval_steps=max(1, int(steps // CURVE_POINTS)),
-        save_strategy="no",
+        eval_steps=curve_steps,
+        save_strategy="steps",
+        save_steps=curve_steps,
         logging_steps=max(1, int(steps // LOSS_POINTS)),
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
@@ -147,7 +160,7 @@ def _trainer(
         bf16=gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpu,
     )
-    return Trainer(
+    return CheckpointingTrainer(
         model,
         arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -166,14 +179,17 @@ class RunProgress(TrainerCallback):
         self.step_seconds = 0.0
         self.steps = self.tokens = 0
         self._step_start = self._written = 0.0
+        self._steps_before = self._tokens_before = 0
 
     def totals(self) -> dict[str, Any]:
         """Steps, tokens (padding left out) and tokens a second of the steps alone."""
-        speed = self.tokens / self.step_seconds if self.step_seconds else 0.0
+        seen = self.tokens - self._tokens_before
+        speed = seen / self.step_seconds if self.step_seconds else 0.0
         return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.run.update(step=0, max_steps=state.max_steps)
+        self._steps_before, self._tokens_before = state.global_step, int(state.num_input_tokens_seen)
+        self.run.update(step=state.global_step, max_steps=state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_start = time.perf_counter()
@@ -186,7 +202,7 @@ class RunProgress(TrainerCallback):
             self._written = now
             left = state.max_steps - state.global_step
             speed = self.totals()["tokens_per_second"]
-            eta = left * self.step_seconds / self.steps
+            eta = left * self.step_seconds / (self.steps - self._steps_before)
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
         if self.run.stop_requested():
             control.should_training_stop = True

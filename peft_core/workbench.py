@@ -72,6 +72,7 @@ class Workbench:
             "run_id": run.run_id,
             **state,
             "settings": config.to_dict() if config else None,
+            "can_continue": state["status"] in (runs.FAILED, runs.KILLED) and run.can_continue,
             "has_adapter": run.has_adapter,
             "merged": (run.merged / "model.safetensors").is_file(),
             "result": result,
@@ -80,6 +81,11 @@ class Workbench:
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
         run = self.launcher.stop(run_id)
+        return {"run_id": run.run_id, "status": run.state()["status"]}
+
+    def resume(self, run_id: str) -> dict[str, Any]:
+        """`{run_id, status}` of a run that goes on from its newest checkpoint."""
+        run = self.launcher.resume(run_id)
         return {"run_id": run.run_id, "status": run.state()["status"]}
 
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:

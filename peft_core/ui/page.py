@@ -34,7 +34,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         picker = build_sidebar(workbench)
         with gr.Tabs(selected="train") as tabs:
             with gr.Tab("Train", id="train"):
-                form = build_train(page, workbench, picker)
+                form = build_train(page, workbench, picker, tabs)
             with gr.Tab("Compare parameters", id="compare"):
                 build_compare(workbench, form, tabs)
             with gr.Tab("Inference", id="inference"):

@@ -16,14 +16,14 @@ from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
 INTRO = (
-    '<div class="intro"><h3>What Train does</h3><p>The model stays frozen. Beside each chosen matrix W two thin '
-    "ones, A and B, learn your labels together with a small head; what you keep is a file a hundredth of the "
-    "model's size.</p></div>"
+    '<div class="intro"><h3>What Train does</h3><p>The model stays frozen. Beside each chosen matrix W two '
+    "thin ones, A and B, learn your labels together with a small head; what you keep is a file a "
+    "hundredth of the model's size.</p></div>"
 )
 TICK = 1.0  # seconds between looks at the run folder
 
 
-def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form:
+def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs) -> Form:
     """Layout first, wiring at the foot; the form's fields come back for the other tabs to fill."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
@@ -31,6 +31,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form
             strip = gr.HTML('<div class="cost skeleton">Counting parameters…</div>', elem_id="cost")
             with gr.Row(elem_classes="go"):
                 go = gr.Button("Train", variant="primary", elem_id="train")
+                resume = gr.Button("Continue", elem_id="continue", visible=False)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
         with gr.Column(scale=6, min_width=320, elem_classes="happening"):
             intro = gr.HTML(INTRO)
@@ -42,12 +43,13 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form
                 loss = gr.Plot(show_label=False, elem_id="loss", container=False)
                 accuracy = gr.Plot(show_label=False, elem_id="accuracy", container=False)
             with gr.Row(visible=False, elem_classes="actions") as actions:
+                try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
                 merge = gr.Button("Merge", elem_id="merge")
                 adapter_zip = gr.Button("Download adapter", elem_id="get-adapter")
                 merged_zip = gr.Button("Download merged", elem_id="get-merged", interactive=False)
             proof = gr.HTML(elem_id="proof", visible=False)
 
-    shown = [intro, picture, panel, curves, loss, accuracy, actions, merged_zip, proof, go, stop]
+    shown = [intro, picture, panel, curves, loss, accuracy, actions, merged_zip, proof, go, resume, stop]
     seen = gr.State("")
     timer = gr.Timer(TICK)
 
@@ -71,6 +73,10 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form
     def stop_run(run_id: str) -> None:
         workbench.stop(run_id)
 
+    @sentence
+    def resume_run(run_id: str) -> None:
+        workbench.resume(run_id)
+
     @sentence_each
     def merge_run(run_id: str, progress: Any = gr.Progress()) -> Any:
         for report in workbench.merge(run_id):
@@ -84,7 +90,9 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form
     outputs = [seen, picker, *shown]
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
     go.click(train, set(form.values()), picker, **PRIVATE)
+    resume.click(resume_run, picker, None, **PRIVATE)
     stop.click(stop_run, picker, None, **PRIVATE)
+    try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
     merge.click(merge_run, picker, seen, api_visibility="private", show_progress_on=proof)
     for button, kind in ((adapter_zip, "adapter"), (merged_zip, "merged")):
         download_by_click(button, zip_path(kind), [picker], f"file-{kind}")
@@ -94,14 +102,14 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio) -> Form
 def _nothing_picked() -> list[Any]:
     """The page before a run: the picture of what is about to be trained."""
     shown, hidden, same = gr.update(visible=True), gr.update(visible=False), gr.skip()
-    return [shown, shown, hidden, hidden, same, same, hidden, same, hidden, shown, hidden]
+    return [shown, shown, hidden, hidden, same, same, hidden, same, hidden, shown, hidden, hidden]
 
 
 def _unreadable(sentence: str) -> list[Any]:
     """A run that is gone or has lost files: one sentence, and the way on."""
     shown, hidden, same = gr.update(visible=True), gr.update(visible=False), gr.skip()
     told = gr.update(visible=True, value=message(sentence))
-    return [hidden, hidden, told, hidden, same, same, hidden, same, hidden, shown, hidden]
+    return [hidden, hidden, told, hidden, same, same, hidden, same, hidden, shown, hidden, hidden]
 
 
 def _run_parts(workbench: Workbench, run_id: str) -> list[Any]:
@@ -126,5 +134,6 @@ def _run_parts(workbench: Workbench, run_id: str) -> list[Any]:
         gr.update(interactive=description["merged"]),
         gr.update(visible=held is not None, value=certificate(held.to_dict()) if held else ""),
         gr.update(visible=ended),
+        gr.update(visible=description["can_continue"]),
         gr.update(visible=not ended, value="Stopping…" if run.stop_requested() else "Stop"),
     ]
