@@ -28,13 +28,15 @@ def duration(seconds: float) -> str:
 
 
 def cost(count: Mapping[str, Any]) -> str:
-    """The cost strip: trainable of all, percent, file size."""
+    """The cost strip: trainable of all, percent, file size, and the forecast where there is one."""
+    about = f" · about {duration(count['seconds'])}" if count.get("seconds") else ""
     return (
         '<div class="cost" data-testid="cost">'
-        f"<b>{count['trainable']:,}</b> trainable of <b>{count['total']:,}</b>"
+        f"<b>{count['trainable']:,}</b> of <b>{count['total']:,}</b>"
         f" · <b>{count['percent']:.4f} %</b>"
-        f" · {size(count['file_bytes'])} to keep"
-        f'<span class="quiet"> adapter {count["adapter"]:,} + head {count["head"]:,}</span></div>'
+        f" · {size(count['file_bytes'])}{about}"
+        f'<span class="quiet">trainable of all · adapter {count["adapter"]:,}'
+        f" + head {count['head']:,}</span></div>"
     )
 
 
@@ -68,6 +70,19 @@ def lora_picture(r: int, alpha: int, module: str, shape: Sequence[int]) -> str:
 </svg></figure>"""
 
 
+def bar(share: float) -> str:
+    """A progress bar, `share` from 0 to 1."""
+    return (
+        f'<div class="bar" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><i style="width:{100 * share:.1f}%"></i></div>'
+    )
+
+
+def working(share: float, what: str) -> str:
+    """A task of the worker: how far it is and what it does."""
+    return f'<div class="working">{bar(share)}<p class="quiet">{html.escape(what)}</p></div>'
+
+
 def running(state: Mapping[str, Any]) -> str:
     """Progress of a run that waits or trains."""
     step, most = state.get("step") or 0, state.get("max_steps") or 0
@@ -83,8 +98,7 @@ def running(state: Mapping[str, Any]) -> str:
         words = f"{state.get('stage') or 'starting'}…"
     return (
         f'<div class="running"><h3>{html.escape(state["run_id"])}</h3>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
-        f'aria-valuemax="100"><i style="width:{100 * share:.1f}%"></i></div>'
+        f"{bar(share)}"
         f'<p data-testid="progress">{html.escape(words)}</p></div>'
     )
 

@@ -26,6 +26,13 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
     return counts.count_parameters(TrainConfig.from_dict(settings)).to_dict()
 
 
+def cost(settings: dict[str, Any]) -> dict[str, Any]:
+    """As `count`, and the `seconds` that training is forecast to take (None if unknown)."""
+    config = TrainConfig.from_dict(settings)
+    seconds = counts.forecast_seconds(config)
+    return {**counts.count_parameters(config).to_dict(), "seconds": seconds}
+
+
 def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A count for each settings, or `error` where a combination cannot be."""
     rows = []

@@ -92,6 +92,10 @@ class Workbench:
         """Exact parameter counts; no weights are read."""
         return self.worker.run("count", self.config(settings).to_dict())
 
+    def cost(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """As `count`, with the seconds that training is forecast to take."""
+        return self.worker.run("cost", self.config(settings).to_dict())
+
     def merge(self, run_id: str) -> Iterator[Report]:
         """Reports, the last with the certificate."""
         return self.worker.stream("merge", str(self.find(run_id).folder))

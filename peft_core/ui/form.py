@@ -90,7 +90,7 @@ def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str
         f"1  Model    {model}{size}",
         f"2  Data    {data} · {s['max_train_samples']:,} rows",
         f"3  Method    LoRA r {s['r']} · {' '.join(s['target_modules'])}",
-        f"4  Training    {s['num_train_epochs']:g} epochs · rate {s['learning_rate']:g} · seed {s['seed']}",
+        f"4  Training    {_epochs(s['num_train_epochs'])} · rate {s['learning_rate']:g} · seed {s['seed']}",
     ]
 
 
@@ -109,7 +109,7 @@ def wire_form(
         settings = settings_of(form, values)
         try:
             config = workbench.config(settings)
-            counted = workbench.count(config.to_dict())
+            counted = workbench.cost(config.to_dict())
             drawn = lora_picture(config.r, config.lora_alpha, *_first_target(workbench, config))
         except PeftCoreError as error:
             return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards)]
@@ -183,3 +183,7 @@ def _pairs(form: Form, make: Any, *pairs: tuple[str, str]) -> None:
         with gr.Row():
             for name in pair:
                 form[name] = make(name)
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch" + ("s" if number != 1 else "")

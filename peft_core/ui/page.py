@@ -21,6 +21,11 @@ REMEMBER_RUN = """(run) => {
   window.history.replaceState(null, '', url);
 }"""
 
+# On a narrow screen the open list of runs would cover the page.
+FOLD_SIDEBAR = """() => {
+  if (window.innerWidth < 768) document.querySelector('.sidebar.open .toggle-button')?.click();
+}"""
+
 
 def build_page(workbench: Workbench) -> gr.Blocks:
     """The whole app; nothing is started or written until somebody opens it."""
@@ -45,6 +50,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
             workbench.start()
             return gr.update(choices=run_choices(workbench), value=_first_run(workbench, request))
 
+        page.load(fn=None, js=FOLD_SIDEBAR)
         dark.click(fn=None, js=TOGGLE_THEME)
         page.load(open_run, None, picker, **PRIVATE)
         picker.change(fn=None, inputs=picker, js=REMEMBER_RUN)

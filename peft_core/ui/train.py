@@ -6,9 +6,9 @@ import gradio as gr
 
 from peft_core.certificate import read_certificate
 from peft_core.charts import curve, curve_frame
-from peft_core.errors import RunError
+from peft_core.errors import PeftCoreError, RunError
 from peft_core.export import zip_of
-from peft_core.pictures import certificate, lora_picture, message, result_card, running
+from peft_core.pictures import certificate, lora_picture, message, result_card, running, working
 from peft_core.runs import ENDED
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
 from peft_core.ui.form import DEFAULTS, Form, build_form, settings_of, wire_form
@@ -45,8 +45,8 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
             with gr.Row(visible=False, elem_classes="actions") as actions:
                 try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
                 merge = gr.Button("Merge", elem_id="merge")
-                adapter_zip = gr.Button("Download adapter", elem_id="get-adapter")
-                merged_zip = gr.Button("Download merged", elem_id="get-merged", interactive=False)
+                adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
+                merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
             proof = gr.HTML(elem_id="proof", visible=False)
 
     shown = [intro, picture, panel, curves, loss, accuracy, actions, merged_zip, proof, go, resume, stop]
@@ -62,12 +62,14 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
             return [gr.skip()] * (len(shown) + 2)
         return [signature, gr.update(choices=choices), *parts]
 
-    @sentence
-    def train(values: dict) -> Any:
-        answer = workbench.train(settings_of(form, values))
+    def train(values: dict) -> list[Any]:
+        try:
+            answer = workbench.train(settings_of(form, values))
+        except PeftCoreError as error:
+            return [gr.skip(), message(str(error))]
         if answer["waiting_for"]:
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
-        return gr.update(choices=run_choices(workbench), value=answer["run_id"])
+        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), gr.skip()]
 
     @sentence
     def stop_run(run_id: str) -> None:
@@ -78,10 +80,9 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
         workbench.resume(run_id)
 
     @sentence_each
-    def merge_run(run_id: str, progress: Any = gr.Progress()) -> Any:
+    def merge_run(run_id: str) -> Any:
         for report in workbench.merge(run_id):
-            progress(report.share, desc=report.what)
-        yield ""
+            yield gr.update(visible=True, value=working(report.share, report.what)), ""
 
     def zip_path(kind: str) -> Any:
         return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
@@ -89,11 +90,11 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     wire_form(page, workbench, form, recipe, cards, strip, picture)
     outputs = [seen, picker, *shown]
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
-    go.click(train, set(form.values()), picker, **PRIVATE)
+    go.click(train, set(form.values()), [picker, strip], **PRIVATE)
     resume.click(resume_run, picker, None, **PRIVATE)
     stop.click(stop_run, picker, None, **PRIVATE)
     try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
-    merge.click(merge_run, picker, seen, api_visibility="private", show_progress_on=proof)
+    merge.click(merge_run, picker, [proof, seen], **PRIVATE)
     for button, kind in ((adapter_zip, "adapter"), (merged_zip, "merged")):
         download_by_click(button, zip_path(kind), [picker], f"file-{kind}")
     return form

@@ -1,0 +1,61 @@
+"""A real Chromium for the tests: the one on this machine, else Playwright's own, else Debian's package."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from playwright.sync_api import Error, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+MISSING = (
+    "No browser: the suite drives a real Chromium and found none, could not fetch Playwright's own, and "
+    "could not install Debian's package. Install Chromium, or name it in CHROMIUM, and run make test again."
+)
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium on this machine, or None."""
+    asked = os.environ.get("CHROMIUM")
+    if asked:
+        return asked
+    on_path = next((shutil.which(name) for name in NAMES if shutil.which(name)), None)
+    return on_path or _playwrights_own()
+
+
+def install_chromium() -> None:
+    """Fetch one: Playwright's own, else Debian's package. Failures are left for the next look to find."""
+    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False, timeout=600)
+    if _playwrights_own() is None and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "chromium"]):
+            subprocess.run(command, check=False, timeout=600)
+
+
+def _playwrights_own() -> str | None:
+    with sync_playwright() as playwright:
+        try:
+            path = playwright.chromium.executable_path
+        except Error:
+            return None
+    return path if path and os.path.exists(path) else None
+
+
+def main() -> int:
+    """See that there is a browser; 1 and a sentence if there is none."""
+    if find_chromium() is None:
+        install_chromium()
+    found = find_chromium()
+    print(f"browser: {found}" if found else MISSING, file=sys.stdout if found else sys.stderr)
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
+
+import csv
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import offline
+import pytest
+import torch
+from processes import python
+from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.runs import Run
+from peft_core.train import train
+
+TRAIN_ROWS, TEST_ROWS = 160, 40
+LABELS = {"bad": LABEL_WORDS[0], "good": LABEL_WORDS[4]}
+
+torch.set_num_threads(1)  # as in the processes that these tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: measures time, so it runs before anything else is started")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_listens() -> None:
+    assert offline.NOBODY.startswith("http://127.0.0.1:")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with a pooler and without a head."""
+    return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny", with_head=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv and test.csv, columns text and label (bad or good)."""
+    folder = tmp_path_factory.mktemp("data")
+    sentences = list(_sentences())
+    write_csv(folder / "train.csv", sentences[:TRAIN_ROWS])
+    write_csv(folder / "test.csv", sentences[TRAIN_ROWS:])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_model: Path, tiny_data: Path) -> dict[str, Any]:
+    """Settings under which the tiny model learns the tiny data in a second."""
+    return {
+        "model_name_or_path": str(tiny_model),
+        "dataset_name": str(tiny_data),
+        "max_length": 64,
+        "num_train_epochs": 6,
+        "learning_rate": 0.03,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that `python -m peft_core.train` has trained; to be read only."""
+    run = runs.create(tmp_path_factory.mktemp("finished"), TrainConfig.from_dict(settings))
+    done = python("-m", "peft_core.train", str(run.folder))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of the finished run that `python -m peft_core.merge` has merged; to be read only."""
+    run = copy_of(finished_run, tmp_path_factory.mktemp("merged"))
+    done = python("-m", "peft_core.merge", str(run.folder))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def own_run(finished_run: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run to break."""
+    return copy_of(finished_run, tmp_path / "own")
+
+
+@pytest.fixture
+def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
+    """Trains in this process with some settings changed, and returns the run."""
+
+    def trained(**changes: Any) -> Run:
+        run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, **changes}))
+        train(run.folder)
+        return run
+
+    return trained
+
+
+def copy_of(run: Run, runs_dir: Path) -> Run:
+    return Run(shutil.copytree(run.folder, runs_dir / run.run_id))
+
+
+def write_csv(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str] = ("text", "label")) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def _sentences() -> list[tuple[str, str]]:
+    """Texts and labels in turn, no text twice, the same at each call."""
+    rng, found = random.Random(1), {}
+    while len(found) < TRAIN_ROWS + TEST_ROWS:
+        label = list(LABELS)[len(found) % 2]
+        words = rng.sample(LABELS[label], 3)
+        subjects = rng.sample(SUBJECTS, 2)
+        text = f"The {subjects[0]} was {words[0]} and the {subjects[1]} {words[1]}, really {words[2]}."
+        found.setdefault(text, label)
+    return list(found.items())
