@@ -35,7 +35,7 @@ def curve_frame(metrics: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def curve(frame: pd.DataFrame, kind: str, max_steps: int) -> Spec:
     """A line for each series of one kind over the steps; the x axis spans the whole run from the start."""
     rows = frame[frame["kind"] == kind]
-    y_scale = {"domain": [0, 1]} if kind == "accuracy" else {"zero": False}
+    y_scale = {"domain": [0, 1]} if kind == "accuracy" or rows.empty else {"zero": False}
     title = "accuracy (share of texts)" if kind == "accuracy" else "loss (nats)"
     return {
         **_frame(rows, 190),

@@ -1,13 +1,23 @@
 """Read, check, sample and encode labelled text."""
 
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, DownloadConfig, load_dataset, load_dataset_builder
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DownloadConfig,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetNotFoundError
 
 from peft_core.config import TrainConfig
@@ -150,21 +160,33 @@ def _data_error(error: Exception, name: str) -> Exception:
 
 
 def _local_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = os.path.expanduser(name)
+    if not os.path.isdir(folder):
         raise DataError(f"There is no folder {name!r}; give a folder of CSV, JSON or Parquet files.")
-    return folder
+    return Path(folder).resolve()
 
 
 def _load_folder(folder: Path, config_name: str | None) -> DatasetDict:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # pandas reads "null", "NA" and "None" as missing; here they are words
+    reading = {"keep_default_na": False} if any(path.suffix in (".csv", ".tsv") for path in files) else {}
     try:
-        return load_dataset(str(folder.resolve()), config_name)
+        return load_dataset(str(folder), config_name, cache_dir=_cache(files), **reading)
     except Exception as error:
+        said = f"{error} {error.__cause__}"
+        if "corresponds to no data" in said or "first 0 values" in said:  # one file, or one of several
+            raise DataError(f"The folder {str(folder)!r} has a file that holds no rows; add some.") from error
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"The folder {str(folder)!r} cannot be read as a data set ({why}); "
             "it should hold train and test files in CSV, JSON or Parquet."
         ) from error
+
+
+def _cache(files: list[Path]) -> str:
+    """A cache for these files as they are now: the loader's own key misses a change beside a card."""
+    state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    return str(Path(HF_DATASETS_CACHE) / hashlib.sha256(repr(state).encode()).hexdigest()[:16])
 
 
 def _declared_num_labels(config: TrainConfig) -> int:
@@ -191,7 +213,17 @@ def _columns(config: TrainConfig, rows: Dataset) -> tuple[str, str]:
             raise DataError(
                 f"{config.dataset_name!r} has no {role} {name or 'that could be guessed'}; it has {has}."
             )
+    for role, name in (("text_column", text), ("label_column", label)):
+        feature = rows.features[name]
+        if not isinstance(feature, ClassLabel | Value) or (role == "text_column" and not _is_text(feature)):
+            kind = getattr(feature, "dtype", type(feature).__name__)
+            raise DataError(f"The {role} {name!r} of {config.dataset_name!r} holds {kind}; name another.")
     return text, label
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a column holds texts, or nothing at all."""
+    return getattr(feature, "dtype", None) in ("string", "large_string", "null")
 
 
 def _guess_label(rows: Dataset) -> str | None:
@@ -201,11 +233,7 @@ def _guess_label(rows: Dataset) -> str | None:
 
 
 def _guess_text(rows: Dataset, label: str | None) -> str | None:
-    strings = [
-        name
-        for name, feature in rows.features.items()
-        if name != label and getattr(feature, "dtype", None) in ("string", "large_string")
-    ]
+    strings = [name for name, feature in rows.features.items() if name != label and _is_text(feature)]
     return next((name for name in TEXT_COLUMNS if name in strings), strings[0] if strings else None)
 
 
@@ -225,9 +253,8 @@ def _tidy(rows: Dataset, text: str, label: str, names: tuple[str, ...], split: s
     if not len(rows):
         raise DataError(f"The split {split!r} holds no rows.")
     texts, labels = rows[text][:], rows[label][:]
-    missing = [
-        i for i, (t, y) in enumerate(zip(texts, labels, strict=True)) if y is None or not (t or "").strip()
-    ]
+    pairs = zip(texts, labels, strict=True)
+    missing = [i for i, (t, y) in enumerate(pairs) if y in (None, "") or not (t or "").strip()]
     if missing:
         raise DataError(
             f"{len(missing):,} rows of the split {split!r} have no text or no label "

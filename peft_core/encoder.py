@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
@@ -18,6 +19,7 @@ from peft_core.presets import MODELS
 from peft_core.sources import Source, model_source
 
 HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
+VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer", "mpnet", "xmod")
 
 
@@ -135,6 +137,8 @@ def load_base(
     holds bare numbers) a kept head keeps its own label names. Raises ModelError or HubError.
     """
     source = model_source(name, revision)
+    if not any(any(source.folder.glob(pattern)) for pattern in VOCABULARY_FILES):
+        raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
@@ -146,7 +150,7 @@ def load_base(
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
     model.name_or_path = model.config.name_or_path = source.name
     base = BaseModel(model, tokenizer, _untrained(report), source)

@@ -80,7 +80,9 @@ class Run:
             state = self._read("status.json")
         except RunError:
             return {"status": FAILED, "error": f"The run {self.run_id!r} has lost its status.json."}
-        if state.get("status") == RUNNING and not self.is_locked():
+        if state.get("status") not in (SCHEDULED, RUNNING, *ENDED):
+            return {**state, "status": FAILED, "error": f"The status.json of {self.run_id!r} has no status."}
+        if state["status"] == RUNNING and not self.is_locked():
             state = self._read("status.json")  # it may have ended between the two looks
             if state["status"] == RUNNING:
                 return {**state, "status": FAILED, "error": _died(state)}

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +13,12 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError
@@ -38,7 +39,6 @@ MODEL_FILES = (
     "added_tokens.json",
     "*.model",
 )
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _Answer = TypeVar("_Answer")
 
 
@@ -53,7 +53,7 @@ class Source:
 
 def is_local(name: str) -> bool:
     """Whether a name is a folder on this machine rather than a Hub id."""
-    return os.path.isabs(name) or name.startswith((".", "~")) or Path(name).is_dir()
+    return os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name)
 
 
 def model_source(name: str, revision: str | None = None, *, weights: bool = True) -> Source:
@@ -76,10 +76,12 @@ def dataset_revision(name: str) -> str:
 
 def check_repo_id(name: str, kind: str) -> None:
     """Raise HubError if a name cannot be a Hub id."""
-    if not _REPO_ID.fullmatch(name) or ".." in name:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
         raise HubError(
             f"{name!r} is neither a local folder nor a Hub id such as owner/name; check the {kind}."
-        )
+        ) from error
 
 
 def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
@@ -133,9 +135,10 @@ def _embedded_source(weights: bool) -> Source:
 
 
 def _local_source(name: str, weights: bool) -> Source:
-    folder = Path(name).expanduser().resolve()
-    if not (folder / "config.json").is_file():
+    folder = Path(os.path.expanduser(name))
+    if not os.path.isfile(folder / "config.json"):
         raise ModelError(f"{name!r} holds no config.json; give the folder of a saved model.")
+    folder = folder.resolve()
     shards = sorted(folder.glob("*.safetensors"))
     if weights and not shards:
         raise ModelError(_no_safetensors(name))

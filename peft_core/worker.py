@@ -105,10 +105,17 @@ def _start(queue: Any) -> None:
     """Runs first in the worker process, before torch is imported."""
     global _reports
     _reports = queue
+    threading.Thread(target=_end_with_the_app, daemon=True).start()
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # idle threads must not spin beside the training process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _end_with_the_app() -> None:
+    """An app that was killed leaves no worker behind."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _call(task: str, arguments: tuple) -> Any:

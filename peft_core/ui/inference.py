@@ -30,7 +30,9 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
             max_length=workbench.limits.max_characters if workbench.limits else None,
         )
         go = gr.Button("Classify", variant="primary", elem_id="classify", scale=1, min_width=120)
-    examples = gr.Dataset(components=[text], samples=DEFAULT_EXAMPLES, label="Examples", elem_id="examples")
+    examples = gr.Dataset(
+        components=[text], samples=DEFAULT_EXAMPLES, type="index", label="Examples", elem_id="examples"
+    )
     with gr.Row(elem_classes="predictions"):
         cards = [gr.HTML(card, elem_id=f"card-{i}") for i, card in enumerate(_cards({}))]
     strip = gr.HTML(elem_id="difference")
@@ -45,9 +47,12 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
     def look(run_id: str | None) -> list[Any]:
         return [_picked(run_id), gr.update(samples=_examples(workbench, run_id)), *_cards({}), ""]
 
+    def example(run_id: str | None, index: int) -> str:
+        return _examples(workbench, run_id)[index][0]
+
     outputs = [*cards, strip]
     gr.on([go.click, text.submit], classify, [picker, text], outputs, **PRIVATE)
-    examples.click(lambda sample: sample[0], examples, text, **PRIVATE).then(
+    examples.click(example, [picker, examples], text, **PRIVATE).then(
         classify, [picker, text], outputs, **PRIVATE
     )
     picker.change(look, picker, [picked, examples, *outputs], **PRIVATE)

@@ -1,0 +1,65 @@
+"""The real app in a process of its own, on loopback, for the tests that talk to it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from processes import ROOT
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the app listens, its runs, and its process."""
+
+    url: str
+    runs_dir: Path
+    process: subprocess.Popen
+
+
+@contextlib.contextmanager
+def serve(runs_dir: Path, *flags: str, **changes: str) -> Iterator[Server]:
+    """`python app.py` with these flags until the block ends."""
+    port = free_port()
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **changes}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "app.py", "--port", str(port), "--runs-dir", str(runs_dir), *flags]
+    log = (runs_dir.parent / f"app-{port}.log").open("w")
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url, process)
+        yield Server(url, runs_dir, process)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(url: str, process: subprocess.Popen) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the app ended before it served"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return  # a page that asks for a password is a page that is served
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"nothing answered at {url} in a minute")

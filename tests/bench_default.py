@@ -1,0 +1,116 @@
+"""Measures the default run, three seeds, beside what one would use instead; prints a table."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModel, AutoTokenizer
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.data import load_labelled_text
+from peft_core.merge import merge
+from peft_core.presets import embedded_model_folder
+
+SEEDS = (42, 1, 2)
+
+
+def main() -> None:
+    """Train, merge, compare, print; takes about five minutes on two cores."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lora = [default_run(Path(folder), seed) for seed in SEEDS]
+        again = default_run(Path(folder), SEEDS[0])
+        certificate = merge(lora[0][0].folder)
+    results = [result for _, result, _ in lora]
+    rows.append(("LoRA r 8, query and value (the default)", results, [r["train_seconds"] for r in results]))
+    for name, classify in (
+        ("Frozen MiniLM, mean-pooled, logistic regression", probe),
+        ("TF-IDF words and pairs, logistic regression", tfidf),
+    ):
+        measured = [classify(load_labelled_text(TrainConfig(seed=seed))) for seed in SEEDS]
+        rows.append((name, [{"accuracy": a} for a, _ in measured], [s for _, s in measured]))
+    print_table(rows, results[0], lora[0][2] == again[2], certificate.max_logit_diff_reloaded)
+
+
+def default_run(folder: Path, seed: int) -> tuple[runs.Run, dict, str]:
+    """The run, its result and the hash of its adapter, trained by the command that the page starts."""
+    run = runs.create(folder, TrainConfig(seed=seed))
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "peft_core.train", str(run.folder)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    digest = subprocess.run(
+        ["sha256sum", str(run.adapter / "adapter_model.safetensors")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return run, run.result(), digest.stdout.split()[0]
+
+
+def probe(data: object) -> tuple[float, float]:
+    """Accuracy and seconds of logistic regression on the frozen encoder's sentence vectors."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder())
+    model = AutoModel.from_pretrained(embedded_model_folder()).eval()
+
+    def vectors(texts: list[str]) -> np.ndarray:
+        parts = []
+        for start in range(0, len(texts), 64):
+            batch = tokenizer(texts[start : start + 64], truncation=True, padding=True, return_tensors="pt")
+            with torch.inference_mode():
+                hidden = model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            parts.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())
+        return np.concatenate(parts)
+
+    start = time.perf_counter()
+    fitted = LogisticRegression(max_iter=2000).fit(vectors(data.train["text"][:]), data.train["label"][:])
+    seconds = time.perf_counter() - start
+    return float(fitted.score(vectors(data.eval["text"][:]), data.eval["label"][:])), seconds
+
+
+def tfidf(data: object) -> tuple[float, float]:
+    """Accuracy and seconds of logistic regression on TF-IDF weights."""
+    start = time.perf_counter()
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    fitted = LogisticRegression(max_iter=2000, C=10).fit(
+        words.fit_transform(data.train["text"][:]), data.train["label"][:]
+    )
+    seconds = time.perf_counter() - start
+    return float(fitted.score(words.transform(data.eval["text"][:]), data.eval["label"][:])), seconds
+
+
+def print_table(rows: list, first: dict, same_bytes: bool, worst: float) -> None:
+    """Markdown for the README, and the raw numbers as JSON."""
+    print(f"{os.cpu_count()} cores, {cpu_name()}, torch {torch.__version__}, seeds {SEEDS}\n")
+    print("| 3,000 training sentences, 1,000 held-out ones | accuracy, mean (each seed) | training, median |")
+    print("|---|---|---|")
+    for name, results, seconds in rows:
+        scores = [result["accuracy"] for result in results]
+        each = ", ".join(f"{score:.3f}" for score in scores)
+        print(f"| {name} | {statistics.mean(scores):.3f} ({each}) | {statistics.median(seconds):.1f} s |")
+    print(f"| Always the majority class | {first['majority']['accuracy']:.3f} (seed {SEEDS[0]}) | |")
+    print(f"\nSame seed, same adapter bytes: {same_bytes}. Merge: largest logit difference {worst:.1e}.")
+    print(json.dumps([(name, [r["accuracy"] for r in results], seconds) for name, results, seconds in rows]))
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

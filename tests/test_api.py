@@ -1,0 +1,122 @@
+"""The named endpoints, asked by the real client, and what a public demo refuses."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from app_server import Server, serve
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+ENDPOINTS = ["/train", "/status", "/stop", "/runs", "/count", "/merge", "/predict"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("api") / "runs", "--mcp") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Client:
+    return Client(server.url, verbose=False)
+
+
+def finished(client: Client, run_id: str, seconds: float = 180) -> dict[str, Any]:
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        state = client.predict(run_id, api_name="/status")
+        if state["status"] not in ("SCHEDULED", "RUNNING"):
+            return state
+        time.sleep(0.5)
+    raise AssertionError(f"{run_id} did not end in {seconds} s: {state}")
+
+
+def test_exactly_the_named_endpoints_are_public(client: Client) -> None:
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(named) == ENDPOINTS
+
+
+def test_count_of_the_articles_model_by_id(client: Client) -> None:
+    settings = {"model_name_or_path": "nlptown/bert-base-multilingual-uncased-sentiment", "num_labels": 5}
+    counted = client.predict(settings, api_name="/count")
+    assert (counted["trainable"], counted["total"]) == (298_757, 167_659_018)
+    assert (counted["adapter"], counted["head"], counted["head_copy"]) == (294_912, 3_845, 3_845)
+    assert round(counted["percent"], 4) == 0.1782
+
+
+def test_count_of_a_folder_that_holds_only_a_config(client: Client, tmp_path: Path) -> None:
+    config = {"model_type": "bert", "vocab_size": 105_879, "architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    counted = client.predict({"model_name_or_path": str(tmp_path), "num_labels": 5}, api_name="/count")
+    assert (counted["trainable"], counted["total"]) == (298_757, 167_659_018)
+
+
+def test_the_whole_job(client: Client, settings: dict[str, Any]) -> None:
+    run_id = client.predict(settings, api_name="/train")["run_id"]
+    state = finished(client, run_id)
+    assert state["status"] == "FINISHED", state
+    assert state["result"]["accuracy"] > 0.9
+    assert state["settings"]["learning_rate"] == settings["learning_rate"]
+    assert run_id in [run["run_id"] for run in client.predict(api_name="/runs")]
+
+    certificate = client.predict(run_id, api_name="/merge")
+    assert certificate["holds"] and certificate["label_flips"] == 0
+    assert certificate["max_logit_diff_reloaded"] <= 1e-5
+
+    answers = {
+        variant: client.predict("The plot was bad.", run_id, variant, api_name="/predict")
+        for variant in ("base", "adapter", "merged")
+    }
+    for answer in answers.values():
+        assert set(answer["scores"]) == {"bad", "good"}
+        assert abs(sum(answer["scores"].values()) - 1) < 1e-6
+        assert answer["label"] in answer["scores"] and answer["ms"] >= 0
+    assert answers["adapter"]["label"] == answers["merged"]["label"]
+    assert "majority class" in answers["base"]["note"]
+
+
+def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
+    client: Client, settings: dict[str, Any]
+) -> None:
+    first = client.predict({**settings, "num_train_epochs": 100}, api_name="/train")
+    second = client.predict(settings, api_name="/train")
+    assert second["waiting_for"] == first["run_id"]
+    assert client.predict(second["run_id"], api_name="/stop")["status"] == "KILLED"
+    client.predict(first["run_id"], api_name="/stop")
+    assert finished(client, first["run_id"])["status"] == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "arguments", "words"),
+    [
+        ("/train", [{"rank": 8}], "did you mean 'r'"),
+        ("/train", [{"r": 0}], "r is 0"),
+        ("/train", [{"learning_rate": 0}], "learning_rate is 0"),
+        ("/train", [{"target_modules": ["nothing"]}], "matches nothing in this model; it has query"),
+        ("/train", [{"max_length": 513}], "at most 512"),
+        ("/train", [{"model_name_or_path": "/nowhere"}], "config.json"),
+        ("/train", [{"dataset_name": "/nowhere"}], "no folder"),
+        ("/train", [{"method": "full"}], "not trained"),
+        ("/count", [{"method": "magic"}], "lora, head_only, full"),
+        ("/status", ["../../etc"], "There is no run"),
+        ("/stop", ["no-such-run"], "There is no run"),
+        ("/merge", ["no-such-run"], "There is no run"),
+        ("/predict", ["", "no-such-run", "adapter"], "The text is empty"),
+    ],
+)
+def test_bad_input_is_one_sentence(client: Client, endpoint: str, arguments: list, words: str) -> None:
+    with pytest.raises(AppError) as refused:
+        client.predict(*arguments, api_name=endpoint)
+    assert words in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_mcp_clients_are_offered_the_same_endpoints(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/gradio_api/mcp/schema", timeout=30) as answer:
+        tools = {tool["name"] for tool in json.load(answer)}
+    assert {name.removeprefix("/") for name in ENDPOINTS} <= {name.removeprefix("app_") for name in tools}

@@ -1,0 +1,241 @@
+"""The page in a real Chromium, used as a person would."""
+
+import os
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from app_server import Server, serve
+from browser import FLAGS, MISSING, find_chromium
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from peft_core.runs import Run, list_runs
+
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 380, "height": 800}
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
+    with serve(folder / "runs", **nobody) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = find_chromium()
+    assert path is not None, MISSING
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
+    """Opens the app in a tab of its own; a script error on any of them fails the test."""
+    opened: list[Page] = []
+    errors: list[str] = []
+
+    def opener(query: str = "", viewport: dict[str, int] = WIDE) -> Page:
+        page = chromium.new_page(viewport=viewport)
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{server.url}/{query}")
+        expect(page.get_by_test_id("cost")).to_be_visible(timeout=60_000)
+        opened.append(page)
+        return page
+
+    yield opener
+    for page in opened:
+        page.close()
+    assert not errors
+
+
+def newest(server: Server) -> Run:
+    return list_runs(server.runs_dir)[0]
+
+
+def press_train(page: Page, server: Server, **fields: str) -> Run:
+    """Fill these fields, press Train, and wait until the run shows."""
+    for card in ("2  Data", "4  Training"):
+        page.get_by_role("button", name=card).click()
+    for name, value in fields.items():
+        field = page.locator(f"#{name} input")
+        field.fill(value)
+        field.press("Tab")
+    before = {run.run_id for run in list_runs(server.runs_dir)}
+    page.click("#train")
+    expect(page.locator("#panel .running")).to_be_visible()
+    (run,) = [run for run in list_runs(server.runs_dir) if run.run_id not in before]
+    return run
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+@pytest.mark.alone
+def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    expect(page.get_by_test_id("cost")).to_contain_text("74,498 of 22,788,484 · 0.3269 %")
+    assert page.locator("#picture svg").is_visible()
+
+    page.click("#train")
+    expect(page.get_by_test_id("progress")).to_contain_text("tokens/s", timeout=60_000)
+    expect(page.locator("#loss canvas")).to_be_visible()
+    early = page.locator("#loss canvas").screenshot()
+    width = page.locator(".bar i").get_attribute("style")
+    page.wait_for_timeout(5000)
+    assert page.locator("#loss canvas").screenshot() != early, "the curve did not move"
+    assert page.locator(".bar i").get_attribute("style") != width, "the progress bar did not move"
+
+    expect(page.get_by_test_id("result")).to_be_visible(timeout=180_000)
+    run = newest(server)
+    result = run.result()
+    print(f"accuracy {result['accuracy']:.3f}, {result['train_seconds']:.1f} s with the page open")
+    assert float(page.get_by_test_id("accuracy").inner_text()) == round(result["accuracy"], 3)
+    assert result["accuracy"] >= 0.77
+    assert page.get_by_test_id("confusion").locator("td").count() == 4
+
+    page.click("#merge")
+    expect(page.locator(".working")).to_be_visible()
+    expect(page.get_by_test_id("certificate")).to_contain_text("certificate holds", timeout=90_000)
+    for kind, inside in (("adapter", "adapter_model.safetensors"), ("merged", "model.safetensors")):
+        with page.expect_download() as download:
+            page.click(f"#get-{kind}")
+        download.value.save_as(tmp_path / f"{kind}.zip")
+        with zipfile.ZipFile(tmp_path / f"{kind}.zip") as archive:
+            assert inside in archive.namelist() and archive.testzip() is None
+
+    page.click("#try-it")
+    page.fill("#text textarea", "A gorgeous, witty, seductive movie.")
+    page.click("#classify")
+    expect(page.get_by_test_id("difference")).to_contain_text("difference", timeout=60_000)
+    expect(page.locator("#card-0")).to_contain_text("majority class")
+    for card in ("#card-1", "#card-2"):
+        expect(page.locator(f"{card} .answer")).to_have_text("positive")
+    page.locator("#examples button").first.click()
+    expect(page.locator("#text textarea")).not_to_have_value("A gorgeous, witty, seductive movie.")
+
+    tab(page, "Compare parameters")
+    expect(page.locator("#own-runs")).to_contain_text(run.run_id)
+
+
+def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
+    server: Server, open_page: Open
+) -> None:
+    page = open_page()
+    run = press_train(page, server, num_train_epochs="3", max_eval_samples="60")
+    expect(page.get_by_test_id("progress")).to_contain_text("tokens/s", timeout=60_000)
+    page.reload()
+    expect(page.locator("#panel .running")).to_contain_text(run.run_id)
+    second = open_page()
+    expect(second.locator("#panel .running")).to_contain_text(run.run_id)
+
+    step = run.state()["step"]
+    second.click("#stop")
+    expect(page.get_by_test_id("result")).to_contain_text("Stopped early", timeout=60_000)
+    assert run.state()["status"] == "KILLED" and run.has_adapter
+    assert run.result()["steps"] >= step
+
+
+def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open) -> None:
+    page = open_page()
+    run = press_train(page, server, max_train_samples="300", num_train_epochs="4", max_eval_samples="60")
+    deadline = time.time() + 90
+    while not run.can_continue and time.time() < deadline:
+        time.sleep(0.1)
+    os.kill(run.state()["pid"], signal.SIGKILL)
+    expect(page.locator("#panel")).to_contain_text("ended without a word", timeout=15_000)
+    page.click("#continue")
+    expect(page.get_by_test_id("result")).to_be_visible(timeout=90_000)
+    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+
+
+def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
+    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    page = open_page(f"?run={run.run_id}")
+    expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
+
+
+def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_page: Open) -> None:
+    page = open_page()
+    before = len(list_runs(server.runs_dir))
+    page.get_by_role("button", name="3  Method").click()
+    page.fill("#r input", "0")
+    page.locator("#r input").press("Tab")
+    expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 512.")
+    page.click("#train")
+    page.wait_for_timeout(1500)
+    assert len(list_runs(server.runs_dir)) == before
+
+
+def test_a_hub_model_without_a_network_is_one_sentence_at_once(server: Server, open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("The article (Hub)").check()
+    expect(page.get_by_test_id("cost")).to_contain_text("298,757 of 167,659,018")
+    start = time.time()
+    page.click("#train")
+    expect(page.locator("#cost [role=alert]")).to_contain_text("The Hub cannot be reached", timeout=15_000)
+    assert time.time() - start < 15
+
+
+def test_the_target_modules_are_those_of_the_model(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="3  Method").click()
+    choices = page.locator("#target_modules label")
+    expect(choices).to_have_count(7)
+    expect(page.locator("#target_modules")).to_contain_text("attention.output.dense")
+    page.locator("#target_modules").get_by_label("key").check()
+    expect(page.get_by_test_id("cost")).to_contain_text("111,362")
+
+
+def test_compare_counts_charts_and_gives_the_table(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    tab(page, "Compare parameters")
+    page.fill("#compare-labels input", "5")
+    page.click("#count")
+    expect(page.locator("#counts")).to_contain_text("298,757", timeout=60_000)
+    expect(page.locator("#counts")).to_contain_text("167,659,018")
+    expect(page.locator("#parts canvas")).to_be_visible()
+    log = page.locator("#parts canvas").screenshot()
+    page.get_by_label("Log scale").uncheck()
+    page.wait_for_timeout(1500)
+    assert page.locator("#parts canvas").screenshot() != log
+    with page.expect_download() as download:
+        page.click("#get-csv")
+    download.value.save_as(tmp_path / "counts.csv")
+    text = (tmp_path / "counts.csv").read_text(encoding="utf-8")
+    assert "nlptown/bert-base-multilingual-uncased-sentiment,lora,8" in text
+    assert "298757" in text
+
+
+def test_a_row_of_the_table_is_loaded_into_the_form(open_page: Open) -> None:
+    page = open_page()
+    tab(page, "Compare parameters")
+    page.click("#count")
+    expect(page.locator("#counts")).to_contain_text("590,594", timeout=60_000)
+    page.locator("#counts").get_by_text("590,594").first.click()
+    expect(page.get_by_test_id("cost")).to_contain_text("590,594")
+
+
+def test_on_a_narrow_screen_the_button_is_in_reach(open_page: Open) -> None:
+    page = open_page(viewport=NARROW)
+    page.locator("#train").scroll_into_view_if_needed()
+    box = page.locator("#train").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= NARROW["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    page.click("#train", trial=True)
+
+
+def test_the_dark_theme_is_a_click_away(open_page: Open) -> None:
+    page = open_page()
+    page.click("#dark")
+    page.wait_for_url("**__theme=dark**")
+    expect(page.locator("body")).to_have_class("dark")

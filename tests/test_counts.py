@@ -1,0 +1,122 @@
+"""Parameter counts: the published numbers, their parts, and the file that a real run writes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from peft_core.config import EMBEDDED_MODEL, TrainConfig
+from peft_core.counts import count_parameters, module_choices, safetensors_size
+from peft_core.errors import DataError, ModelError, PeftCoreError
+from peft_core.presets import RECIPES
+from peft_core.runs import Run
+
+NLPTOWN = "nlptown/bert-base-multilingual-uncased-sentiment"
+NLPTOWN_CONFIG = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "vocab_size": 105879,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "id2label": {str(i): f"{i + 1} stars" for i in range(5)},
+}
+
+
+def count(**settings: Any) -> Any:
+    return count_parameters(TrainConfig.from_dict(settings))
+
+
+@pytest.mark.parametrize(
+    "name, labels, r, modules, trainable, total, percent",
+    [
+        (NLPTOWN, 5, 8, "query,value", 298_757, 167_659_018, "0.1782"),
+        (EMBEDDED_MODEL, 2, 8, "query,value", 74_498, 22_788_484, "0.3269"),
+        ("google-bert/bert-base-cased", 2, 8, "query,key", 296_450, 108_608_260, "0.2730"),
+        ("FacebookAI/roberta-base", 2, 8, "query,value", 887_042, 125_534_212, "0.7066"),
+        ("FacebookAI/roberta-large", 2, 2, "query,value", 1_248_258, 356_610_052, "0.3500"),
+        ("distilbert/distilbert-base-uncased", 2, 16, "q_lin,v_lin", 887_042, 67_842_052, "1.3075"),
+        ("answerdotai/ModernBERT-base", 2, 8, "Wqkv", 542_210, 150_148_612, "0.3611"),
+    ],
+)
+def test_published_counts(
+    name: str, labels: int, r: int, modules: str, trainable: int, total: int, percent: str
+) -> None:
+    found = count(model_name_or_path=name, num_labels=labels, r=r, target_modules=modules)
+    assert (found.trainable, found.total, f"{found.percent:.4f}") == (trainable, total, percent)
+    assert found.adapter + found.head == found.trainable
+    assert found.head == found.head_copy
+
+
+def test_the_article_by_its_recipe() -> None:
+    found = count(**RECIPES["The article (Hub)"])
+    assert (found.trainable, found.total) == (298_757, 167_659_018)
+    assert (found.adapter, found.head) == (294_912, 3_845)
+
+
+def test_a_folder_with_a_config_and_nothing_else_can_be_counted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NLPTOWN_CONFIG), encoding="utf-8")
+    found = count(model_name_or_path=str(tmp_path), num_labels=5)
+    assert (found.trainable, found.total) == (298_757, 167_659_018)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_adapter_of_roberta_is_the_papers() -> None:
+    found = count(model_name_or_path="FacebookAI/roberta-base")
+    assert (found.adapter, found.head) == (294_912, 592_130)
+
+
+def test_baselines_have_no_adapter() -> None:
+    lora, head, full = (count(method=method) for method in ("lora", "head_only", "full"))
+    assert (head.trainable, head.adapter, head.head, head.head_copy) == (770, 0, 770, 0)
+    assert full.trainable == full.total == head.total == 22_713_986
+    assert lora.total == full.total + lora.adapter + lora.head_copy
+
+
+def test_twice_the_rank_is_twice_the_adapter() -> None:
+    assert count(r=16).adapter == 2 * count(r=8).adapter
+
+
+def test_more_modules_are_more_parameters() -> None:
+    every = [choice["name"] for choice in module_choices(EMBEDDED_MODEL)]
+    sizes = [count(target_modules=every[: n + 1]).adapter for n in range(len(every))]
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_size_on_disk_is_that_of_the_file(finished_run: Run) -> None:
+    result = finished_run.result()
+    size = (finished_run.adapter / "adapter_model.safetensors").stat().st_size
+    assert result["parameters"] == count_parameters(finished_run.config()).to_dict()
+    assert result["parameters"]["file_bytes"] == size
+
+
+def test_the_size_of_any_safetensors_file(tmp_path: Path) -> None:
+    shapes = {"a": (3, 5), "layer.0.long.name": (7,), "scalar": ()}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "file", metadata={"format": "pt"})
+    assert safetensors_size(shapes) == (tmp_path / "file").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "settings, error, words",
+    [
+        ({"target_modules": ["q_proj"]}, ModelError, "'q_proj'.*it has query, key, value"),
+        ({"max_length": 513}, ModelError, "at most 512 tokens"),
+        ({"model_name_or_path": "./nowhere"}, ModelError, "config.json"),
+        ({"dataset_name": "./nowhere"}, DataError, "no folder"),
+    ],
+)
+def test_what_cannot_be_counted(settings: dict[str, Any], error: type[PeftCoreError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        count(**settings)
+
+
+def test_labels_come_from_the_data_unless_given(tiny_data: Path) -> None:
+    config = TrainConfig(dataset_name=str(tiny_data))
+    assert count_parameters(config).head == 2 * 384 + 2
+    assert count_parameters(replace(config, num_labels=7)).head == 7 * 384 + 7

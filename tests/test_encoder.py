@@ -1,0 +1,181 @@
+"""The base model: modules offered, length limits, heads kept or fresh, and models that are refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert
+from transformers import GPT2Config, LlamaConfig, T5Config, ViTConfig
+
+from peft_core import sources
+from peft_core.config import EMBEDDED_MODEL
+from peft_core.encoder import (
+    check_max_length,
+    check_target_modules,
+    linear_modules,
+    load_base,
+    max_input_length,
+    model_config,
+    skeleton,
+)
+from peft_core.errors import ModelError, PeftCoreError
+from peft_core.presets import MODELS, embedded_model_folder
+
+BERT_MODULES = [
+    ("query", 2, (32, 32)),
+    ("key", 2, (32, 32)),
+    ("value", 2, (32, 32)),
+    ("attention.output.dense", 2, (32, 32)),
+    ("intermediate.dense", 2, (64, 32)),
+    ("pooler.dense", 1, (32, 32)),
+]
+
+
+def test_modules_of_a_bert_are_those_it_has(tiny_model: Path) -> None:
+    found = linear_modules(skeleton(model_config(str(tiny_model)), 2))
+    seen = [(choice.name, choice.matches, choice.shape) for choice in found]
+    assert [choice for choice in seen if choice in BERT_MODULES] == BERT_MODULES
+    assert not any("classifier" in choice.name for choice in found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_module_offered_is_what_peft_wraps(name: str) -> None:
+    for choice in linear_modules(skeleton(model_config(name), 2)):
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=[choice.name])
+        model = get_peft_model(skeleton(model_config(name), 2), lora)
+        wrapped = [path for path, module in model.named_modules() if hasattr(module, "lora_A")]
+        assert len(wrapped) == choice.matches, choice
+        assert str(choice.matches) in choice.label
+
+
+def test_modules_that_match_nothing_are_told_what_there_is(tiny_model: Path) -> None:
+    model = skeleton(model_config(str(tiny_model)), 2)
+    check_target_modules(model, ["query", "output.dense"])
+    with pytest.raises(ModelError) as error:
+        check_target_modules(model, ["query", "q_proj"])
+    for word in ("'q_proj'", "query", "key", "value", "intermediate.dense"):
+        assert word in str(error.value)
+    with pytest.raises(ModelError, match="classifier"):
+        check_target_modules(model, ["classifier"])
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        ("google-bert/bert-base-cased", 512),
+        ("FacebookAI/roberta-base", 512),
+        ("answerdotai/ModernBERT-base", 8192),
+        (EMBEDDED_MODEL, 512),
+    ],
+)
+def test_longest_input(name: str, most: int) -> None:
+    config = model_config(name)
+    assert max_input_length(config) == most
+    check_max_length(config, most)
+    with pytest.raises(ModelError, match=f"max_length is {most + 1}; this model reads at most {most}"):
+        check_max_length(config, most + 1)
+
+
+@pytest.mark.parametrize("config", [GPT2Config(), LlamaConfig(), T5Config(), ViTConfig()])
+def test_a_model_that_is_no_encoder_classifier_is_refused(config: object, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"is a {config.model_type} model"):
+        model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"model_type": "no-such-model"}',
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}',
+    ],
+)
+def test_a_broken_or_foreign_config_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError) as error:
+        model_config(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["./nowhere", "/nowhere/at/all", "~nobody-here/model", "/" + "a" * 5000, "a" * 5000, "a\0b", "a b"],
+)
+def test_a_model_that_is_nowhere_gets_one_sentence(name: str) -> None:
+    with pytest.raises(PeftCoreError) as error:
+        model_config(name)
+    assert "\n" not in str(error.value)
+
+
+def test_what_starts_untrained_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    assert load_base(str(tiny_model), None, ["no", "yes"]).untrained == ("classifier",)
+    bare = make_tiny_bert(tmp_path / "bare", with_head=False, with_pooler=False)
+    base = load_base(str(bare), None, ["no", "yes"])
+    assert base.untrained == ("bert.pooler.dense", "classifier")
+    assert base.head_is_fresh
+
+
+def test_a_head_that_fits_is_kept_and_matched_by_order(tmp_path: Path) -> None:
+    stars = make_tiny_bert(tmp_path / "stars")
+    named = load_base(str(stars), None, YELP_LABELS)
+    assert (named.untrained, named.head_is_fresh) == ((), False)
+    assert list(named.model.config.id2label.values()) == YELP_LABELS
+    bare = load_base(str(stars), None, ["1", "2", "3", "4", "5"], named=False)
+    assert bare.model.config.id2label == NLPTOWN_LABELS
+
+
+def test_a_head_of_another_size_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
+    base = load_base(str(make_tiny_bert(tmp_path / "stars")), None, ["no", "yes"])
+    assert base.untrained == ("classifier",)
+    assert base.head_is_fresh
+    assert base.model.classifier.weight.shape == (2, 32)
+    assert base.model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_base(str(folder), None, ["no", "yes"])
+
+
+def test_cut_off_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "cut")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_base(str(folder), None, ["no", "yes"])
+
+
+def test_a_model_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_base(str(folder), None, ["no", "yes"])
+
+
+def test_an_altered_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(embedded_model_folder(), tmp_path / "model")
+    monkeypatch.setattr(sources, "embedded_model_folder", lambda: folder)
+    load_base(EMBEDDED_MODEL, None, ["no", "yes"])
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(ModelError, match="not the ones this app was built for"):
+        load_base(EMBEDDED_MODEL, None, ["no", "yes"])
+
+
+def test_a_local_model_is_known_by_its_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    revision = load_base(str(tiny_model), None, ["no", "yes"]).source.revision
+    assert revision.startswith("sha256:")
+    assert load_base(str(copy), None, ["no", "yes"]).source.revision == revision

@@ -1,0 +1,124 @@
+"""The house plan holds: who imports what, in which direction, and the versions that are pinned."""
+
+import ast
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from processes import ROOT, answer
+
+CORE = ROOT / "peft_core"
+HEAVY = {"torch", "transformers", "peft"}
+LIGHT = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+print(json.dumps(sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))))
+"""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+SOURCES = {module_name(path): path for path in (*CORE.rglob("*.py"), ROOT / "app.py")}
+INSIDE = {
+    name: sorted((imports(path) & set(SOURCES)) - {name, "peft_core"}) for name, path in SOURCES.items()
+}
+
+
+def reached(name: str) -> set[str]:
+    """The project's modules that a module imports, and those that they import."""
+    found, todo = set(), [name]
+    while todo:
+        new = set(INSIDE[todo.pop()]) - found
+        found |= new
+        todo += new
+    return found
+
+
+def uses(name: str, packages: set[str]) -> bool:
+    return any(module.split(".")[0] in packages for module in imports(SOURCES[name]))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_run_downwards(name: str) -> None:
+    assert name not in reached(name), "a module is reached from itself"
+    if name != "app":
+        assert "app" not in reached(name)
+    if not name.startswith(("app", "peft_core.ui")):
+        assert not [module for module in reached(name) if module.startswith("peft_core.ui")]
+
+
+def test_only_the_page_knows_gradio() -> None:
+    knows = [name for name in SOURCES if uses(name, {"gradio", "gradio_client"})]
+    assert "peft_core.ui.page" in knows
+    assert all(name.startswith(("app", "peft_core.ui")) for name in knows)
+
+
+def test_the_foundation_stands_alone() -> None:
+    assert reached("peft_core.config") == {"peft_core.errors"}
+    assert reached("peft_core.errors") == set()
+    assert reached("peft_core.runs") <= {"peft_core.config", "peft_core.errors"}
+
+
+def test_the_page_reaches_no_module_that_computes() -> None:
+    computes = {name for name in SOURCES if uses(name, HEAVY)}
+    assert {"peft_core.train", "peft_core.encoder", "peft_core.predict"} <= computes
+    assert not computes & reached("app")
+
+
+@pytest.mark.parametrize("name", ["app", "peft_core.ui.page", "peft_core.workbench"])
+def test_the_page_starts_without_torch(name: str) -> None:
+    assert answer(LIGHT, name) == []
+
+
+def test_the_core_starts_without_gradio() -> None:
+    code = (
+        "import sys, peft_core.tasks, peft_core.train, peft_core.export; print(int('gradio' in sys.modules))"
+    )
+    assert answer(code) == 0
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_module_starts_with_a_sentence_and_can_be_read_in_one_sitting(name: str) -> None:
+    text = SOURCES[name].read_text(encoding="utf-8")
+    sentence = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    assert sentence.endswith(".")
+    assert len(text.splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "tests/requirements.txt"])
+def test_installed_versions_are_the_pinned_ones(name: str) -> None:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
+    assert wanted
+    for requirement in wanted:
+        found = version(requirement.name)
+        assert requirement.specifier.contains(found), f"{requirement} is asked for, {found} is installed"
+        exact = [part.operator for part in requirement.specifier] == ["=="]
+        assert exact or requirement.name == "torch"
+
+
+def test_what_the_code_imports_is_asked_for() -> None:
+    """By requirements.txt itself, or by a package named there."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    asked = {Requirement(line).name.lower().replace("-", "_") for line in lines if line}
+    behind = {
+        Requirement(line).name.lower().replace("-", "_") for name in asked for line in requires(name) or []
+    }
+    named = {module.split(".")[0] for path in SOURCES.values() for module in imports(path)}
+    third_party = named - set(sys.stdlib_module_names) - {"peft_core", "app"}
+    assert third_party <= asked | behind
