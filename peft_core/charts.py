@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from peft_core.errors import RunError
 from peft_core.runs import Run
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
@@ -105,9 +106,10 @@ def runs_frame(found: Iterable[Run]) -> pd.DataFrame:
     """Columns run, model, accuracy (0 to 1), trainable (parameters), seconds; one row a run with a result."""
     rows = []
     for run in found:
-        if not (run.folder / "result.json").is_file():
+        try:
+            result, config = run.result(), run.config()
+        except RunError:  # not ended yet, or files are lost
             continue
-        result, config = run.result(), run.config()
         rows.append(
             {
                 "run": run.run_id,

@@ -69,7 +69,7 @@ class TrainConfig:
     text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")
     label_column: str | None = setting(None, "Label column", "Guessed from the data when empty.")
     num_labels: int | None = setting(
-        None, "Number of labels", "Taken from the data when empty.", minimum=2, maximum=1000
+        None, "Number of labels", "Taken from the data when left at 0.", minimum=2, maximum=1000
     )
     method: str = setting(
         "lora", "Method", "LoRA trains two thin matrices beside each chosen weight.", choices=tuple(METHODS)

@@ -18,7 +18,7 @@ def zip_of(run: Run, kind: str) -> Path:
     if kind not in KINDS:
         raise RunError(f"There is no download {kind!r}; it is one of {', '.join(KINDS)}.")
     folder = run.folder / kind
-    if not folder.is_dir():
+    if not any(folder.glob("*.safetensors")):
         step = "train it first" if kind == "adapter" else "merge it first"
         raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
     path = run.folder / f"{run.run_id}-{kind}.zip"

@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 def cost(count: Mapping[str, Any]) -> str:
     """The cost strip: trainable of all, percent, file size, and the forecast where there is one."""
-    about = f" · about {duration(count['seconds'])}" if count.get("seconds") else ""
+    about = f" · ~{duration(count['seconds'])}" if count.get("seconds") else ""
     return (
         '<div class="cost" data-testid="cost">'
         f"<b>{count['trainable']:,}</b> of <b>{count['total']:,}</b>"

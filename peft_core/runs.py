@@ -95,12 +95,15 @@ class Run:
         write_json(self.folder / "status.json", changes)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl so far; a half-written last line is left for the next look."""
+        """The rows of metrics.jsonl so far, without a line that is half-written or damaged."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        rows = []
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""

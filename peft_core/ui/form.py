@@ -61,6 +61,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, list[gr.Accordion]
 def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
     """The settings by name, from what a handler with `inputs={...}` gets; empty fields are left out."""
     named = {name: values[component] for name, component in form.items()}
+    named["num_labels"] = named["num_labels"] or None  # an empty number field reads 0
     return {name: value for name, value in named.items() if value not in (None, "")}
 
 
@@ -113,7 +114,7 @@ def wire_form(
             drawn = lora_picture(config.r, config.lora_alpha, *_first_target(workbench, config))
         except PeftCoreError as error:
             return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards)]
-        lines = summaries(config.to_dict(), counted["total"])
+        lines = summaries(config.to_dict(), _base_size(counted))
         return [cost(counted), drawn, *[gr.update(label=line) for line in lines]]
 
     def offer_modules(name: str, chosen: list[str]) -> Any:
@@ -183,6 +184,11 @@ def _pairs(form: Form, make: Any, *pairs: tuple[str, str]) -> None:
         with gr.Row():
             for name in pair:
                 form[name] = make(name)
+
+
+def _base_size(counted: Mapping[str, Any]) -> int:
+    """Parameters of the base model and its head, without what the method adds."""
+    return counted["total"] - counted["adapter"] - counted["head_copy"]
 
 
 def _epochs(number: float) -> str:

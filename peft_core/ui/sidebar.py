@@ -15,7 +15,7 @@ SHOWN = 50
 
 def build_sidebar(workbench: Workbench) -> gr.Radio:
     """The picker; its value is a run_id."""
-    with gr.Sidebar(width=250):
+    with gr.Sidebar(width=280):
         picker = gr.Radio(
             choices=run_choices(workbench),
             value=None,

@@ -1,0 +1,76 @@
+"""Charts: tidy rows out of runs and counts, and specifications that hold them."""
+
+import json
+
+import pytest
+
+from peft_core import runs
+from peft_core.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
+from peft_core.config import TrainConfig
+from peft_core.runs import Run
+
+LORA = {"name": "LoRA", "trainable": 30, "adapter": 20, "head": 10, "head_copy": 10}
+HEAD = {"name": "Head", "trainable": 10, "adapter": 0, "head": 10, "head_copy": 0}
+FULL = {"name": "Full", "trainable": 900, "adapter": 0, "head": 10, "head_copy": 0}
+
+
+def test_curves_of_a_real_run(finished_run: Run) -> None:
+    frame = curve_frame(finished_run.metrics())
+    last = finished_run.result()
+    training = frame[(frame.kind == "loss") & (frame.series == "training")]
+    accuracy = frame[frame.kind == "accuracy"]
+    assert training.step.is_monotonic_increasing
+    assert training.value.iloc[-5:].mean() < training.value.iloc[:5].mean()
+    assert accuracy.value.iloc[-1] == pytest.approx(last["accuracy"])
+    for kind in ("loss", "accuracy"):
+        spec = curve(frame, kind, last["steps"])
+        assert spec["encoding"]["x"]["scale"]["domain"] == [0, last["steps"]]
+        assert len(json.loads(json.dumps(spec))["data"]["values"]) == (frame.kind == kind).sum()
+
+
+def test_curves_before_the_first_step_are_empty() -> None:
+    frame = curve_frame([])
+    assert list(frame.columns) == ["step", "kind", "series", "value"]
+    assert curve(frame, "loss", 10)["data"]["values"] == []
+
+
+def test_every_count_is_split_into_its_parts() -> None:
+    frame = parts_frame([LORA, HEAD, FULL])
+    found = {(row.name, row.part): row.parameters for row in frame.itertuples(index=False)}
+    assert found == {
+        ("LoRA", "Adapter"): 20,
+        ("LoRA", "Head"): 10,
+        ("LoRA", "Head copy (frozen)"): 10,
+        ("Head", "Head"): 10,
+        ("Full", "Head"): 10,
+        ("Full", "Encoder, all of it"): 890,
+    }
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_bars_start_where_the_scale_does(log: bool) -> None:
+    encoding = parts_chart(parts_frame([LORA, FULL]), log=log)["encoding"]
+    assert encoding["x"]["scale"]["type"] == ("log" if log else "linear")
+    assert encoding["x2"]["datum"] == (encoding["x"]["scale"]["domainMin"] if log else 0)
+
+
+def test_finished_runs_are_points(finished_run: Run) -> None:
+    waiting = runs.create(finished_run.folder.parent, TrainConfig())
+    frame = runs_frame([finished_run, waiting])
+    result = finished_run.result()
+    assert frame.run.tolist() == [finished_run.run_id]
+    assert frame.accuracy.tolist() == [result["accuracy"]]
+    assert frame.trainable.tolist() == [result["parameters"]["trainable"]]
+    assert len(runs_chart(frame)["data"]["values"]) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [None, "{", "{\n"])
+def test_a_run_with_lost_or_damaged_files_does_not_take_the_chart_down(
+    name: str, content: str | None, finished_run: Run, own_run: Run
+) -> None:
+    path = own_run.folder / name
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    frame = runs_frame([own_run, finished_run])
+    assert finished_run.run_id in frame.run.tolist()
+    curve_frame(own_run.metrics())

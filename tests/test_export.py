@@ -1,0 +1,48 @@
+"""What a person takes away: zips that hold a whole adapter or a whole merged model."""
+
+import os
+import time
+import zipfile
+
+import pytest
+
+from peft_core.errors import RunError
+from peft_core.export import zip_of
+from peft_core.runs import Run
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_a_zip_holds_the_folder(kind: str, merged_run: Run) -> None:
+    path = zip_of(merged_run, kind)
+    folder = merged_run.folder / kind
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        held = {name: archive.read(name) for name in archive.namelist()}
+    assert held == {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert path.name == f"{merged_run.run_id}-{kind}.zip"
+    assert path.parent == merged_run.folder
+    assert not list(merged_run.folder.glob(".*"))
+
+
+def test_a_zip_is_written_anew_only_when_the_folder_has_changed(own_run: Run) -> None:
+    first = zip_of(own_run, "adapter").stat()
+    assert zip_of(own_run, "adapter").stat().st_ino == first.st_ino
+    (own_run.adapter / "classifier.json").write_text("{}", encoding="utf-8")
+    later = time.time() + 5
+    os.utime(own_run.adapter / "classifier.json", (later, later))
+    with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
+        assert archive.read("classifier.json") == b"{}"
+
+
+@pytest.mark.parametrize("kind", ["merged", "config.json", "..", ""])
+def test_what_is_not_there_gets_one_sentence(kind: str, own_run: Run) -> None:
+    with pytest.raises(RunError, match="merge it first|no download"):
+        zip_of(own_run, kind)
+    assert not list(own_run.folder.glob("*.zip"))
+
+
+def test_an_empty_folder_gets_one_sentence(own_run: Run) -> None:
+    for file in own_run.adapter.iterdir():
+        file.unlink()
+    with pytest.raises(RunError, match="no adapter"):
+        zip_of(own_run, "adapter")

@@ -1,0 +1,107 @@
+"""Pieces of the page: numbers as people read them, and no text of a stranger as markup."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from peft_core import pictures
+from peft_core.certificate import read_certificate
+from peft_core.runs import Run
+from peft_core.workbench import Workbench
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [(0, "0"), (74_498, "74,498"), (999_999, "999,999"), (22_788_484, "22.8 M")],
+)
+def test_quantities(number: float, words: str) -> None:
+    assert pictures.quantity(number) == words
+
+
+@pytest.mark.parametrize("size, words", [(301_432, "301 kB"), (1_200_000, "1.2 MB"), (0, "0 kB")])
+def test_sizes(size: float, words: str) -> None:
+    assert pictures.size(size) == words
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0, "0 s"), (42.4, "42 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert pictures.duration(seconds) == words
+
+
+def test_the_cost_strip_shows_the_exact_numbers() -> None:
+    count = {"trainable": 298_757, "total": 167_659_018, "percent": 100 * 298_757 / 167_659_018}
+    found = pictures.cost({**count, "adapter": 294_912, "head": 3_845, "file_bytes": 1_200_000})
+    for words in ("298,757", "167,659,018", "0.1782 %", "294,912", "3,845", "1.2 MB"):
+        assert words in found
+
+
+@pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
+def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, int]) -> None:
+    found = pictures.lora_picture(r, 16, "query", shape)
+    ElementTree.fromstring(found)
+    assert f"{r * sum(shape):,} numbers learn beside {shape[0] * shape[1]:,}" in found
+
+
+def test_progress_of_a_run_in_words() -> None:
+    waiting = pictures.running({"run_id": "a", "status": "SCHEDULED"})
+    assert "waiting" in waiting
+    starting = pictures.running({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
+    assert "reading the data" in starting
+    state = {"run_id": "a", "status": "RUNNING", "stage": "training", "step": 50, "max_steps": 200}
+    training = pictures.running({**state, "eta": 90, "tokens_per_second": 2400})
+    for words in ("step 50 of 200", "1 min 30 s left", "2,400 tokens/s", 'aria-valuenow="25"'):
+        assert words in training
+
+
+def test_the_result_card_of_a_real_run(finished_run: Run) -> None:
+    description = Workbench.open(finished_run.folder.parent).describe(finished_run)
+    found = pictures.result_card(description)
+    result = description["result"]
+    for words in (f"{result['accuracy']:.3f}", f"{result['macro_f1']:.3f}", "bad", "good", "classifier"):
+        assert words in found
+    for row in result["confusion_matrix"]:
+        assert all(f">{count:,}</td>" in found for count in row)
+
+
+def test_a_run_without_a_result_says_why() -> None:
+    failed = {"run_id": "a", "status": "FAILED", "error": "The disk is full.", "result": None}
+    assert "The disk is full." in pictures.result_card(failed)
+    killed = {"run_id": "a", "status": "KILLED", "error": None, "result": None}
+    assert "Stopped" in pictures.result_card(killed)
+
+
+def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
+    held = read_certificate(merged_run)
+    assert held is not None
+    assert "Merge certificate holds" in pictures.certificate(held.to_dict())
+    broken = {**held.to_dict(), "holds": False, "problems": ["3 of 40 labels flip"]}
+    assert "does not hold: 3 of 40 labels flip" in pictures.certificate(broken)
+
+
+def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> None:
+    held = read_certificate(merged_run)
+    assert held is not None
+    description = Workbench.open(finished_run.folder.parent).describe(finished_run)
+    result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}
+    result["majority"] = {**result["majority"], "label": SCRIPT}
+    pieces = [
+        pictures.message(SCRIPT),
+        pictures.lora_picture(8, 16, SCRIPT, (8, 8)),
+        pictures.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
+        pictures.result_card({**description, "run_id": SCRIPT, "result": result}),
+        pictures.result_card({"run_id": "a", "status": "FAILED", "error": SCRIPT, "result": None}),
+        pictures.confusion([[1, 0], [0, 1]], [SCRIPT, "b"]),
+        pictures.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
+        pictures.prediction_card(
+            "a", "b", {"label": SCRIPT, "scores": {SCRIPT: 1.0}, "ms": 1, "note": SCRIPT}
+        ),
+        pictures.certificate({**held.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}),
+    ]
+    for piece in pieces:
+        assert "<script" not in piece
+        assert "&lt;script" in piece
