@@ -49,12 +49,11 @@ def load_labelled_text(config: TrainConfig) -> LabelledText:
     train, held_out = _read_splits(config)
     text, label = _columns(config, train)
     names, named = _label_names(train, label)
-    train, held_out = (
-        _tidy(rows, text, label, names, split)
-        for rows, split in ((train, config.train_split), (held_out, config.eval_split))
+    train = _tidy(
+        _sample(train, config.max_train_samples, config.seed), text, label, names, config.train_split
     )
-    train = _sample(train, config.max_train_samples, config.seed)
     held_out = _sample(held_out, config.max_eval_samples, config.seed)
+    held_out = _tidy(held_out, text, label, names, config.eval_split)
     _check_classes(train, held_out, names)
     return LabelledText(train, held_out, _checked_names(config, names), named)
 
@@ -257,8 +256,8 @@ def _tidy(rows: Dataset, text: str, label: str, names: tuple[str, ...], split: s
     missing = [i for i, (t, y) in enumerate(pairs) if y in (None, "") or not (t or "").strip()]
     if missing:
         raise DataError(
-            f"{len(missing):,} rows of the split {split!r} have no text or no label "
-            f"(the first is row {missing[0]}); fill or remove them."
+            f"{len(missing):,} of {len(rows):,} rows taken from the split {split!r} have no text or no "
+            "label; fill or remove such rows."
         )
     if not isinstance(rows.features[label], ClassLabel):
         labels = _as_indices(labels, names, split)

@@ -1,11 +1,10 @@
 """What a person takes away: the adapter and the merged model, each as one zip."""
 
-import os
 import zipfile
 from pathlib import Path
 
 from peft_core.errors import RunError
-from peft_core.runs import Run
+from peft_core.runs import Run, whole_file
 
 KINDS = ("adapter", "merged")
 
@@ -25,17 +24,7 @@ def zip_of(run: Run, kind: str) -> Path:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     if path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in files):
         return path
-    _write_zip(path, folder, files)
+    with whole_file(path) as staging, zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))
     return path
-
-
-def _write_zip(path: Path, folder: Path, files: list[Path]) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
-            for file in files:
-                archive.write(file, file.relative_to(folder))
-        staging.replace(path)
-    except OSError:
-        staging.unlink(missing_ok=True)
-        raise

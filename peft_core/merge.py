@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,22 @@ from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError, RunError
 from peft_core.predict import Classifier, batched_logits, load_adapter_base
 from peft_core.runs import Run, whole_folder, write_json
+from peft_core.sources import hub_commit
 
 TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Float32 logits (rows, labels) and the head of the adapter and of what it was merged into."""
+
+    adapter: np.ndarray
+    merged: np.ndarray
+    reloaded: np.ndarray
+    head_sha256: str
+    head_sha256_reloaded: str
+    labels_reloaded: tuple[str, ...]
 
 
 def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) -> MergeCertificate:
@@ -38,52 +52,58 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     if earlier is not None:
         return earlier
     texts = _evaluation_texts(run)
-    name = classifier.base_model_name_or_path
-    refuse_quantised(model_config(name), name)
+    name, revision = classifier.base_model_name_or_path, classifier.base_revision
+    refuse_quantised(model_config(name, hub_commit(revision)), name)
+    with whole_folder(run.folder / ".merged", run.merged) as staging:
+        compared = _merge_into(staging, run, classifier, texts, progress)
+        certificate = MergeCertificate(
+            run_id=run.run_id,
+            rows=len(texts),
+            max_logit_diff_merged=_largest(compared.adapter, compared.merged),
+            max_logit_diff_reloaded=_largest(compared.adapter, compared.reloaded),
+            label_flips=_flips(compared.adapter, compared.merged, compared.reloaded),
+            tolerance=TOLERANCE,
+            head_sha256=compared.head_sha256,
+            head_sha256_reloaded=compared.head_sha256_reloaded,
+            labels=classifier.labels,
+            labels_reloaded=compared.labels_reloaded,
+            adapter_sha256=adapter_sha256,
+            base_model_name_or_path=name,
+            base_revision=revision,
+            created=time.time(),
+        )
+        write_json(run.certificate, certificate.to_dict())
+        if not certificate.holds:
+            raise MergeError(
+                f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
+            )
+    progress(1.0, "Merged")
+    return certificate
 
+
+def _merge_into(
+    folder: Path, run: Run, classifier: Classifier, texts: list[str], progress: Progress
+) -> _Comparison:
+    """Fill a folder with the merged model, and compare it with the adapter in memory and from that folder."""
     progress(0.0, "Loading the base model and the adapter")
     base = load_adapter_base(run, classifier)
     model = PeftModel.from_pretrained(base.model, run.adapter).eval()
 
     def logits(model: Any, tokenizer: Any, start: float, what: str) -> np.ndarray:
+        words = f"{what}: logits of {len(texts):,} rows"
         return batched_logits(
-            model, tokenizer, texts, classifier.max_length, lambda share: progress(start + 0.3 * share, what)
+            model, tokenizer, texts, classifier.max_length, lambda share: progress(start + 0.3 * share, words)
         )
 
-    expected = logits(model, base.tokenizer, 0.05, f"Adapter: logits of {len(texts):,} rows")
-    head = _head_sha256(model)
+    adapter, head = logits(model, base.tokenizer, 0.05, "Adapter"), _head_sha256(model)
     merged = model.merge_and_unload(safe_merge=True)
-    in_memory = logits(merged, base.tokenizer, 0.35, f"Merged: logits of {len(texts):,} rows")
-    with whole_folder(run.folder / ".merged", run.merged) as staging:
-        merged.save_pretrained(staging)
-        base.tokenizer.save_pretrained(staging)
-        reloaded = AutoModelForSequenceClassification.from_pretrained(staging, use_safetensors=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(staging)
-        from_disk = logits(reloaded, tokenizer, 0.65, f"Merged, loaded again: logits of {len(texts):,} rows")
-        certificate = MergeCertificate(
-            run_id=run.run_id,
-            rows=len(texts),
-            max_logit_diff_merged=_largest(expected, in_memory),
-            max_logit_diff_reloaded=_largest(expected, from_disk),
-            label_flips=_flips(expected, in_memory, from_disk),
-            tolerance=TOLERANCE,
-            head_sha256=head,
-            head_sha256_reloaded=_head_sha256(reloaded),
-            labels=classifier.labels,
-            labels_reloaded=tuple(reloaded.config.id2label.values()),
-            adapter_sha256=adapter_sha256,
-            base_model_name_or_path=name,
-            base_revision=classifier.base_revision,
-            created=time.time(),
-        )
-        if not certificate.holds:
-            write_json(run.certificate, certificate.to_dict())
-            raise MergeError(
-                f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
-            )
-    write_json(run.certificate, certificate.to_dict())
-    progress(1.0, "Merged")
-    return certificate
+    in_memory = logits(merged, base.tokenizer, 0.35, "Merged")
+    merged.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.65, "Merged, loaded again")
+    labels = tuple(reloaded.config.id2label.values())
+    return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels)
 
 
 def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | None:

@@ -16,6 +16,7 @@ from peft_core.data import cut
 from peft_core.encoder import BaseModel, load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.runs import Run
+from peft_core.sources import hub_commit
 
 BASE, ADAPTER, MERGED = VARIANTS = ("base", "adapter", "merged")
 BATCH_SIZE = 64
@@ -147,8 +148,7 @@ def batched_logits(
 def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
     """The very base model of the adapter; ModelError, naming both hashes, if it has changed."""
     revision = classifier.base_revision
-    is_commit = revision is not None and not revision.startswith("sha256:")
-    base = load_base(classifier.base_model_name_or_path, revision if is_commit else None, classifier.labels)
+    base = load_base(classifier.base_model_name_or_path, hub_commit(revision), classifier.labels)
     if base.source.revision != revision:
         raise ModelError(
             f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "

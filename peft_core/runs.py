@@ -1,6 +1,7 @@
 """The run folder: create, list, load, status, metrics and result; everything else reads runs through here."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -180,6 +181,24 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.state().get("created", 0.0), run.run_id), reverse=True)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, from Python or from a library's own writer, says that the disk is full."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+
+
+@contextlib.contextmanager
+def disk_full_in_words() -> Iterator[None]:
+    """Turn a full disk into a RunError; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunError(
+                "The disk is full: free some space and try again; nothing half-written is left."
+            ) from error
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """A JSON file that appears whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -187,14 +206,20 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file that appears whole or not at all."""
+    with whole_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file written under a temporary name, synced, renamed; nothing is left of it if the writing fails."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staging.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except OSError:
+        with disk_full_in_words():
+            yield staging
+            _fsync(staging)
+            staging.replace(path)
+    except BaseException:
         staging.unlink(missing_ok=True)
         raise
 
@@ -204,13 +229,14 @@ def whole_folder(staging: Path, final: Path) -> Iterator[Path]:
     """A folder filled under a temporary name, synced, renamed; nothing is left if the filling fails."""
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        for path in staging.rglob("*"):
-            if path.is_file():
-                _fsync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        staging.replace(final)
+        with disk_full_in_words():
+            staging.mkdir(parents=True)
+            yield staging
+            for path in staging.rglob("*"):
+                if path.is_file():
+                    _fsync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            staging.replace(final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -232,6 +258,4 @@ def _died(state: dict[str, Any]) -> str:
     where = (
         f" at step {step} of {state.get('max_steps')}" if step else f" while {state.get('stage', 'starting')}"
     )
-    return (
-        f"The training process ended without a word{where}: it was killed, or the machine ran out of memory."
-    )
+    return f"The training process ended without a word{where}: it was killed, or memory or the disk ran out."

@@ -50,6 +50,16 @@ class Source:
     folder: Path
     revision: str | None
 
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub, or None for files that did not come from there."""
+        return hub_commit(self.revision)
+
+
+def hub_commit(revision: str | None) -> str | None:
+    """A revision if it is a commit on the Hub rather than a hash of local files."""
+    return None if revision is None or revision.startswith("sha256:") else revision
+
 
 def is_local(name: str) -> bool:
     """Whether a name is a folder on this machine rather than a Hub id."""

@@ -1,7 +1,6 @@
 """The training process: python -m peft_core.train RUN_DIR trains the run in its folder."""
 
 import contextlib
-import errno
 import os
 import platform
 import shutil
@@ -26,11 +25,21 @@ from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
-from peft_core.errors import PeftCoreError
+from peft_core.errors import PeftCoreError, RunError
 from peft_core.methods import add_lora, check_trainable, lora_config
 from peft_core.metrics import classification_metrics, confusion_matrix
 from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
-from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, Run, whole_folder, write_json
+from peft_core.runs import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    Run,
+    is_disk_full,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 CURVE_ROWS = 256  # evaluation rows that the live curve uses; the result uses all of them
 CURVE_POINTS = 4
@@ -58,7 +67,7 @@ def train(run_dir: str | Path) -> None:
         except (Stopped, SystemExit, KeyboardInterrupt):
             run.update(status=KILLED, ended=time.time())
         except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk the lock alone tells that the run is over
+            with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
                 run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
             raise
 
@@ -67,8 +76,8 @@ def failure_sentence(error: BaseException) -> str:
     """What a person reads of an error that ended a run."""
     if isinstance(error, PeftCoreError):
         return str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "The disk is full: free some space and train again; nothing half-written was left."
+    if is_disk_full(error):
+        return "The disk is full: free some space and try again; nothing half-written is left."
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
@@ -82,11 +91,9 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     set_seed(config.seed)
     base = load_base(config.model_name_or_path, config.revision, data.label_names, named=data.named)
     check_max_length(base.model.config, config.max_length)
-    commit = base.source.revision if base.source.name == config.model_name_or_path else None
-    is_commit = commit is not None and not commit.startswith("sha256:")
     model = add_lora(
         base.model,
-        lora_config(config, base.untrained, base=base.source.name, revision=commit if is_commit else None),
+        lora_config(config, base.untrained, base=base.source.name, revision=base.source.commit),
     )
     _stage(run, "encoding the texts")
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
@@ -251,9 +258,8 @@ def _evaluate(
 
 
 def _save_evaluation(run: Run, texts: list[str], true: np.ndarray, predicted: np.ndarray) -> None:
-    staging = run.folder / ".evaluation"
-    pd.DataFrame({"text": texts, "label": true, "predicted": predicted}).to_parquet(staging)
-    staging.replace(run.evaluation)
+    with whole_file(run.evaluation) as staging:
+        pd.DataFrame({"text": texts, "label": true, "predicted": predicted}).to_parquet(staging)
 
 
 def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) -> None:

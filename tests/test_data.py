@@ -137,9 +137,9 @@ def test_rows_are_held_out_by_their_text_where_no_split_is_given(tmp_path: Path)
         ([(text, "yes") for text, _ in FOUR], [("Good.", "yes")], "'yes'; a classifier needs two or more"),
         (FOUR, [("Good food.", "yes")], "None of the 1 evaluation rows has the label 'no'"),
         (FOUR, [("Good food.", "maybe")], "'maybe', which no training row has"),
-        ([*FOUR, ("", "yes")], FOUR, "1 rows .* no text or no label"),
-        ([*FOUR, ("  ", "yes")], FOUR, "1 rows .* no text or no label"),
-        ([*FOUR, ("Fine.", "")], FOUR, "1 rows .* no text or no label"),
+        ([*FOUR, ("", "yes")], FOUR, "1 of 5 rows .* no text or no label"),
+        ([*FOUR, ("  ", "yes")], FOUR, "1 of 5 rows .* no text or no label"),
+        ([*FOUR, ("Fine.", "")], FOUR, "1 of 5 rows .* no text or no label"),
     ],
 )
 def test_bad_rows_get_one_sentence(tmp_path: Path, train: list, test: list, words: str) -> None:

@@ -1,6 +1,8 @@
 """The Compare parameters tab: what each configuration costs, exactly, and what one's own runs reached."""
 
 import itertools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -117,9 +119,6 @@ def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
     def redraw(found: list, use_log: bool) -> Any:
         return plot(parts_chart(parts_frame(found), log=use_log)) if found else gr.skip()
 
-    def csv_path(found: list) -> str:
-        return write_csv(workbench, found)
-
     def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
         row = found[event.index[0]]
         wanted = {"model_name_or_path": row["model"], "num_labels": None, "r": row["r"] or 8}
@@ -136,7 +135,7 @@ def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
     go.click(count, inputs, [rows, table, chart, told], **PRIVATE)
     log.change(redraw, [rows, log], chart, **PRIVATE)
     table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
-    download_by_click(csv, csv_path, [rows], "file-csv")
+    download_by_click(csv, write_csv, [rows], "file-csv")
     tabs.change(own_runs, None, [own_chart, own], **PRIVATE)
 
 
@@ -210,12 +209,11 @@ def frame_of(rows: list[dict[str, Any]]) -> Styler:
     return frame.style.format(thousands=",", subset=counts).format(precision=4, subset=[COLUMNS["percent"]])
 
 
-def write_csv(workbench: Workbench, rows: list[dict[str, Any]]) -> str:
+def write_csv(rows: list[dict[str, Any]]) -> str:
     """The table as a CSV file of plain numbers."""
     if not rows:
         raise gr.Error("Press Count first; then there is a table to download.", print_exception=False)
     columns = [column for column in COLUMNS if column != "file"] + ["file_bytes"]
-    workbench.runs_dir.mkdir(parents=True, exist_ok=True)
-    path = workbench.runs_dir / "parameter-counts.csv"
+    path = Path(tempfile.mkdtemp()) / "parameter-counts.csv"
     pd.DataFrame(rows)[columns].to_csv(path, index=False)
     return str(path)

@@ -1,5 +1,6 @@
 """The Inference tab: one text, three cards: the base model, the adapter, the merged model."""
 
+import html
 from typing import Any
 
 import gradio as gr
@@ -61,7 +62,7 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
 def _picked(run_id: str | None) -> str:
     if run_id is None:
         return message("No run is picked: choose one at the side, or press Train first.", "note")
-    return f'<p class="quiet">Run <b>{run_id}</b></p>'
+    return f'<p class="quiet">Run <b>{html.escape(run_id)}</b></p>'
 
 
 def _cards(answer: dict[str, Any]) -> list[str]:

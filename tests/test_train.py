@@ -1,0 +1,350 @@
+"""Training runs from start to end, and every way in which they end early; the real command where it can."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_csv
+from processes import answer, python, start_python, wait_for
+from safetensors import safe_open
+from tiny import make_tiny_bert
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.errors import ConfigError, DataError, ModelError
+from peft_core.predict import Predictor
+from peft_core.presets import EMBEDDED_SHA256
+from peft_core.runs import Run
+from peft_core.train import train
+
+TEXTS = ["The food was awful and the staff rude.", "Wonderful, the best pizza.", "😀 😀", "room " * 500]
+STOCK_PEFT = """
+import json, sys, torch
+from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+torch.set_num_threads(1)
+adapter = sys.argv[1]
+held = json.load(open(adapter + "/classifier.json"))
+base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+torch.manual_seed(int(sys.argv[2]))
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(held["id2label"]))
+model = PeftModel.from_pretrained(model, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+with torch.inference_mode():
+    rows = [
+        model(**tokenizer(text, truncation=True, max_length=held["max_length"], return_tensors="pt")).logits[0]
+        for text in json.loads(sys.argv[3])
+    ]
+print(json.dumps([row.tolist() for row in rows]))
+"""
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from peft_core import runs, train
+def killed(path):
+    if ".adapter" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+runs._fsync = killed
+train.main([sys.argv[1]])
+"""
+SMALL_FILES_ONLY = """
+import resource, sys
+from peft_core.train import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+sys.exit(main([sys.argv[1]]))
+"""
+
+
+def digest(run: Run) -> str:
+    return hashlib.sha256((run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def stock_logits(run: Run, texts: list[str], seed: int = 7) -> np.ndarray:
+    """From PEFT alone, one text at a time, in a process whose random numbers differ from the training's."""
+    return np.asarray(answer(STOCK_PEFT, str(run.adapter), str(seed), json.dumps(texts)), dtype=np.float32)
+
+
+def own_logits(run: Run, texts: list[str]) -> np.ndarray:
+    predictor = Predictor(run.folder)
+    return np.concatenate([predictor.logits([text]) for text in texts])
+
+
+@pytest.mark.alone
+def test_the_default_run_reaches_its_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.create(tmp_path, TrainConfig())
+    done = python("-m", "peft_core.train", str(run.folder), timeout=400, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    result = run.result()
+    seconds = result["train_seconds"]
+    with capsys.disabled():
+        print(f"\ndefault run: accuracy {result['accuracy']:.3f}, {seconds:.1f} s of training")
+    assert run.config() == TrainConfig.from_dict({})
+    assert run.state()["status"] == "FINISHED"
+    assert result["accuracy"] >= 0.77
+    assert (result["train_rows"], result["eval_rows"]) == (3000, 1000)
+    assert result["base_revision"] == f"sha256:{EMBEDDED_SHA256}"
+    parameters = result["parameters"]
+    assert (parameters["trainable"], parameters["total"]) == (74_498, 22_788_484)
+    assert result["majority"]["accuracy"] < 0.6
+    assert seconds <= 60, f"training took {seconds:.1f} s; is another process using these cores?"
+
+
+def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
+    state, result = finished_run.state(), finished_run.result()
+    assert state["status"] == "FINISHED"
+    assert state["step"] == state["max_steps"] == result["steps"] == 60
+    assert state["created"] <= state["started"] <= state["ended"]
+    assert result["accuracy"] >= 0.9 > result["majority"]["accuracy"]
+    assert result["tokens_per_second"] > 0
+    assert names(finished_run.folder) == {
+        "adapter",
+        "config.json",
+        "evaluation.parquet",
+        "lock",
+        "metrics.jsonl",
+        "result.json",
+        "status.json",
+    }
+    assert names(finished_run.adapter) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "classifier.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_result_agrees_with_the_rows_that_are_kept(finished_run: Run) -> None:
+    rows, result = pd.read_parquet(finished_run.evaluation), finished_run.result()
+    assert len(rows) == result["eval_rows"] == 40
+    assert (rows.label == rows.predicted).mean() == pytest.approx(result["accuracy"])
+    matrix = pd.crosstab(rows.label, rows.predicted).reindex(index=[0, 1], columns=[0, 1], fill_value=0)
+    assert matrix.to_numpy().tolist() == result["confusion_matrix"]
+    low, high = result["accuracy_interval"]
+    assert 0 <= low <= result["accuracy"] <= high <= 1
+    predicted = own_logits(finished_run, rows.text.tolist()).argmax(-1)
+    assert predicted.tolist() == rows.predicted.tolist()
+
+
+def test_the_adapter_holds_what_was_trained_and_no_base_weights(finished_run: Run) -> None:
+    with safe_open(finished_run.adapter / "adapter_model.safetensors", "pt") as file:
+        keys = set(file.keys())
+        sizes = {key: file.get_tensor(key).numel() for key in keys}
+    head = {key for key in keys if "lora_" not in key}
+    assert {key.split(".classifier.")[-1] for key in head} == {"weight", "bias"}
+    assert all(".query.lora_" in key or ".value.lora_" in key for key in keys - head)
+    assert sum(sizes.values()) == finished_run.result()["parameters"]["trainable"]
+
+
+def test_the_adapter_folder_says_what_it_is(finished_run: Run, tiny_model: Path) -> None:
+    held = json.loads((finished_run.adapter / "classifier.json").read_text(encoding="utf-8"))
+    settings = json.loads((finished_run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert held["id2label"] == {"0": "bad", "1": "good"}
+    assert held["max_length"] == 64
+    assert held["base_model_name_or_path"] == settings["base_model_name_or_path"] == str(tiny_model)
+    assert held["base_revision"].startswith("sha256:")
+    assert settings["task_type"] == "SEQ_CLS"
+    assert (settings["r"], set(settings["target_modules"])) == (8, {"query", "value"})
+
+
+def test_stock_peft_in_a_fresh_process_gives_the_same_logits(finished_run: Run) -> None:
+    assert np.array_equal(stock_logits(finished_run, TEXTS), own_logits(finished_run, TEXTS))
+
+
+def test_every_part_that_started_untrained_is_trained_and_saved(
+    train_here: Callable[..., Run], tmp_path: Path
+) -> None:
+    bare = make_tiny_bert(tmp_path / "bare", with_head=False, with_pooler=False)
+    run = train_here(model_name_or_path=str(bare), learning_rate=0.02)
+    result = run.result()
+    assert result["untrained"] == ["bert.pooler.dense", "classifier"]
+    assert result["accuracy"] >= 0.8
+    size = (run.adapter / "adapter_model.safetensors").stat().st_size
+    assert result["parameters"]["file_bytes"] == size
+    with safe_open(run.adapter / "adapter_model.safetensors", "pt") as file:
+        assert any("pooler.dense.weight" in key for key in file.keys())  # noqa: SIM118 - no mapping
+    assert np.array_equal(stock_logits(run, TEXTS), own_logits(run, TEXTS))
+
+
+def test_the_seed_decides_the_bytes(finished_run: Run, train_here: Callable[..., Run]) -> None:
+    assert digest(train_here()) == digest(finished_run)
+    assert digest(train_here(seed=43)) != digest(finished_run)
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"method": "full"}, ConfigError, "not trained"),
+        ({"target_modules": ["q_proj"]}, ModelError, "q_proj"),
+        ({"max_length": 129}, ModelError, "at most 128"),
+        ({"max_train_samples": 1}, DataError, "two or more"),
+        ({"model_name_or_path": "./nowhere"}, ModelError, "config.json"),
+        ({"dataset_name": "./nowhere"}, DataError, "no folder"),
+    ],
+)
+def test_what_cannot_be_trained_fails_with_one_sentence(
+    changes: dict[str, Any], error: type[Exception], words: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict({**settings, **changes}))
+    with pytest.raises(error, match=words) as raised:
+        train(run.folder)
+    state = run.state()
+    assert (state["status"], state["error"]) == ("FAILED", str(raised.value))
+    assert names(run.folder) <= {"config.json", "status.json", "lock", "metrics.jsonl"}
+
+
+def test_the_command_says_one_line_and_exits_with_two(tmp_path: Path, settings: dict[str, Any]) -> None:
+    write_csv(tmp_path / "data" / "train.csv", [(f"Fine {i}.", "yes") for i in range(20)])
+    run = runs.create(tmp_path, TrainConfig.from_dict({**settings, "dataset_name": str(tmp_path / "data")}))
+    done = python("-m", "peft_core.train", str(run.folder))
+    assert done.returncode == 2
+    assert "a classifier needs two or more" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert run.state()["error"] in done.stderr
+    nothing = python("-m", "peft_core.train", str(tmp_path / "nothing"))
+    assert nothing.returncode == 2
+    assert len(nothing.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_strange_texts_and_a_part_of_an_epoch(train_here: Callable[..., Run], tmp_path: Path) -> None:
+    rows = [("😀😀😀", "a"), ("word " * 200_000, "b"), ("\u202eright to left", "a"), ("\x07", "b")] * 5
+    write_csv(tmp_path / "data" / "train.csv", rows)
+    write_csv(tmp_path / "data" / "test.csv", rows[:4])
+    run = train_here(dataset_name=str(tmp_path / "data"), num_train_epochs=0.01)
+    assert run.state()["status"] == "FINISHED"
+    assert run.result()["steps"] == 1
+
+
+def test_a_stop_before_the_first_step_leaves_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    run.request_stop()
+    train(run.folder)
+    assert run.state()["status"] == "KILLED"
+    assert not run.has_adapter
+
+
+def long_run(settings: dict[str, Any], folder: Path) -> Run:
+    return runs.create(folder, TrainConfig.from_dict({**settings, "num_train_epochs": 100}))
+
+
+@pytest.fixture
+def training(settings: dict[str, Any], tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen]]:
+    """A long run that trains now in a process of its own."""
+    run = long_run(settings, tmp_path / "long")
+    process = start_python("-m", "peft_core.train", str(run.folder))
+    try:
+        wait_for(lambda: (run.state().get("step") or 0) > 20)
+        yield run, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -> None:
+    run, process = training
+    run.request_stop()
+    assert process.wait(timeout=30) == 0
+    state = run.state()
+    assert state["status"] == "KILLED"
+    assert 0 < run.result()["steps"] < state["max_steps"]
+    assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
+
+
+def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
+    training: tuple[Run, subprocess.Popen], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run, process = training
+    wait_for(lambda: run.can_continue)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = run.state()
+    assert state["status"] == "FAILED"
+    assert "ended without a word at step" in state["error"]
+    assert not names(run.folder) & {"adapter", ".adapter", "result.json", "evaluation.parquet"}
+    train(run.folder)
+    assert run.state()["status"] == "FINISHED"
+    assert run.result()["resumed_from"] > 0
+    whole = long_run(settings, tmp_path / "whole")
+    train(whole.folder)
+    assert digest(whole) == digest(run)
+
+
+def test_a_process_killed_while_it_saves_leaves_no_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    done = python("-c", KILLED_WHILE_SAVING, str(run.folder))
+    assert done.returncode == -signal.SIGKILL
+    assert run.state()["status"] == "FAILED"
+    assert "while saving" in run.state()["error"] or "at step 60 of 60" in run.state()["error"]
+    assert not run.adapter.exists()
+    train(run.folder)
+    assert run.state()["status"] == "FINISHED"
+    assert not names(run.folder) & {".adapter", "checkpoints"}
+
+
+def test_the_termination_signal_stops_a_run(training: tuple[Run, subprocess.Popen]) -> None:
+    run, process = training
+    process.terminate()
+    process.wait(timeout=30)
+    assert run.state()["status"] == "KILLED"
+    assert not run.adapter.exists()
+
+
+def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    done = python("-c", SMALL_FILES_ONLY, str(run.folder))
+    assert done.returncode in (1, 2)
+    state = run.state()
+    assert state["status"] == "FAILED"
+    assert state["error"].startswith("The disk is full")
+    assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of so many kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={request.param}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(
+            "a small disk can be mounted by root alone; the test of a file that may not grow stands in"
+        )
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", [16, 24, 40, 64, 96], indirect=True)
+def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
+    small_disk: Path, settings: dict[str, Any]
+) -> None:
+    run = runs.create(small_disk, TrainConfig.from_dict(settings))
+    with pytest.raises((OSError, RuntimeError, Exception)):
+        train(run.folder)
+    state = run.state()
+    assert state["status"] == "FAILED"
+    assert state["error"].startswith("The disk is full")
+    assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
+    assert not list((run.folder / "checkpoints").glob("checkpoint-*/.*"))
+
+
+def test_two_processes_do_not_train_one_run(training: tuple[Run, subprocess.Popen]) -> None:
+    run, process = training
+    second = python("-m", "peft_core.train", str(run.folder))
+    assert second.returncode == 2
+    assert "trained by another process" in second.stderr
+    assert process.poll() is None
+    assert run.state()["status"] == "RUNNING"
+    assert run.state()["pid"] == process.pid != os.getpid()
