@@ -52,7 +52,7 @@ class Launcher:
             if run.state()["status"] not in (FAILED, KILLED) or not run.can_continue:
                 raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
             (run.folder / "stop").unlink(missing_ok=True)
-            run.update(status=SCHEDULED, error=None)
+            run.update(status=SCHEDULED, stage=None, error=None)
         self.advance()
         self._watch()
         return run
@@ -109,6 +109,7 @@ class Launcher:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        run.update(stage="starting")
         with run.log.open("ab") as log:
             self._children[run.run_id] = subprocess.Popen(
                 [sys.executable, "-m", "peft_core.train", str(run.folder)],

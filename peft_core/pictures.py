@@ -87,7 +87,7 @@ def running(state: Mapping[str, Any]) -> str:
     """Progress of a run that waits or trains."""
     step, most = state.get("step") or 0, state.get("max_steps") or 0
     share = step / most if most else 0.0
-    if state["status"] == SCHEDULED:
+    if state["status"] == SCHEDULED and not state.get("stage"):
         words = "waiting for the run before it"
     elif state.get("stage") == "training" and step:
         words = (
@@ -103,10 +103,22 @@ def running(state: Mapping[str, Any]) -> str:
     )
 
 
+def settings_line(settings: Mapping[str, Any] | None) -> str:
+    """The settings that tell one run from another."""
+    if settings is None:
+        return ""
+    words = (
+        f"{settings['model_name_or_path']} on {settings['dataset_name']} · r {settings['r']} · "
+        f"{' '.join(settings['target_modules'])} · rate {settings['learning_rate']:g} · "
+        f"{settings['num_train_epochs']:g} × {settings['max_train_samples']:,} rows · seed {settings['seed']}"
+    )
+    return f'<p class="quiet">{html.escape(words)}</p>'
+
+
 def result_card(description: Mapping[str, Any]) -> str:
     """What a run that ended measured, against the majority class; or why it failed."""
     result, status = description["result"], description["status"]
-    title = f"<h3>{html.escape(description['run_id'])}</h3>"
+    title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
     if result is None:
         why = description.get("error") or "Stopped before there was anything to keep."
         return f'<div class="result">{title}{message(why, "error" if status != KILLED else "note")}</div>'

@@ -20,7 +20,7 @@ from peft_core.errors import PeftCoreError, RunError
 
 SCHEDULED, RUNNING, FINISHED, FAILED, KILLED = "SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"
 ENDED = (FINISHED, FAILED, KILLED)
-_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peft_core.export import zip_of
 from peft_core.pictures import certificate, lora_picture, message, result_card, running, working
 from peft_core.runs import ENDED
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
-from peft_core.ui.form import DEFAULTS, Form, build_form, settings_of, wire_form
+from peft_core.ui.form import DEFAULTS, Form, build_form, fill, settings_of, wire_form
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
@@ -44,6 +44,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
                 accuracy = gr.Plot(show_label=False, elem_id="accuracy", container=False)
             with gr.Row(visible=False, elem_classes="actions") as actions:
                 try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
+                again = gr.Button("Use settings", elem_id="use-settings")
                 merge = gr.Button("Merge", elem_id="merge")
                 adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
                 merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
@@ -79,6 +80,12 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     def resume_run(run_id: str) -> None:
         workbench.resume(run_id)
 
+    @sentence
+    def take_settings(run_id: str) -> dict[Any, Any]:
+        config = workbench.find(run_id).config()
+        choices = workbench.worker.run("module_choices", config.model_name_or_path, config.revision)
+        return fill(form, config, choices)
+
     @sentence_each
     def merge_run(run_id: str) -> Any:
         for report in workbench.merge(run_id):
@@ -94,6 +101,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     resume.click(resume_run, picker, None, **PRIVATE)
     stop.click(stop_run, picker, None, **PRIVATE)
     try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
+    again.click(take_settings, picker, list(form.values()), **PRIVATE)
     merge.click(merge_run, picker, [proof, seen], **PRIVATE)
     for button, kind in ((adapter_zip, "adapter"), (merged_zip, "merged")):
         download_by_click(button, zip_path(kind), [picker], f"file-{kind}")
