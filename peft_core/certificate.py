@@ -31,10 +31,11 @@ class MergeCertificate:
     @property
     def problems(self) -> list[str]:
         """What does not hold, in words; empty for a certificate that holds."""
-        worst = max(self.max_logit_diff_merged, self.max_logit_diff_reloaded)
+        differences = (self.max_logit_diff_merged, self.max_logit_diff_reloaded)
+        within = all(difference <= self.tolerance for difference in differences)  # false for NaN too
+        allowed = f"(at most {self.tolerance:g} is allowed)"
         checks = {
-            f"a logit differs by {worst:.2g} (at most {self.tolerance:g} is allowed)": not worst
-            <= self.tolerance,
+            f"a logit differs by {max(differences):.2g} {allowed}": not within,
             f"{self.label_flips} of {self.rows} labels flip": self.label_flips > 0,
             "the head on disk is not the trained one": self.head_sha256 != self.head_sha256_reloaded,
             "the labels on disk are not the trained ones": self.labels != self.labels_reloaded,

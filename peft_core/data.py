@@ -21,8 +21,9 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetNotFoundError
 
 from peft_core.config import TrainConfig
-from peft_core.errors import DataError, HubError
+from peft_core.errors import DataError, HubError, RunError
 from peft_core.presets import DATASETS, embedded_reviews_file
+from peft_core.runs import disk_full_in_words
 from peft_core.sources import dataset_revision, hub_sentence, is_local
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "title")
@@ -131,13 +132,16 @@ def _load(config: TrainConfig) -> DatasetDict:
         return _load_folder(_local_folder(name), config.dataset_config_name)
     revision = dataset_revision(name)
     try:
-        return load_dataset(
-            name,
-            config.dataset_config_name,
-            revision=revision,
-            trust_remote_code=False,
-            download_config=DownloadConfig(max_retries=1),
-        )
+        with disk_full_in_words():
+            return load_dataset(
+                name,
+                config.dataset_config_name,
+                revision=revision,
+                trust_remote_code=False,
+                download_config=DownloadConfig(max_retries=1),
+            )
+    except RunError:
+        raise
     except Exception as error:
         raise _data_error(error, name) from error
 
@@ -170,7 +174,10 @@ def _load_folder(folder: Path, config_name: str | None) -> DatasetDict:
     # pandas reads "null", "NA" and "None" as missing; here they are words
     reading = {"keep_default_na": False} if any(path.suffix in (".csv", ".tsv") for path in files) else {}
     try:
-        return load_dataset(str(folder), config_name, cache_dir=_cache(files), **reading)
+        with disk_full_in_words():
+            return load_dataset(str(folder), config_name, cache_dir=_cache(files), **reading)
+    except RunError:
+        raise
     except Exception as error:
         said = f"{error} {error.__cause__}"
         if "corresponds to no data" in said or "first 0 values" in said:  # one file, or one of several

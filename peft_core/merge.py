@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,14 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.certificate import MergeCertificate, read_certificate
 from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError, RunError
-from peft_core.predict import Classifier, batched_logits, load_adapter_base
+from peft_core.predict import Classifier, batched_logits, load_adapter, load_adapter_base
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit
 
@@ -74,6 +74,7 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
         )
         write_json(run.certificate, certificate.to_dict())
         if not certificate.holds:
+            shutil.rmtree(run.merged, ignore_errors=True)  # of an earlier adapter
             raise MergeError(
                 f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
             )
@@ -87,7 +88,7 @@ def _merge_into(
     """Fill a folder with the merged model, and compare it with the adapter in memory and from that folder."""
     progress(0.0, "Loading the base model and the adapter")
     base = load_adapter_base(run, classifier)
-    model = PeftModel.from_pretrained(base.model, run.adapter).eval()
+    model = load_adapter(run, base).eval()
 
     def logits(model: Any, tokenizer: Any, start: float, what: str) -> np.ndarray:
         words = f"{what}: logits of {len(texts):,} rows"
@@ -96,7 +97,10 @@ def _merge_into(
         )
 
     adapter, head = logits(model, base.tokenizer, 0.05, "Adapter"), _head_sha256(model)
-    merged = model.merge_and_unload(safe_merge=True)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
     in_memory = logits(merged, base.tokenizer, 0.35, "Merged")
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.data import cut
@@ -21,6 +22,7 @@ from peft_core.sources import hub_commit
 BASE, ADAPTER, MERGED = VARIANTS = ("base", "adapter", "merged")
 BATCH_SIZE = 64
 CLASSIFIER_FILE = "classifier.json"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,37 @@ def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
     return base
 
 
+def load_adapter(run: Run, base: BaseModel) -> PeftModel:
+    """The run's adapter on its base model; RunError if files of it are lost or damaged."""
+    try:
+        if not (run.adapter / "adapter_config.json").is_file():
+            raise OSError("it holds no adapter_config.json")  # else PEFT asks the Hub for one
+        return PeftModel.from_pretrained(base.model, run.adapter)
+    except _DAMAGED as error:
+        raise RunError(f"The adapter of {run.run_id!r} has lost or damaged files; train it again.") from error
+
+
 def _load(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
     if variant == MERGED:
         if not (run.merged / "model.safetensors").is_file():
             raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
+        return _load_merged(run)
+    base = load_adapter_base(run, classifier)
+    if variant == BASE:
+        return base.model, base.tokenizer
+    return load_adapter(run, base), base.tokenizer
+
+
+def _load_merged(run: Run) -> tuple[Any, Any]:
+    try:
+        if not (run.merged / "tokenizer.json").is_file():
+            raise OSError("it holds no tokenizer.json")
         model = AutoModelForSequenceClassification.from_pretrained(
             run.merged, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
         return model, AutoTokenizer.from_pretrained(run.merged, trust_remote_code=False)
-    base = load_adapter_base(run, classifier)
-    if variant == BASE:
-        return base.model, base.tokenizer
-    return PeftModel.from_pretrained(base.model, run.adapter), base.tokenizer
+    except _DAMAGED as error:
+        raise RunError(f"The merged model of {run.run_id!r} has lost files; merge it again.") from error
 
 
 def _prediction(logits: np.ndarray, labels: Sequence[str], ms: float) -> Prediction:

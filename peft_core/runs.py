@@ -181,9 +181,20 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.state().get("created", 0.0), run.run_id), reverse=True)
 
 
+# what safetensors, torch.save and datasets say of a full disk or of a file that may not grow
+_FULL = ("No space left", "File too large", "unexpected pos", "iostream error", "Not enough disk space")
+
+
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, from Python or from a library's own writer, says that the disk is full."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    """Whether an error, from Python or from a library's own writer, comes of a full disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(words in str(seen) for words in _FULL):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 @contextlib.contextmanager

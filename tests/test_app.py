@@ -182,7 +182,7 @@ def test_a_hub_model_without_a_network_is_one_sentence_at_once(server: Server, o
     expect(page.get_by_test_id("cost")).to_contain_text("298,757 of 167,659,018")
     start = time.time()
     page.click("#train")
-    expect(page.locator("#cost [role=alert]")).to_contain_text("The Hub cannot be reached", timeout=15_000)
+    expect(page.locator("#refused [role=alert]")).to_contain_text("The Hub cannot be reached", timeout=15_000)
     assert time.time() - start < 15
 
 

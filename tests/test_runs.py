@@ -128,11 +128,11 @@ def test_a_full_disk_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", full)
     before = sorted(run.folder.iterdir())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="The disk is full"):
         run.update(step=1)
     assert sorted(run.folder.iterdir()) == before
     assert "step" not in json.loads((run.folder / "status.json").read_text(encoding="utf-8"))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="The disk is full"):
         runs.create(run.folder.parent, TrainConfig())
     assert [path.name for path in run.folder.parent.iterdir()] == [run.run_id]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,10 +15,12 @@ from conftest import write_csv
 from processes import answer, python, start_python, wait_for
 from safetensors import safe_open
 from tiny import make_tiny_bert
+from transformers import set_seed
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import ConfigError, DataError, ModelError
+from peft_core.encoder import load_base
+from peft_core.errors import ConfigError, DataError, ModelError, RunError
 from peft_core.predict import Predictor
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
@@ -40,10 +41,10 @@ model = PeftModel.from_pretrained(model, adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 with torch.inference_mode():
     rows = [
-        model(**tokenizer(text, truncation=True, max_length=held["max_length"], return_tensors="pt")).logits[0]
+        tokenizer(text, truncation=True, max_length=held["max_length"], return_tensors="pt")
         for text in json.loads(sys.argv[3])
     ]
-print(json.dumps([row.tolist() for row in rows]))
+    print(json.dumps([model(**row).logits[0].tolist() for row in rows]))
 """
 KILLED_WHILE_SAVING = """
 import os, signal, sys
@@ -166,14 +167,16 @@ def test_every_part_that_started_untrained_is_trained_and_saved(
     train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
     bare = make_tiny_bert(tmp_path / "bare", with_head=False, with_pooler=False)
-    run = train_here(model_name_or_path=str(bare), learning_rate=0.02)
+    run = train_here(model_name_or_path=str(bare))
     result = run.result()
     assert result["untrained"] == ["bert.pooler.dense", "classifier"]
-    assert result["accuracy"] >= 0.8
     size = (run.adapter / "adapter_model.safetensors").stat().st_size
     assert result["parameters"]["file_bytes"] == size
+    set_seed(42)
+    start = load_base(str(bare), None, ["bad", "good"]).model.bert.pooler.dense.weight
     with safe_open(run.adapter / "adapter_model.safetensors", "pt") as file:
-        assert any("pooler.dense.weight" in key for key in file.keys())  # noqa: SIM118 - no mapping
+        trained = file.get_tensor("base_model.model.bert.pooler.dense.weight")
+    assert 1e-3 < (trained - start).abs().max() < 10
     assert np.array_equal(stock_logits(run, TEXTS), own_logits(run, TEXTS))
 
 
@@ -235,14 +238,16 @@ def test_a_stop_before_the_first_step_leaves_nothing(settings: dict[str, Any], t
     assert not run.has_adapter
 
 
-def long_run(settings: dict[str, Any], folder: Path) -> Run:
-    return runs.create(folder, TrainConfig.from_dict({**settings, "num_train_epochs": 100}))
+def long_run(settings: dict[str, Any], folder: Path, epochs: int) -> Run:
+    return runs.create(folder, TrainConfig.from_dict({**settings, "num_train_epochs": epochs}))
 
 
 @pytest.fixture
-def training(settings: dict[str, Any], tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen]]:
-    """A long run that trains now in a process of its own."""
-    run = long_run(settings, tmp_path / "long")
+def training(
+    settings: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Run, subprocess.Popen]]:
+    """A run of so many epochs that trains now in a process of its own."""
+    run = long_run(settings, tmp_path / "long", getattr(request, "param", 100))
     process = start_python("-m", "peft_core.train", str(run.folder))
     try:
         wait_for(lambda: (run.state().get("step") or 0) > 20)
@@ -262,6 +267,7 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
 
 
+@pytest.mark.parametrize("training", [40], indirect=True)
 def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     training: tuple[Run, subprocess.Popen], settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -276,7 +282,7 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     train(run.folder)
     assert run.state()["status"] == "FINISHED"
     assert run.result()["resumed_from"] > 0
-    whole = long_run(settings, tmp_path / "whole")
+    whole = long_run(settings, tmp_path / "whole", 40)
     train(whole.folder)
     assert digest(whole) == digest(run)
 
@@ -323,7 +329,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
             "a small disk can be mounted by root alone; the test of a file that may not grow stands in"
         )
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("small_disk", [16, 24, 40, 64, 96], indirect=True)
@@ -331,20 +337,19 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
     small_disk: Path, settings: dict[str, Any]
 ) -> None:
     run = runs.create(small_disk, TrainConfig.from_dict(settings))
-    with pytest.raises((OSError, RuntimeError, Exception)):
+    with pytest.raises((RunError, OSError), match="The disk is full|No space left"):
         train(run.folder)
     state = run.state()
     assert state["status"] == "FAILED"
-    assert state["error"].startswith("The disk is full")
+    assert "disk is full" in state["error"] or "the disk ran out" in state["error"]
     assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
     assert not list((run.folder / "checkpoints").glob("checkpoint-*/.*"))
 
 
-def test_two_processes_do_not_train_one_run(training: tuple[Run, subprocess.Popen]) -> None:
-    run, process = training
-    second = python("-m", "peft_core.train", str(run.folder))
+def test_two_processes_do_not_train_one_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    with run.lock():
+        second = python("-m", "peft_core.train", str(run.folder))
     assert second.returncode == 2
-    assert "trained by another process" in second.stderr
-    assert process.poll() is None
-    assert run.state()["status"] == "RUNNING"
-    assert run.state()["pid"] == process.pid != os.getpid()
+    assert second.stderr.strip().endswith("is being trained by another process.")
+    assert run.state()["status"] == "SCHEDULED"

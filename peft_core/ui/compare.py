@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from peft_core.charts import parts_chart, parts_frame, runs_chart, runs_frame
 from peft_core.config import METHODS, TrainConfig
 from peft_core.errors import PeftCoreError
-from peft_core.pictures import message, size
+from peft_core.pictures import message, size, working
 from peft_core.presets import MODELS
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
 from peft_core.ui.form import Form, fill
@@ -45,40 +45,14 @@ FIRST = ("sentence-transformers/all-MiniLM-L6-v2", "nlptown/bert-base-multilingu
 
 
 def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
-    """Choices on top, one table, one chart; below, finished runs. A click on a row loads it into Train."""
-    free = workbench.limits is None
-    with gr.Row():
-        models = gr.Dropdown(
-            [(preset.label, name) for name, preset in MODELS.items()],
-            value=list(FIRST),
-            multiselect=True,
-            label="Base models",
-            allow_custom_value=free,
-            elem_id="compare-models",
-            scale=3,
-        )
-        methods = gr.CheckboxGroup(
-            [(label, name) for name, label in METHODS.items()],
-            value=list(METHODS),
-            label="Methods",
-            elem_id="compare-methods",
-            scale=2,
-        )
-    with gr.Row():
-        ranks = gr.CheckboxGroup(
-            list(RANKS), value=[1, 8, 64], label="Ranks (r)", elem_id="compare-ranks", scale=3
-        )
-        targets = gr.Dropdown(
-            list(TARGETS),
-            value=[PRESET_TARGETS],
-            multiselect=True,
-            allow_custom_value=True,
-            label="Which matrices",
-            info="Type any names, comma between.",
-            elem_id="compare-targets",
-            scale=2,
-        )
-        num_labels = gr.Number(2, label="Number of labels", precision=0, scale=1, elem_id="compare-labels")
+    """Choices, one table and one chart; below, finished runs."""
+    _build_counts(workbench, form, tabs)
+    _build_own_runs(workbench, tabs)
+
+
+def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
+    """Count what is chosen. A click on a row loads it into Train."""
+    inputs = _build_choices(free=workbench.limits is None)
     with gr.Row():
         go = gr.Button("Count", variant="primary", elem_id="count", scale=0)
         log = gr.Checkbox(
@@ -87,18 +61,11 @@ def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         csv = gr.Button("Download CSV", elem_id="get-csv", scale=0)
     told = gr.HTML(elem_id="compare-told", visible=False)
     rows = gr.State([])
+    headers = list(COLUMNS.values())
     table = gr.Dataframe(
-        headers=list(COLUMNS.values()),
-        interactive=False,
-        elem_id="counts",
-        show_search="none",
-        max_height=330,
+        headers=headers, interactive=False, elem_id="counts", show_search="none", max_height=330
     )
     chart = gr.Plot(show_label=False, elem_id="parts", container=False)
-    gr.HTML("<h3>Your runs: accuracy against trainable parameters</h3>")
-    with gr.Row():
-        own_chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
-        own = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
 
     @sentence_each
     def count(names: list, kinds: list, widths: list, sets: list, labels: float, use_log: bool) -> Any:
@@ -106,7 +73,7 @@ def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         settings = [workbench.config(config).to_dict() for config in asked]
         counted: list[dict[str, Any]] = []
         for report in workbench.worker.stream("count_all", settings):
-            yield {told: gr.update(visible=True, value=message(f"{report.what}…", "note"))}
+            yield {told: gr.update(visible=True, value=working(report.share, report.what))}
             counted = report.result or counted
         found, refused = join(settings, counted)
         yield {
@@ -120,23 +87,60 @@ def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         return plot(parts_chart(parts_frame(found), log=use_log)) if found else gr.skip()
 
     def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
-        row = found[event.index[0]]
-        wanted = {"model_name_or_path": row["model"], "num_labels": None, "r": row["r"] or 8}
-        wanted["target_modules"] = row["targets"].split(", ") if row["targets"] else None
-        config = TrainConfig.from_dict({key: value for key, value in wanted.items() if value})
+        config = config_of(found[event.index[0]])
         choices = workbench.worker.run("module_choices", config.model_name_or_path)
         return {**fill(form, config, choices), tabs: gr.update(selected="train")}
+
+    go.click(count, [*inputs, log], [rows, table, chart, told], **PRIVATE)
+    log.change(redraw, [rows, log], chart, **PRIVATE)
+    table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
+    download_by_click(csv, write_csv, [rows], "file-csv")
+
+
+def _build_choices(*, free: bool) -> list[Any]:
+    """Models, methods, ranks, target modules and the number of labels, in the order of `combinations`."""
+    with gr.Row():
+        models = gr.Dropdown(
+            [(preset.label, name) for name, preset in MODELS.items()], value=list(FIRST), multiselect=True,
+            label="Base models", allow_custom_value=free, elem_id="compare-models", scale=3,
+        )  # fmt: skip
+        methods = gr.CheckboxGroup(
+            [(label, name) for name, label in METHODS.items()], value=list(METHODS), label="Methods",
+            elem_id="compare-methods", scale=2,
+        )  # fmt: skip
+    with gr.Row():
+        ranks = gr.CheckboxGroup(
+            list(RANKS), value=[1, 8, 64], label="Ranks (r)", elem_id="compare-ranks", scale=3
+        )
+        targets = gr.Dropdown(
+            list(TARGETS), value=[PRESET_TARGETS], multiselect=True, allow_custom_value=True,
+            label="Which matrices", info="Type any names, comma between.", elem_id="compare-targets", scale=2,
+        )  # fmt: skip
+        labels = gr.Number(2, label="Number of labels", precision=0, scale=1, elem_id="compare-labels")
+    return [models, methods, ranks, targets, labels]
+
+
+def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
+    gr.HTML("<h3>Your runs: accuracy against trainable parameters</h3>")
+    with gr.Row():
+        chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
+        table = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
 
     def own_runs() -> list[Any]:
         frame = runs_frame(workbench.list_runs())
         return [plot(runs_chart(frame)) if len(frame) else gr.skip(), frame]
 
-    inputs = [models, methods, ranks, targets, num_labels, log]
-    go.click(count, inputs, [rows, table, chart, told], **PRIVATE)
-    log.change(redraw, [rows, log], chart, **PRIVATE)
-    table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
-    download_by_click(csv, write_csv, [rows], "file-csv")
-    tabs.change(own_runs, None, [own_chart, own], **PRIVATE)
+    tabs.change(own_runs, None, [chart, table], **PRIVATE)
+
+
+def config_of(row: dict[str, Any]) -> TrainConfig:
+    """The settings behind a row of the table."""
+    settings: dict[str, Any] = {"model_name_or_path": row["model"]}
+    if row["method"] == "lora":
+        settings |= {"r": row["r"], "target_modules": row["targets"].split(", ")}
+    else:
+        settings["target_modules"] = targets_for(row["model"], PRESET_TARGETS)
+    return TrainConfig.from_dict(settings)
 
 
 def combinations(names: list, kinds: list, widths: list, sets: list, labels: float) -> list[dict[str, Any]]:

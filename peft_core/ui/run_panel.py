@@ -1,0 +1,148 @@
+"""The right side of the Train tab: the picked run as it stands on disk, and what can be done with it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from peft_core.certificate import read_certificate
+from peft_core.charts import curve, curve_frame
+from peft_core.errors import RunError
+from peft_core.export import zip_of
+from peft_core.pictures import certificate, lora_picture, message, result_card, running, working
+from peft_core.runs import ENDED, Run
+from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
+from peft_core.ui.form import DEFAULTS, Form, fill
+from peft_core.workbench import Workbench
+
+INTRO = (
+    '<div class="intro"><h3>What Train does</h3><p>The model stays frozen. Beside each chosen matrix W two '
+    "thin ones, A and B, learn your labels together with a small head; what you keep is a file a "
+    "hundredth of the model's size.</p></div>"
+)
+
+
+@dataclass(frozen=True)
+class RunPanel:
+    """The components of the panel; which are seen depends on the run."""
+
+    intro: gr.HTML
+    picture: gr.HTML
+    card: gr.HTML
+    curves: gr.Row
+    loss: gr.Plot
+    accuracy: gr.Plot
+    actions: gr.Row
+    try_it: gr.Button
+    again: gr.Button
+    merge: gr.Button
+    adapter_zip: gr.Button
+    merged_zip: gr.Button
+    proof: gr.HTML
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that `updates` speaks of."""
+        return [
+            self.intro, self.picture, self.card, self.curves, self.loss, self.accuracy, self.actions,
+            self.merged_zip, self.proof,
+        ]  # fmt: skip
+
+
+def build_run_panel() -> RunPanel:
+    """Layout alone."""
+    intro = gr.HTML(INTRO)
+    drawn = lora_picture(DEFAULTS.r, DEFAULTS.lora_alpha, "query", (384, 384))
+    picture = gr.HTML(drawn, elem_id="picture")
+    card = gr.HTML(elem_id="panel", visible=False)
+    with gr.Row(visible=False, elem_classes="curves") as curves:
+        loss = gr.Plot(show_label=False, elem_id="loss", container=False)
+        accuracy = gr.Plot(show_label=False, elem_id="accuracy", container=False)
+    with gr.Row(visible=False, elem_classes="actions") as actions:
+        try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
+        again = gr.Button("Use settings", elem_id="use-settings")
+        merge = gr.Button("Merge", elem_id="merge")
+        adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
+        merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
+    proof = gr.HTML(elem_id="proof", visible=False)
+    return RunPanel(
+        intro,
+        picture,
+        card,
+        curves,
+        loss,
+        accuracy,
+        actions,
+        try_it,
+        again,
+        merge,
+        adapter_zip,
+        merged_zip,
+        proof,
+    )
+
+
+def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[Any, Any]:
+    """What to show of the picked run; the picture of what is about to be trained if none is picked."""
+    before = _visible(panel.intro, panel.picture)
+    nothing = {component: gr.update(visible=False) for component in _stages(panel)}
+    if run_id is None:
+        return {**nothing, **before}
+    try:
+        run = workbench.find(run_id)
+        return {**nothing, **_of_run(panel, run, workbench.describe(run))}
+    except RunError as error:
+        return {**nothing, panel.card: gr.update(visible=True, value=message(str(error)))}
+
+
+def wire_run_panel(
+    panel: RunPanel, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs, form: Form, seen: gr.State
+) -> None:
+    """Try it, use its settings, merge, download; clearing `seen` has the panel drawn anew."""
+
+    @sentence
+    def take_settings(run_id: str) -> dict[Any, Any]:
+        config = workbench.find(run_id).config()
+        choices = workbench.worker.run("module_choices", config.model_name_or_path, config.revision)
+        return fill(form, config, choices)
+
+    @sentence_each
+    def merge(run_id: str) -> Any:
+        for report in workbench.merge(run_id):
+            yield gr.update(visible=True, value=working(report.share, report.what)), ""
+
+    def zip_path(kind: str) -> Any:
+        return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
+
+    panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
+    panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
+    panel.merge.click(merge, picker, [panel.proof, seen], **PRIVATE)
+    download_by_click(panel.adapter_zip, zip_path("adapter"), [picker], "file-adapter")
+    download_by_click(panel.merged_zip, zip_path("merged"), [picker], "file-merged")
+
+
+def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
+    ended = description["status"] in ENDED
+    shown = {
+        panel.card: gr.update(visible=True, value=result_card(description) if ended else running(description))
+    }
+    frame, steps = curve_frame(run.metrics()), description.get("max_steps") or 1
+    if not frame.empty:
+        shown |= _visible(panel.curves)
+        shown[panel.loss] = plot(curve(frame, "loss", steps))
+        shown[panel.accuracy] = plot(curve(frame, "accuracy", steps))
+    if ended and description["has_adapter"]:
+        shown |= _visible(panel.actions)
+        shown[panel.merged_zip] = gr.update(interactive=description["merged"])
+    held = read_certificate(run) if description["merged"] else None
+    if held is not None:
+        shown[panel.proof] = gr.update(visible=True, value=certificate(held.to_dict()))
+    return shown
+
+
+def _stages(panel: RunPanel) -> list[Any]:
+    return [panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof]
+
+
+def _visible(*components: Any) -> dict[Any, Any]:
+    return {component: gr.update(visible=True) for component in components}

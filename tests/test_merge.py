@@ -1,0 +1,230 @@
+"""Merging: a model that stands alone, the certificate that proves it, and merges that are refused."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from processes import answer, python
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from peft_core import merge as merging
+from peft_core.certificate import MergeCertificate, read_certificate
+from peft_core.errors import MergeError, ModelError, PeftCoreError, RunError
+from peft_core.merge import merge
+from peft_core.predict import Predictor
+from peft_core.runs import Run
+
+STOCK_TRANSFORMERS = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+torch.set_num_threads(1)
+folder, texts = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+with torch.inference_mode():
+    rows = [model(**tokenizer(text, return_tensors="pt")).logits[0].tolist() for text in texts]
+classify = pipeline("text-classification", folder)
+labels = [found["label"] for found in classify(texts)]
+loaded = sorted({name.split(".")[0] for name in sys.modules} & {"peft", "peft_core"})
+print(json.dumps({"rows": rows, "labels": labels, "id2label": model.config.id2label, "loaded": loaded}))
+"""
+MERGED_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_certificate_says_what_was_compared(merged_run: Run) -> None:
+    held = read_certificate(merged_run)
+    assert held is not None
+    assert held.holds
+    assert held.rows == merged_run.result()["eval_rows"] == 40
+    assert 0 <= held.max_logit_diff_merged <= held.tolerance == 1e-5
+    assert 0 <= held.max_logit_diff_reloaded <= 1e-5
+    assert held.label_flips == 0
+    assert held.labels == held.labels_reloaded == ("bad", "good")
+    assert held.head_sha256 == held.head_sha256_reloaded
+    adapter = (merged_run.adapter / "adapter_model.safetensors").read_bytes()
+    assert held.adapter_sha256 == hashlib.sha256(adapter).hexdigest()
+    assert held.base_revision == merged_run.result()["base_revision"]
+
+
+def test_the_merged_model_stands_alone(merged_run: Run) -> None:
+    assert names(merged_run.merged) == MERGED_FILES
+    with safe_open(merged_run.merged / "model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if "lora" in key or "modules_to_save" in key]  # noqa: SIM118
+    texts = pd.read_parquet(merged_run.evaluation).text.tolist()[:10]
+    found = answer(STOCK_TRANSFORMERS, str(merged_run.merged), json.dumps(texts))
+    adapter = Predictor(merged_run.folder)
+    assert np.abs(np.asarray(found["rows"]) - adapter.logits(texts)).max() <= 1e-5
+    assert found["labels"] == [prediction.label for prediction in adapter.predict(texts)]
+    assert set(found["labels"]) == {"bad", "good"}
+    assert found["id2label"] == {"0": "bad", "1": "good"}
+    assert "peft_core" not in found["loaded"]
+
+
+def test_merging_again_gives_the_same_certificate(merged_run: Run) -> None:
+    first = read_certificate(merged_run)
+    assert merge(merged_run.folder) == first
+
+
+def test_progress_goes_forward(own_run: Run) -> None:
+    heard: list[tuple[float, str]] = []
+    certificate = merge(own_run.folder, lambda share, what: heard.append((share, what)))
+    shares = [share for share, _ in heard]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert certificate == read_certificate(own_run)
+    assert ".merged" not in names(own_run.folder)
+
+
+def test_a_failed_certificate_leaves_no_merged_model(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "TOLERANCE", -1.0)
+    with pytest.raises(MergeError, match="a logit differs by"):
+        merge(own_run.folder)
+    assert not names(own_run.folder) & {"merged", ".merged"}
+    held = json.loads(own_run.certificate.read_text(encoding="utf-8"))
+    assert held["holds"] is False
+    assert held["problems"]
+    monkeypatch.undo()
+    assert merge(own_run.folder).holds
+
+
+def test_a_failed_certificate_takes_an_older_merged_model_away(
+    own_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(own_run.folder)
+    path = own_run.adapter / "adapter_model.safetensors"
+    tensors = {name: 2 * tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    monkeypatch.setattr(merging, "TOLERANCE", -1.0)
+    with pytest.raises(MergeError):
+        merge(own_run.folder)
+    assert not own_run.merged.exists(), "it is of another adapter than the certificate"
+
+
+def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
+    path = own_run.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    broken = next(name for name in tensors if "lora_B" in name)
+    tensors[broken] = torch.full_like(tensors[broken], math.nan)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(PeftCoreError):
+        merge(own_run.folder)
+    assert not names(own_run.folder) & {"merged", ".merged"}
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"max_logit_diff_merged": 2e-5}, "a logit differs by 2e-05"),
+        ({"max_logit_diff_reloaded": math.inf}, "a logit differs by inf"),
+        ({"label_flips": 3}, "3 of 40 labels flip"),
+        ({"head_sha256_reloaded": "0"}, "the head on disk is not the trained one"),
+        ({"labels_reloaded": ("LABEL_0", "LABEL_1")}, "the labels on disk are not the trained ones"),
+    ],
+)
+def test_each_thing_that_does_not_hold_is_named(
+    changes: dict[str, Any], problem: str, merged_run: Run
+) -> None:
+    held = read_certificate(merged_run)
+    assert isinstance(held, MergeCertificate)
+    broken = replace(held, **changes)
+    assert not broken.holds
+    assert problem in broken.problems[0]
+    assert broken.to_dict()["holds"] is False
+
+
+def test_a_number_that_is_none_does_not_hold(merged_run: Run) -> None:
+    held = read_certificate(merged_run)
+    assert isinstance(held, MergeCertificate)
+    assert not replace(held, max_logit_diff_merged=math.nan).holds
+    assert not replace(held, max_logit_diff_reloaded=math.nan).holds
+
+
+def test_a_damaged_certificate_is_none(own_run: Run) -> None:
+    for content in ("", "{", "[]", "{}", '{"holds": true, "problems": []}'):
+        own_run.certificate.write_text(content, encoding="utf-8")
+        assert read_certificate(own_run) is None
+    assert merge(own_run.folder).holds
+
+
+@pytest.fixture
+def own_base(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the base model to break."""
+    return shutil.copytree(tiny_model, tmp_path / "base")
+
+
+def test_a_quantised_base_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
+    run = train_here(model_name_or_path=str(own_base))
+    path = own_base / "config.json"
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    held = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**held, "quantization_config": quantised}), encoding="utf-8")
+    with pytest.raises(ModelError) as error:
+        merge(run.folder)
+    for words in (str(own_base), "quantised (bitsandbytes)", "full-precision model"):
+        assert words in str(error.value)
+    assert not names(run.folder) & {"merged", ".merged", "certificate.json"}
+
+
+def test_a_base_that_has_changed_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
+    run = train_here(model_name_or_path=str(own_base))
+    trained_on = run.result()["base_revision"]
+    path = own_base / "model.safetensors"
+    tensors = load_file(path)
+    tensors["pooler.dense.bias"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    for act in (lambda: merge(run.folder), lambda: Predictor(run.folder)):
+        with pytest.raises(ModelError, match="has changed") as error:
+            act()
+        hashes = [word.strip("(),;") for word in str(error.value).split() if "sha256:" in word]
+        assert len(set(hashes)) == 2
+        assert trained_on in hashes
+    assert not names(run.folder) & {"merged", ".merged"}
+
+
+def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Callable[..., Run]) -> None:
+    run = train_here(model_name_or_path=str(own_base))
+    shutil.rmtree(own_base)
+    with pytest.raises(ModelError, match="config.json"):
+        merge(run.folder)
+    assert not names(run.folder) & {"merged", ".merged"}
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/classifier.json",
+        "evaluation.parquet",
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_lost_or_damaged_files_get_one_sentence(lost: str, content: bytes | None, own_run: Run) -> None:
+    path = own_run.folder / lost
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunError) as error:
+        merge(own_run.folder)
+    assert own_run.run_id in str(error.value)
+    assert not names(own_run.folder) & {"merged", ".merged"}
+
+
+def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
+    own_run.evaluation.unlink()
+    refused = python("-m", "peft_core.merge", str(own_run.folder))
+    assert refused.returncode == 2
+    assert "lost its evaluation rows" in refused.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,141 @@
+"""Predictions of base, adapter and merged model; strange texts; runs with lost files."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import make_tiny_bert, make_yelp_parquet
+
+from peft_core.data import cut
+from peft_core.errors import DataError, RunError
+from peft_core.predict import Classifier, Predictor, check_texts
+from peft_core.runs import Run
+
+BAD, GOOD = "The food was awful, really terrible.", "Wonderful, the best pizza, excellent."
+
+
+def test_labels_scores_and_time(finished_run: Run) -> None:
+    bad, good = Predictor(finished_run.folder).predict([BAD, GOOD])
+    assert (bad.label, good.label) == ("bad", "good")
+    for found in (bad, good):
+        assert list(found.scores) == ["bad", "good"]
+        assert sum(found.scores.values()) == pytest.approx(1)
+        assert found.scores[found.label] == max(found.scores.values())
+        assert found.ms > 0
+    assert json.loads(json.dumps(good.to_dict()))["label"] == "good"
+
+
+def test_adapter_and_merged_agree(merged_run: Run) -> None:
+    texts = pd.read_parquet(merged_run.evaluation).text.tolist()
+    one, other = (Predictor(merged_run.folder, variant).logits(texts) for variant in ("adapter", "merged"))
+    assert one.shape == (40, 2)
+    assert one.dtype == np.float32
+    assert np.abs(one - other).max() <= 1e-5
+    assert (one.argmax(-1) == other.argmax(-1)).all()
+
+
+def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
+    predictor = Predictor(finished_run.folder)
+    texts = ["Good.", BAD * 5, GOOD, "the " * 300] * 20
+    together = predictor.logits(texts)
+    apart = np.concatenate([predictor.logits([text]) for text in texts])
+    assert np.abs(together - apart).max() < 1e-5
+
+
+def test_a_base_without_a_head_shows_the_majority_class_and_says_so(finished_run: Run) -> None:
+    predictor = Predictor(finished_run.folder, "base")
+    assert predictor.shows_majority
+    first, second = predictor.predict([BAD, GOOD])
+    assert first == second
+    assert first.scores == finished_run.result()["train_label_shares"]
+    assert "no trained head" in first.note
+
+
+def test_a_base_with_a_head_of_its_own_predicts(train_here: Callable[..., Run], tmp_path: Path) -> None:
+    stars = make_tiny_bert(tmp_path / "stars")
+    data = make_yelp_parquet(tmp_path / "yelp")
+    run = train_here(model_name_or_path=str(stars), dataset_name=str(data), num_train_epochs=1)
+    base, adapter = Predictor(run.folder, "base"), Predictor(run.folder, "adapter")
+    assert not base.shows_majority
+    assert list(base.predict([GOOD])[0].scores) == ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]
+    assert np.abs(base.logits([GOOD]) - adapter.logits([GOOD])).max() > 1e-3
+    assert Classifier.read(run).untrained == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["😀" * 50, "word " * 2_000_000, "\u202e", "\0", "名前", "a" * 1_000_000, "."]
+)
+def test_strange_texts_are_answered_at_once(text: str, finished_run: Run) -> None:
+    predictor = Predictor(finished_run.folder)
+    start = time.perf_counter()
+    found = predictor.predict([text])[0]
+    assert time.perf_counter() - start < 5
+    assert found.label in ("bad", "good")
+    assert all(np.isfinite(list(found.scores.values())))
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", None, 7, ["a"]])
+def test_a_text_that_is_empty_gets_one_sentence(text: object, finished_run: Run) -> None:
+    with pytest.raises(DataError, match="The text is empty"):
+        check_texts([text])
+    with pytest.raises(DataError, match="The text is empty"):
+        Predictor(finished_run.folder, "base").predict(["fine", text])
+
+
+def test_a_cut_text_keeps_what_the_model_would_read(finished_run: Run) -> None:
+    text = "word " * 100_000
+    predictor = Predictor(finished_run.folder)
+    assert len(cut(text, 64)) < len(text)
+    assert np.array_equal(predictor.logits([text]), predictor.logits([text[:50_000]]))
+
+
+@pytest.mark.parametrize("variant", ["merge", "", "../adapter", None])
+def test_an_unknown_variant_gets_one_sentence(variant: str, finished_run: Run) -> None:
+    with pytest.raises(RunError, match="base, adapter, merged"):
+        Predictor(finished_run.folder, variant)
+
+
+def test_a_run_that_is_not_merged_says_so(finished_run: Run) -> None:
+    with pytest.raises(RunError, match="not merged yet"):
+        Predictor(finished_run.folder, "merged")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "adapter",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/classifier.json",
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]"])
+def test_an_adapter_with_lost_or_damaged_files_gets_one_sentence(
+    lost: str, content: bytes | None, own_run: Run
+) -> None:
+    path = own_run.folder / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError) as error:
+        Predictor(own_run.folder).predict([GOOD])
+    assert own_run.run_id in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_a_merged_model_with_lost_or_damaged_files_gets_one_sentence(
+    lost: str, content: bytes | None, merged_run: Run, tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(merged_run.folder, tmp_path / merged_run.run_id))
+    path = run.merged / lost
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(RunError) as error:
+        Predictor(run.folder, "merged").predict([GOOD])
+    assert "\n" not in str(error.value)
