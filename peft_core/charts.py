@@ -75,6 +75,9 @@ def parts_frame(counts: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
     """Bars of parameters, a row for each configuration, a tone for each part."""
     names = list(dict.fromkeys(frame["name"]))
+    axis: Spec = (
+        {"format": "~s", "values": [10**power for power in range(2, 10)]} if log else {"format": "~s"}
+    )
     scale: Spec = {"type": "log", "domainMin": 100, "nice": True} if log else {"type": "linear", "zero": True}
     return {
         **_frame(frame, 20 + 30 * len(names)),
@@ -93,7 +96,7 @@ def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
                 "field": "parameters",
                 "type": "quantitative",
                 "scale": scale,
-                "axis": {"format": "~s"},
+                "axis": axis,
                 "title": "parameters (log scale)" if log else "parameters",
             },
             "x2": {"datum": 100 if log else 0},

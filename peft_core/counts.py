@@ -3,8 +3,8 @@
 import json
 import math
 import time
+from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,9 +19,8 @@ from peft_core.methods import apply_method, lora_config
 from peft_core.presets import DATASETS
 
 FLOAT32_BYTES = 4
-_EFFICIENCY = (
-    0.5  # of the matrix rate that a training step reaches: padding, attention and the optimizer cost the rest
-)
+_rates_seen: deque[float] = deque(maxlen=100)
+_EFFICIENCY = 0.5  # share of the matrix rate that a training step reaches, padding and optimizer included
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,14 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     return 4 * weights * min(preset.mean_tokens, config.max_length) * texts / (_EFFICIENCY * matrix_rate())
 
 
-@lru_cache(maxsize=1)
 def matrix_rate() -> float:
-    """Float32 operations a second of this machine's matrix product, in sizes that an encoder uses."""
+    """Float32 operations a second of this machine's matrix product, the best seen so far in this process."""
     left, right = torch.ones(512, 768), torch.ones(768, 768)
-    best = math.inf
-    for _ in range(20):
+    for _ in range(5):
         start = time.perf_counter()
         left @ right
-        best = min(best, time.perf_counter() - start)
-    return 2 * 512 * 768 * 768 / best
+        _rates_seen.append(2 * 512 * 768 * 768 / (time.perf_counter() - start))
+    return max(_rates_seen)
 
 
 def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any]]:

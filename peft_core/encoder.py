@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from peft_core.presets import MODELS
 from peft_core.sources import Source, model_source
 
 HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
-VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
+_VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer", "mpnet", "xmod")
 
 
@@ -137,7 +138,7 @@ def load_base(
     holds bare numbers) a kept head keeps its own label names. Raises ModelError or HubError.
     """
     source = model_source(name, revision)
-    if not any(any(source.folder.glob(pattern)) for pattern in VOCABULARY_FILES):
+    if not has_tokenizer(source.folder):
         raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -159,6 +160,11 @@ def load_base(
         model.config.label2id = {label: i for i, label in enumerate(label_names)}
     model.config.problem_type = "single_label_classification"
     return base
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder holds a vocabulary."""
+    return any(any(folder.glob(pattern)) for pattern in _VOCABULARY_FILES)
 
 
 def refuse_quantised(config: Any, name: str) -> None:

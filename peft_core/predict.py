@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.data import cut
-from peft_core.encoder import BaseModel, load_base
+from peft_core.encoder import BaseModel, has_tokenizer, load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
@@ -22,7 +22,7 @@ from peft_core.sources import hub_commit
 BASE, ADAPTER, MERGED = VARIANTS = ("base", "adapter", "merged")
 BATCH_SIZE = 64
 CLASSIFIER_FILE = "classifier.json"
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _load(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
 
 def _load_merged(run: Run) -> tuple[Any, Any]:
     try:
-        if not (run.merged / "tokenizer.json").is_file():
-            raise OSError("it holds no tokenizer.json")
+        if not has_tokenizer(run.merged):
+            raise OSError("it holds no tokenizer")
         model = AutoModelForSequenceClassification.from_pretrained(
             run.merged, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )

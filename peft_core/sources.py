@@ -104,11 +104,15 @@ def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
         if isinstance(seen, RepositoryNotFoundError):
             return f"There is no {kind} {name!r} on the Hub, or it is private; check the spelling."
     if any(isinstance(seen, _NO_NETWORK) for seen in _chain(error)):
-        return (
-            f"The Hub cannot be reached, so the {kind} {name!r} cannot be fetched; "
-            "check the network, or choose an embedded one or a local folder."
-        )
+        return _unreachable(name, kind)
     return None
+
+
+def _unreachable(name: str, kind: str) -> str:
+    return (
+        f"The Hub cannot be reached, so the {kind} {name!r} cannot be fetched; "
+        "check the network, or choose an embedded one or a local folder."
+    )
 
 
 _NO_NETWORK = (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
@@ -163,35 +167,35 @@ def _no_safetensors(name: str) -> str:
 
 def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
     check_repo_id(name, "base model")
-    commit = _model_commit(name, revision)
+    offline = not _answers(name, revision)
     files = MODEL_FILES if weights else CONFIG_FILES
-    offline = commit is None
     folder = _ask_hub(
         name,
         "base model",
         lambda: snapshot_download(
-            name, revision=commit or revision, allow_patterns=list(files), local_files_only=offline
+            name, revision=revision, allow_patterns=list(files), local_files_only=offline
         ),
     )
     if weights and not list(Path(folder).glob("*.safetensors")):
-        raise ModelError(_no_safetensors(name))
+        raise HubError(_unreachable(name, "base model")) if offline else ModelError(_no_safetensors(name))
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{name!r} holds no config.json; choose a repository of a transformers model.")
     return Source(name, Path(folder), Path(folder).name)
 
 
-def _model_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision names now; None if only the local cache can answer."""
+def _answers(name: str, revision: str | None) -> bool:
+    """Whether the Hub answers in a few seconds; if not, and the cache holds nothing either, a HubError."""
     try:
-        return _ask_hub(
+        _ask_hub(
             name,
             "base model",
             lambda: HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT),
-        ).sha
+        )
+        return True
     except HubError as error:
         unreachable = not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
         if unreachable and _cached(name):
-            return None
+            return False
         raise
 
 

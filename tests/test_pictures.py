@@ -6,6 +6,7 @@ import pytest
 
 from peft_core import pictures
 from peft_core.certificate import read_certificate
+from peft_core.config import TrainConfig
 from peft_core.runs import Run
 from peft_core.workbench import Workbench
 
@@ -69,9 +70,10 @@ def test_the_result_card_of_a_real_run(finished_run: Run) -> None:
 
 
 def test_a_run_without_a_result_says_why() -> None:
-    failed = {"run_id": "a", "status": "FAILED", "error": "The disk is full.", "result": None}
+    bare = {"run_id": "a", "result": None, "settings": None}
+    failed = {**bare, "status": "FAILED", "error": "The disk is full."}
     assert "The disk is full." in pictures.result_card(failed)
-    killed = {"run_id": "a", "status": "KILLED", "error": None, "result": None}
+    killed = {**bare, "status": "KILLED", "error": None, "settings": TrainConfig().to_dict()}
     assert "Stopped" in pictures.result_card(killed)
 
 
@@ -94,7 +96,10 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
         pictures.lora_picture(8, 16, SCRIPT, (8, 8)),
         pictures.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
         pictures.result_card({**description, "run_id": SCRIPT, "result": result}),
-        pictures.result_card({"run_id": "a", "status": "FAILED", "error": SCRIPT, "result": None}),
+        pictures.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
+        pictures.result_card(
+            {**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}
+        ),
         pictures.confusion([[1, 0], [0, 1]], [SCRIPT, "b"]),
         pictures.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
         pictures.prediction_card(

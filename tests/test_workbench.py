@@ -1,0 +1,227 @@
+"""What the page and the endpoints can ask for: every bad input, and the limits where strangers come."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import copy_of, write_csv
+from processes import wait_for
+from transformers import GPT2Config
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.errors import DataError, PeftCoreError, RunError
+from peft_core.runs import ENDED, Run
+from peft_core.workbench import Workbench
+
+FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    """A person's own, over an empty folder."""
+    workbench = Workbench.open(tmp_path_factory.mktemp("workbench") / "runs")
+    yield workbench
+    workbench.worker.close()
+    wait_for(lambda: not multiprocessing.active_children())
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench.open(tmp_path_factory.mktemp("public") / "runs", public=True)
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt")
+    GPT2Config().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_name_or_path": "someone/no-such-model"}, "Hub cannot be reached.*'someone/no-such-model'"),
+        ({"model_name_or_path": "no such model"}, "neither a local folder nor a Hub id"),
+        ({"model_name_or_path": "./nowhere"}, "config.json"),
+        ({"model_name_or_path": "GPT"}, "gpt2 model.*no encoder"),
+        ({"dataset_name": "someone/no-such-data"}, "Hub cannot be reached.*'someone/no-such-data'"),
+        ({"dataset_name": "./nowhere"}, "no folder"),
+        ({"target_modules": ["q_proj"]}, "'q_proj'.*it has query, key, value"),
+        ({"r": 0}, "r is 0"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"max_length": 129}, "at most 128 tokens"),
+        ({"method": "full"}, "not trained"),
+        ({"leaning_rate": 1}, "did you mean 'learning_rate'"),
+        ({"num_labels": 5, "dataset_name": "nothing"}, "cannot be reached"),
+    ],
+)
+def test_train_refuses_bad_settings_and_leaves_nothing(
+    changes: dict[str, Any], words: str, workbench: Workbench, settings: dict[str, Any], gpt: Path
+) -> None:
+    if changes.get("model_name_or_path") == "GPT":
+        changes = {"model_name_or_path": str(gpt)}
+    with pytest.raises(PeftCoreError, match=words) as error:
+        workbench.train({**settings, **changes})
+    assert "\n" not in str(error.value)
+    assert not workbench.runs_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "train, test, words",
+    [
+        ([], FOUR, "no rows"),
+        ([(text, "yes") for text, _ in FOUR], FOUR[:1], "two or more"),
+        (FOUR, FOUR[:1], "None of the 1 evaluation rows has the label 'no'"),
+    ],
+)
+def test_bad_data_is_said_at_once_or_by_the_run(
+    train: list, test: list, words: str, settings: dict[str, Any], tmp_path: Path, workbench: Workbench
+) -> None:
+    write_csv(tmp_path / "data" / "train.csv", train)
+    write_csv(tmp_path / "data" / "test.csv", test)
+    own = Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None)
+    try:
+        run = own.find(own.train({**settings, "dataset_name": str(tmp_path / "data")})["run_id"])
+    except DataError as error:
+        said = str(error)
+        assert own.list_runs() == []
+    else:
+        wait_for(lambda: run.state()["status"] in ENDED)
+        said = run.state()["error"]
+        assert run.state()["status"] == "FAILED"
+        assert not run.adapter.exists()
+    assert words in said
+    assert "\n" not in said
+
+
+def test_the_way_from_settings_to_files(
+    settings: dict[str, Any], tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    own = Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None)
+    first = own.train({**settings, "num_train_epochs": 30})
+    assert first["waiting_for"] is None
+    second = own.train({**settings, "seed": 1})
+    assert second["waiting_for"] == first["run_id"]
+    runs_left = [own.find(answer["run_id"]) for answer in (first, second)]
+    wait_for(lambda: all(run.state()["status"] in ENDED for run in runs_left))
+    found = own.status(first["run_id"])
+    assert (found["status"], found["has_adapter"], found["merged"]) == ("FINISHED", True, False)
+    assert found["settings"]["num_train_epochs"] == 30
+    assert found["result"]["parameters"]["trainable"] == own.count(settings)["trainable"]
+    certificate = list(own.merge(first["run_id"]))[-1].result
+    assert certificate["holds"]
+    assert own.status(first["run_id"])["merged"]
+    compared = own.compare("The food was awful, terrible.", first["run_id"])
+    assert compared["adapter"]["label"] == compared["merged"]["label"] == "bad"
+    assert compared["max_logit_diff"] <= 1e-5
+    assert "no trained head" in compared["base"]["note"]
+    assert [run.run_id for run in own.list_runs()] == [second["run_id"], first["run_id"]]
+    json.dumps([found, certificate, compared])
+
+
+@pytest.fixture
+def holding(merged_run: Run, tmp_path: Path, workbench: Workbench) -> tuple[Workbench, Run]:
+    """A workbench over a copy of a merged run."""
+    run = copy_of(merged_run, tmp_path / "runs")
+    return Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None), run
+
+
+@pytest.mark.parametrize("text", ["😀" * 100, "word " * 2_000_000], ids=["emoji", "10 MB"])
+def test_emoji_and_ten_megabytes_are_answered(text: str, holding: tuple[Workbench, Run]) -> None:
+    own, run = holding
+    assert own.predict(text, run.run_id, "adapter")["label"] in ("bad", "good")
+
+
+@pytest.mark.parametrize("text", ["", "  ", None, 7])
+def test_an_empty_text_gets_one_sentence(text: Any, holding: tuple[Workbench, Run]) -> None:
+    own, run = holding
+    for ask in (lambda: own.predict(text, run.run_id, "adapter"), lambda: own.compare(text, run.run_id)):
+        with pytest.raises(DataError, match="The text is empty"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "config.json",
+        "status.json",
+        "result.json",
+        "metrics.jsonl",
+        "adapter/adapter_config.json",
+        "adapter/classifier.json",
+        "adapter/adapter_model.safetensors",
+        "merged/config.json",
+        "merged/model.safetensors",
+        "certificate.json",
+    ],
+)
+@pytest.mark.parametrize("content", [None, "{"])
+def test_lost_or_damaged_files_are_one_sentence_at_most(
+    lost: str, content: str | None, holding: tuple[Workbench, Run]
+) -> None:
+    own, run = holding
+    path = run.folder / lost
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    assert own.list_runs() == [run]
+    assert own.status(run.run_id)["run_id"] == run.run_id
+    for variant in ("base", "adapter", "merged"):
+        try:
+            assert own.predict("The food was awful.", run.run_id, variant)["label"]
+        except RunError as error:
+            assert "\n" not in str(error)
+    try:
+        own.compare("The food was awful.", run.run_id)
+    except RunError as error:
+        assert "\n" not in str(error)
+
+
+def test_an_unknown_run_gets_one_sentence(workbench: Workbench) -> None:
+    for ask in (workbench.status, workbench.stop, lambda name: list(workbench.merge(name))):
+        for name in ("nothing", "../../etc", ""):
+            with pytest.raises(RunError, match="There is no run"):
+                ask(name)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"model_name_or_path": "/etc"}, "'/etc' is not on this public demo's list of base models"),
+        ({"model_name_or_path": "someone/else"}, "'someone/else' is not on"),
+        ({"dataset_name": "."}, "'.' is not on this public demo's list of data sets"),
+        ({"dataset_name": "someone/else"}, "'someone/else' is not on"),
+        ({"revision": "main"}, "no revision"),
+        ({"dataset_config_name": "x"}, "no data configuration"),
+        ({"max_train_samples": 4001}, "at most 4,000"),
+        ({"max_eval_samples": 1001}, "at most 1,000"),
+        ({"max_length": 257}, "at most 256"),
+        ({"num_train_epochs": 50}, "9,400 steps.*at most 1,000"),
+    ],
+)
+def test_strangers_are_refused_what_costs_or_tells_too_much(
+    settings: dict[str, Any], words: str, public: Workbench
+) -> None:
+    for ask in (public.train, public.count, public.config):
+        with pytest.raises(PeftCoreError, match=words):
+            ask(settings)
+    assert not public.runs_dir.exists()
+
+
+def test_strangers_may_train_the_default_and_type_short_texts(public: Workbench) -> None:
+    assert public.config({}) == TrainConfig()
+    public.check_text("x" * 2000)
+    with pytest.raises(DataError, match="2,001 characters.*at most 2,000"):
+        public.check_text("x" * 2001)
+
+
+def test_strangers_wait_in_a_short_queue(tmp_path: Path) -> None:
+    public = Workbench.open(tmp_path / "runs", public=True)
+    for _ in range(5):
+        runs.create(public.runs_dir, TrainConfig())
+    with pytest.raises(RunError, match="5 runs are waiting"):
+        public.launcher.submit(TrainConfig())
+    assert len(public.list_runs()) == 5

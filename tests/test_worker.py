@@ -1,0 +1,76 @@
+"""The worker process: it answers, it passes errors on, and a death of it takes nothing else down."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from processes import wait_for
+
+from peft_core.errors import ConfigError, ModelError
+from peft_core.worker import Report, Worker, WorkerError
+
+MANY = [{"r": r} for r in range(1, 201)]
+TRAINABLE = 74_498
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    worker.warm()
+    yield worker
+    worker.close()
+    wait_for(lambda: not multiprocessing.active_children())
+
+
+def kill_the_process() -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+
+
+def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
+    assert worker.run("count", {})["trainable"] == TRAINABLE
+    with pytest.raises(ConfigError, match="r is 0"):
+        worker.run("count", {"r": 0})
+    with pytest.raises(ModelError, match="q_proj"):
+        worker.run("count", {"target_modules": ["q_proj"]})
+    assert worker.run("count_all", [{"r": 0}, {}])[0]["error"].startswith("r is 0")
+    assert multiprocessing.active_children(), "the work is done in another process"
+
+
+def test_reports_come_while_a_task_runs(worker: Worker) -> None:
+    reports = list(worker.stream("count_all", MANY[:20]))
+    assert [report.share for report in reports] == sorted(report.share for report in reports)
+    assert isinstance(reports[-1], Report)
+    assert reports[-1].share == 1.0
+    assert len(reports[-1].result) == 20
+    assert len(reports) > 2
+
+
+def test_a_death_in_the_middle_is_one_sentence_and_the_next_call_works(worker: Worker) -> None:
+    with pytest.raises(WorkerError, match="want of memory"):
+        for number, _ in enumerate(worker.stream("count_all", MANY)):
+            if number == 0:
+                kill_the_process()
+    assert worker.run("count", {})["trainable"] == TRAINABLE
+
+
+@pytest.mark.parametrize("ask", ["run", "stream"])
+def test_a_death_between_two_calls_is_no_more_than_one_sentence(ask: str, worker: Worker) -> None:
+    worker.run("count", {})
+    kill_the_process()
+    time.sleep(1)
+    try:
+        found = worker.run("count", {}) if ask == "run" else list(worker.stream("count", {}))[-1].result
+        assert found["trainable"] == TRAINABLE
+    except WorkerError:
+        pass
+    assert worker.run("count", {})["trainable"] == TRAINABLE
+
+
+def test_closing_twice_and_asking_again(worker: Worker) -> None:
+    worker.close()
+    worker.close()
+    assert worker.run("count", {})["trainable"] == TRAINABLE
