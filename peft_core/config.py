@@ -192,11 +192,19 @@ def _coerce(name: str, annotation: Any, value: Any) -> Any:
         return _module_names(value)
     if annotation is str:
         return _text(name, value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise ConfigError(f"{name} is {value!r}; it takes a number {SETTINGS[name].bounds()}.")
     if annotation is int and value != int(value):
         raise ConfigError(f"{name} is {value}; it takes a whole number {SETTINGS[name].bounds()}.")
     return annotation(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _text(name: str, value: Any) -> str:

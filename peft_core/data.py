@@ -74,6 +74,12 @@ def expected_num_labels(config: TrainConfig) -> int:
     return _declared_num_labels(config)
 
 
+def on_hub(name: str) -> bool:
+    """Whether a data set must be fetched from the Hub."""
+    preset = DATASETS.get(name)
+    return not (preset.embedded if preset is not None else is_local(name))
+
+
 def check_dataset_name(config: TrainConfig) -> None:
     """Raise DataError or HubError if a data set does not exist, without reading its rows."""
     preset = DATASETS.get(config.dataset_name)

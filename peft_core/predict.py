@@ -112,6 +112,20 @@ class Predictor:
         """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
         return batched_logits(self.model, self.tokenizer, texts, self.classifier.max_length)
 
+    def note(self, text: str) -> str:
+        """What a person should know of how this text was read; empty if there is nothing to say."""
+        if self.shows_majority:
+            return ""
+        short, most = cut(text, self.classifier.max_length), self.classifier.max_length
+        ids = self.tokenizer(short, verbose=False)["input_ids"]
+        unknown = self.tokenizer.unk_token_id
+        words = [i for i in ids if i == unknown or i not in self.tokenizer.all_special_ids]
+        if words and all(i == unknown for i in words):
+            return "The tokenizer knows none of these characters, so the answer means little."
+        if len(ids) > most or len(short) < len(text):
+            return f"Only the first {most} tokens were read."
+        return ""
+
     def _majority(self) -> Prediction:
         shares = self.run.result()["train_label_shares"]
         label = max(shares, key=shares.get)

@@ -20,6 +20,10 @@ from peft_core.errors import PeftCoreError, RunError
 
 SCHEDULED, RUNNING, FINISHED, FAILED, KILLED = "SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"
 ENDED = (FINISHED, FAILED, KILLED)
+_RESULT_KEYS = {
+    "accuracy", "accuracy_interval", "macro_f1", "majority", "confusion_matrix", "labels",
+    "train_label_shares", "train_rows", "eval_rows", "parameters", "untrained", "train_seconds", "tokens_per_second",
+}  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
@@ -71,8 +75,14 @@ class Run:
             raise RunError(f"The run {self.run_id!r} has no usable config.json: {error}") from error
 
     def result(self) -> dict[str, Any]:
-        """What a finished (or stopped) run measured; RunError if there is none."""
-        return self._read("result.json")
+        """What a finished (or stopped) run measured; RunError if there is none, or parts of it are lost."""
+        result = self._read("result.json")
+        lost = sorted(_RESULT_KEYS - set(result))
+        if lost:
+            raise RunError(
+                f"The result.json of the run {self.run_id!r} has lost its {lost[0]}; train it again."
+            )
+        return result
 
     def state(self) -> dict[str, Any]:
         """`status`, and as known: stage, step, max_steps, tokens_per_second, eta, error, created, started,

@@ -9,7 +9,7 @@ import numpy as np
 from peft_core import counts
 from peft_core import merge as merging
 from peft_core.config import TrainConfig
-from peft_core.data import check_dataset_name
+from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.methods import check_trainable
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
@@ -51,10 +51,12 @@ def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise the PeftCoreError that these settings would meet before the rows are read."""
+    """Raise the PeftCoreError that these settings would meet, as far as is known without a download."""
     config = TrainConfig.from_dict(settings)
     check_trainable(config)
     check_dataset_name(config)
+    if not on_hub(config.dataset_name):
+        load_labelled_text(config)
     try:
         counts.count_parameters(config)
     except DataError:
@@ -69,7 +71,9 @@ def merge(run_dir: str) -> dict[str, Any]:
 
 def predict(run_dir: str, variant: str, text: str) -> dict[str, Any]:
     """One text's label, scores and milliseconds."""
-    return _predictor(run_dir, variant).predict([text])[0].to_dict()
+    predictor = _predictor(run_dir, variant)
+    answer = predictor.predict([text])[0].to_dict()
+    return {**answer, "note": answer["note"] or predictor.note(text)}
 
 
 def compare(run_dir: str, text: str) -> dict[str, Any]:
@@ -77,6 +81,7 @@ def compare(run_dir: str, text: str) -> dict[str, Any]:
     variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).merged.is_dir()
     predictions = {variant: _predictor(run_dir, variant).predict([text])[0] for variant in variants}
     answer: dict[str, Any] = {variant: prediction.to_dict() for variant, prediction in predictions.items()}
+    answer[ADAPTER]["note"] = _predictor(run_dir, ADAPTER).note(text)
     if MERGED in predictions:
         pair = [np.asarray(predictions[variant].logits) for variant in (ADAPTER, MERGED)]
         answer["max_logit_diff"] = float(np.abs(pair[0] - pair[1]).max())

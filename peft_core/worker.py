@@ -1,6 +1,8 @@
 """One worker process for the heavy work that a page asks for: a crash there never takes the page down."""
 
+import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import threading
@@ -15,6 +17,7 @@ from peft_core.errors import PeftCoreError
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
+_ticket = 0  # in the worker: the number of the task whose reports somebody hears, or 0
 
 
 class WorkerError(PeftCoreError):
@@ -39,6 +42,7 @@ class Worker:
         self._turn = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._queue: Any = None
+        self._tickets = itertools.count(1)
 
     def warm(self) -> None:
         """Start the process and its imports now, without waiting for them."""
@@ -53,18 +57,18 @@ class Worker:
 
     def stream(self, task: str, *arguments: Any) -> Iterator[Report]:
         """Reports while the task runs; the last has the share 1.0 and the result. Raises as `run` does."""
-        with self._turn:  # the reports in the queue are those of one task
-            future = self._submit(task, arguments)
-            while not future.done():
-                yield from self._drain()
-                try:
-                    future.result(timeout=0.2)
-                except TimeoutError:
-                    continue
-                except BrokenProcessPool as error:
-                    raise self._broken(task) from error
-            yield from self._drain()
-            yield Report(1.0, "Done", future.result())
+        with self._turn:
+            ticket = next(self._tickets)
+            try:
+                future = self._submit(task, arguments, ticket)
+                while not future.done():
+                    yield from self._drain(ticket)
+                    with contextlib.suppress(TimeoutError):
+                        future.result(timeout=0.2)
+                yield from self._drain(ticket)
+                yield Report(1.0, "Done", future.result())
+            except BrokenProcessPool as error:
+                raise self._broken(task) from error
 
     def close(self) -> None:
         """End the process once its present task is done."""
@@ -73,19 +77,27 @@ class Worker:
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = None
 
-    def _submit(self, task: str, arguments: tuple) -> Any:
+    def _submit(self, task: str, arguments: tuple, ticket: int = 0) -> Any:
         with self._lock:
-            if self._pool is None:
-                self._queue = self._context.Queue()
-                self._pool = ProcessPoolExecutor(1, self._context, _start, (self._queue,))
-            return self._pool.submit(_call, task, arguments)
+            try:
+                return self._started().submit(_call, task, arguments, ticket)
+            except BrokenProcessPool:  # it died idle, so nothing of this task is lost
+                self._pool = None
+                return self._started().submit(_call, task, arguments, ticket)
 
-    def _drain(self) -> Iterator[Report]:
-        try:
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._queue = self._context.Queue()
+            self._pool = ProcessPoolExecutor(1, self._context, _start, (self._queue,))
+        return self._pool
+
+    def _drain(self, ticket: int) -> Iterator[Report]:
+        """The reports of one task; those of a task that nobody listened to the end are dropped."""
+        with contextlib.suppress(Empty):
             while True:
-                yield Report(*self._queue.get_nowait())
-        except Empty:
-            return
+                sender, share, what = self._queue.get_nowait()
+                if sender == ticket:
+                    yield Report(share, what)
 
     def _broken(self, task: str) -> WorkerError:
         self.close()
@@ -97,8 +109,8 @@ class Worker:
 
 def report(share: float, what: str) -> None:
     """Called by a task in the worker process: how far it is and what it does."""
-    if _reports is not None:
-        _reports.put((share, what))
+    if _ticket:
+        _reports.put((_ticket, share, what))
 
 
 def _start(queue: Any) -> None:
@@ -118,5 +130,7 @@ def _end_with_the_app() -> None:
     os._exit(1)
 
 
-def _call(task: str, arguments: tuple) -> Any:
+def _call(task: str, arguments: tuple, ticket: int) -> Any:
+    global _ticket
+    _ticket = ticket
     return getattr(importlib.import_module(_TASKS), task)(*arguments)

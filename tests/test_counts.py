@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.counts import count_parameters, module_choices, safetensors_size
+from peft_core.counts import count_parameters, forecast_seconds, module_choices, safetensors_size
 from peft_core.errors import DataError, ModelError, PeftCoreError
 from peft_core.presets import RECIPES
 from peft_core.runs import Run
@@ -120,3 +120,9 @@ def test_labels_come_from_the_data_unless_given(tiny_data: Path) -> None:
     config = TrainConfig(dataset_name=str(tiny_data))
     assert count_parameters(config).head == 2 * 384 + 2
     assert count_parameters(replace(config, num_labels=7)).head == 7 * 384 + 7
+
+
+def test_the_forecast_grows_with_the_work_and_is_unknown_for_unknown_texts(tmp_path: Path) -> None:
+    short, long = (forecast_seconds(TrainConfig(max_train_samples=rows)) for rows in (100, 10_000))
+    assert 0 < short < long
+    assert forecast_seconds(TrainConfig(dataset_name=str(tmp_path))) is None

@@ -139,3 +139,11 @@ def test_a_merged_model_with_lost_or_damaged_files_gets_one_sentence(
     with pytest.raises(RunError) as error:
         Predictor(run.folder, "merged").predict([GOOD])
     assert "\n" not in str(error.value)
+
+
+def test_what_was_not_read_or_not_known_is_said(finished_run: Run) -> None:
+    predictor = Predictor(finished_run.folder)
+    assert predictor.note("The food was bad.") == ""
+    assert predictor.note("bad food " * 200) == "Only the first 64 tokens were read."
+    assert predictor.note("bad " * 2_500_000) == "Only the first 64 tokens were read."
+    assert "knows none of these characters" in predictor.note("\U0001f600 \U0001f680")
