@@ -20,7 +20,7 @@ screenshots: .venv/installed-tests
 	$(BIN)/python tests/screenshots.py
 
 bench: .venv/installed-tests
-	$(BIN)/python tests/bench_default.py
+	PYTHONPATH=. $(BIN)/python tests/bench_default.py
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -22,7 +22,8 @@ SCHEDULED, RUNNING, FINISHED, FAILED, KILLED = "SCHEDULED", "RUNNING", "FINISHED
 ENDED = (FINISHED, FAILED, KILLED)
 _RESULT_KEYS = {
     "accuracy", "accuracy_interval", "macro_f1", "majority", "confusion_matrix", "labels",
-    "train_label_shares", "train_rows", "eval_rows", "parameters", "untrained", "train_seconds", "tokens_per_second",
+    "train_label_shares", "train_rows", "eval_rows", "parameters", "untrained",
+    "train_seconds", "tokens_per_second",
 }  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 

@@ -43,7 +43,7 @@ from peft_core.runs import (
 
 CURVE_ROWS = 256  # evaluation rows that the live curve uses; the result uses all of them
 CURVE_POINTS = 4
-LOSS_POINTS = 60
+LOSS_POINTS = 40
 
 
 class Stopped(Exception):
@@ -116,6 +116,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     result = _evaluate(run, config, model, base, data)
     result |= {"train_seconds": seconds, "resumed_from": step_of(checkpoint) if checkpoint else 0}
     result |= progress.totals()
+    progress.log_result(result, trainer.state.epoch)
     run.update(stage="saving")
     _save_adapter(run, config, model, base)
     write_json(run.folder / "result.json", result)
@@ -194,6 +195,12 @@ class RunProgress(TrainerCallback):
         speed = seen / self.step_seconds if self.step_seconds else 0.0
         return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
 
+    def log_result(self, result: dict[str, Any], epoch: float) -> None:
+        """The evaluation curve's last point is the result itself."""
+        row = {f"eval_{name}": result[name] for name in ("accuracy", "macro_f1")}
+        row["eval_loss"] = result["eval_loss"]
+        self.run.log_metrics({"step": self.steps, "epoch": epoch, "time": time.time(), **row})
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._steps_before, self._tokens_before = state.global_step, int(state.num_input_tokens_seen)
         self.run.update(step=state.global_step, max_steps=state.max_steps)
@@ -211,6 +218,8 @@ class RunProgress(TrainerCallback):
             speed = self.totals()["tokens_per_second"]
             eta = left * self.step_seconds / (self.steps - self._steps_before)
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
+        if state.global_step >= state.max_steps:  # the result, on every row, and the adapter come next anyway
+            control.should_evaluate = control.should_save = False
         if self.run.stop_requested():
             control.should_training_stop = True
 

@@ -64,14 +64,15 @@ def probe(data: object) -> tuple[float, float]:
     model = AutoModel.from_pretrained(embedded_model_folder()).eval()
 
     def vectors(texts: list[str]) -> np.ndarray:
-        parts = []
+        parts, order = [], np.argsort([len(text) for text in texts])  # by length, as the app batches too
         for start in range(0, len(texts), 64):
-            batch = tokenizer(texts[start : start + 64], truncation=True, padding=True, return_tensors="pt")
+            chosen = [texts[i] for i in order[start : start + 64]]
+            batch = tokenizer(chosen, truncation=True, padding=True, return_tensors="pt")
             with torch.inference_mode():
                 hidden = model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             parts.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())
-        return np.concatenate(parts)
+        return np.concatenate(parts)[np.argsort(order)]
 
     start = time.perf_counter()
     fitted = LogisticRegression(max_iter=2000).fit(vectors(data.train["text"][:]), data.train["label"][:])
