@@ -14,6 +14,7 @@ from peft_core.errors import DataError, PeftCoreError
 from peft_core.methods import check_trainable
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
+from peft_core.sources import model_source
 from peft_core.worker import report
 
 
@@ -54,6 +55,8 @@ def check(settings: dict[str, Any]) -> None:
     """Raise the PeftCoreError that these settings would meet, as far as is known without a download."""
     config = TrainConfig.from_dict(settings)
     check_trainable(config)
+    # a preset is counted without the Hub, but not trained
+    model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
         load_labelled_text(config)
