@@ -114,6 +114,8 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
             assert inside in archive.namelist() and archive.testzip() is None
 
     page.click("#try-it")
+    page.click("#classify")
+    expect(page.locator("#difference [role=alert]")).to_contain_text("The text is empty")
     page.fill("#text textarea", "A gorgeous, witty, seductive movie.")
     page.click("#classify")
     expect(page.get_by_test_id("difference")).to_contain_text("difference", timeout=60_000)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from peft_core.errors import PeftCoreError
 from peft_core.pictures import message, prediction_card
-from peft_core.ui.events import PRIVATE, sentence
+from peft_core.ui.events import PRIVATE
 from peft_core.workbench import Workbench
 
 DEFAULT_EXAMPLES = [
@@ -38,11 +38,13 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
         cards = [gr.HTML(card, elem_id=f"card-{i}") for i, card in enumerate(_cards({}))]
     strip = gr.HTML(elem_id="difference")
 
-    @sentence
     def classify(run_id: str | None, typed: str) -> list[str]:
         if not run_id:
-            raise PeftCoreError("Pick a finished run at the side, or train one first.")
-        answer = workbench.compare(typed, run_id)
+            return [*_cards({}), message("Pick a finished run at the side, or train one first.")]
+        try:
+            answer = workbench.compare(typed, run_id)
+        except PeftCoreError as error:
+            return [*_cards({}), message(str(error))]
         return [*_cards(answer), _strip(answer)]
 
     def look(run_id: str | None) -> list[Any]:
