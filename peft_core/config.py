@@ -33,8 +33,8 @@ class Setting:
     def bounds(self) -> str:
         """The bounds in words, such as 'from 1 to 512'."""
         if self.more_than is not None:
-            return f"more than {self.more_than:g} and at most {self.maximum:g}"
-        return f"from {self.minimum:g} to {self.maximum:g}"
+            return f"more than {_plain(self.more_than)} and at most {_plain(self.maximum)}"
+        return f"from {_plain(self.minimum)} to {_plain(self.maximum)}"
 
     def holds(self, number: float) -> bool:
         """Whether a number lies within the bounds."""
@@ -175,6 +175,11 @@ class Limits:
             )
 
 
+def _plain(number: float) -> str:
+    """A number as people read it: 1,000,000 rather than 1e+06."""
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
+
+
 def _unknown(key: str) -> str:
     words = {name: name for name in SETTINGS} | {what.label.lower(): name for name, what in SETTINGS.items()}
     near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=0.0)
@@ -188,6 +193,8 @@ def _coerce(name: str, annotation: Any, value: Any) -> Any:
         if value is None or value == "":
             return None
         annotation = next(kind for kind in kinds if kind is not type(None))
+    elif value is None or value == "":
+        raise ConfigError(f"{name} is empty; fill in {SETTINGS[name].label!r}.")
     if name == "target_modules":
         return _module_names(value)
     if annotation is str:
@@ -225,4 +232,4 @@ def _check_bounds(name: str, value: Any) -> None:
     if what.choices and value not in what.choices:
         raise ConfigError(f"{name} is {value!r}; it takes one of {', '.join(what.choices)}.")
     if isinstance(value, int | float) and not what.holds(value):
-        raise ConfigError(f"{name} is {value:g}; it must be {what.bounds()}.")
+        raise ConfigError(f"{name} is {_plain(value)}; it must be {what.bounds()}.")

@@ -167,9 +167,10 @@ def prediction_card(title: str, subtitle: str, prediction: Mapping[str, Any] | N
         for label, score in prediction["scores"].items()
     )
     note = f'<p class="quiet">{html.escape(prediction["note"])}</p>' if prediction.get("note") else ""
+    took = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
     return (
         f'<div class="prediction">{head}<p class="answer">{html.escape(prediction["label"])}</p>{bars}{note}'
-        f'<p class="quiet">{prediction["ms"]:.1f} ms</p></div>'
+        f"{took}</div>"
     )
 
 

@@ -84,7 +84,8 @@ def compare(run_dir: str, text: str) -> dict[str, Any]:
     variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).merged.is_dir()
     predictions = {variant: _predictor(run_dir, variant).predict([text])[0] for variant in variants}
     answer: dict[str, Any] = {variant: prediction.to_dict() for variant, prediction in predictions.items()}
-    answer[ADAPTER]["note"] = _predictor(run_dir, ADAPTER).note(text)
+    for variant in variants[1:]:
+        answer[variant]["note"] = _predictor(run_dir, variant).note(text)
     if MERGED in predictions:
         pair = [np.asarray(predictions[variant].logits) for variant in (ADAPTER, MERGED)]
         answer["max_logit_diff"] = float(np.abs(pair[0] - pair[1]).max())

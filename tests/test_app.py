@@ -241,3 +241,14 @@ def test_the_dark_theme_is_a_click_away(open_page: Open) -> None:
     page.click("#dark")
     page.wait_for_url("**__theme=dark**")
     expect(page.locator("body")).to_have_class("dark")
+
+
+def test_an_emptied_field_is_no_default_in_disguise(server: Server, open_page: Open) -> None:
+    page = open_page()
+    before = len(list_runs(server.runs_dir))
+    page.get_by_role("button", name="4  Training").click()
+    page.fill("#learning_rate input", "")
+    page.locator("#learning_rate input").press("Tab")
+    page.click("#train")
+    expect(page.locator("#cost [role=alert]")).to_contain_text("learning_rate is empty; fill in 'Learning rate'")
+    assert len(list_runs(server.runs_dir)) == before

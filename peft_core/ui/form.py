@@ -59,10 +59,10 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, list[gr.Accordion]
 
 
 def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
-    """The settings by name, from what a handler with `inputs={...}` gets; empty fields are left out."""
+    """The settings by name, from what a handler with `inputs={...}` gets."""
     named = {name: values[component] for name, component in form.items()}
     named["num_labels"] = named["num_labels"] or None  # an empty number field reads 0
-    return {name: value for name, value in named.items() if value not in (None, "")}
+    return named
 
 
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:

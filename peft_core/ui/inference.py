@@ -25,6 +25,7 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
         text = gr.Textbox(
             label="Text",
             lines=3,
+            max_lines=8,
             placeholder="Type a sentence to classify",
             elem_id="text",
             scale=6,

@@ -34,9 +34,12 @@ def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
 def _label(run: Run) -> str:
     state: dict[str, Any] = run.state()
     when = time.strftime("%d %b %H:%M", time.localtime(state.get("created", 0)))
-    return (
-        f"{MARKS.get(state['status'], '?')} {run.run_id}\n{_score(run) or state['status'].lower()} · {when}"
-    )
+    return f"{MARKS.get(state['status'], '?')} {run.run_id}\n{_score(run) or _word(state)} · {when}"
+
+
+def _word(state: dict[str, Any]) -> str:
+    starting = state["status"] == SCHEDULED and state.get("stage")
+    return "starting" if starting else state["status"].lower()
 
 
 def _score(run: Run) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.errors import PeftCoreError, RunError
+from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures import message
 from peft_core.runs import ENDED
 from peft_core.ui.events import PRIVATE, sentence
@@ -13,6 +13,10 @@ from peft_core.ui.run_panel import build_run_panel, updates, wire_run_panel
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
+# The run shows at the top of the page, whichever cards are open.
+TO_THE_TOP = """() => {
+  if (document.querySelector('#panel .running')) window.scrollTo({ top: 0, behavior: 'smooth' });
+}"""
 TICK = 1.0  # seconds between looks at the run folder
 
 
@@ -49,17 +53,19 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     def train(values: dict) -> list[Any]:
         try:
             answer = workbench.train(settings_of(form, values))
+        except (ConfigError, ModelError) as error:  # the strip says so already, or is about to
+            return [gr.skip(), "", message(str(error))]
         except PeftCoreError as error:
-            return [gr.skip(), message(str(error))]
+            return [gr.skip(), message(str(error)), gr.skip()]
         if answer["waiting_for"]:
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
-        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), ""]
+        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
 
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
     outputs = [seen, picker, *panel.shown, go, resume, stop]
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
-    go.click(train, set(form.values()), [picker, refused], **PRIVATE)
+    go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
     gr.on(edits, lambda: "", None, refused, **PRIVATE)
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
