@@ -12,7 +12,6 @@ from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
-    DownloadConfig,
     Value,
     load_dataset,
     load_dataset_builder,
@@ -144,7 +143,6 @@ def _load(config: TrainConfig) -> DatasetDict:
                 config.dataset_config_name,
                 revision=revision,
                 trust_remote_code=False,
-                download_config=DownloadConfig(max_retries=1),
             )
     except RunError:
         raise

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from peft_core import runs
@@ -25,7 +26,6 @@ class Launcher:
         self.limits = limits
         self._children: dict[str, subprocess.Popen] = {}
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._watcher: threading.Thread | None = None
 
     def submit(self, config: TrainConfig) -> Run:
@@ -140,7 +140,7 @@ class Launcher:
 
     def _look_after(self) -> None:
         while self.advance():
-            self._wake.wait(_POLL)
+            time.sleep(_POLL)
 
 
 def _early_death(run: Run, code: int) -> str:
