@@ -74,25 +74,18 @@ class Launcher:
         return run
 
     def current(self) -> Run | None:
-        """The run that trains now, if any."""
-        alive = self._children
-        return next(
-            (
-                run
-                for run in runs.list_runs(self.runs_dir)
-                if run.state()["status"] == RUNNING
-                or (run.run_id in alive and alive[run.run_id].poll() is None)
-            ),
-            None,
-        )
+        """The run that trains now, or that comes next; a new one would wait for it."""
+        left = [run for run in reversed(runs.list_runs(self.runs_dir)) if run.state()["status"] not in ENDED]
+        training = [run for run in left if run.state()["status"] == RUNNING]
+        return next(iter(training + left), None)
 
     def advance(self) -> bool:
         """Note ended processes and start the oldest waiting run if none trains; True while any is left."""
         with self._lock:
             self._reap()
-            waiting = [run for run in runs.list_runs(self.runs_dir) if run.state()["status"] == SCHEDULED]
-            waiting = [run for run in waiting if run.run_id not in self._children]
-            if self.current() is None and waiting:
+            status = {run: run.state()["status"] for run in runs.list_runs(self.runs_dir)}
+            waiting = [run for run in status if status[run] == SCHEDULED and run.run_id not in self._children]
+            if waiting and not self._children and RUNNING not in status.values():
                 self._spawn(waiting[-1])
             return bool(waiting or self._children)
 
