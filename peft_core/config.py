@@ -6,13 +6,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from peft_core.errors import ConfigError
+from peft_core.methods import METHODS, defaults_of, unworkable
 
 EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_DATASET = "rotten_tomatoes"
-METHODS = {"lora": "LoRA", "head_only": "Head only", "full": "Full fine-tuning"}
+LORA_STARTS = ("default", "gaussian", "pissa", "olora", "eva")
+PROBLEM_TYPES = {
+    "single_label_classification": "One label a text",
+    "multi_label_classification": "Several labels a text",
+    "regression": "A number a text",
+}
+REMEDIES = {
+    "empty": "Leave out rows without text or label",
+    "duplicates": "Keep one of each repeated row",
+    "conflicts": "Leave out texts that carry different labels",
+    "leakage": "Leave out training rows whose text is also judged on",
+    "small_classes": "Leave out labels with too few rows to split",
+}
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -59,29 +72,123 @@ class TrainConfig:
     )
     revision: str | None = setting(None, "Revision", "Branch, tag or commit of the base model on the Hub.")
     dataset_name: str = setting(
-        EMBEDDED_DATASET, "Data set", "An embedded data set, a Hub data set id, or a local folder."
+        EMBEDDED_DATASET,
+        "Data set",
+        "An embedded data set, a Hub data set id, a local file or a folder of files.",
     )
     dataset_config_name: str | None = setting(None, "Data configuration", "Name of a configuration, if any.")
     train_split: str = setting("train", "Training split", "The split that the model learns from.")
-    eval_split: str = setting(
-        "test", "Evaluation split", "The split it is judged on; held out of the training split if absent."
+    validation_split: str = setting(
+        "validation",
+        "Validation split",
+        "The split that the curves show; held out of the training rows if absent.",
     )
+    eval_split: str = setting(
+        "test",
+        "Test split",
+        "The split that the result is measured on; held out of the training rows if absent.",
+    )
+    split_seed: int = setting(
+        42, "Split seed", "Decides which rows are held out; keep it so that runs compare.",
+        minimum=0, maximum=2**32 - 1,
+    )  # fmt: skip
     text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")
+    text_pair_column: str | None = setting(
+        None, "Second text column", "For pairs of texts, such as a question and an answer."
+    )
     label_column: str | None = setting(None, "Label column", "Guessed from the data when empty.")
+    problem_type: str | None = setting(
+        None, "Task", "Guessed from the labels when empty.", choices=tuple(PROBLEM_TYPES)
+    )
+    label_separator: str | None = setting(
+        None, "Label separator", "Between several labels in one cell; guessed when empty."
+    )
     num_labels: int | None = setting(
         None, "Number of labels", "Taken from the data when left at 0.", minimum=2, maximum=1000
     )
-    method: str = setting(
-        "lora", "Method", "LoRA trains two thin matrices beside each chosen weight.", choices=tuple(METHODS)
+    class_weight: str = setting(
+        "none", "Class weights", "Balanced counts a rare label's errors more.", choices=("none", "balanced")
     )
-    r: int = setting(8, "Rank (r)", "Width of the LoRA matrices A and B.", minimum=1, maximum=512)
+    remedies: tuple[str, ...] = setting(
+        (), "Remedies", "What the audit found and you chose to leave out.", choices=tuple(REMEDIES)
+    )
+    method: str = setting(
+        "lora", "Method", "What is trained; everything else stays frozen.", choices=tuple(METHODS)
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("query", "value"),
+        "Which matrices",
+        "Module names, as print(model) shows them; all-linear takes all.",
+    )
+    r: int = setting(8, "Rank (r)", "Width of the low-rank matrices.", minimum=1, maximum=2048)
     lora_alpha: int = setting(16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096)
     lora_dropout: float = setting(
         0.0, "LoRA dropout", "Share of inputs to A dropped in training.", minimum=0.0, maximum=0.9
     )
-    target_modules: tuple[str, ...] = setting(
-        ("query", "value"), "Which matrices", "Module names, as print(model) shows them, that get LoRA."
+    use_rslora: bool = setting(False, "rsLoRA", "Scale by alpha / √r, so that a high rank learns as fast.")
+    use_dora: bool = setting(False, "DoRA", "Train each weight's length apart from its direction.")
+    init_lora_weights: str = setting(
+        "default", "Start", "Where A and B begin: at zero change, or from the weights or the data.",
+        choices=LORA_STARTS,
+    )  # fmt: skip
+    loraplus_lr_ratio: float = setting(
+        1.0, "LoRA+ ratio", "B learns this many times faster than A.", minimum=1.0, maximum=256.0
     )
+    init_r: int = setting(12, "First rank", "AdaLoRA begins with this rank.", minimum=1, maximum=512)
+    target_r: int = setting(8, "Target rank", "AdaLoRA's mean rank at the end.", minimum=1, maximum=512)
+    orth_reg_weight: float = setting(
+        0.5, "Orthogonality", "AdaLoRA's weight of keeping P and Q orthogonal.", minimum=0.0, maximum=10.0
+    )
+    alpha: int = setting(
+        8, "LoHa and LoKr alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096
+    )
+    decompose_factor: int = setting(
+        -1, "Kronecker factor", "LoKr's first factor; -1 takes the squarest.", minimum=-1, maximum=1024
+    )
+    d_initial: float = setting(
+        0.1, "First d", "VeRA's scaling vector begins here.", minimum=0.0, maximum=10.0
+    )
+    randlora_alpha: int = setting(
+        64, "RandLoRA alpha", "The update is scaled by alpha / r.", minimum=1, maximum=16384
+    )
+    oft_block_size: int = setting(
+        32,
+        "Block size",
+        "Size of the rotated blocks; it must divide the weight's width.",
+        minimum=2,
+        maximum=4096,
+    )
+    boft_block_size: int = setting(
+        4,
+        "Block size",
+        "Size of the rotated blocks; it must divide the weight's width.",
+        minimum=2,
+        maximum=4096,
+    )
+    boft_n_butterfly_factor: int = setting(
+        1, "Butterfly factors", "Each doubles the reach of the blocks.", minimum=1, maximum=8
+    )
+    n_frequency: int = setting(
+        1000, "Frequencies", "Fourier coefficients trained for each weight.", minimum=1, maximum=1_000_000
+    )
+    scaling: float = setting(
+        150.0, "Scaling", "FourierFT's factor of the inverse transform.", more_than=0.0, maximum=10_000.0
+    )
+    block_size: int = setting(
+        64, "C3A block size", "Size of the circulant blocks; it must divide both sides of the weight.",
+        minimum=1, maximum=4096,
+    )  # fmt: skip
+    num_virtual_tokens: int = setting(
+        10, "Virtual tokens", "Trained vectors put before the text.", minimum=1, maximum=256
+    )
+    encoder_hidden_size: int = setting(
+        128, "Prompt encoder width", "Width of the network that makes the virtual tokens.",
+        minimum=1, maximum=4096,
+    )  # fmt: skip
+    load_in_bits: int = setting(
+        32, "Base weights", "Bits of a base weight in training: 32, or 8 or 4 with bitsandbytes (QLoRA).",
+        minimum=4, maximum=32,
+    )  # fmt: skip
     learning_rate: float = setting(
         2e-3, "Learning rate", "LoRA on an encoder wants 1e-3 to 5e-3.", more_than=0.0, maximum=1.0
     )
@@ -112,12 +219,15 @@ class TrainConfig:
             value = _coerce(name, annotation, getattr(self, name))
             object.__setattr__(self, name, value)
             _check_bounds(name, value)
-        if not self.target_modules:
+        if not self.target_modules and METHODS[self.method].takes_target_modules:
             raise ConfigError("target_modules is empty; name at least one module, such as query.")
+        reason = unworkable(dataclasses.asdict(self))
+        if reason:
+            raise ConfigError(reason)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
-        """A config from a dict of settings; missing ones take their defaults.
+        """A config from a dict of settings; missing ones take their method's defaults.
 
         Raises ConfigError for an unknown key (naming the nearest one), a wrong type or a broken bound.
         """
@@ -126,11 +236,14 @@ class TrainConfig:
         for key in settings:
             if key not in SETTINGS:
                 raise ConfigError(_unknown(str(key)))
-        return cls(**settings)
+        return cls(**{**defaults_of(settings.get("method", cls.method)), **settings})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON types."""
-        return {**dataclasses.asdict(self), "target_modules": list(self.target_modules)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
     def to_json(self) -> str:
         """The settings as indented JSON text."""
@@ -195,18 +308,20 @@ def _coerce(name: str, annotation: Any, value: Any) -> Any:
         annotation = next(kind for kind in kinds if kind is not type(None))
     elif value is None or value == "":
         raise ConfigError(f"{name} is empty; fill in {SETTINGS[name].label!r}.")
-    if name == "target_modules":
-        return _module_names(value)
+    if get_origin(annotation) is tuple:
+        return _names(name, value)
+    if annotation is bool:
+        return _flag(name, value)
     if annotation is str:
         return _text(name, value)
-    if not _is_number(value):
+    if not is_number(value):
         raise ConfigError(f"{name} is {value!r}; it takes a number {SETTINGS[name].bounds()}.")
     if annotation is int and value != int(value):
         raise ConfigError(f"{name} is {value}; it takes a whole number {SETTINGS[name].bounds()}.")
     return annotation(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a finite number that a float can hold."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -220,16 +335,24 @@ def _text(name: str, value: Any) -> str:
     return value.strip()
 
 
-def _module_names(value: Any) -> tuple[str, ...]:
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it takes true or false.")
+    return value
+
+
+def _names(setting_name: str, value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"target_modules is {value!r}; it takes a list of module names.")
+        raise ConfigError(f"{setting_name} is {value!r}; it takes a list of names.")
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def _check_bounds(name: str, value: Any) -> None:
     what = SETTINGS[name]
-    if what.choices and value not in what.choices:
-        raise ConfigError(f"{name} is {value!r}; it takes one of {', '.join(what.choices)}.")
-    if isinstance(value, int | float) and not what.holds(value):
+    given = value if isinstance(value, tuple) else (value,) if value is not None else ()
+    for one in given if what.choices else ():
+        if one not in what.choices:
+            raise ConfigError(f"{name} is {one!r}; it takes one of {', '.join(what.choices)}.")
+    if is_number(value) and not what.holds(value):
         raise ConfigError(f"{name} is {_plain(value)}; it must be {what.bounds()}.")

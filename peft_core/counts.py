@@ -12,10 +12,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from peft_core.adapters import apply_method, lora_config
 from peft_core.config import TrainConfig
 from peft_core.data import expected_num_labels
 from peft_core.encoder import HEAD_NAMES, check_max_length, linear_modules, model_config, skeleton
-from peft_core.methods import apply_method, lora_config
 from peft_core.presets import DATASETS
 
 FLOAT32_BYTES = 4

@@ -1,60 +1,73 @@
-"""The PEFT methods: from a TrainConfig and a base model to the model that is trained."""
+"""The fine-tuning methods: what each is, reads, can merge and cannot do. A table, without PEFT itself."""
 
-from collections.abc import Sequence
-
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from torch import nn
-
-from peft_core.config import METHODS, TrainConfig
-from peft_core.encoder import HEAD_NAMES, check_target_modules
-from peft_core.errors import ConfigError
-
-TRAINABLE = ("lora",)
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 
-def check_trainable(config: TrainConfig) -> None:
-    """Raise ConfigError for a method that is counted as a baseline but not trained here."""
-    if config.method not in TRAINABLE:
-        raise ConfigError(
-            f"{METHODS[config.method]} is counted for comparison, not trained; choose method lora."
-        )
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
 
-
-def lora_config(
-    config: TrainConfig,
-    untrained: Sequence[str] = (),
-    *,
-    base: str | None = None,
-    revision: str | None = None,
-) -> LoraConfig:
-    """PEFT's own config; every module that starts untrained is trained whole and saved with the adapter."""
-    beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
-    return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        modules_to_save=beside_head or None,
-        base_model_name_or_path=base,
-        revision=revision,
-    )
-
-
-def apply_method(model: nn.Module, config: TrainConfig, peft_config: LoraConfig) -> nn.Module:
-    """The model with only the chosen method's parameters trainable; a PeftModel for LoRA.
-
-    Raises ModelError if `target_modules` match nothing.
+    `settings` are the names in TrainConfig that this method reads beside the training settings; `defaults`
+    are its own values where TrainConfig's are another method's. `peft_config` is the name of PEFT's class, or
+    None where weights of the model itself are trained. `cannot_merge` and `impossible` (by `model_type`, or
+    "*" for every encoder) give reasons in words; `note` is what a person should know before choosing it.
     """
-    if config.method == "lora":
-        return add_lora(model, peft_config)
-    for name, parameter in model.named_parameters():
-        in_head = any(part.endswith(HEAD_NAMES) for part in name.split("."))
-        parameter.requires_grad_(config.method == "full" or in_head)
-    return model
+
+    label: str
+    help: str
+    source: str
+    settings: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    peft_config: str | None = None
+    cannot_merge: str = ""
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def takes_target_modules(self) -> bool:
+        return "target_modules" in self.settings
+
+    def cannot(self, model_type: str) -> str:
+        """Why it cannot be used on this kind of encoder, or an empty text."""
+        return self.impossible.get(model_type, self.impossible.get("*", ""))
 
 
-def add_lora(model: nn.Module, peft_config: LoraConfig) -> PeftModel:
-    """The base model with LoRA beside its target modules, everything else but the head frozen."""
-    check_target_modules(model, sorted(peft_config.target_modules))
-    return get_peft_model(model, peft_config)
+def _values(**values: Any) -> Mapping[str, Any]:
+    return MappingProxyType(values)
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "lora": Method(
+            "LoRA",
+            "Two thin matrices beside each chosen weight.",
+            "Hu et al. 2021, arXiv:2106.09685",
+            ("target_modules", "r", "lora_alpha", "lora_dropout"),
+            peft_config="LoraConfig",
+        ),
+        "head_only": Method(
+            "Head only",
+            "The model stays as it is; the classification head alone is trained.",
+            "the usual baseline, also called linear probing",
+        ),
+        "full": Method(
+            "Full fine-tuning",
+            "Every weight is trained.",
+            "the usual baseline",
+            defaults=_values(learning_rate=5e-5),
+        ),
+    }
+)
+
+
+def defaults_of(method: Any) -> Mapping[str, Any]:
+    """A method's own default settings; empty for LoRA, and for what is no method."""
+    return METHODS[method].defaults if isinstance(method, str) and method in METHODS else {}
+
+
+def unworkable(settings: Mapping[str, Any]) -> str:
+    """Why these settings cannot work together on any model, or an empty text."""
+    return ""

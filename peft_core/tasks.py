@@ -8,10 +8,10 @@ import numpy as np
 
 from peft_core import counts
 from peft_core import merge as merging
+from peft_core.adapters import check_trainable
 from peft_core.config import TrainConfig
 from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.methods import check_trainable
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
 from peft_core.sources import model_source

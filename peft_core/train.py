@@ -20,13 +20,13 @@ import torch
 import transformers
 from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments, set_seed
 
+from peft_core.adapters import add_lora, check_trainable, lora_config
 from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.methods import add_lora, check_trainable, lora_config
 from peft_core.metrics import classification_metrics, confusion_matrix
 from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
 from peft_core.runs import (

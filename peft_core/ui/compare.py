@@ -10,8 +10,9 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from peft_core.charts import parts_chart, parts_frame, runs_chart, runs_frame
-from peft_core.config import METHODS, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
+from peft_core.methods import METHODS
 from peft_core.pictures import message, size, working
 from peft_core.presets import MODELS
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
@@ -105,7 +106,7 @@ def _build_choices(*, free: bool) -> list[Any]:
             label="Base models", allow_custom_value=free, elem_id="compare-models", scale=3,
         )  # fmt: skip
         methods = gr.CheckboxGroup(
-            [(label, name) for name, label in METHODS.items()], value=list(METHODS), label="Methods",
+            [(method.label, name) for name, method in METHODS.items()], value=list(METHODS), label="Methods",
             elem_id="compare-methods", scale=2,
         )  # fmt: skip
     with gr.Row():
@@ -180,7 +181,7 @@ def join(settings: list[dict], counted: list[dict]) -> tuple[list[dict[str, Any]
             continue
         lora = one["method"] == "lora"
         targets = ", ".join(one["target_modules"]) if lora else ""
-        name = f"{title} · {METHODS[one['method']]}" + (f" r {one['r']}" if lora else "")
+        name = f"{title} · {METHODS[one['method']].label}" + (f" r {one['r']}" if lora else "")
         if lora and one["target_modules"] != targets_for(model, PRESET_TARGETS):
             name += f" · {targets}"
         rows.append(
@@ -202,7 +203,7 @@ def frame_of(rows: list[dict[str, Any]]) -> Styler:
         {
             **row,
             "model": MODELS[row["model"]].label if row["model"] in MODELS else row["model"],
-            "method": METHODS[row["method"]],
+            "method": METHODS[row["method"]].label,
             "r": row["r"] or "",
             "file": size(row["file_bytes"]),
         }
