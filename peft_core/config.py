@@ -153,14 +153,14 @@ class TrainConfig:
     )
     oft_block_size: int = setting(
         32,
-        "Block size",
+        "OFT block size",
         "Size of the rotated blocks; it must divide the weight's width.",
         minimum=2,
         maximum=4096,
     )
     boft_block_size: int = setting(
         4,
-        "Block size",
+        "BOFT block size",
         "Size of the rotated blocks; it must divide the weight's width.",
         minimum=2,
         maximum=4096,
