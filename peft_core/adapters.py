@@ -1,61 +1,184 @@
-"""The PEFT methods: from a TrainConfig and a base model to the model that is trained."""
+"""From a TrainConfig and a base model to the model that is trained, by PEFT's own classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+import peft
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model, initialize_lora_eva_weights
+from peft.optimizers import create_loraplus_optimizer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import TrainerCallback
 
 from peft_core.config import TrainConfig
 from peft_core.encoder import HEAD_NAMES, check_target_modules
-from peft_core.errors import ConfigError
-from peft_core.methods import METHODS
+from peft_core.errors import ModelError
+from peft_core.methods import METHODS, unworkable_on
 
-TRAINABLE = ("lora",)
-
-
-def check_trainable(config: TrainConfig) -> None:
-    """Raise ConfigError for a method that is counted as a baseline but not trained here."""
-    if config.method not in TRAINABLE:
-        raise ConfigError(
-            f"{METHODS[config.method].label} is counted for comparison, not trained; choose method lora."
-        )
+_NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
+_ADALORA_WARM_UP, _ADALORA_REST = 0.1, 0.3  # shares of all steps before the ranks fall, and after
 
 
-def lora_config(
+def apply_method(
+    model: nn.Module,
     config: TrainConfig,
     untrained: Sequence[str] = (),
     *,
     base: str | None = None,
     revision: str | None = None,
-) -> LoraConfig:
-    """PEFT's own config; every module that starts untrained is trained whole and saved with the adapter."""
-    beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
-    return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        modules_to_save=beside_head or None,
-        base_model_name_or_path=base,
-        revision=revision,
+    steps: int = 100,
+) -> nn.Module:
+    """The model with only the chosen method's parameters, its head and what starts untrained trainable.
+
+    A PeftModel, or the model itself for head_only, bitfit and full. `steps` are those of the whole training,
+    which AdaLoRA's schedule needs. On a model without weights (meta device) starts that are computed from
+    the weights are left out. Raises ModelError if the method cannot work on this model, or `target_modules`
+    match nothing.
+    """
+    reason = unworkable_on(config.to_dict(), model.config.model_type)
+    if reason:
+        raise ModelError(reason)
+    if METHODS[config.method].peft_config is None:
+        _choose_trainable(model, config.method, untrained)
+        return model
+    peft_config = _peft_config(model, config, untrained, steps)
+    peft_config.base_model_name_or_path, peft_config.revision = base, revision
+    try:
+        return get_peft_model(model, peft_config)
+    except (ValueError, AssertionError) as error:  # sizes that do not divide, said in PEFT's words
+        label = METHODS[config.method].label
+        raise ModelError(f"{label} cannot be built on this model: {str(error).splitlines()[0]}") from error
+
+
+def start_from_data(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
+    """Where the method starts from the training data (EVA), look at these batches; else nothing."""
+    if _starts_with(model, "eva"):
+        initialize_lora_eva_weights(model, list(batches), show_progress_bar=False)
+
+
+def optimizer_of(
+    model: nn.Module, config: TrainConfig, optimizer_class: type, **arguments: Any
+) -> torch.optim.Optimizer | None:
+    """LoRA+'s optimizer where it is asked for, or None for Trainer's own."""
+    if config.method != "lora" or config.loraplus_lr_ratio == 1.0:
+        return None
+    return create_loraplus_optimizer(
+        model,
+        optimizer_class,
+        loraplus_lr_ratio=config.loraplus_lr_ratio,
+        loraplus_weight_decay=config.weight_decay,
+        **arguments,
     )
 
 
-def apply_method(model: nn.Module, config: TrainConfig, peft_config: LoraConfig) -> nn.Module:
-    """The model with only the chosen method's parameters trainable; a PeftModel for LoRA.
+class RankSchedule(TrainerCallback):
+    """Lets AdaLoRA look at the gradients and move its ranks after each optimizer step."""
 
-    Raises ModelError if `target_modules` match nothing.
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if isinstance(model, PeftModel) and hasattr(model.base_model, "update_and_allocate"):
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a method without a PEFT class has trained, by the model's own parameter names."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def merged_model(model: nn.Module) -> nn.Module:
+    """A plain model with the adapter in its weights; ValueError if a weight would not be a number.
+
+    Each part that was trained whole first takes the place of its wrapper: PEFT 0.21 itself does that, with
+    most methods, only for parts that are a single layer, which RoBERTa's head is not.
     """
-    if config.method == "lora":
-        return add_lora(model, peft_config)
+    if not isinstance(model, PeftModel):
+        return model
+    for path, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.modules_to_save[module.active_adapter])
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _peft_config(model: nn.Module, config: TrainConfig, untrained: Sequence[str], steps: int) -> PeftConfig:
+    """PEFT's own config; every module that starts untrained is trained whole and saved with the adapter."""
+    method = METHODS[config.method]
+    own = {name: getattr(config, name) for name in method.settings if name not in _NOT_PEFTS}
+    beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
+    if method.takes_target_modules:
+        check_target_modules(model, config.target_modules)
+        own["target_modules"] = list(config.target_modules)
+    own |= _EXTRA.get(config.method, lambda *_: {})(model, config, steps)
+    return getattr(peft, method.peft_config)(
+        task_type=TaskType.SEQ_CLS, modules_to_save=beside_head or None, **own
+    )
+
+
+def _lora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    start = config.init_lora_weights
+    if start == "default" or _has_no_weights(model):
+        return {}
+    # ranks stay as they were asked for: with rho above 1 EVA would move them between the weights
+    eva = {"eva_config": peft.EvaConfig(rho=1.0)} if start == "eva" else {}
+    return {"init_lora_weights": start, **eva}
+
+
+def _adalora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    first, last = int(_ADALORA_WARM_UP * steps), int(_ADALORA_REST * steps)
+    return {"total_step": max(steps, 1), "tinit": first, "tfinal": last, "deltaT": max(1, steps // 100)}
+
+
+def _prompt(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    """The sizes that PEFT would read from names that not every architecture has."""
+    shape = model.config
+    return {
+        "token_dim": model.get_input_embeddings().embedding_dim,  # not the hidden size in ALBERT and ELECTRA
+        "num_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+    }
+
+
+def _prefix(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    return {**_prompt(model, config, steps), "token_dim": model.config.hidden_size}
+
+
+def _norms(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    return {"target_modules": layer_norms(model)}
+
+
+def layer_norms(model: nn.Module) -> list[str]:
+    """Paths of the layer norms outside the head, as print(model) would show them."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and not any(part.endswith(HEAD_NAMES) for part in path.split("."))
+    ]
+
+
+_EXTRA = {
+    "lora": _lora,
+    "adalora": _adalora,
+    "ia3": lambda model, config, steps: {"feedforward_modules": []},
+    "prompt_tuning": _prompt,
+    "p_tuning": _prompt,
+    "prefix_tuning": _prefix,
+    "ln_tuning": _norms,
+}
+
+
+def _choose_trainable(model: nn.Module, method: str, untrained: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
-        in_head = any(part.endswith(HEAD_NAMES) for part in name.split("."))
-        parameter.requires_grad_(config.method == "full" or in_head)
-    return model
+        whole = any(part.endswith(HEAD_NAMES) for part in name.split(".")) or any(
+            name.startswith(f"{module}.") for module in untrained
+        )
+        bias = method == "bitfit" and name.endswith(".bias")
+        parameter.requires_grad_(method == "full" or whole or bias)
 
 
-def add_lora(model: nn.Module, peft_config: LoraConfig) -> PeftModel:
-    """The base model with LoRA beside its target modules, everything else but the head frozen."""
-    check_target_modules(model, sorted(peft_config.target_modules))
-    return get_peft_model(model, peft_config)
+def _has_no_weights(model: nn.Module) -> bool:
+    return next(model.parameters()).is_meta
+
+
+def _starts_with(model: nn.Module, start: str) -> bool:
+    configs = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    return any(getattr(one, "init_lora_weights", None) == start for one in configs)

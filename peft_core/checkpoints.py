@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import Trainer
 
 from peft_core.runs import whole_folder, write_json
@@ -25,9 +26,10 @@ class CheckpointingTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The adapter alone: no look-up of the base on the Hub, no tokenizer, no pickled arguments."""
+        """The model or its adapter alone: no look-up on the Hub, no tokenizer, no pickled arguments."""
         folder = output_dir or self.args.output_dir
-        self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        without_lookup = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(folder, state_dict=state_dict, **without_lookup)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from peft_core.adapters import apply_method, lora_config
+from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data import expected_num_labels
 from peft_core.encoder import HEAD_NAMES, check_max_length, linear_modules, model_config, skeleton
@@ -20,6 +20,7 @@ from peft_core.presets import DATASETS
 
 FLOAT32_BYTES = 4
 _rates_seen: deque[float] = deque(maxlen=100)
+_OPERATIONS = {"head_only": 2, "full": 6}  # a token and linear weight, where not four
 _EFFICIENCY = 0.5  # share of the matrix rate that a training step reaches, padding and optimizer included
 
 
@@ -61,21 +62,29 @@ def count_parameters(config: TrainConfig) -> ParameterCount:
     shape = model_config(config.model_name_or_path, config.revision)
     check_max_length(shape, config.max_length)
     model = skeleton(shape, expected_num_labels(config))
-    return count_model(apply_method(model, config, lora_config(config)))
+    return count_model(apply_method(model, config))
 
 
 def forecast_seconds(config: TrainConfig) -> float | None:
     """About how long training takes on this machine's processor; None where the texts' length is unknown.
 
-    A frozen linear weight costs two operations a token forward and two backward (no gradient of its own).
+    A frozen linear weight costs two operations a token forward and two backward; a trained one two more for
+    its own gradient, and one below which nothing is trained none backward.
     """
     preset = DATASETS.get(config.dataset_name)
-    if preset is None or config.method != "lora":
+    if preset is None:
         return None
     model = skeleton(model_config(config.model_name_or_path, config.revision), expected_num_labels(config))
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     texts = config.max_train_samples * config.num_train_epochs
-    return 4 * weights * min(preset.mean_tokens, config.max_length) * texts / (_EFFICIENCY * matrix_rate())
+    operations = _OPERATIONS.get(config.method, 4)
+    return (
+        operations
+        * weights
+        * min(preset.mean_tokens, config.max_length)
+        * texts
+        / (_EFFICIENCY * matrix_rate())
+    )
 
 
 def matrix_rate() -> float:
@@ -103,7 +112,9 @@ def count_model(model: nn.Module) -> ParameterCount:
     total = sum(p.numel() for p in model.parameters())
     saved = {name: tuple(p.shape) for name, p in _saved_state(model).items()}
     if not isinstance(model, PeftModel):
-        return ParameterCount(trainable, total, 0, _head_size(model), 0, safetensors_size(saved))
+        head = _head_size(model)
+        adapter = 0 if trainable == total else trainable - head
+        return ParameterCount(trainable, total, adapter, head, 0, safetensors_size(saved))
     wrapped = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     head = sum(p.numel() for w in wrapped for p in w.modules_to_save.parameters())
     copy = sum(p.numel() for w in wrapped for p in w.original_module.parameters())

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_core.adapters import merged_model
 from peft_core.certificate import MergeCertificate, read_certificate
 from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError, RunError
+from peft_core.methods import METHODS
 from peft_core.predict import Classifier, batched_logits, load_adapter, load_adapter_base
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit
@@ -51,6 +53,7 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     earlier = _earlier_certificate(run, adapter_sha256)
     if earlier is not None:
         return earlier
+    _refuse_unmergeable(run)
     texts = _evaluation_texts(run)
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
     refuse_quantised(model_config(name, hub_commit(revision)), name)
@@ -98,7 +101,7 @@ def _merge_into(
 
     adapter, head = logits(model, base.tokenizer, 0.05, "Adapter"), _head_sha256(model)
     try:
-        merged = model.merge_and_unload(safe_merge=True)
+        merged = merged_model(model)
     except ValueError as error:
         raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
     in_memory = logits(merged, base.tokenizer, 0.35, "Merged")
@@ -108,6 +111,14 @@ def _merge_into(
     from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.65, "Merged, loaded again")
     labels = tuple(reloaded.config.id2label.values())
     return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels)
+
+
+def _refuse_unmergeable(run: Run) -> None:
+    method = METHODS[run.config().method]
+    if method.cannot_merge:
+        raise MergeError(
+            f"{method.label} cannot be merged: {method.cannot_merge}; use the adapter beside its base model."
+        )
 
 
 def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | None:

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+ALL_LINEAR = "all-linear"
+_PROMPT = "it is text put before the text, not a change of weights"
+_NO_CACHE = "its transformers model takes no past keys and values, which the prefix is made of"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -12,8 +16,8 @@ class Method:
 
     `settings` are the names in TrainConfig that this method reads beside the training settings; `defaults`
     are its own values where TrainConfig's are another method's. `peft_config` is the name of PEFT's class, or
-    None where weights of the model itself are trained. `cannot_merge` and `impossible` (by `model_type`, or
-    "*" for every encoder) give reasons in words; `note` is what a person should know before choosing it.
+    None where weights of the model itself are trained. `cannot_merge` and `impossible` (by `model_type`)
+    give reasons in words; `note` is what a person should know before choosing it.
     """
 
     label: str
@@ -31,8 +35,8 @@ class Method:
         return "target_modules" in self.settings
 
     def cannot(self, model_type: str) -> str:
-        """Why it cannot be used on this kind of encoder, or an empty text."""
-        return self.impossible.get(model_type, self.impossible.get("*", ""))
+        """Why it cannot be used on encoders of this `model_type`, or an empty text."""
+        return self.impossible.get(model_type, "")
 
 
 def _values(**values: Any) -> Mapping[str, Any]:
@@ -43,24 +47,161 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lora": Method(
             "LoRA",
-            "Two thin matrices beside each chosen weight.",
+            "Two thin matrices beside each chosen weight learn its change.",
             "Hu et al. 2021, arXiv:2106.09685",
-            ("target_modules", "r", "lora_alpha", "lora_dropout"),
+            (
+                "target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+                "init_lora_weights", "loraplus_lr_ratio", "load_in_bits",
+            ),
             peft_config="LoraConfig",
+        ),
+        "adalora": Method(
+            "AdaLoRA",
+            "LoRA that moves its rank, while training, to the weights that need it.",
+            "Zhang et al. 2023, arXiv:2303.10512",
+            ("target_modules", "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
+            _values(learning_rate=5e-3),
+            peft_config="AdaLoraConfig",
+        ),
+        "ia3": Method(
+            "IA3",
+            "One vector for each chosen weight stretches or shrinks what passes through it.",
+            "Liu et al. 2022, arXiv:2205.05638",
+            ("target_modules",),
+            _values(learning_rate=1e-2),
+            peft_config="IA3Config",
+        ),
+        "vera": Method(
+            "VeRA",
+            "All weights share two random matrices; only two small vectors a weight learn.",
+            "Kopiczko et al. 2023, arXiv:2310.11454",
+            ("target_modules", "r", "d_initial"),
+            _values(r=256, learning_rate=1e-2),
+            peft_config="VeraConfig",
+        ),
+        "loha": Method(
+            "LoHa",
+            "The change is the product, entry by entry, of two low-rank ones.",
+            "Hyeon-Woo et al. 2021, arXiv:2108.06098",
+            ("target_modules", "r", "alpha"),
+            _values(learning_rate=5e-3),
+            peft_config="LoHaConfig",
+        ),
+        "lokr": Method(
+            "LoKr",
+            "The change is a Kronecker product of a small and a low-rank matrix.",
+            "Yeh et al. 2023, arXiv:2309.14859",
+            ("target_modules", "r", "alpha", "decompose_factor"),
+            _values(learning_rate=5e-3),
+            peft_config="LoKrConfig",
+        ),
+        "oft": Method(
+            "OFT",
+            "Each chosen weight is rotated in blocks, so that its angles stay.",
+            "Qiu et al. 2023, arXiv:2306.07280",
+            ("target_modules", "oft_block_size"),
+            _values(learning_rate=5e-3),
+            peft_config="OFTConfig",
+        ),
+        "boft": Method(
+            "BOFT",
+            "OFT whose rotation is built of butterfly factors.",
+            "Liu et al. 2023, arXiv:2311.06243",
+            ("target_modules", "boft_block_size", "boft_n_butterfly_factor"),
+            _values(learning_rate=1e-2),
+            peft_config="BOFTConfig",
+        ),
+        "fourierft": Method(
+            "FourierFT",
+            "A few Fourier coefficients stand for each weight's whole change.",
+            "Gao et al. 2024, arXiv:2405.03003",
+            ("target_modules", "n_frequency", "scaling"),
+            _values(learning_rate=1e-2),
+            peft_config="FourierFTConfig",
+        ),
+        "c3a": Method(
+            "C3A",
+            "The change is made of circulant blocks: high rank from few numbers.",
+            "Chen et al. 2024, arXiv:2407.19342",
+            ("target_modules", "block_size"),
+            _values(learning_rate=1e-2),
+            peft_config="C3AConfig",
+        ),
+        "hira": Method(
+            "HiRA",
+            "The low-rank matrix multiplies the weight, entry by entry, so that the change has high rank.",
+            "Huang et al. 2025, ICLR",
+            ("target_modules", "r"),
+            _values(r=32, learning_rate=5e-3),
+            peft_config="HiraConfig",
+        ),
+        "randlora": Method(
+            "RandLoRA",
+            "A full-rank change as a trained mix of fixed random matrices.",
+            "Albert et al. 2025, arXiv:2502.00987",
+            ("target_modules", "r", "randlora_alpha"),
+            _values(r=32),
+            peft_config="RandLoraConfig",
+        ),
+        "ln_tuning": Method(
+            "LN-tuning",
+            "Only the layer norms learn.",
+            "Zhao et al. 2023, arXiv:2312.11420",
+            defaults=_values(learning_rate=5e-3),
+            peft_config="LNTuningConfig",
+        ),
+        "bitfit": Method(
+            "BitFit",
+            "Only the biases learn.",
+            "Ben Zaken et al. 2021, arXiv:2106.10199",
+            defaults=_values(learning_rate=5e-3),
+            impossible=_values(modernbert="ModernBERT has no biases"),
+        ),
+        "prefix_tuning": Method(
+            "Prefix tuning",
+            "Trained keys and values stand before the text in every layer.",
+            "Li and Liang 2021, arXiv:2101.00190",
+            ("num_virtual_tokens",),
+            _values(learning_rate=1e-2),
+            peft_config="PrefixTuningConfig",
+            cannot_merge=_PROMPT,
+            impossible=MappingProxyType(
+                dict.fromkeys(("distilbert", "deberta-v2", "modernbert", "mpnet", "albert"), _NO_CACHE)
+            ),
+        ),
+        "prompt_tuning": Method(
+            "Prompt tuning",
+            "Trained vectors stand before the text as if they were words.",
+            "Lester et al. 2021, arXiv:2104.08691",
+            ("num_virtual_tokens",),
+            _values(learning_rate=3e-2),
+            peft_config="PromptTuningConfig",
+            cannot_merge=_PROMPT,
+        ),
+        "p_tuning": Method(
+            "P-tuning",
+            "Prompt tuning whose vectors a small network makes.",
+            "Liu et al. 2021, arXiv:2103.10385",
+            ("num_virtual_tokens", "encoder_hidden_size"),
+            _values(learning_rate=5e-3),
+            peft_config="PromptEncoderConfig",
+            cannot_merge=_PROMPT,
         ),
         "head_only": Method(
             "Head only",
-            "The model stays as it is; the classification head alone is trained.",
+            "The model stays as it is; the classification head alone learns.",
             "the usual baseline, also called linear probing",
+            defaults=_values(learning_rate=1e-2),
         ),
         "full": Method(
             "Full fine-tuning",
-            "Every weight is trained.",
-            "the usual baseline",
-            defaults=_values(learning_rate=5e-5),
+            "Every weight learns.",
+            "the usual baseline; Devlin et al. 2018, arXiv:1810.04805",
+            defaults=_values(learning_rate=1e-4),
         ),
     }
-)
+)  # fmt: skip
+_STARTS_FROM_WEIGHTS = ("pissa", "olora")
 
 
 def defaults_of(method: Any) -> Mapping[str, Any]:
@@ -70,4 +211,31 @@ def defaults_of(method: Any) -> Mapping[str, Any]:
 
 def unworkable(settings: Mapping[str, Any]) -> str:
     """Why these settings cannot work together on any model, or an empty text."""
+    s = settings
+    if s["method"] == "adalora" and s["init_r"] < s["target_r"]:
+        return f"init_r is {s['init_r']}, below target_r {s['target_r']}; AdaLoRA only takes rank away."
+    if s["method"] != "lora":
+        return ""
+    start, bits = s["init_lora_weights"], s["load_in_bits"]
+    if bits not in (4, 8, 32):
+        return f"load_in_bits is {bits}; it takes 32, 8 or 4."
+    if bits < 32 and start in _STARTS_FROM_WEIGHTS:
+        return (
+            f"init_lora_weights is {start!r}, which starts from full-precision weights; "
+            "with load_in_bits below 32 take default, gaussian or eva."
+        )
+    return ""
+
+
+def unworkable_on(settings: Mapping[str, Any], model_type: str) -> str:
+    """Why these settings cannot work on this kind of encoder, or an empty text."""
+    method = METHODS[settings["method"]]
+    reason = method.cannot(model_type)
+    if reason:
+        return f"{method.label} cannot be used on a {model_type} model: {reason}; choose another method."
+    if settings["method"] == "lora" and settings["init_lora_weights"] == "eva" and model_type == "deberta-v2":
+        return (
+            "init_lora_weights 'eva' cannot be used on a deberta-v2 model: its query and key matrices also "
+            "read relative positions, which are not the data that EVA starts from; take default."
+        )
     return ""

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.data import cut
 from peft_core.encoder import BaseModel, has_tokenizer, load_base
 from peft_core.errors import DataError, ModelError, RunError
+from peft_core.methods import METHODS
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
@@ -173,14 +176,24 @@ def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
     return base
 
 
-def load_adapter(run: Run, base: BaseModel) -> PeftModel:
-    """The run's adapter on its base model; RunError if files of it are lost or damaged."""
+def load_adapter(run: Run, base: BaseModel) -> nn.Module:
+    """The run's adapter (or the weights it trained) on its base; RunError if files are lost or damaged."""
     try:
+        if METHODS[run.config().method].peft_config is None:
+            return _load_weights(base.model, run.adapter / "adapter_model.safetensors")
         if not (run.adapter / "adapter_config.json").is_file():
             raise OSError("it holds no adapter_config.json")  # else PEFT asks the Hub for one
         return PeftModel.from_pretrained(base.model, run.adapter)
     except _DAMAGED as error:
         raise RunError(f"The adapter of {run.run_id!r} has lost or damaged files; train it again.") from error
+
+
+def _load_weights(model: nn.Module, path: Path) -> nn.Module:
+    trained = load_file(path)
+    unknown = model.load_state_dict(trained, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"it has no {unknown[0]}")
+    return model
 
 
 def _load(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:

@@ -8,7 +8,6 @@ import numpy as np
 
 from peft_core import counts
 from peft_core import merge as merging
-from peft_core.adapters import check_trainable
 from peft_core.config import TrainConfig
 from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
@@ -54,7 +53,6 @@ def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any
 def check(settings: dict[str, Any]) -> None:
     """Raise the PeftCoreError that these settings would meet, as far as is known without a download."""
     config = TrainConfig.from_dict(settings)
-    check_trainable(config)
     # a preset is counted without the Hub, but not trained
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)

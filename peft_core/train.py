@@ -1,6 +1,8 @@
 """The training process: python -m peft_core.train RUN_DIR trains the run in its folder."""
 
 import contextlib
+import itertools
+import math
 import os
 import platform
 import shutil
@@ -18,9 +20,10 @@ import pandas as pd
 import peft
 import torch
 import transformers
-from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments, set_seed
+from safetensors.torch import save_file
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from peft_core.adapters import add_lora, check_trainable, lora_config
+from peft_core.adapters import RankSchedule, apply_method, optimizer_of, start_from_data, trained_state
 from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
@@ -44,6 +47,7 @@ from peft_core.runs import (
 CURVE_ROWS = 256  # evaluation rows that the live curve uses; the result uses all of them
 CURVE_POINTS = 4
 LOSS_POINTS = 40
+START_BATCHES = 64  # of the training rows, where the method starts from them
 
 
 class Stopped(Exception):
@@ -84,16 +88,19 @@ def failure_sentence(error: BaseException) -> str:
 
 
 def _setup_and_train(run: Run, config: TrainConfig) -> str:
-    check_trainable(config)
     _stage(run, "reading the data")
     data = load_labelled_text(config)
     _stage(run, "loading the base model")
     set_seed(config.seed)
     base = load_base(config.model_name_or_path, config.revision, data.label_names, named=data.named)
     check_max_length(base.model.config, config.max_length)
-    model = add_lora(
+    model = apply_method(
         base.model,
-        lora_config(config, base.untrained, base=base.source.name, revision=base.source.commit),
+        config,
+        base.untrained,
+        base=base.source.name,
+        revision=base.source.commit,
+        steps=_steps(config, len(data.train)),
     )
     _stage(run, "encoding the texts")
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
@@ -107,6 +114,9 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows)
     progress = RunProgress(run)
     trainer.add_callback(progress)
+    trainer.add_callback(RankSchedule())
+    if checkpoint is None:
+        start_from_data(model, itertools.islice(trainer.get_train_dataloader(), START_BATCHES))
     _stage(run, "training")
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -133,6 +143,11 @@ def _stage(run: Run, name: str) -> None:
     run.update(stage=name)
 
 
+def _steps(config: TrainConfig, rows: int) -> int:
+    """Optimizer steps of the whole training."""
+    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) * config.num_train_epochs)
+
+
 def _trainer(
     run: Run,
     config: TrainConfig,
@@ -141,8 +156,8 @@ def _trainer(
     rows: datasets.Dataset,
     curve_rows: datasets.Dataset,
 ) -> CheckpointingTrainer:
-    steps = -(-len(rows) // config.per_device_train_batch_size) * config.num_train_epochs
-    curve_steps = max(1, int(steps // CURVE_POINTS))
+    steps = _steps(config, len(rows))
+    curve_steps = max(1, steps // CURVE_POINTS)
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
@@ -158,7 +173,7 @@ def _trainer(
         eval_steps=curve_steps,
         save_strategy="steps",
         save_steps=curve_steps,
-        logging_steps=max(1, int(steps // LOSS_POINTS)),
+        logging_steps=max(1, steps // LOSS_POINTS),
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         report_to=[],
@@ -168,9 +183,11 @@ def _trainer(
         bf16=gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpu,
     )
+    optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
     return CheckpointingTrainer(
         model,
         arguments,
+        optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=rows,
         eval_dataset=curve_rows,
@@ -282,7 +299,10 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) ->
         head_is_fresh=base.head_is_fresh,
     )
     with whole_folder(run.folder / ".adapter", run.adapter) as staging:
-        model.save_pretrained(staging, save_embedding_layers=False)
+        if isinstance(model, peft.PeftModel):
+            model.save_pretrained(staging, save_embedding_layers=False)
+        else:
+            save_file(trained_state(model), staging / "adapter_model.safetensors", metadata={"format": "pt"})
         base.tokenizer.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # a card of blanks, worse than none
         write_json(staging / CLASSIFIER_FILE, classifier.to_dict())

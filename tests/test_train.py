@@ -196,7 +196,6 @@ def test_the_seed_decides_the_bytes(finished_run: Run, train_here: Callable[...,
 @pytest.mark.parametrize(
     "changes, error, words",
     [
-        ({"method": "full"}, ConfigError, "not trained"),
         ({"target_modules": ["q_proj"]}, ModelError, "q_proj"),
         ({"max_length": 129}, ModelError, "at most 128"),
         ({"max_train_samples": 1}, DataError, "two or more"),
