@@ -139,6 +139,8 @@ def safetensors_size(shapes: dict[str, tuple[int, ...]]) -> int:
 def _saved_state(model: nn.Module) -> dict[str, Any]:
     """What is written to disk: the adapter and what is trained whole, or every trainable parameter."""
     if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning and next(model.parameters()).is_meta:
+            model.prompt_encoder.to_empty(device="cpu")  # PEFT computes what it saves; only its shape is used
         return get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
