@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import nn
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data import expected_num_labels
-from peft_core.encoder import HEAD_NAMES, check_max_length, linear_modules, model_config, skeleton
+from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
+from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
 from peft_core.presets import DATASETS
 
 FLOAT32_BYTES = 4
@@ -97,13 +98,29 @@ def matrix_rate() -> float:
     return max(_rates_seen)
 
 
-def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any]]:
-    """The target modules of an architecture as JSON types: name, label, matches, shape (out, in)."""
-    model = skeleton(model_config(name, revision), num_labels=2)
-    return [
-        {"name": choice.name, "label": choice.label, "matches": choice.matches, "shape": list(choice.shape)}
-        for choice in linear_modules(model)
-    ]
+def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the form tells of an architecture before any weight is read, as JSON types.
+
+    `model_type`; `parameters` with a head for two labels; `max_length`; `head_labels`, the size of the head
+    that the checkpoint brings (None if it brings none); `head`, the parts that start untrained without one;
+    `modules`, each with name, label, roles, matches, shape (out, in), rank_cost and trap.
+    """
+    config = model_config(name, revision)
+    brings_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+    head_labels = config.num_labels if brings_head else None
+    model = skeleton(config, num_labels=2)
+    return {
+        "model_type": config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "max_length": max_input_length(config),
+        "head_labels": head_labels,
+        "head": list(head_modules(model)),
+        "modules": [_choice_facts(choice) for choice in (*linear_modules(model), all_linear(model))],
+    }
+
+
+def _choice_facts(choice: ModuleChoice) -> dict[str, Any]:
+    return {**asdict(choice), "roles": list(choice.roles), "shape": list(choice.shape), "label": choice.label}
 
 
 def count_model(model: nn.Module) -> ParameterCount:

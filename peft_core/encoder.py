@@ -1,6 +1,5 @@
-"""The base model: its shape, its linear modules, its head, and the parts that start untrained."""
+"""The base model: its shape, its length, its head, and the parts that start untrained."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +15,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peft_core.errors import ModelError
+from peft_core.modules import HEAD_NAMES
+from peft_core.modules import check_target_modules as check_target_modules
 from peft_core.presets import MODELS
 from peft_core.sources import Source, model_source
 
-HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer", "mpnet", "xmod")
-
-
-@dataclass(frozen=True)
-class ModuleChoice:
-    """A name for `target_modules`, how many matrices it matches, the weight shape (out, in) of the first."""
-
-    name: str
-    matches: int
-    shape: tuple[int, int]
-    paths: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """What the picker shows."""
-        ends = (".".join(path.split(".")[-3:]) for path in self.paths)
-        also = f" ({' and '.join(ends)})" if len(self.paths) > 1 else ""
-        return f"{self.name} × {self.matches}{also}"
 
 
 @dataclass(frozen=True)
@@ -83,35 +66,6 @@ def skeleton(config: Any, num_labels: int) -> nn.Module:
     config.num_labels = num_labels
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
-
-
-def linear_modules(model: nn.Module) -> list[ModuleChoice]:
-    """What `target_modules` can name here, in the order of `print(model)`, the head left out.
-
-    Where a leaf name such as `dense` covers several roles, each role gets the shortest suffix of its own.
-    """
-    groups = _linears_by_role(model)
-    shapes = {
-        name: tuple(module.weight.shape) for name, module in model.named_modules() if _is_linear(module)
-    }
-    choices: dict[str, ModuleChoice] = {}
-    for role in groups:
-        name = _shortest_suffix(role, groups)
-        paths = [path for path in shapes if _suffix_matches(path, name) and not _in_head(path)]
-        roles = tuple(dict.fromkeys(_role(path) for path in paths))
-        choices.setdefault(name, ModuleChoice(name, len(paths), shapes[paths[0]], roles))
-    return list(choices.values())
-
-
-def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> None:
-    """Raise ModelError, listing what there is, if a name matches no matrix of the encoder."""
-    paths = [path for path, module in model.named_modules() if _is_linear(module) and not _in_head(path)]
-    for name in target_modules:
-        if not any(_suffix_matches(path, name) for path in paths):
-            has = ", ".join(choice.name for choice in linear_modules(model))
-            raise ModelError(
-                f"target_modules names {name!r}, which matches nothing in this model; it has {has}."
-            )
 
 
 def max_input_length(config: Any) -> int:
@@ -193,42 +147,3 @@ def _untrained(report: dict[str, Iterable]) -> tuple[str, ...]:
     """The modules behind the loader's missing and mismatched keys, without their parameter names."""
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     return tuple(sorted({key.rsplit(".", 1)[0] for key in [*report["missing_keys"], *mismatched]}))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
-
-
-def _in_head(path: str) -> bool:
-    """Whether PEFT's own rule (a path ends with a head's name, or lies below one) takes it whole."""
-    return any(part.endswith(HEAD_NAMES) for part in path.split("."))
-
-
-def _role(path: str) -> str:
-    """A module's path without layer numbers."""
-    return re.sub(r"\.\d+(?=\.|$)", "", path)
-
-
-def _linears_by_role(model: nn.Module) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
-        if _is_linear(module) and not _in_head(path):
-            groups.setdefault(_role(path), []).append(path)
-    return groups
-
-
-def _shortest_suffix(role: str, groups: dict[str, list[str]]) -> str:
-    """The shortest suffix that matches this role alone; the two last names where none does."""
-    parts = role.split(".")
-    others = [path for other, paths in groups.items() if other != role for path in paths]
-    for length in range(1, len(parts) + 1):
-        suffix = ".".join(parts[-length:])
-        matches_own = all(_suffix_matches(path, suffix) for path in groups[role])
-        if matches_own and not any(_suffix_matches(path, suffix) for path in others):
-            return suffix
-    return ".".join(parts[-2:])
-
-
-def _suffix_matches(path: str, name: str) -> bool:
-    """PEFT's rule for a list of target modules."""
-    return path == name or path.endswith(f".{name}")

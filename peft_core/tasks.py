@@ -45,9 +45,9 @@ def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def module_choices(name: str, revision: str | None = None) -> list[dict[str, Any]]:
-    """What `target_modules` can name in this model."""
-    return counts.module_choices(name, revision)
+def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
+    """The facts of `counts.describe_model`."""
+    return counts.describe_model(name, revision)
 
 
 def check(settings: dict[str, Any]) -> None:
