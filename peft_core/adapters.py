@@ -12,9 +12,15 @@ from torch import nn
 from transformers import TrainerCallback
 
 from peft_core.config import TrainConfig
-from peft_core.encoder import HEAD_NAMES, check_target_modules
 from peft_core.errors import ModelError
 from peft_core.methods import METHODS, unworkable_on
+from peft_core.modules import (
+    HEAD_NAMES,
+    check_target_modules,
+    expand_target_modules,
+    feedforward_modules,
+    layer_norms,
+)
 
 _NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
 _ADALORA_WARM_UP, _ADALORA_REST = 0.1, 0.3  # shares of all steps before the ranks fall, and after
@@ -107,7 +113,7 @@ def _peft_config(model: nn.Module, config: TrainConfig, untrained: Sequence[str]
     beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
     if method.takes_target_modules:
         check_target_modules(model, config.target_modules)
-        own["target_modules"] = list(config.target_modules)
+        own["target_modules"] = list(expand_target_modules(model, config.target_modules))
     own |= _EXTRA.get(config.method, lambda *_: {})(model, config, steps)
     return getattr(peft, method.peft_config)(
         task_type=TaskType.SEQ_CLS, modules_to_save=beside_head or None, **own
@@ -128,6 +134,12 @@ def _adalora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any
     return {"total_step": max(steps, 1), "tinit": first, "tfinal": last, "deltaT": max(1, steps // 100)}
 
 
+def _ia3(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
+    """A vector scales the input of an MLP's matrix, the output of any other."""
+    names = expand_target_modules(model, config.target_modules)
+    return {"feedforward_modules": list(feedforward_modules(model, names))}
+
+
 def _prompt(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
     """The sizes that PEFT would read from names that not every architecture has."""
     shape = model.config
@@ -143,22 +155,13 @@ def _prefix(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]
 
 
 def _norms(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
-    return {"target_modules": layer_norms(model)}
-
-
-def layer_norms(model: nn.Module) -> list[str]:
-    """Paths of the layer norms outside the head, as print(model) would show them."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm) and not any(part.endswith(HEAD_NAMES) for part in path.split("."))
-    ]
+    return {"target_modules": list(layer_norms(model))}
 
 
 _EXTRA = {
     "lora": _lora,
     "adalora": _adalora,
-    "ia3": lambda model, config, steps: {"feedforward_modules": []},
+    "ia3": _ia3,
     "prompt_tuning": _prompt,
     "p_tuning": _prompt,
     "prefix_tuning": _prefix,

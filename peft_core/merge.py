@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import merged_model
 from peft_core.certificate import MergeCertificate, read_certificate
-from peft_core.encoder import HEAD_NAMES, model_config, refuse_quantised
+from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError, RunError
 from peft_core.methods import METHODS
+from peft_core.modules import HEAD_NAMES
 from peft_core.predict import Classifier, batched_logits, load_adapter, load_adapter_base
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit

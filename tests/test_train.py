@@ -20,7 +20,7 @@ from transformers import set_seed
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
-from peft_core.errors import ConfigError, DataError, ModelError, RunError
+from peft_core.errors import DataError, ModelError, RunError
 from peft_core.predict import Predictor
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
