@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots bench clean
+.PHONY: run test style screenshots matrix bench clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -18,6 +18,9 @@ style: .venv/installed-tests
 
 screenshots: .venv/installed-tests
 	$(BIN)/python tests/screenshots.py
+
+matrix: .venv/installed-tests
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m matrix
 
 bench: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py

@@ -60,7 +60,8 @@ def apply_method(
 def start_from_data(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
     """Where the method starts from the training data (EVA), look at these batches; else nothing."""
     if _starts_with(model, "eva"):
-        initialize_lora_eva_weights(model, list(batches), show_progress_bar=False)
+        texts = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+        initialize_lora_eva_weights(model.eval(), texts, show_progress_bar=False)
 
 
 def optimizer_of(

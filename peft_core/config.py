@@ -165,9 +165,6 @@ class TrainConfig:
         minimum=2,
         maximum=4096,
     )
-    boft_n_butterfly_factor: int = setting(
-        1, "Butterfly factors", "Each doubles the reach of the blocks.", minimum=1, maximum=8
-    )
     n_frequency: int = setting(
         1000, "Frequencies", "Fourier coefficients trained for each weight.", minimum=1, maximum=1_000_000
     )

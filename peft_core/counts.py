@@ -16,6 +16,7 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
+from peft_core.methods import virtual_tokens
 from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
 from peft_core.presets import DATASETS
 
@@ -61,7 +62,7 @@ def count_parameters(config: TrainConfig) -> ParameterCount:
     Raises ModelError, DataError or HubError where the shape or the number of labels cannot be known.
     """
     shape = model_config(config.model_name_or_path, config.revision)
-    check_max_length(shape, config.max_length)
+    check_max_length(shape, config.max_length, virtual_tokens(config.to_dict()))
     model = skeleton(shape, expected_num_labels(config))
     return count_model(apply_method(model, config))
 

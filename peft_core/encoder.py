@@ -76,11 +76,14 @@ def max_input_length(config: Any) -> int:
     return positions
 
 
-def check_max_length(config: Any, max_length: int) -> None:
-    """Raise ModelError if texts would be longer than the model can read."""
+def check_max_length(config: Any, max_length: int, virtual_tokens: int = 0) -> None:
+    """Raise ModelError if texts, with a method's own tokens before them, would be longer than is read."""
     most = max_input_length(config)
-    if max_length > most:
-        raise ModelError(f"max_length is {max_length}; this model reads at most {most} tokens.")
+    if max_length + virtual_tokens > most:
+        beside = f" beside {virtual_tokens} virtual tokens" if virtual_tokens else ""
+        raise ModelError(
+            f"max_length is {max_length}; this model reads at most {most - virtual_tokens} tokens{beside}."
+        )
 
 
 def load_base(

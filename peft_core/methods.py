@@ -107,9 +107,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "BOFT",
             "OFT whose rotation is built of butterfly factors.",
             "Liu et al. 2023, arXiv:2311.06243",
-            ("target_modules", "boft_block_size", "boft_n_butterfly_factor"),
+            ("target_modules", "boft_block_size"),
             _values(learning_rate=1e-2),
             peft_config="BOFTConfig",
+            note="One butterfly factor: PEFT takes more only where it can compile for CUDA.",
         ),
         "fourierft": Method(
             "FourierFT",
@@ -232,10 +233,16 @@ def unworkable_on(settings: Mapping[str, Any], model_type: str) -> str:
     method = METHODS[settings["method"]]
     reason = method.cannot(model_type)
     if reason:
-        return f"{method.label} cannot be used on a {model_type} model: {reason}; choose another method."
+        return f"{method.label} cannot be used on {model_type} models: {reason}; choose another method."
     if settings["method"] == "lora" and settings["init_lora_weights"] == "eva" and model_type == "deberta-v2":
         return (
-            "init_lora_weights 'eva' cannot be used on a deberta-v2 model: its query and key matrices also "
+            "init_lora_weights 'eva' cannot be used on deberta-v2 models: their query and key matrices also "
             "read relative positions, which are not the data that EVA starts from; take default."
         )
     return ""
+
+
+def virtual_tokens(settings: Mapping[str, Any]) -> int:
+    """How many of the model's positions the method itself takes."""
+    taken = "num_virtual_tokens" in METHODS[settings["method"]].settings
+    return settings["num_virtual_tokens"] if taken else 0

@@ -30,6 +30,7 @@ from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
+from peft_core.methods import virtual_tokens
 from peft_core.metrics import classification_metrics, confusion_matrix
 from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
 from peft_core.runs import (
@@ -93,7 +94,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     _stage(run, "loading the base model")
     set_seed(config.seed)
     base = load_base(config.model_name_or_path, config.revision, data.label_names, named=data.named)
-    check_max_length(base.model.config, config.max_length)
+    check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     model = apply_method(
         base.model,
         config,

@@ -1,7 +1,5 @@
 """Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
-import csv
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +9,13 @@ import offline
 import pytest
 import torch
 from processes import python
-from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
+from small_data import write_small_data
+from tiny import make_tiny_bert
 
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
 from peft_core.train import train
-
-TRAIN_ROWS, TEST_ROWS = 160, 40
-LABELS = {"bad": LABEL_WORDS[0], "good": LABEL_WORDS[4]}
 
 torch.set_num_threads(1)  # as in the processes that these tests start
 
@@ -45,11 +41,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.csv and test.csv, columns text and label (bad or good)."""
-    folder = tmp_path_factory.mktemp("data")
-    sentences = list(_sentences())
-    write_csv(folder / "train.csv", sentences[:TRAIN_ROWS])
-    write_csv(folder / "test.csv", sentences[TRAIN_ROWS:])
-    return folder
+    return write_small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
@@ -102,21 +94,3 @@ def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
 
 def copy_of(run: Run, runs_dir: Path) -> Run:
     return Run(shutil.copytree(run.folder, runs_dir / run.run_id))
-
-
-def write_csv(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str] = ("text", "label")) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-
-
-def _sentences() -> list[tuple[str, str]]:
-    """Texts and labels in turn, no text twice, the same at each call."""
-    rng, found = random.Random(1), {}
-    while len(found) < TRAIN_ROWS + TEST_ROWS:
-        label = list(LABELS)[len(found) % 2]
-        words = rng.sample(LABELS[label], 3)
-        subjects = rng.sample(SUBJECTS, 2)
-        text = f"The {subjects[0]} was {words[0]} and the {subjects[1]} {words[1]}, really {words[2]}."
-        found.setdefault(text, label)
-    return list(found.items())

@@ -1,0 +1,169 @@
+"""Every method on every family of encoders: trained, loaded again in a fresh process, merged.
+
+`make matrix` prints the table into README.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from processes import python
+from safetensors import safe_open
+from small_data import write_small_data
+from tiny import make_tiny
+
+from peft_core import adapters, runs
+from peft_core.config import TrainConfig
+from peft_core.errors import PeftCoreError
+from peft_core.methods import METHODS, unworkable_on
+from peft_core.train import train
+
+FAMILIES = {
+    "bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "deberta-v2": "DeBERTa-v2",
+    "modernbert": "ModernBERT", "electra": "ELECTRA", "mpnet": "MPNet", "albert": "ALBERT",
+}  # fmt: skip
+README = Path(__file__).resolve().parent.parent / "README.md"
+MARKS = ("<!-- matrix -->", "<!-- end of matrix -->")
+TARGETS = {
+    "distilbert": ["q_lin", "v_lin"],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["attn.q", "attn.v"],
+}
+LORA_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "LoRA, all linear": {"target_modules": ["all-linear"]},
+    "LoRA, rsLoRA": {"use_rslora": True},
+    "LoRA, DoRA": {"use_dora": True},
+    "LoRA, LoRA+": {"loraplus_lr_ratio": 4.0},
+    "LoRA, PiSSA start": {"init_lora_weights": "pissa"},
+    "LoRA, OLoRA start": {"init_lora_weights": "olora"},
+    "LoRA, EVA start": {"init_lora_weights": "eva"},
+}
+# sizes that a matrix 32 wide can hold
+SMALL = {
+    "r": 4, "init_r": 6, "target_r": 4, "oft_block_size": 8, "block_size": 8, "n_frequency": 100,
+    "encoder_hidden_size": 16, "num_virtual_tokens": 4, "max_length": 64, "num_train_epochs": 4,
+    "learning_rate": 0.02,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one family. `reason` says why it is impossible; the numbers are of a real run otherwise.
+
+    `reload` and `merge` are the largest logit differences, from the trained model's own evaluation and from
+    the adapter; `merge` is None where the method cannot merge, and `holds` the certificate's word;
+    `encoder_changed` says whether the merged encoder's weights are other than the base model's.
+    """
+
+    variant: str
+    family: str
+    run_id: str = ""
+    reason: str = ""
+    reload: float = 0.0
+    merge: float | None = None
+    holds: bool = True
+    encoder_changed: bool = True
+
+    @property
+    def mark(self) -> str:
+        """What the table shows."""
+        if self.reason:
+            return "—"
+        return "✓" if self.merge is not None else "✓ no merge"
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Settings by the name that the table shows."""
+    plain = {method.label: {"method": name} for name, method in METHODS.items()}
+    return plain | {name: {"method": "lora", **changes} for name, changes in LORA_VARIANTS.items()}
+
+
+def settings_of(variant: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """A variant's settings for tiny models of a family."""
+    return {**SMALL, "target_modules": TARGETS.get(family, ["query", "value"]), **variant}
+
+
+def train_family(family: str, folder: Path, data: Path) -> list[Cell]:
+    """A run of each variant under `folder`, or the reason why there is none."""
+    model = make_tiny(folder / "model", family)
+    return [_trained(name, one, family, folder, model, data) for name, one in variants().items()]
+
+
+def check_family(cells: list[Cell], folder: Path) -> list[Cell]:
+    """The cells with what a fresh process finds when it loads and merges each run."""
+    done = python("-m", "matrix_check", str(folder / "runs"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [cell if cell.reason else replace(cell, **found[cell.run_id]) for cell in cells]
+
+
+def matrix(folder: Path) -> Iterator[Cell]:
+    """Every cell, family by family."""
+    data = write_small_data(folder / "data")
+    for family in FAMILIES:
+        yield from check_family(train_family(family, folder / family, data), folder / family)
+
+
+def table(cells: list[Cell]) -> str:
+    """The matrix in Markdown, and below it the reasons why a cell is empty."""
+    lines = [f"| Method | {' | '.join(FAMILIES.values())} |", f"|---|{'---|' * len(FAMILIES)}"]
+    for variant in variants():
+        marks = [cell.mark for cell in cells if cell.variant == variant]
+        lines.append(f"| {variant} | {' | '.join(marks)} |")
+    reasons = dict.fromkeys(f"- {cell.reason}" for cell in cells if cell.reason)
+    return "\n".join([*lines, "", *reasons])
+
+
+def marks_in_readme(family: str) -> list[str]:
+    """A family's column of the table that stands in README."""
+    column = 2 + list(FAMILIES).index(family)
+    text = README.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [row[column].strip() for row in rows[1:]]
+
+
+def put_into_readme(text: str) -> None:
+    """Replace what stands between README's marks."""
+    before, rest = README.read_text(encoding="utf-8").split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    README.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def _trained(
+    name: str, variant: Mapping[str, Any], family: str, folder: Path, model: Path, data: Path
+) -> Cell:
+    config = TrainConfig.from_dict(
+        {**settings_of(variant, family), "model_name_or_path": str(model), "dataset_name": str(data)}
+    )
+    expected = unworkable_on(config.to_dict(), family)
+    run = runs.create(folder / "runs", config)
+    try:
+        train(run.folder)
+    except PeftCoreError as error:
+        assert str(error) == expected, f"{name} on {family}: {error}"
+        assert _is_impossible(run), f"{name} works on {family}, though it is said that {expected}"
+        shutil.rmtree(run.folder)
+        return Cell(name, family, reason=expected)
+    return Cell(name, family, run.run_id)
+
+
+def _is_impossible(run: runs.Run) -> bool:
+    """Whether training fails, or trains nothing but what starts untrained, when nobody refuses it."""
+    with mock.patch.object(adapters, "unworkable_on", return_value=""):
+        try:
+            train(run.folder)
+        except (ValueError, IndexError):
+            return True
+    with safe_open(run.adapter / "adapter_model.safetensors", "pt") as weights:
+        return all(name.startswith(tuple(run.result()["untrained"])) for name in weights.keys())  # 
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        put_into_readme(table(list(matrix(Path(scratch)))))
