@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix bench clean
+.PHONY: run test style screenshots matrix bench bench-methods clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -24,6 +24,9 @@ matrix: .venv/installed-tests
 
 bench: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py
+
+bench-methods: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python tests/bench_methods.py methods.jsonl
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

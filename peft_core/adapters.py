@@ -51,10 +51,14 @@ def apply_method(
     peft_config = _peft_config(model, config, untrained, steps)
     peft_config.base_model_name_or_path, peft_config.revision = base, revision
     try:
-        return get_peft_model(model, peft_config)
+        adapted = get_peft_model(model, peft_config)
     except (ValueError, AssertionError) as error:  # sizes that do not divide, said in PEFT's words
         label = METHODS[config.method].label
         raise ModelError(f"{label} cannot be built on this model: {str(error).splitlines()[0]}") from error
+    for name, parameter in adapted.named_parameters():
+        if "ranknum" in name:  # AdaLoRA's note of a rank, which on the meta device would seem trainable
+            parameter.requires_grad_(False)
+    return adapted
 
 
 def start_from_data(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:

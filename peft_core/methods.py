@@ -16,8 +16,8 @@ class Method:
 
     `settings` are the names in TrainConfig that this method reads beside the training settings; `defaults`
     are its own values where TrainConfig's are another method's. `peft_config` is the name of PEFT's class, or
-    None where weights of the model itself are trained. `cannot_merge` and `impossible` (by `model_type`)
-    give reasons in words; `note` is what a person should know before choosing it.
+    None where weights of the model itself are trained. `cannot_merge`, `cannot_continue` (a stopped run) and
+    `impossible` (by `model_type`) give reasons in words; `note` is what to know before choosing it.
     """
 
     label: str
@@ -27,6 +27,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     peft_config: str | None = None
     cannot_merge: str = ""
+    cannot_continue: str = ""
     impossible: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -62,6 +63,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ("target_modules", "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
             _values(learning_rate=5e-3),
             peft_config="AdaLoraConfig",
+            cannot_continue="PEFT does not keep the importance that decides where rank goes",
         ),
         "ia3": Method(
             "IA3",
@@ -186,6 +188,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ("num_virtual_tokens", "encoder_hidden_size"),
             _values(learning_rate=5e-3),
             peft_config="PromptEncoderConfig",
+            cannot_continue="PEFT keeps the vectors, not the network that makes them",
             cannot_merge=_PROMPT,
         ),
         "head_only": Method(

@@ -30,7 +30,7 @@ from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.methods import virtual_tokens
+from peft_core.methods import METHODS, virtual_tokens
 from peft_core.metrics import classification_metrics, confusion_matrix
 from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
 from peft_core.runs import (
@@ -172,7 +172,7 @@ def _trainer(
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=curve_steps,
-        save_strategy="steps",
+        save_strategy="no" if METHODS[config.method].cannot_continue else "steps",
         save_steps=curve_steps,
         logging_steps=max(1, steps // LOSS_POINTS),
         logging_nan_inf_filter=False,

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from processes import python
-from safetensors import safe_open
+from safetensors.torch import load_file
 from small_data import write_small_data
 from tiny import make_tiny
 
@@ -128,11 +128,11 @@ def marks_in_readme(family: str) -> list[str]:
     return [row[column].strip() for row in rows[1:]]
 
 
-def put_into_readme(text: str) -> None:
-    """Replace what stands between README's marks."""
-    before, rest = README.read_text(encoding="utf-8").split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    README.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+def put_into_readme(marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between two marks in README."""
+    before, rest = README.read_text(encoding="utf-8").split(marks[0])
+    _, after = rest.split(marks[1])
+    README.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}", encoding="utf-8")
 
 
 def _trained(
@@ -160,10 +160,10 @@ def _is_impossible(run: runs.Run) -> bool:
             train(run.folder)
         except (ValueError, IndexError):
             return True
-    with safe_open(run.adapter / "adapter_model.safetensors", "pt") as weights:
-        return all(name.startswith(tuple(run.result()["untrained"])) for name in weights.keys())  # 
+    trained = load_file(run.adapter / "adapter_model.safetensors")
+    return all(name.startswith(tuple(run.result()["untrained"])) for name in trained)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        put_into_readme(table(list(matrix(Path(scratch)))))
+        put_into_readme(MARKS, table(list(matrix(Path(scratch)))))

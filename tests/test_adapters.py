@@ -1,0 +1,180 @@
+"""What each method builds, starts from, schedules and refuses, and that a stopped run of it goes on."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matrix import settings_of, variants
+from safetensors.torch import load_file
+from tiny import make_tiny
+from transformers import AutoModelForSequenceClassification
+
+from peft_core import runs
+from peft_core.adapters import apply_method, optimizer_of
+from peft_core.config import TrainConfig
+from peft_core.counts import count_model, count_parameters
+from peft_core.errors import ConfigError, ModelError
+from peft_core.methods import METHODS
+from peft_core.runs import Run
+from peft_core.train import train
+
+
+def cannot_continue(variant: Mapping[str, Any]) -> str:
+    return METHODS[variant["method"]].cannot_continue
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("adapters") / "bert", "bert")
+
+
+def config_of(model: Path, variant: str, **changes: Any) -> TrainConfig:
+    settings = settings_of(variants()[variant], "bert")
+    return TrainConfig.from_dict({**settings, "model_name_or_path": str(model), "num_labels": 2, **changes})
+
+
+def loaded(model: Path) -> torch.nn.Module:
+    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+
+
+@pytest.mark.parametrize("variant", variants())
+def test_the_count_without_weights_is_that_of_the_real_model(bert: Path, variant: str) -> None:
+    config = config_of(bert, variant)
+    assert count_parameters(config) == count_model(apply_method(loaded(bert), config))
+
+
+@pytest.mark.parametrize("variant", ["LoRA, PiSSA start", "LoRA, OLoRA start"])
+def test_a_start_from_the_weights_is_no_change_of_the_model(bert: Path, variant: str) -> None:
+    torch.manual_seed(0)
+    base = loaded(bert).eval()
+    batch = {"input_ids": torch.arange(5, 45).reshape(2, 20)}
+    with torch.inference_mode():
+        before = base(**batch).logits
+        model = apply_method(base, config_of(bert, variant)).eval()
+        assert torch.allclose(model(**batch).logits, before, atol=1e-5)
+        matrices = dict(model.named_parameters())
+        assert all(matrices[name].abs().max() > 0 for name in matrices if "lora_B" in name)
+
+
+def test_adalora_ends_with_its_target_rank(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    config = config_of(bert, "AdaLoRA", dataset_name=settings["dataset_name"], num_train_epochs=10)
+    run = runs.create(tmp_path, config)
+    train(run.folder)
+    pattern = json.loads((run.adapter / "adapter_config.json").read_text())["rank_pattern"]
+    matrices = 2 * 2  # query and value of two layers
+    assert len(pattern) == matrices
+    assert sum(sum(kept) for kept in pattern.values()) == config.target_r * matrices
+    assert {len(kept) for kept in pattern.values()} == {config.init_r}
+
+
+def test_eva_starts_from_the_training_rows(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    """At a rate of nearly nothing the trained matrices are the ones that training began with."""
+    small = {"dataset_name": settings["dataset_name"], "learning_rate": 1e-12, "num_train_epochs": 1}
+    found = {}
+    for variant in ("LoRA", "LoRA, EVA start"):
+        run = runs.create(tmp_path, config_of(bert, variant, **small))
+        train(run.folder)
+        found[variant] = load_file(run.adapter / "adapter_model.safetensors")
+    first = next(name for name in found["LoRA"] if "lora_A" in name)
+    eva, plain = found["LoRA, EVA start"][first], found["LoRA"][first]
+    directions = eva / eva.norm(dim=1, keepdim=True)
+    assert torch.allclose(directions @ directions.T, torch.eye(len(eva)), atol=1e-4)  # singular vectors
+    assert not torch.allclose(plain @ plain.T, torch.diag((plain**2).sum(1)), atol=1e-4)
+    assert all(value.shape == found["LoRA"][name].shape for name, value in found["LoRA, EVA start"].items())
+
+
+def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
+    config = config_of(bert, "LoRA, LoRA+", loraplus_lr_ratio=8.0, learning_rate=0.01)
+    model = apply_method(loaded(bert), config)
+    optimizer = optimizer_of(model, config, torch.optim.AdamW, lr=config.learning_rate)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            assert rates[id(parameter)] == pytest.approx(0.08 if "lora_B" in name else 0.01), name
+    assert optimizer_of(model, config_of(bert, "LoRA"), torch.optim.AdamW, lr=0.01) is None
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "LoRA, PiSSA start", "LoRA, EVA start", "LoRA, LoRA+", "VeRA", "Full fine-tuning", "BitFit",
+        "Prefix tuning", "Prompt tuning",
+    ],
+)  # fmt: skip
+def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str) -> None:
+    config = config_of(bert, variant, dataset_name=settings["dataset_name"], num_train_epochs=20)
+    run = runs.create(tmp_path, config)
+    stop_after_a_checkpoint(run)
+    assert run.state()["status"] == "KILLED" and run.can_continue
+    (run.folder / "stop").unlink()
+    train(run.folder)
+    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    straight = runs.create(tmp_path, config)
+    train(straight.folder)
+    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("variant", [label for label, one in variants().items() if cannot_continue(one)])
+def test_no_checkpoint_is_kept_that_a_run_could_not_go_on_from(
+    bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str
+) -> None:
+    run = runs.create(tmp_path, config_of(bert, variant, dataset_name=settings["dataset_name"]))
+    stop_after(run, lambda: run.metrics())
+    assert run.state()["status"] == "KILLED" and run.has_adapter and not run.can_continue
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "adalora", "init_r": 4, "target_r": 8}, "below target_r 8"),
+        ({"load_in_bits": 5}, "takes 32, 8 or 4"),
+        ({"load_in_bits": 4, "init_lora_weights": "pissa"}, "full-precision weights"),
+        ({"method": "lora", "init_lora_weights": "magic"}, "default, gaussian, pissa"),
+        ({"use_dora": "yes"}, "true or false"),
+    ],
+)
+def test_what_cannot_work_together_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig.from_dict(changes)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "words"),
+    [
+        ("C3A", {"block_size": 7}, "C3A cannot be built on this model"),
+        ("BOFT", {"boft_block_size": 7}, "BOFT cannot be built on this model"),
+        ("Prompt tuning", {"max_length": 126}, "at most 124 tokens beside 4 virtual tokens"),
+        ("LoRA", {"target_modules": ["q_lin"]}, "matches nothing in this model; it has"),
+    ],
+)
+def test_what_cannot_work_on_a_model_is_refused(
+    bert: Path, variant: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        count_parameters(config_of(bert, variant, **changes))
+
+
+def stop_after_a_checkpoint(run: Run) -> None:
+    stop_after(run, lambda: run.can_continue)
+
+
+def stop_after(run: Run, happened: Callable[[], Any]) -> None:
+    """Train, and ask for a stop as soon as something has happened."""
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while not happened() and time.monotonic() < end:
+            time.sleep(0.001)
+        run.request_stop()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    train(run.folder)
+    watcher.join()
