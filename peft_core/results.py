@@ -52,8 +52,8 @@ def measure(
 def baseline(task: str, train: np.ndarray, true: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
     """The best constant answer, known from the training rows, and what it reaches on the test rows.
 
-    `label` is the most frequent label or set of labels as text (its indices are `indices`), or the median, which
-    has the least mean error and is also the `value`.
+    `label` is the most frequent label or set of labels as text, with its `indices`; or the median (it has the
+    least mean error), also as `value`.
     """
     if task == REGRESSION:
         middle = float(np.median(train))

@@ -62,7 +62,7 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Parquet of the test rows: text, text_pair if any, label and predicted (index, 0s and 1s, or number)."""
+        """Parquet of the test rows: text, text_pair if any, label, predicted: index, 0s and 1s or number."""
         return self.folder / "evaluation.parquet"
 
     @property
