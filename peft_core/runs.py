@@ -98,8 +98,9 @@ class Run:
         return result
 
     def state(self) -> dict[str, Any]:
-        """`status`, and as known: stage, step, max_steps, tokens_per_second, eta, error, created, started,
-        ended (seconds since the epoch). A run whose process has died without a word reads FAILED."""
+        """`status`, and as known: stage, problem_type, step, max_steps, tokens_per_second, eta, error,
+        created, started, ended (seconds since the epoch). A run whose process died without a word reads
+        FAILED."""
         try:
             state = self._read("status.json")
         except RunError:

@@ -87,6 +87,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     _stage(run, "reading the data")
     data = load_labelled_text(config)
     check_class_weight(config, data.problem_type)
+    run.update(problem_type=data.problem_type)
     _stage(run, "loading the base model")
     set_seed(config.seed)
     base = load_base(
