@@ -96,7 +96,7 @@ def label_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     heads = "".join(f"<th scope=col>{name}</th>" for name in ("", "Precision", "Recall", "F1", "Texts"))
     return (
-        '<div class="scroll"><table class="by-label" data-testid="by-label"><tr>'
+        '<div class="scroll tall"><table class="by-label" data-testid="by-label"><tr>'
         f"{heads}</tr>{body}</table></div>"
     )
 

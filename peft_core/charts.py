@@ -175,7 +175,13 @@ def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
                 "axis": {"format": "~s"},
                 "title": "trainable parameters (log scale)",
             },
-            "y": {"field": "score", "type": "quantitative", "scale": {"zero": False}, "title": metric},
+            "y": {
+                "field": "score",
+                "type": "quantitative",
+                "scale": {"zero": False},
+                "axis": {"format": ".3~f"},
+                "title": metric,
+            },
             "color": {"value": BLUE},
         },
     }

@@ -11,6 +11,7 @@ import offline
 import pytest
 import torch
 from processes import python
+from task_runs import fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
 from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
 from peft_core import runs

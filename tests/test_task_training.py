@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ import torch
 from datasets import Dataset
 from processes import answer
 from sklearn.utils.class_weight import compute_class_weight
+from task_runs import TOPICS, labelled, number_rows
 from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
-from peft_core import runs, train
-from peft_core.config import TrainConfig
-from peft_core.data import LabelledText
 from peft_core.errors import ConfigError, DataError
 from peft_core.losses import LabelScale, balanced_weights, eval_loss, positive_weights, task_loss
 from peft_core.merge import merge
@@ -26,7 +24,6 @@ from peft_core.predict import Classifier, Predictor
 from peft_core.problems import MULTI, REGRESSION, SINGLE, decide
 from peft_core.runs import Run
 
-TOPICS = {"food": LABEL_WORDS[0], "drink": LABEL_WORDS[3], "room": LABEL_WORDS[4]}
 STOCK = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -40,87 +37,6 @@ classify = pipeline("text-classification", folder)
 found = [classify({"text": t[0], "text_pair": t[1]} if len(t) > 1 else t[0], top_k=None) for t in texts]
 print(json.dumps({"rows": rows, "found": found, "task": model.config.problem_type}))
 """
-
-
-def topic_rows(count: int, seed: int) -> Dataset:
-    """Texts that speak of none, some or all of three topics, each in words of its own."""
-    rng, rows = random.Random(seed), {"text": [], "label": []}
-    for _ in range(count):
-        held = [float(rng.random() < share) for share in (0.5, 0.5, 0.3)]
-        words = rng.sample(LABEL_WORDS[2], 1)
-        for own, has in zip(TOPICS.values(), held, strict=True):
-            words += rng.sample(own, 3) if has else []
-        rng.shuffle(words)
-        rows["text"].append("We had " + " and ".join(words) + ".")
-        rows["label"].append(held)
-    return Dataset.from_dict(rows)
-
-
-def number_rows(count: int, seed: int, unit: float = 1.0, offset: float = 0.0) -> Dataset:
-    """Reviews of 1 to 5 stars, in another unit where one is given."""
-    rng, rows = random.Random(seed), {"text": [], "label": []}
-    for _ in range(count):
-        stars = rng.randint(1, 5)
-        words = rng.sample(LABEL_WORDS[stars - 1], 3)
-        rows["text"].append(f"The {rng.choice(SUBJECTS)} was {words[0]}, {words[1]} and {words[2]}.")
-        rows["label"].append(stars * unit + offset)
-    return Dataset.from_dict(rows)
-
-
-def pair_rows(count: int, seed: int) -> Dataset:
-    """Pairs in which the second text alone tells the label."""
-    rng, rows = random.Random(seed), {"text": [], "text_pair": [], "label": []}
-    for _ in range(count):
-        label = rng.randint(0, 1)
-        rows["text"].append(f"How was the {rng.choice(SUBJECTS)}?")
-        rows["text_pair"].append(f"It was {rng.choice(LABEL_WORDS[4 * label])}.")
-        rows["label"].append(label)
-    return Dataset.from_dict(rows)
-
-
-def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabelledText:
-    parts = [make(count, seed, **named) for seed, count in enumerate((240, 40, 60))]
-    return LabelledText(*parts, label_names=names, named=True, problem_type=task)
-
-
-@pytest.fixture(scope="module")
-def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Run]]:
-    """Trains the tiny model in this process on rows made by hand."""
-    patch = pytest.MonkeyPatch()
-
-    def fitted(data: LabelledText, **changes: Any) -> Run:
-        patch.setattr(train, "load_labelled_text", lambda config: data)
-        settings = {
-            "model_name_or_path": str(tiny_model),
-            "max_length": 64,
-            "num_train_epochs": 6,
-            "learning_rate": 0.03,
-        }
-        run = runs.create(tmp_path_factory.mktemp("runs"), TrainConfig.from_dict({**settings, **changes}))
-        train.train(run.folder)
-        return run
-
-    yield fitted
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def topics(fit: Callable[..., Run]) -> Run:
-    return fit(
-        labelled(topic_rows, tuple(TOPICS), MULTI),
-        num_train_epochs=12,
-        target_modules=["query", "value", "intermediate.dense"],
-    )
-
-
-@pytest.fixture(scope="module")
-def stars(fit: Callable[..., Run]) -> Run:
-    return fit(labelled(number_rows, (), REGRESSION))
-
-
-@pytest.fixture(scope="module")
-def pairs(fit: Callable[..., Run]) -> Run:
-    return fit(labelled(pair_rows, ("bad", "good"), SINGLE))
 
 
 def stock(run: Run, texts: list[list[str]]) -> dict[str, Any]:
@@ -254,6 +170,14 @@ def test_pairs_are_read_as_pairs(pairs: Run) -> None:
     again = predictor.logits(rows["text"].tolist(), rows["text_pair"].tolist()).argmax(-1)
     assert again.tolist() == rows["predicted"].tolist()
     assert predictor.note("bad food " * 20, "bad food " * 20) == "Only the first 64 tokens were read."
+
+
+def test_stock_transformers_reads_the_same_pairs(pairs: Run) -> None:
+    texts = [["How was the food?", "It was terrible."], ["How was the room?", "It was amazing."]]
+    found = stock(pairs, texts)
+    own = Predictor(pairs.folder, "merged").predict(*map(list, zip(*texts, strict=True)))
+    assert np.array(found["rows"]) == pytest.approx(np.array([one.logits for one in own]), abs=1e-5)
+    assert [max(row, key=lambda part: part["score"])["label"] for row in found["found"]] == ["bad", "good"]
 
 
 @pytest.mark.parametrize("second", [None, [""], ["  "], [None], [3]])

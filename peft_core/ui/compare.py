@@ -139,7 +139,7 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
         return [
             gr.update(choices=metrics or [shown], value=shown, visible=len(metrics) > 1),
             plot(runs_chart(frame, shown)) if len(frame) else gr.skip(),
-            frame,
+            frame.round({"score": 4}),
         ]
 
     def redraw(chosen: str) -> Any:
