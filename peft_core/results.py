@@ -8,7 +8,7 @@ import pandas as pd
 from datasets import Dataset
 
 from peft_core.data import LabelledText
-from peft_core.errors import RunError
+from peft_core.errors import ModelError, RunError
 from peft_core.losses import LabelScale, Loss, eval_loss
 from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
 from peft_core.predict import batched_logits
@@ -26,6 +26,7 @@ def measure(
     `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
     one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
     several: the same without the matrix; a number: `points`, `train_label_range`.
+    Raises ModelError for a model that returns NaN.
     """
     model.eval()
     task = data.problem_type
@@ -33,6 +34,8 @@ def measure(
     logits = batched_logits(
         model, tokenizer, data.eval["text"][:], max_length, text_pairs=text_pairs(data.eval)
     )
+    if not np.isfinite(logits).all():
+        raise ModelError("Training diverged: the model returns no numbers any more; lower the learning rate.")
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
     _save_rows(run, data.eval, predicted)

@@ -136,8 +136,12 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of steps that a run which continues from a checkpoint will take again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        """Drop the rows of steps that a run which continues from a checkpoint takes again, and the result."""
+        kept = [
+            json.dumps(row) + "\n"
+            for row in self.metrics()
+            if row["step"] <= step and not any(key.startswith("test_") for key in row)
+        ]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def request_stop(self) -> None:

@@ -12,6 +12,7 @@ from peft_core.adapters import check_trainable
 from peft_core.config import TrainConfig
 from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
+from peft_core.losses import check_class_weight
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -59,7 +60,7 @@ def check(settings: dict[str, Any]) -> None:
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
-        load_labelled_text(config)
+        check_class_weight(config, load_labelled_text(config).problem_type)
     try:
         counts.count_parameters(config)
     except DataError:

@@ -16,12 +16,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from task_runs import TOPICS, labelled, number_rows
 from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
-from peft_core.errors import ConfigError, DataError
+from peft_core.encoder import load_base
+from peft_core.errors import ConfigError, DataError, ModelError
 from peft_core.losses import LabelScale, balanced_weights, eval_loss, positive_weights, task_loss
 from peft_core.merge import merge
 from peft_core.metrics import task_metrics
 from peft_core.predict import Classifier, Predictor
 from peft_core.problems import MULTI, REGRESSION, SINGLE, decide
+from peft_core.results import measure
 from peft_core.runs import Run
 
 STOCK = """
@@ -259,6 +261,13 @@ def test_class_weights_find_more_of_a_rare_label(fit: Callable[..., Run]) -> Non
 def test_class_weights_of_numbers_are_refused(fit: Callable[..., Run]) -> None:
     with pytest.raises(ConfigError, match="have no classes"):
         fit(labelled(number_rows, (), REGRESSION), class_weight="balanced")
+
+
+def test_a_model_that_diverged_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_model), None, (), problem_type=REGRESSION)
+    base.model.classifier.bias.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="lower the learning rate"):
+        measure(Run(tmp_path), base.model, base.tokenizer, labelled(number_rows, (), REGRESSION), 64)
 
 
 def test_numbers_that_are_all_the_same_are_learned_as_such(fit: Callable[..., Run]) -> None:
