@@ -4,7 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from peft_core.problems import REGRESSION, SINGLE
 from peft_core.runs import Run
+
+TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class MergeCertificate:
     base_model_name_or_path: str
     base_revision: str | None
     created: float
+    problem_type: str = SINGLE
 
     @property
     def problems(self) -> list[str]:
@@ -55,6 +61,15 @@ class MergeCertificate:
             "holds": self.holds,
             "problems": self.problems,
         }
+
+
+def tolerance(problem_type: str, logits: np.ndarray) -> float:
+    """The largest difference that rounding explains: of logits as it is, of numbers relative to their size.
+
+    Prices in thousands are float32 numbers that lie a thousand times further apart than logits do.
+    """
+    largest = float(np.abs(logits).max()) if problem_type == REGRESSION else 1.0
+    return TOLERANCE * max(1.0, largest)
 
 
 def read_certificate(run: Run) -> MergeCertificate | None:

@@ -6,10 +6,13 @@ from typing import Any
 import pandas as pd
 
 from peft_core.errors import RunError
+from peft_core.problems import REGRESSION, SINGLE, TITLES, headline
 from peft_core.runs import Run
 
 # Okabe and Ito's palette: told apart by readers with any common colour blindness.
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#E69F00", "#8A8F98", "#009E73"
+TONES = {"training": GREY, "validation": BLUE, "test": ORANGE}
+_SERIES = {"eval": "validation", "test": "test"}
 PARTS = {
     "adapter": "Adapter",
     "head": "Head",
@@ -20,31 +23,35 @@ Spec = dict[str, Any]
 
 
 def curve_frame(metrics: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Columns step, kind (loss or accuracy), series (training or evaluation), value; one row a point."""
+    """Columns step, kind (loss or a metric), series (training, validation, test), value; a row each."""
     rows = []
     for row in metrics:
-        for key, kind, series in (
-            ("loss", "loss", "training"),
-            ("eval_loss", "loss", "evaluation"),
-            ("eval_accuracy", "accuracy", "evaluation"),
-        ):
-            if row.get(key) is not None:
-                rows.append({"step": row["step"], "kind": kind, "series": series, "value": row[key]})
+        for key, value in row.items():
+            series, kind = _series_of(key)
+            if series and value is not None:
+                rows.append({"step": row["step"], "kind": kind, "series": series, "value": value})
     return pd.DataFrame(rows, columns=["step", "kind", "series", "value"])
 
 
-def curve(frame: pd.DataFrame, kind: str, max_steps: int) -> Spec:
-    """A line for each series of one kind over the steps; the x axis spans the whole run from the start."""
+def curve(frame: pd.DataFrame, kind: str, max_steps: int, problem_type: str = SINGLE) -> Spec:
+    """Lines of one kind over the steps, the test as a point; the x axis spans the whole run from the start.
+
+    `problem_type` tells what the loss is of.
+    """
     rows = frame[frame["kind"] == kind]
-    y_scale = {"domain": [0, 1]} if kind == "accuracy" or rows.empty else {"zero": False}
-    title = "accuracy (share of texts)" if kind == "accuracy" else "loss (nats)"
+    tones = TONES if kind == "loss" else {name: TONES[name] for name in ("validation", "test")}
+    point = {"type": "point", "filled": True, "strokeWidth": 0, "tooltip": True}
     return {
         **_frame(rows, 190),
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2, "tooltip": True}},
             {
-                "transform": [{"filter": "datum.series == 'evaluation'"}],
-                "mark": {"type": "point", "filled": True, "size": 45, "strokeWidth": 0, "tooltip": True},
+                "transform": [{"filter": "datum.series == 'validation'"}],
+                "mark": {**point, "size": 45},
+            },
+            {
+                "transform": [{"filter": "datum.series == 'test'"}],
+                "mark": {**point, "size": 110, "shape": "diamond"},
             },
         ],
         "encoding": {
@@ -54,10 +61,37 @@ def curve(frame: pd.DataFrame, kind: str, max_steps: int) -> Spec:
                 "title": "step",
                 "scale": {"domain": [0, max_steps]},
             },
-            "y": {"field": "value", "type": "quantitative", "title": title, "scale": y_scale},
-            "color": _color("series", {"training": GREY, "evaluation": BLUE}),
+            "y": {
+                "field": "value",
+                "type": "quantitative",
+                "title": _unit(kind, problem_type),
+                "scale": _y_scale(kind, rows),
+            },
+            "color": _color("series", tones),
         },
     }
+
+
+def _series_of(key: str) -> tuple[str | None, str]:
+    """Series and kind of a key such as loss, eval_loss or test_accuracy; no series for what is not drawn."""
+    if key == "loss":
+        return "training", "loss"
+    before, _, kind = key.partition("_")
+    return (_SERIES.get(before) if kind in ("loss", *TITLES) else None), kind
+
+
+def _unit(kind: str, problem_type: str) -> str:
+    if kind == "loss":
+        return "squared error (mean alone: 1)" if problem_type == REGRESSION else "loss (nats)"
+    return {"accuracy": "accuracy (share of texts)", "spearman": "Spearman's correlation"}.get(
+        kind, TITLES[kind]
+    )
+
+
+def _y_scale(kind: str, rows: pd.DataFrame) -> Spec:
+    if kind == "loss" and not rows.empty:
+        return {"zero": False}
+    return {"domain": [-1 if (rows["value"] < 0).any() else 0, 1]}
 
 
 def parts_frame(counts: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -106,29 +140,32 @@ def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
 
 
 def runs_frame(found: Iterable[Run]) -> pd.DataFrame:
-    """Columns run, model, accuracy (0 to 1), trainable (parameters), seconds; one row a run with a result."""
+    """Columns run, model, metric (the task's headline), score, trainable (parameters), seconds; one row a run
+    with a result."""
     rows = []
     for run in found:
         try:
             result, config = run.result(), run.config()
         except RunError:  # not ended yet, or files are lost
             continue
+        metric = headline(result["problem_type"])
         rows.append(
             {
                 "run": run.run_id,
                 "model": config.model_name_or_path,
-                "accuracy": result["accuracy"],
+                "metric": TITLES[metric],
+                "score": result[metric],
                 "trainable": result["parameters"]["trainable"],
                 "seconds": round(result["train_seconds"], 1),
             }
         )
-    return pd.DataFrame(rows, columns=["run", "model", "accuracy", "trainable", "seconds"])
+    return pd.DataFrame(rows, columns=["run", "model", "metric", "score", "trainable", "seconds"])
 
 
-def runs_chart(frame: pd.DataFrame) -> Spec:
-    """A point for each finished run: accuracy over trainable parameters on a log scale."""
+def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
+    """A point for each run that is judged by this metric: its score over trainable parameters, log scale."""
     return {
-        **_frame(frame, 220),
+        **_frame(frame[frame["metric"] == metric], 220),
         "mark": {"type": "point", "size": 90, "filled": True, "tooltip": {"content": "data"}},
         "encoding": {
             "x": {
@@ -138,7 +175,13 @@ def runs_chart(frame: pd.DataFrame) -> Spec:
                 "axis": {"format": "~s"},
                 "title": "trainable parameters (log scale)",
             },
-            "y": {"field": "accuracy", "type": "quantitative", "scale": {"zero": False}, "title": "accuracy"},
+            "y": {
+                "field": "score",
+                "type": "quantitative",
+                "scale": {"zero": False},
+                "axis": {"format": ".3~f"},
+                "title": metric,
+            },
             "color": {"value": BLUE},
         },
     }

@@ -36,9 +36,11 @@ class LabelledText:
     """Rows to train and to judge on: columns `text` (str) and `label` (int index into `label_names`)."""
 
     train: Dataset
+    validation: Dataset
     eval: Dataset
     label_names: tuple[str, ...]
     named: bool  # False where the data holds bare numbers, so that a kept head's own names are better
+    problem_type: str = "single_label_classification"
 
 
 def load_labelled_text(config: TrainConfig) -> LabelledText:
@@ -55,7 +57,7 @@ def load_labelled_text(config: TrainConfig) -> LabelledText:
     held_out = _sample(held_out, config.max_eval_samples, config.seed)
     held_out = _tidy(held_out, text, label, names, config.eval_split)
     _check_classes(train, held_out, names)
-    return LabelledText(train, held_out, _checked_names(config, names), named)
+    return LabelledText(train, held_out, held_out, _checked_names(config, names), named)
 
 
 def expected_num_labels(config: TrainConfig) -> int:
@@ -99,8 +101,10 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     """Columns `input_ids`, `attention_mask` (lists of int, unpadded) and `labels` (int), one row a text."""
 
     def batch(columns: dict[str, list]) -> dict[str, list]:
-        texts = [cut(text, max_length) for text in columns["text"]]
-        return {**tokenizer(texts, truncation=True, max_length=max_length), "labels": columns["label"]}
+        texts = [[cut(text, max_length) for text in columns[name]] for name in names]
+        return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": columns["label"]}
+
+    names = [name for name in ("text", "text_pair") if name in rows.column_names]
 
     return rows.map(batch, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
 

@@ -87,14 +87,21 @@ def check_max_length(config: Any, max_length: int, virtual_tokens: int = 0) -> N
 
 
 def load_base(
-    name: str, revision: str | None, label_names: Sequence[str], *, named: bool = True
+    name: str,
+    revision: str | None,
+    label_names: Sequence[str],
+    *,
+    named: bool = True,
+    problem_type: str = "single_label_classification",
 ) -> BaseModel:
     """The base model with a head for these labels; a head of another size is replaced by a fresh one.
 
     A kept head is matched to the labels by order, after a check of their number. With `named` False (the data
-    holds bare numbers) a kept head keeps its own label names. Raises ModelError or HubError.
+    holds bare numbers) a kept head keeps its own label names. A regression has one output and no labels.
+    Raises ModelError or HubError.
     """
     source = model_source(name, revision)
+    label_names = label_names or ("value",)  # the one output of a regression
     if not has_tokenizer(source.folder):
         raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
     try:
@@ -115,7 +122,7 @@ def load_base(
     if named or base.head_is_fresh:
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {label: i for i, label in enumerate(label_names)}
-    model.config.problem_type = "single_label_classification"
+    model.config.problem_type = problem_type
     return base
 
 

@@ -1,10 +1,13 @@
-"""Small pieces of HTML and SVG: the LoRA picture, the progress bar, the result card, the label bars."""
+"""Small pieces of HTML and SVG: the LoRA picture, the progress bar, the certificate."""
 
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.runs import FINISHED, KILLED, SCHEDULED
+from peft_core.problems import REGRESSION
+from peft_core.runs import SCHEDULED
+
+LABELS = 10  # named in a certificate
 
 
 def quantity(number: float) -> str:
@@ -115,72 +118,18 @@ def settings_line(settings: Mapping[str, Any] | None) -> str:
     return f'<p class="quiet">{html.escape(words)}</p>'
 
 
-def result_card(description: Mapping[str, Any]) -> str:
-    """What a run that ended measured, against the majority class; or why it failed."""
-    result, status = description["result"], description["status"]
-    title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
-    if result is None:
-        why = description.get("error") or "Stopped before there was anything to keep."
-        return f'<div class="result">{title}{message(why, "error" if status != KILLED else "note")}</div>'
-    low, high = result["accuracy_interval"]
-    majority = result["majority"]
-    stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
-    return f"""<div class="result" data-testid="result">{title}{stopped}
-<div class="figures">
-<div><b data-testid="accuracy">{result["accuracy"]:.3f}</b><span>accuracy
-<small>95 % {low:.3f} to {high:.3f}</small></span></div>
-<div><b>{result["macro_f1"]:.3f}</b><span>macro-F1</span></div>
-<div class="quiet"><b>{majority["accuracy"]:.3f}</b><span>always “{html.escape(majority["label"])}”
-<small>macro-F1 {majority["macro_f1"]:.3f}</small></span></div>
-<div class="quiet"><b>{duration(result["train_seconds"])}</b><span>training
-<small>{result["tokens_per_second"]:,.0f} tokens/s</small></span></div>
-</div>
-{confusion(result["confusion_matrix"], result["labels"])}
-<p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
-{result["parameters"]["trainable"]:,} of {result["parameters"]["total"]:,} parameters
-({result["parameters"]["percent"]:.4f} %).
-Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p></div>"""
-
-
-def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Counts as a table, each row shaded by its share."""
-    head = "".join(f"<th scope=col>{html.escape(label)}</th>" for label in labels)
-    rows = []
-    for label, counts in zip(labels, matrix, strict=True):
-        total = max(1, sum(counts))
-        cells = "".join(f'<td style="--share:{count / total:.2f}">{count:,}</td>' for count in counts)
-        rows.append(f"<tr><th scope=row>{html.escape(label)}</th>{cells}</tr>")
-    return (
-        '<div class="scroll"><table class="confusion" data-testid="confusion"><caption>Rows: the true label. '
-        f"Columns: the predicted one.</caption><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-    )
-
-
-def prediction_card(title: str, subtitle: str, prediction: Mapping[str, Any] | None, empty: str = "") -> str:
-    """One variant's label and a bar for each label on one scale from 0 to 1."""
-    head = f"<h4>{html.escape(title)} <small>{html.escape(subtitle)}</small></h4>"
-    if prediction is None:
-        return f'<div class="prediction">{head}<p class="quiet">{html.escape(empty)}</p></div>'
-    bars = "".join(
-        f'<div class="label"><span>{html.escape(label)}</span><i style="--share:{score:.4f}"></i>'
-        f"<b>{score:.3f}</b></div>"
-        for label, score in prediction["scores"].items()
-    )
-    note = f'<p class="quiet">{html.escape(prediction["note"])}</p>' if prediction.get("note") else ""
-    took = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
-    return (
-        f'<div class="prediction">{head}<p class="answer">{html.escape(prediction["label"])}</p>{bars}{note}'
-        f"{took}</div>"
-    )
-
-
 def certificate(held: Mapping[str, Any]) -> str:
     """What the certificate compared and found."""
     worst = max(held["max_logit_diff_merged"], held["max_logit_diff_reloaded"])
     word = "holds" if held["holds"] else "does not hold: " + "; ".join(held["problems"])
+    compared = f"largest logit difference {worst:.1e} (at most {held['tolerance']:.2g})"
+    found = f"{compared} · {held['label_flips']} labels flipped"
+    named, left = held["labels"][:LABELS], len(held["labels"]) - LABELS
+    labels = f" · labels {html.escape(', '.join(named))}" + (f" and {left:,} more" if left > 0 else "")
+    if held.get("problem_type") == REGRESSION:
+        found, labels = compared.replace("logit ", ""), ""
     return (
         f'<div class="certificate" data-testid="certificate"><h4>Merge certificate {html.escape(word)}</h4>'
-        f"<p>{held['rows']:,} evaluation rows · largest logit difference {worst:.1e} "
-        f"(at most {held['tolerance']:g}) · {held['label_flips']} labels flipped · "
-        f"head {held['head_sha256'][:12]} · labels {html.escape(', '.join(held['labels']))}</p></div>"
+        f"<p>{held['rows']:,} evaluation rows · {found} · "
+        f"head {held['head_sha256'][:12]}{labels}</p></div>"
     )

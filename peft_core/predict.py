@@ -1,4 +1,4 @@
-"""Texts to label probabilities, from a run's base model, its adapter or its merged model."""
+"""Texts to labels or numbers, from a run's base model, its adapter or its merged model."""
 
 import json
 import time
@@ -19,6 +19,7 @@ from peft_core.data import cut
 from peft_core.encoder import BaseModel, has_tokenizer, load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.methods import METHODS
+from peft_core.problems import MULTI, REGRESSION, decide, joined, scores
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
@@ -39,6 +40,7 @@ class Classifier:
     untrained: tuple[str, ...]
     head_is_fresh: bool
     problem_type: str = "single_label_classification"
+    text_pair: bool = False  # whether it was trained on pairs of texts
 
     @classmethod
     def read(cls, run: Run) -> "Classifier":
@@ -66,21 +68,33 @@ class Classifier:
             "base_revision": self.base_revision,
             "untrained": list(self.untrained),
             "head_is_fresh": self.head_is_fresh,
+            "text_pair": self.text_pair,
         }
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One text's label, the probability of every label (sum 1), and the milliseconds it took."""
+    """What a model says of one text, and the milliseconds it took.
+
+    One label: `label`, and in `scores` the probability of every label (sum 1). Several: `labels` with a
+    probability of at least 0.5, joined in `label`, and each label's own probability. A number: `value`, also
+    as text in `label`, and no scores.
+    """
 
     label: str
     scores: dict[str, float]
     ms: float
     logits: tuple[float, ...] = ()
     note: str = ""
+    labels: tuple[str, ...] | None = None
+    value: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note}
+        """As JSON types: `label`, `scores`, `ms`, `note`, and `labels` or `value` where the task has them."""
+        found = {"label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note}
+        if self.labels is not None:
+            found["labels"] = list(self.labels)
+        return found if self.value is None else {**found, "value": self.value}
 
 
 class Predictor:
@@ -92,48 +106,75 @@ class Predictor:
         self.run, self.variant = Run(Path(run_dir)), variant
         self.classifier = Classifier.read(self.run)
         self.model, self.tokenizer = None, None
-        if not self.shows_majority:
+        if not self.shows_baseline:
             self.model, self.tokenizer = _load(self.run, self.classifier, variant)
             self.model.eval()
 
     @property
-    def shows_majority(self) -> bool:
-        """Whether the majority class stands in for a base model whose head was never trained."""
+    def shows_baseline(self) -> bool:
+        """Whether the best constant answer stands in for a base model whose head was never trained."""
         return self.variant == BASE and self.classifier.head_is_fresh
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """One Prediction a text, in order; DataError for a text that is empty."""
+    def predict(
+        self, texts: Sequence[str], text_pairs: Sequence[str | None] | None = None
+    ) -> list[Prediction]:
+        """One Prediction a text (and its second text), in order.
+
+        Raises DataError for a text that is empty, or pairs where the run has none and the other way round.
+        """
         check_texts(texts)
-        if self.shows_majority:
-            return [self._majority() for _ in texts]
+        pairs = self._checked_pairs(texts, text_pairs)
+        if self.shows_baseline:
+            return [self._baseline() for _ in texts]
         start = time.perf_counter()
-        logits = self.logits(texts)
+        logits = self.logits(texts, pairs)
         ms = 1000 * (time.perf_counter() - start) / len(texts)
-        return [_prediction(row, self.classifier.labels, ms) for row in logits]
+        return predictions(logits, self.classifier, ms)
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
+    def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> np.ndarray:
         """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
-        return batched_logits(self.model, self.tokenizer, texts, self.classifier.max_length)
+        most = self.classifier.max_length
+        return batched_logits(self.model, self.tokenizer, texts, most, text_pairs=text_pairs)
 
-    def note(self, text: str) -> str:
+    def note(self, text: str, text_pair: str | None = None) -> str:
         """What a person should know of how this text was read; empty if there is nothing to say."""
-        if self.shows_majority:
+        if self.shows_baseline:
             return ""
-        short, most = cut(text, self.classifier.max_length), self.classifier.max_length
-        ids = self.tokenizer(short, verbose=False)["input_ids"]
+        texts = [text] if text_pair is None else [text, text_pair]
+        most = self.classifier.max_length
+        short = [cut(one, most) for one in texts]
+        ids = self.tokenizer(*short, verbose=False)["input_ids"]
         unknown = self.tokenizer.unk_token_id
         words = [i for i in ids if i == unknown or i not in self.tokenizer.all_special_ids]
         if words and all(i == unknown for i in words):
             return "The tokenizer knows none of these characters, so the answer means little."
-        if len(ids) > most or len(short) < len(text):
+        if len(ids) > most or short != texts:
             return f"Only the first {most} tokens were read."
         return ""
 
-    def _majority(self) -> Prediction:
-        shares = self.run.result()["train_label_shares"]
-        label = max(shares, key=shares.get)
-        note = "This base model has no trained head, so the majority class of the training rows is shown."
-        return Prediction(label, shares, 0.0, note=note)
+    def _checked_pairs(
+        self, texts: Sequence[str], pairs: Sequence[str | None] | None
+    ) -> Sequence[str] | None:
+        given = [pair for pair in pairs or () if pair not in (None, "")]
+        if not self.classifier.text_pair:
+            if given:
+                raise DataError(f"The run {self.run.run_id!r} reads one text; leave the second text empty.")
+            return None
+        if len(given) != len(texts) or not all(isinstance(pair, str) and pair.strip() for pair in given):
+            raise DataError(f"The run {self.run.run_id!r} reads pairs; type the second text too.")
+        return given
+
+    def _baseline(self) -> Prediction:
+        result = self.run.result()
+        best, shares = result["baseline"], result.get("train_label_shares", {})
+        task = self.classifier.problem_type
+        labels = tuple(self.classifier.labels[i] for i in best["indices"]) if task == MULTI else None
+        what = "median" if task == REGRESSION else "most frequent set of labels" if task == MULTI else ""
+        note = (
+            f"This base model has no trained head, so the {what or 'majority class'} of the training rows "
+            "is shown."
+        )
+        return Prediction(best["label"], shares, 0.0, note=note, labels=labels, value=best.get("value"))
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -149,9 +190,13 @@ def batched_logits(
     texts: Sequence[str],
     max_length: int,
     progress: Callable[[float], None] = lambda share: None,
+    *,
+    text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Raw outputs, float32 (texts, labels) in the order given; batched by length, so little is padded."""
-    rows = tokenizer([cut(text, max_length) for text in texts], truncation=True, max_length=max_length)
+    sides = [texts] if text_pairs is None else [texts, text_pairs]
+    short = [[cut(text, max_length) for text in side] for side in sides]
+    rows = tokenizer(*short, truncation=True, max_length=max_length)
     order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
     out = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
     for start in range(0, len(order), BATCH_SIZE):
@@ -164,10 +209,31 @@ def batched_logits(
     return out
 
 
+def predictions(logits: np.ndarray, classifier: Classifier, ms: float) -> list[Prediction]:
+    """What raw outputs (texts, labels) say of each text."""
+    task, names = classifier.problem_type, classifier.labels
+    rows = zip(decide(logits, task), scores(logits, task).tolist(), logits.tolist(), strict=True)
+    found = []
+    for decided, shares, raw in rows:
+        if task == REGRESSION:
+            found.append(Prediction(f"{decided:.4g}", {}, ms, tuple(raw), value=float(decided)))
+            continue
+        each = dict(zip(names, shares, strict=True))
+        given = tuple(names[i] for i in np.flatnonzero(decided)) if task == MULTI else None
+        label = joined(given) if given is not None else names[int(decided)]
+        found.append(Prediction(label, each, ms, tuple(raw), labels=given))
+    return found
+
+
 def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
     """The very base model of the adapter; ModelError, naming both hashes, if it has changed."""
     revision = classifier.base_revision
-    base = load_base(classifier.base_model_name_or_path, hub_commit(revision), classifier.labels)
+    base = load_base(
+        classifier.base_model_name_or_path,
+        hub_commit(revision),
+        classifier.labels,
+        problem_type=classifier.problem_type,
+    )
     if base.source.revision != revision:
         raise ModelError(
             f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "
@@ -217,9 +283,3 @@ def _load_merged(run: Run) -> tuple[Any, Any]:
         return model, AutoTokenizer.from_pretrained(run.merged, trust_remote_code=False)
     except _DAMAGED as error:
         raise RunError(f"The merged model of {run.run_id!r} has lost files; merge it again.") from error
-
-
-def _prediction(logits: np.ndarray, labels: Sequence[str], ms: float) -> Prediction:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    scores = dict(zip(labels, (shifted / shifted.sum()).tolist(), strict=True))
-    return Prediction(labels[int(logits.argmax())], scores, ms, tuple(logits.tolist()))

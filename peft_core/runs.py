@@ -21,9 +21,19 @@ from peft_core.errors import PeftCoreError, RunError
 SCHEDULED, RUNNING, FINISHED, FAILED, KILLED = "SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"
 ENDED = (FINISHED, FAILED, KILLED)
 _RESULT_KEYS = {
-    "accuracy", "accuracy_interval", "macro_f1", "majority", "confusion_matrix", "labels",
-    "train_label_shares", "train_rows", "eval_rows", "parameters", "untrained",
-    "train_seconds", "tokens_per_second",
+    "baseline", "train_rows", "eval_rows", "parameters", "untrained", "train_seconds", "tokens_per_second",
+}  # fmt: skip
+_TASK_KEYS = {
+    "single_label_classification": {
+        "accuracy", "accuracy_interval", "macro_f1", "confusion_matrix", "labels", "train_label_shares",
+    },
+    "multi_label_classification": {
+        "micro_f1", "micro_f1_interval", "macro_f1", "subset_accuracy", "per_label", "labels",
+        "train_label_shares",
+    },
+    "regression": {
+        "spearman", "spearman_interval", "pearson", "mae", "rmse", "points", "train_label_range",
+    },
 }  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
@@ -52,7 +62,7 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Parquet of the evaluation rows: text, label (index), predicted (index)."""
+        """Parquet of the test rows: text, text_pair if any, label, predicted: index, 0s and 1s or number."""
         return self.folder / "evaluation.parquet"
 
     @property
@@ -77,8 +87,10 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What a finished (or stopped) run measured; RunError if there is none, or parts of it are lost."""
-        result = self._read("result.json")
-        lost = sorted(_RESULT_KEYS - set(result))
+        result = {"problem_type": "single_label_classification", **self._read("result.json")}
+        if "majority" in result:  # what runs of one label called their baseline before there were other tasks
+            result["baseline"] = result.pop("majority")
+        lost = sorted((_RESULT_KEYS | _TASK_KEYS.get(result["problem_type"], set())) - set(result))
         if lost:
             raise RunError(
                 f"The result.json of the run {self.run_id!r} has lost its {lost[0]}; train it again."
@@ -86,8 +98,9 @@ class Run:
         return result
 
     def state(self) -> dict[str, Any]:
-        """`status`, and as known: stage, step, max_steps, tokens_per_second, eta, error, created, started,
-        ended (seconds since the epoch). A run whose process has died without a word reads FAILED."""
+        """`status`, and as known: stage, problem_type, step, max_steps, tokens_per_second, eta, error,
+        created, started, ended (seconds since the epoch). A run whose process died without a word reads
+        FAILED."""
         try:
             state = self._read("status.json")
         except RunError:
@@ -123,8 +136,12 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of steps that a run which continues from a checkpoint will take again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        """Drop the rows of steps that a run which continues from a checkpoint takes again, and the result."""
+        kept = [
+            json.dumps(row) + "\n"
+            for row in self.metrics()
+            if row["step"] <= step and not any(key.startswith("test_") for key in row)
+        ]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def request_stop(self) -> None:

@@ -11,6 +11,7 @@ from peft_core import merge as merging
 from peft_core.config import TrainConfig
 from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
+from peft_core.losses import check_class_weight
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -57,7 +58,7 @@ def check(settings: dict[str, Any]) -> None:
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
-        load_labelled_text(config)
+        check_class_weight(config, load_labelled_text(config).problem_type)
     try:
         counts.count_parameters(config)
     except DataError:
@@ -70,20 +71,22 @@ def merge(run_dir: str) -> dict[str, Any]:
     return merging.merge(run_dir, report).to_dict()
 
 
-def predict(run_dir: str, variant: str, text: str) -> dict[str, Any]:
+def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """One text's label, scores and milliseconds."""
     predictor = _predictor(run_dir, variant)
-    answer = predictor.predict([text])[0].to_dict()
-    return {**answer, "note": answer["note"] or predictor.note(text)}
+    answer = predictor.predict([text], [text_pair])[0].to_dict()
+    return {**answer, "note": answer["note"] or predictor.note(text, text_pair)}
 
 
-def compare(run_dir: str, text: str) -> dict[str, Any]:
+def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
     variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).merged.is_dir()
-    predictions = {variant: _predictor(run_dir, variant).predict([text])[0] for variant in variants}
+    predictions = {
+        variant: _predictor(run_dir, variant).predict([text], [text_pair])[0] for variant in variants
+    }
     answer: dict[str, Any] = {variant: prediction.to_dict() for variant, prediction in predictions.items()}
     for variant in variants[1:]:
-        answer[variant]["note"] = _predictor(run_dir, variant).note(text)
+        answer[variant]["note"] = _predictor(run_dir, variant).note(text, text_pair)
     if MERGED in predictions:
         pair = [np.asarray(predictions[variant].logits) for variant in (ADAPTER, MERGED)]
         answer["max_logit_diff"] = float(np.abs(pair[0] - pair[1]).max())
@@ -101,6 +104,6 @@ def _predictor(run_dir: str, variant: str) -> Predictor:
 @lru_cache(maxsize=3)
 def _cached_predictor(run_dir: str, variant: str, written: tuple[int, ...]) -> Predictor:
     predictor = Predictor(run_dir, variant)
-    if not predictor.shows_majority:
+    if not predictor.shows_baseline:
         predictor.logits(["warm up"])  # so that the first latency shown is not that of first-time set-up
     return predictor

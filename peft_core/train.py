@@ -10,13 +10,10 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import pandas as pd
 import peft
 import torch
 import transformers
@@ -30,9 +27,12 @@ from peft_core.counts import count_model
 from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
+from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
 from peft_core.methods import METHODS, virtual_tokens
-from peft_core.metrics import classification_metrics, confusion_matrix
-from peft_core.predict import CLASSIFIER_FILE, Classifier, batched_logits
+from peft_core.metrics import task_metrics
+from peft_core.predict import CLASSIFIER_FILE, Classifier
+from peft_core.problems import METRICS, REGRESSION, decide
+from peft_core.results import label_array, measure
 from peft_core.runs import (
     FAILED,
     FINISHED,
@@ -40,7 +40,6 @@ from peft_core.runs import (
     RUNNING,
     Run,
     is_disk_full,
-    whole_file,
     whole_folder,
     write_json,
 )
@@ -91,9 +90,17 @@ def failure_sentence(error: BaseException) -> str:
 def _setup_and_train(run: Run, config: TrainConfig) -> str:
     _stage(run, "reading the data")
     data = load_labelled_text(config)
+    check_class_weight(config, data.problem_type)
+    run.update(problem_type=data.problem_type)
     _stage(run, "loading the base model")
     set_seed(config.seed)
-    base = load_base(config.model_name_or_path, config.revision, data.label_names, named=data.named)
+    base = load_base(
+        config.model_name_or_path,
+        config.revision,
+        data.label_names,
+        named=data.named,
+        problem_type=data.problem_type,
+    )
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     model = apply_method(
         base.model,
@@ -109,11 +116,18 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         run.forget_metrics_after(step_of(checkpoint))
     rows = encode(data.train, base.tokenizer, config.max_length)
     curve_rows = encode(
-        data.eval.select(range(min(CURVE_ROWS, len(data.eval)))), base.tokenizer, config.max_length
+        data.validation.select(range(min(CURVE_ROWS, len(data.validation)))),
+        base.tokenizer,
+        config.max_length,
     )
 
-    trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows)
-    progress = RunProgress(run)
+    known = label_array(data.train, data.problem_type)
+    scale = LabelScale.of(known) if data.problem_type == REGRESSION else None
+    if scale and not base.head_is_fresh:
+        scale.take_out_of(model)
+    loss = task_loss(data.problem_type, config.class_weight, known, model.config.num_labels)
+    trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
+    progress = RunProgress(run, data.problem_type)
     trainer.add_callback(progress)
     trainer.add_callback(RankSchedule())
     if checkpoint is None:
@@ -122,14 +136,16 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
+    if scale:
+        scale.fold_into(model)
 
     run.update(stage="evaluating")
-    result = _evaluate(run, config, model, base, data)
+    result = _evaluate(run, config, model, base, data, loss)
     result |= {"train_seconds": seconds, "resumed_from": step_of(checkpoint) if checkpoint else 0}
     result |= progress.totals()
     progress.log_result(result, trainer.state.epoch)
     run.update(stage="saving")
-    _save_adapter(run, config, model, base)
+    _save_adapter(run, config, model, base, data)
     write_json(run.folder / "result.json", result)
     if run.stop_requested():
         return KILLED
@@ -156,6 +172,8 @@ def _trainer(
     tokenizer: Any,
     rows: datasets.Dataset,
     curve_rows: datasets.Dataset,
+    loss: Loss | None,
+    scale: LabelScale | None,
 ) -> CheckpointingTrainer:
     steps = _steps(config, len(rows))
     curve_steps = max(1, steps // CURVE_POINTS)
@@ -193,15 +211,23 @@ def _trainer(
         train_dataset=rows,
         eval_dataset=curve_rows,
         processing_class=tokenizer,
-        compute_metrics=lambda seen: classification_metrics(seen.predictions.argmax(-1), seen.label_ids),
+        compute_loss_func=loss,
+        compute_metrics=lambda seen: _curve_metrics(seen, model.config.problem_type, scale),
     )
+
+
+def _curve_metrics(
+    seen: transformers.EvalPrediction, problem_type: str, scale: LabelScale | None
+) -> dict[str, float]:
+    decided = decide(seen.predictions, problem_type)
+    return task_metrics(problem_type, scale.real(decided) if scale else decided, seen.label_ids)
 
 
 class RunProgress(TrainerCallback):
     """Writes what Trainer does into the run folder, and stops it when the folder says so."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, problem_type: str) -> None:
+        self.run, self.metrics = run, METRICS[problem_type]
         self.step_seconds = 0.0
         self.steps = self.tokens = 0
         self._step_start = self._written = 0.0
@@ -214,9 +240,9 @@ class RunProgress(TrainerCallback):
         return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
 
     def log_result(self, result: dict[str, Any], epoch: float) -> None:
-        """The evaluation curve's last point is the result itself."""
-        row = {f"eval_{name}": result[name] for name in ("accuracy", "macro_f1")}
-        row["eval_loss"] = result["eval_loss"]
+        """The result as a point of its own: it is of the test rows, the curve of the validation rows."""
+        row = {f"test_{name}": result[name] for name in self.metrics}
+        row["test_loss"] = result["eval_loss"]
         self.run.log_metrics({"step": self.steps, "epoch": epoch, "time": time.time(), **row})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -236,13 +262,13 @@ class RunProgress(TrainerCallback):
             speed = self.totals()["tokens_per_second"]
             eta = left * self.step_seconds / (self.steps - self._steps_before)
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
-        if state.global_step >= state.max_steps:  # the result, on every row, and the adapter come next anyway
-            control.should_evaluate = control.should_save = False
+        if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
+            control.should_evaluate, control.should_save = True, False
         if self.run.stop_requested():
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        kept = ("loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_macro_f1")
+        kept = ("loss", "learning_rate", "grad_norm", "eval_loss", *(f"eval_{name}" for name in self.metrics))
         row = {key: float(logs[key]) for key in kept if key in logs}
         if row:
             self.run.log_metrics(
@@ -251,27 +277,11 @@ class RunProgress(TrainerCallback):
 
 
 def _evaluate(
-    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
 ) -> dict[str, Any]:
-    """The result on every evaluation row, beside the majority class; the rows are kept in the run."""
-    model.eval()
-    texts, true = data.eval["text"][:], np.asarray(data.eval["label"][:])
-    logits = batched_logits(model, base.tokenizer, texts, config.max_length)
-    predicted = logits.argmax(-1)
-    labels = tuple(model.config.id2label.values())
-    counts = Counter(data.train["label"][:])
-    majority = max(sorted(counts), key=counts.get)
-    _save_evaluation(run, texts, true, predicted)
+    """The result on every test row, and what made it."""
     return {
-        **classification_metrics(predicted, true),
-        "eval_loss": _cross_entropy(logits, true),
-        "accuracy_interval": _wilson(int((predicted == true).sum()), len(true)),
-        "majority": {"label": labels[majority], **classification_metrics([majority] * len(true), true)},
-        "confusion_matrix": confusion_matrix(predicted, true, len(labels)),
-        "labels": list(labels),
-        "train_label_shares": {labels[i]: counts[i] / len(data.train) for i in range(len(labels))},
-        "train_rows": len(data.train),
-        "eval_rows": len(data.eval),
+        **measure(run, model, base.tokenizer, data, config.max_length, loss),
         "parameters": count_model(model).to_dict(),
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),
@@ -284,12 +294,7 @@ def _evaluate(
     }
 
 
-def _save_evaluation(run: Run, texts: list[str], true: np.ndarray, predicted: np.ndarray) -> None:
-    with whole_file(run.evaluation) as staging:
-        pd.DataFrame({"text": texts, "label": true, "predicted": predicted}).to_parquet(staging)
-
-
-def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) -> None:
+def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText) -> None:
     """`adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
     classifier = Classifier(
         labels=tuple(model.config.id2label.values()),
@@ -298,6 +303,8 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) ->
         base_revision=base.source.revision,
         untrained=base.untrained,
         head_is_fresh=base.head_is_fresh,
+        problem_type=data.problem_type,
+        text_pair="text_pair" in data.train.column_names,
     )
     with whole_folder(run.folder / ".adapter", run.adapter) as staging:
         if isinstance(model, peft.PeftModel):
@@ -307,18 +314,6 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel) ->
         base.tokenizer.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # a card of blanks, worse than none
         write_json(staging / CLASSIFIER_FILE, classifier.to_dict())
-
-
-def _cross_entropy(logits: np.ndarray, true: np.ndarray) -> float:
-    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(true)))
-
-
-def _wilson(hits: int, rows: int, z: float = 1.96) -> list[float]:
-    """The 95 % interval of a share. Source: Wilson, JASA 22 (1927)."""
-    share, z2 = hits / rows, z * z / rows
-    middle = (share + z2 / 2) / (1 + z2)
-    half = z * (share * (1 - share) / rows + z2 / (4 * rows)) ** 0.5 / (1 + z2)
-    return [middle - half, middle + half]
 
 
 def main(arguments: list[str]) -> int:

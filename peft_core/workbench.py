@@ -100,15 +100,22 @@ class Workbench:
         """Reports, the last with the certificate."""
         return self.worker.stream("merge", str(self.find(run_id).folder))
 
-    def predict(self, text: str, run_id: str, variant: str) -> dict[str, Any]:
-        """`{label, scores, ms, note}` of one text."""
-        self.check_text(text)
-        return self.worker.run("predict", str(self.find(run_id).folder), variant, text)
+    def predict(self, text: str, run_id: str, variant: str, text_pair: str | None = None) -> dict[str, Any]:
+        """`{label, scores, ms, note}` of one text, with `labels` or `value` where the task has them."""
+        texts = self._checked_texts(text, text_pair)
+        return self.worker.run("predict", str(self.find(run_id).folder), variant, *texts)
 
-    def compare(self, text: str, run_id: str) -> dict[str, Any]:
+    def compare(self, text: str, run_id: str, text_pair: str | None = None) -> dict[str, Any]:
         """One text in every variant that the run has."""
+        texts = self._checked_texts(text, text_pair)
+        return self.worker.run("compare", str(self.find(run_id).folder), *texts)
+
+    def _checked_texts(self, text: Any, text_pair: Any) -> tuple[str, str | None]:
         self.check_text(text)
-        return self.worker.run("compare", str(self.find(run_id).folder), text)
+        if text_pair in (None, ""):
+            return text, None
+        self.check_text(text_pair)
+        return text, text_pair
 
     def check_text(self, text: Any) -> None:
         """Raise DataError for a text that is empty or longer than a public demo allows."""

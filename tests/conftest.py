@@ -10,6 +10,7 @@ import pytest
 import torch
 from processes import python
 from small_data import write_small_data
+from task_runs import fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
 from tiny import make_tiny_bert
 
 from peft_core import runs

@@ -2,11 +2,13 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from peft_core import runs
 from peft_core.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
 from peft_core.config import TrainConfig
+from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 
 LORA = {"name": "LoRA", "trainable": 30, "adapter": 20, "head": 10, "head_copy": 10}
@@ -18,10 +20,13 @@ def test_curves_of_a_real_run(finished_run: Run) -> None:
     frame = curve_frame(finished_run.metrics())
     last = finished_run.result()
     training = frame[(frame.kind == "loss") & (frame.series == "training")]
-    accuracy = frame[frame.kind == "accuracy"]
+    validation, test = (
+        frame[(frame.kind == "accuracy") & (frame.series == name)] for name in ("validation", "test")
+    )
     assert training.step.is_monotonic_increasing
     assert training.value.iloc[-5:].mean() < training.value.iloc[:5].mean()
-    assert accuracy.value.iloc[-1] == pytest.approx(last["accuracy"])
+    assert len(validation) >= 4 and validation.step.iloc[-1] == last["steps"]
+    assert test.value.tolist() == [last["accuracy"]]
     for kind in ("loss", "accuracy"):
         spec = curve(frame, kind, last["steps"])
         assert spec["encoding"]["x"]["scale"]["domain"] == [0, last["steps"]]
@@ -59,9 +64,31 @@ def test_finished_runs_are_points(finished_run: Run) -> None:
     frame = runs_frame([finished_run, waiting])
     result = finished_run.result()
     assert frame.run.tolist() == [finished_run.run_id]
-    assert frame.accuracy.tolist() == [result["accuracy"]]
+    assert frame.metric.tolist() == ["accuracy"]
+    assert frame.score.tolist() == [result["accuracy"]]
     assert frame.trainable.tolist() == [result["parameters"]["trainable"]]
-    assert len(runs_chart(frame)["data"]["values"]) == 1
+    assert len(runs_chart(frame, "accuracy")["data"]["values"]) == 1
+
+
+def test_two_metrics_never_share_an_axis() -> None:
+    rows = [
+        {"run": "a", "metric": "accuracy", "score": 0.9},
+        {"run": "b", "metric": "Spearman", "score": 0.4},
+    ]
+    for metric, run in (("accuracy", "a"), ("Spearman", "b")):
+        spec = runs_chart(pd.DataFrame(rows), metric)
+        assert [row["run"] for row in spec["data"]["values"]] == [run]
+        assert spec["encoding"]["y"]["title"] == metric
+
+
+def test_a_curve_is_scaled_and_named_for_its_task() -> None:
+    rows = [{"step": 1, "eval_spearman": -0.2, "eval_loss": 1.1}, {"step": 2, "test_spearman": 0.5}]
+    frame = curve_frame([{"step": 1, "loss": 1.2, "learning_rate": 0.1, "eval_runtime": 3.0}, *rows])
+    assert set(frame.kind) == {"loss", "spearman"}
+    spearman, loss = (curve(frame, kind, 2, REGRESSION)["encoding"]["y"] for kind in ("spearman", "loss"))
+    assert spearman["scale"]["domain"] == [-1, 1]
+    assert "squared error" in loss["title"]
+    assert "nats" in curve(frame, "loss", 2)["encoding"]["y"]["title"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl"])

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from peft_core import pictures
+from peft_core import cards, pictures
 from peft_core.certificate import read_certificate
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
@@ -61,7 +61,7 @@ def test_progress_of_a_run_in_words() -> None:
 
 def test_the_result_card_of_a_real_run(finished_run: Run) -> None:
     description = Workbench.open(finished_run.folder.parent).describe(finished_run)
-    found = pictures.result_card(description)
+    found = cards.result_card(description)
     result = description["result"]
     for words in (f"{result['accuracy']:.3f}", f"{result['macro_f1']:.3f}", "bad", "good", "classifier"):
         assert words in found
@@ -72,9 +72,9 @@ def test_the_result_card_of_a_real_run(finished_run: Run) -> None:
 def test_a_run_without_a_result_says_why() -> None:
     bare = {"run_id": "a", "result": None, "settings": None}
     failed = {**bare, "status": "FAILED", "error": "The disk is full."}
-    assert "The disk is full." in pictures.result_card(failed)
+    assert "The disk is full." in cards.result_card(failed)
     killed = {**bare, "status": "KILLED", "error": None, "settings": TrainConfig().to_dict()}
-    assert "Stopped" in pictures.result_card(killed)
+    assert "Stopped" in cards.result_card(killed)
 
 
 def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
@@ -90,21 +90,20 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
     assert held is not None
     description = Workbench.open(finished_run.folder.parent).describe(finished_run)
     result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}
-    result["majority"] = {**result["majority"], "label": SCRIPT}
+    row = {"label": SCRIPT, "precision": 1, "recall": 1, "f1": 1, "support": 1}
+    result["baseline"] = {**result["baseline"], "label": SCRIPT}
     pieces = [
         pictures.message(SCRIPT),
         pictures.lora_picture(8, 16, SCRIPT, (8, 8)),
         pictures.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
-        pictures.result_card({**description, "run_id": SCRIPT, "result": result}),
-        pictures.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
-        pictures.result_card(
-            {**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}
-        ),
-        pictures.confusion([[1, 0], [0, 1]], [SCRIPT, "b"]),
-        pictures.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
-        pictures.prediction_card(
-            "a", "b", {"label": SCRIPT, "scores": {SCRIPT: 1.0}, "ms": 1, "note": SCRIPT}
-        ),
+        cards.result_card({**description, "run_id": SCRIPT, "result": result}),
+        cards.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
+        cards.result_card({**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}),
+        cards.confusion([[1, 0], [0, 1]], [SCRIPT, "b"]),
+        cards.mistakes([[1, 1], [1, 1]], [SCRIPT, "b"]),
+        cards.label_table([row]),
+        cards.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
+        cards.prediction_card("a", "b", {"label": SCRIPT, "scores": {SCRIPT: 1.0}, "ms": 1, "note": SCRIPT}),
         pictures.certificate({**held.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}),
     ]
     for piece in pieces:

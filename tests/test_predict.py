@@ -49,7 +49,7 @@ def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
 
 def test_a_base_without_a_head_shows_the_majority_class_and_says_so(finished_run: Run) -> None:
     predictor = Predictor(finished_run.folder, "base")
-    assert predictor.shows_majority
+    assert predictor.shows_baseline
     first, second = predictor.predict([BAD, GOOD])
     assert first == second
     assert first.scores == finished_run.result()["train_label_shares"]
@@ -61,7 +61,7 @@ def test_a_base_with_a_head_of_its_own_predicts(train_here: Callable[..., Run], 
     data = make_yelp_parquet(tmp_path / "yelp")
     run = train_here(model_name_or_path=str(stars), dataset_name=str(data), num_train_epochs=1)
     base, adapter = Predictor(run.folder, "base"), Predictor(run.folder, "adapter")
-    assert not base.shows_majority
+    assert not base.shows_baseline
     assert list(base.predict([GOOD])[0].scores) == ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]
     assert np.abs(base.logits([GOOD]) - adapter.logits([GOOD])).max() > 1e-3
     assert Classifier.read(run).untrained == ()

@@ -154,3 +154,10 @@ def test_stop_is_a_file(run: Run) -> None:
     assert not run.stop_requested()
     run.request_stop()
     assert Run(run.folder).stop_requested()
+
+
+def test_a_run_that_continues_forgets_the_steps_it_takes_again_and_its_result(run: Run) -> None:
+    for row in ({"step": 4, "loss": 1.0}, {"step": 5, "loss": 0.9}, {"step": 4, "test_accuracy": 0.5}):
+        run.log_metrics(row)
+    run.forget_metrics_after(4)
+    assert run.metrics() == [{"step": 4, "loss": 1.0}]

@@ -64,15 +64,18 @@ class Endpoints:
         *_, last = self._workbench.merge(run_id)
         return last.result
 
-    def predict(self, text: str, run_id: str, variant: str = "adapter") -> dict:
+    def predict(self, text: str, run_id: str, variant: str = "adapter", text_pair: str = "") -> dict:
         """Classify a text with a run's model: its label, the probability of each label, and the milliseconds.
+
+        A run of several labels adds `labels`, a run of numbers `value`.
 
         Args:
             text: what to classify.
             run_id: the id of a run that has an adapter.
             variant: base, adapter or merged.
+            text_pair: the second text, for a run that was trained on pairs.
         """
-        return self._workbench.predict(text, run_id, variant)
+        return self._workbench.predict(text, run_id, variant, text_pair)
 
 
 def build_api(workbench: Workbench) -> None:

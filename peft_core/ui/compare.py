@@ -15,6 +15,7 @@ from peft_core.errors import PeftCoreError
 from peft_core.methods import METHODS
 from peft_core.pictures import message, size, working
 from peft_core.presets import MODELS
+from peft_core.problems import TITLES
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
 from peft_core.ui.form import Form, fill
 from peft_core.workbench import Workbench
@@ -122,16 +123,30 @@ def _build_choices(*, free: bool) -> list[Any]:
 
 
 def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
-    gr.HTML("<h3>Your runs: accuracy against trainable parameters</h3>")
+    """One chart of the runs that one metric judges, and one table of them all."""
+    gr.HTML("<h3>Your runs: score against trainable parameters</h3>")
+    metric = gr.Radio(
+        [TITLES["accuracy"]], value=TITLES["accuracy"], label="Judged by", visible=False, elem_id="own-metric"
+    )
     with gr.Row():
         chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
         table = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
 
-    def own_runs() -> list[Any]:
+    def own_runs(chosen: str) -> list[Any]:
         frame = runs_frame(workbench.list_runs())
-        return [plot(runs_chart(frame)) if len(frame) else gr.skip(), frame]
+        metrics = list(dict.fromkeys(frame["metric"]))
+        shown = chosen if chosen in metrics or not metrics else metrics[0]
+        return [
+            gr.update(choices=metrics or [shown], value=shown, visible=len(metrics) > 1),
+            plot(runs_chart(frame, shown)) if len(frame) else gr.skip(),
+            frame.round({"score": 4}),
+        ]
 
-    tabs.change(own_runs, None, [chart, table], **PRIVATE)
+    def redraw(chosen: str) -> Any:
+        return plot(runs_chart(runs_frame(workbench.list_runs()), chosen))
+
+    tabs.change(own_runs, metric, [metric, chart, table], **PRIVATE)
+    metric.input(redraw, metric, chart, **PRIVATE)
 
 
 def config_of(row: dict[str, Any]) -> TrainConfig:

@@ -1,13 +1,16 @@
 """The Inference tab: one text, three cards: the base model, the adapter, the merged model."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
+from peft_core.cards import prediction_card
 from peft_core.errors import PeftCoreError
-from peft_core.pictures import message, prediction_card
+from peft_core.pictures import message
+from peft_core.problems import REGRESSION
 from peft_core.ui.events import PRIVATE
 from peft_core.workbench import Workbench
 
@@ -19,19 +22,23 @@ DEFAULT_EXAMPLES = [
 
 
 def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
-    """Text and examples on top, the cards below, a thin strip under them."""
+    """Text (or a pair) and examples on top, the cards below, a thin strip under them."""
     picked = gr.HTML(_picked(None), elem_id="picked")
+    most = workbench.limits.max_characters if workbench.limits else None
     with gr.Row():
-        text = gr.Textbox(
-            label="Text",
-            lines=3,
-            max_lines=8,
-            placeholder="Type a sentence to classify",
-            elem_id="text",
-            scale=6,
-            max_length=workbench.limits.max_characters if workbench.limits else None,
-        )
-        go = gr.Button("Classify", variant="primary", elem_id="classify", scale=1, min_width=120)
+        with gr.Column(scale=6):
+            text = gr.Textbox(
+                label="Text",
+                lines=3,
+                max_lines=8,
+                placeholder="Type a sentence",
+                elem_id="text",
+                max_length=most,
+            )
+            second = gr.Textbox(
+                label="Second text", lines=2, max_lines=8, elem_id="text-pair", max_length=most, visible=False
+            )
+        go = gr.Button("Predict", variant="primary", elem_id="classify", scale=1, min_width=120)
     examples = gr.Dataset(
         components=[text], samples=DEFAULT_EXAMPLES, type="index", label="Examples", elem_id="examples"
     )
@@ -39,27 +46,37 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
         cards = [gr.HTML(card, elem_id=f"card-{i}") for i, card in enumerate(_cards({}))]
     strip = gr.HTML(elem_id="difference")
 
-    def classify(run_id: str | None, typed: str) -> list[str]:
+    def classify(run_id: str | None, typed: str, typed_second: str) -> list[str]:
         if not run_id:
             return [*_cards({}), message("Pick a finished run at the side, or train one first.")]
+        pair = typed_second if _result(workbench, run_id).get("text_pair") else None
         try:
-            answer = workbench.compare(typed, run_id)
+            answer = workbench.compare(typed, run_id, pair)
         except PeftCoreError as error:
             return [*_cards({}), message(str(error))]
-        return [*_cards(answer), _strip(answer)]
+        return [*_cards(answer, _result(workbench, run_id).get("train_label_range", ())), _strip(answer)]
 
     def look(run_id: str | None) -> list[Any]:
-        return [_picked(run_id), gr.update(samples=_examples(workbench, run_id)), *_cards({}), ""]
+        pairs = bool(_result(workbench, run_id).get("text_pair"))
+        samples = [[" · ".join(sample)] for sample in _examples(workbench, run_id)]
+        return [
+            _picked(run_id),
+            gr.update(visible=pairs, value=""),
+            gr.update(samples=samples),
+            *_cards({}),
+            "",
+        ]
 
-    def example(run_id: str | None, index: int) -> str:
-        return _examples(workbench, run_id)[index][0]
+    def example(run_id: str | None, index: int) -> list[str]:
+        chosen = _examples(workbench, run_id)[index]
+        return [chosen[0], chosen[1] if len(chosen) > 1 else ""]
 
-    outputs = [*cards, strip]
-    gr.on([go.click, text.submit], classify, [picker, text], outputs, **PRIVATE)
-    examples.click(example, [picker, examples], text, **PRIVATE).then(
-        classify, [picker, text], outputs, **PRIVATE
+    inputs, outputs = [picker, text, second], [*cards, strip]
+    gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **PRIVATE)
+    examples.click(example, [picker, examples], [text, second], **PRIVATE).then(
+        classify, inputs, outputs, **PRIVATE
     )
-    picker.change(look, picker, [picked, examples, *outputs], **PRIVATE)
+    picker.change(look, picker, [picked, second, examples, *outputs], **PRIVATE)
 
 
 def _picked(run_id: str | None) -> str:
@@ -68,27 +85,36 @@ def _picked(run_id: str | None) -> str:
     return f'<p class="quiet">Run <b>{html.escape(run_id)}</b></p>'
 
 
-def _cards(answer: dict[str, Any]) -> list[str]:
-    waiting = "Type a text and press Classify."
+def _cards(answer: dict[str, Any], limits: Sequence[float] = ()) -> list[str]:
+    waiting = "Type a text and press Predict."
     merged = "Not merged yet: press Merge in the Train tab." if "adapter" in answer else waiting
     return [
-        prediction_card("Base", "before training", answer.get("base"), waiting),
-        prediction_card("Adapter", "base + LoRA", answer.get("adapter"), waiting),
-        prediction_card("Merged", "one model", answer.get("merged"), merged),
+        prediction_card("Base", "before training", answer.get("base"), waiting, limits),
+        prediction_card("Adapter", "after training", answer.get("adapter"), waiting, limits),
+        prediction_card("Merged", "one model", answer.get("merged"), merged, limits),
     ]
 
 
 def _strip(answer: dict[str, Any]) -> str:
     if "max_logit_diff" not in answer:
         return ""
+    what = "difference" if "value" in answer["adapter"] else "logit difference"
     return (
-        '<p class="quiet" data-testid="difference">Largest logit difference between adapter and merged: '
+        f'<p class="quiet" data-testid="difference">Largest {what} between adapter and merged: '
         f"{answer['max_logit_diff']:.1e}</p>"
     )
 
 
+def _result(workbench: Workbench, run_id: str | None) -> dict[str, Any]:
+    """What a run measured; empty for a run that has nothing yet, or is gone."""
+    try:
+        return workbench.find(run_id).result() if run_id else {}
+    except PeftCoreError:
+        return {}
+
+
 def _examples(workbench: Workbench, run_id: str | None) -> list[list[str]]:
-    """Texts of the run's own evaluation rows: one it got right for each label, and two it got wrong."""
+    """Texts (or pairs) of the run's own test rows: one it got right for each label, and two it got wrong."""
     try:
         rows = pd.read_parquet(workbench.find(run_id).evaluation) if run_id else None
     except (PeftCoreError, OSError, ValueError):
@@ -96,6 +122,26 @@ def _examples(workbench: Workbench, run_id: str | None) -> list[list[str]]:
     if rows is None or not {"text", "label", "predicted"} <= set(rows.columns):
         return DEFAULT_EXAMPLES
     rows = rows[rows["text"].str.len() < 300]
-    right = rows[rows["label"] == rows["predicted"]].drop_duplicates("label").head(5)
-    wrong = rows[rows["label"] != rows["predicted"]].head(2)
-    return [[text] for text in [*right["text"], *wrong["text"]]] or DEFAULT_EXAMPLES
+    if _result(workbench, run_id).get("problem_type") == REGRESSION:
+        right, wrong = _near_and_far(rows)
+    else:
+        rows = rows.assign(label=rows["label"].map(_plain), predicted=rows["predicted"].map(_plain))
+        right = rows[rows["label"] == rows["predicted"]].drop_duplicates("label")
+        wrong = rows[rows["label"] != rows["predicted"]]
+    names = [name for name in ("text", "text_pair") if name in rows]
+    return [*right[names].head(5).to_numpy().tolist(), *wrong[names].head(2).to_numpy().tolist()] or (
+        DEFAULT_EXAMPLES
+    )
+
+
+def _near_and_far(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of the half predicted best five rows over the whole range of truth; the rows predicted worst first."""
+    order = (rows["label"] - rows["predicted"]).abs().sort_values().index
+    near = rows.loc[order[: max(1, len(order) // 2)]].sort_values("label")
+    places = sorted({round(i * (len(near) - 1) / 4) for i in range(5)})
+    return near.iloc[places], rows.loc[order[::-1]]
+
+
+def _plain(label: Any) -> Any:
+    """A label that can be compared: an index, or a tuple of 0 and 1."""
+    return tuple(int(held) for held in label) if hasattr(label, "__len__") else int(label)

@@ -5,11 +5,13 @@ from typing import Any
 
 import gradio as gr
 
+from peft_core.cards import result_card
 from peft_core.certificate import read_certificate
 from peft_core.charts import curve, curve_frame
 from peft_core.errors import RunError
 from peft_core.export import zip_of
-from peft_core.pictures import certificate, lora_picture, message, result_card, running, working
+from peft_core.pictures import certificate, lora_picture, message, running, working
+from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
 from peft_core.ui.form import DEFAULTS, Form, fill
@@ -31,7 +33,7 @@ class RunPanel:
     card: gr.HTML
     curves: gr.Row
     loss: gr.Plot
-    accuracy: gr.Plot
+    metric: gr.Plot
     actions: gr.Row
     try_it: gr.Button
     again: gr.Button
@@ -44,7 +46,7 @@ class RunPanel:
     def shown(self) -> list[Any]:
         """The components that `updates` speaks of."""
         return [
-            self.intro, self.picture, self.card, self.curves, self.loss, self.accuracy, self.actions,
+            self.intro, self.picture, self.card, self.curves, self.loss, self.metric, self.actions,
             self.merged_zip, self.proof,
         ]  # fmt: skip
 
@@ -57,7 +59,7 @@ def build_run_panel() -> RunPanel:
     card = gr.HTML(elem_id="panel", visible=False)
     with gr.Row(visible=False, elem_classes="curves") as curves:
         loss = gr.Plot(show_label=False, elem_id="loss", container=False)
-        accuracy = gr.Plot(show_label=False, elem_id="accuracy", container=False)
+        metric = gr.Plot(show_label=False, elem_id="metric", container=False)
     with gr.Row(visible=False, elem_classes="actions") as actions:
         try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
         again = gr.Button("Use settings", elem_id="use-settings")
@@ -71,7 +73,7 @@ def build_run_panel() -> RunPanel:
         card,
         curves,
         loss,
-        accuracy,
+        metric,
         actions,
         try_it,
         again,
@@ -129,8 +131,9 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     frame, steps = curve_frame(run.metrics()), description.get("max_steps") or 1
     if not frame.empty:
         shown |= _visible(panel.curves)
-        shown[panel.loss] = plot(curve(frame, "loss", steps))
-        shown[panel.accuracy] = plot(curve(frame, "accuracy", steps))
+        task = description.get("problem_type", SINGLE)
+        shown[panel.loss] = plot(curve(frame, "loss", steps, task))
+        shown[panel.metric] = plot(curve(frame, headline(task), steps, task))
     if ended and description["has_adapter"]:
         shown |= _visible(panel.actions)
         shown[panel.merged_zip] = gr.update(interactive=description["merged"])

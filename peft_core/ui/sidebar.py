@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.errors import RunError
+from peft_core.problems import headline
 from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.workbench import Workbench
 
@@ -44,6 +45,7 @@ def _word(state: dict[str, Any]) -> str:
 
 def _score(run: Run) -> str:
     try:
-        return f"{run.result()['accuracy']:.3f}"
+        result = run.result()
+        return f"{result[headline(result['problem_type'])]:.3f}"
     except (RunError, KeyError):
         return ""

@@ -1,0 +1,140 @@
+"""What a run measured on its test rows, by task: metrics, the baseline to beat, the errors, and the rows."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from peft_core.data import LabelledText
+from peft_core.errors import ModelError, RunError
+from peft_core.losses import LabelScale, Loss, eval_loss
+from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
+from peft_core.predict import batched_logits
+from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, headline, joined
+from peft_core.runs import Run, whole_file
+
+POINTS = 500  # of predicted against true, at most
+
+
+def measure(
+    run: Run, model: Any, tokenizer: Any, data: LabelledText, max_length: int, loss: Loss | None = None
+) -> dict[str, Any]:
+    """The result on every test row, beside a baseline; the rows are kept in the run.
+
+    `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
+    one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
+    several: the same without the matrix; a number: `points`, `train_label_range`.
+    Raises ModelError for a model that returns NaN.
+    """
+    model.eval()
+    task = data.problem_type
+    true, train = label_array(data.eval, task), label_array(data.train, task)
+    logits = batched_logits(
+        model, tokenizer, data.eval["text"][:], max_length, text_pairs=text_pairs(data.eval)
+    )
+    if not np.isfinite(logits).all():
+        raise ModelError("Training diverged: the model returns no numbers any more; lower the learning rate.")
+    predicted = decide(logits, task)
+    labels = tuple(model.config.id2label.values())
+    _save_rows(run, data.eval, predicted)
+    return {
+        "problem_type": task,
+        **task_metrics(task, predicted, true),
+        f"{headline(task)}_interval": headline_interval(task, predicted, true),
+        "eval_loss": eval_loss(task, _as_trained(task, logits, train), true, loss),
+        "baseline": baseline(task, train, true, labels),
+        **_details(task, predicted, true, train, labels),
+        "text_pair": "text_pair" in data.eval.column_names,
+        "train_rows": len(data.train),
+        "eval_rows": len(data.eval),
+    }
+
+
+def baseline(task: str, train: np.ndarray, true: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
+    """The best constant answer, known from the training rows, and what it reaches on the test rows.
+
+    `label` is the most frequent label or set of labels as text, with its `indices`; or the median (it has the
+    least mean error), also as `value`.
+    """
+    if task == REGRESSION:
+        middle = float(np.median(train))
+        return {
+            "label": f"{middle:.4g}",
+            "value": middle,
+            **task_metrics(task, np.full(len(true), middle), true),
+        }
+    counts = Counter(map(tuple, train.tolist()) if task == MULTI else train.tolist())
+    most = max(sorted(counts), key=counts.get)
+    answers = np.broadcast_to(np.asarray(most), true.shape)
+    given = np.flatnonzero(most).tolist() if task == MULTI else [most]
+    return {
+        "label": joined([labels[i] for i in given]),
+        "indices": given,
+        **task_metrics(task, answers, true),
+    }
+
+
+def label_array(rows: Dataset, task: str) -> np.ndarray:
+    """Labels as `decide` gives them: indices (rows,), 0 and 1 (rows, labels), or float64 (rows,)."""
+    return np.asarray(rows["label"][:], dtype=np.float64 if task == REGRESSION else np.int64)
+
+
+def text_pairs(rows: Dataset) -> list[str] | None:
+    """The second texts, where there are any."""
+    return rows["text_pair"][:] if "text_pair" in rows.column_names else None
+
+
+def evaluation_texts(run: Run) -> tuple[list[str], list[str] | None]:
+    """The texts of a run's test rows, and their second texts or None; RunError if the rows are lost."""
+    try:
+        rows = pd.read_parquet(run.evaluation)
+        return rows["text"].tolist(), rows["text_pair"].tolist() if "text_pair" in rows else None
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"The run {run.run_id!r} has lost its evaluation rows, so no merge can be proved; train it again."
+        ) from error
+
+
+def _as_trained(task: str, logits: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """The outputs that the loss is of: standardised numbers in a regression."""
+    if task != REGRESSION:
+        return logits
+    scale = LabelScale.of(train)
+    return ((logits.astype(np.float64) - scale.mean) / scale.std).astype(np.float32)
+
+
+def _details(
+    task: str, predicted: np.ndarray, true: np.ndarray, train: np.ndarray, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    if task == REGRESSION:
+        points = {"points": _points(predicted, true)}
+        return {**points, "train_label_range": [float(train.min()), float(train.max())]}
+    held = np.bincount(train, minlength=len(labels)) if task == SINGLE else train.sum(0)
+    scored = label_scores(predicted, true, len(labels))
+    found: dict[str, Any] = {
+        "labels": list(labels),
+        "train_label_shares": {name: float(n) / len(train) for name, n in zip(labels, held, strict=True)},
+        "per_label": [{"label": name, **row} for name, row in zip(labels, scored, strict=True)],
+    }
+    if task == SINGLE:
+        found["confusion_matrix"] = confusion_matrix(predicted, true, len(labels))
+    return found
+
+
+def _points(predicted: np.ndarray, true: np.ndarray) -> list[list[float]]:
+    """Pairs of true and predicted number, a seeded choice where there are many."""
+    chosen = np.arange(len(true))
+    if len(chosen) > POINTS:
+        chosen = np.sort(np.random.default_rng(0).choice(len(true), POINTS, replace=False))
+    return np.stack([true[chosen], predicted[chosen]], axis=1).tolist()
+
+
+def _save_rows(run: Run, rows: Dataset, predicted: np.ndarray) -> None:
+    """evaluation.parquet: text, text_pair if any, label, predicted (of several labels lists of 0 and 1)."""
+    names = [name for name in ("text", "text_pair", "label") if name in rows.column_names]
+    frame = pd.DataFrame({name: rows[name][:] for name in names})
+    frame["predicted"] = list(predicted)
+    with whole_file(run.evaluation) as staging:
+        frame.to_parquet(staging)

@@ -1,0 +1,98 @@
+"""Rows of several labels, of numbers and of pairs, and runs trained on them, as fixtures of conftest.py."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from tiny import LABEL_WORDS, SUBJECTS
+
+from peft_core import runs, train
+from peft_core.config import TrainConfig
+from peft_core.data import LabelledText
+from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.runs import Run
+
+TOPICS = {"food": LABEL_WORDS[0], "drink": LABEL_WORDS[3], "room": LABEL_WORDS[4]}
+
+
+def topic_rows(count: int, seed: int) -> Dataset:
+    """Texts that speak of none, some or all of three topics, each in words of its own."""
+    rng, rows = random.Random(seed), {"text": [], "label": []}
+    for _ in range(count):
+        held = [float(rng.random() < share) for share in (0.5, 0.5, 0.3)]
+        words = rng.sample(LABEL_WORDS[2], 1)
+        for own, has in zip(TOPICS.values(), held, strict=True):
+            words += rng.sample(own, 3) if has else []
+        rng.shuffle(words)
+        rows["text"].append("We had " + " and ".join(words) + ".")
+        rows["label"].append(held)
+    return Dataset.from_dict(rows)
+
+
+def number_rows(count: int, seed: int, unit: float = 1.0, offset: float = 0.0) -> Dataset:
+    """Reviews of 1 to 5 stars, in another unit where one is given."""
+    rng, rows = random.Random(seed), {"text": [], "label": []}
+    for _ in range(count):
+        stars = rng.randint(1, 5)
+        words = rng.sample(LABEL_WORDS[stars - 1], 3)
+        rows["text"].append(f"The {rng.choice(SUBJECTS)} was {words[0]}, {words[1]} and {words[2]}.")
+        rows["label"].append(stars * unit + offset)
+    return Dataset.from_dict(rows)
+
+
+def pair_rows(count: int, seed: int) -> Dataset:
+    """Pairs in which the second text alone tells the label."""
+    rng, rows = random.Random(seed), {"text": [], "text_pair": [], "label": []}
+    for _ in range(count):
+        label = rng.randint(0, 1)
+        rows["text"].append(f"How was the {rng.choice(SUBJECTS)}?")
+        rows["text_pair"].append(f"It was {rng.choice(LABEL_WORDS[4 * label])}.")
+        rows["label"].append(label)
+    return Dataset.from_dict(rows)
+
+
+def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabelledText:
+    parts = [make(count, seed, **named) for seed, count in enumerate((240, 40, 60))]
+    return LabelledText(*parts, label_names=names, named=True, problem_type=task)
+
+
+@pytest.fixture(scope="session")
+def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Trains the tiny model in this process on rows made by hand."""
+
+    def fitted(data: LabelledText, **changes: Any) -> Run:
+        settings = {
+            "model_name_or_path": str(tiny_model),
+            "max_length": 64,
+            "num_train_epochs": 6,
+            "learning_rate": 0.03,
+        }
+        run = runs.create(tmp_path_factory.mktemp("runs"), TrainConfig.from_dict({**settings, **changes}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "load_labelled_text", lambda config: data)
+            train.train(run.folder)
+        return run
+
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def topics(fit: Callable[..., Run]) -> Run:
+    return fit(
+        labelled(topic_rows, tuple(TOPICS), MULTI),
+        num_train_epochs=12,
+        target_modules=["query", "value", "intermediate.dense"],
+    )
+
+
+@pytest.fixture(scope="session")
+def stars(fit: Callable[..., Run]) -> Run:
+    return fit(labelled(number_rows, (), REGRESSION))
+
+
+@pytest.fixture(scope="session")
+def pairs(fit: Callable[..., Run]) -> Run:
+    return fit(labelled(pair_rows, ("bad", "good"), SINGLE))

@@ -1,0 +1,38 @@
+"""What raw outputs decide in each task, beside PyTorch's own functions."""
+
+import numpy as np
+import pytest
+import torch
+
+from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, joined, label_flips, scores
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [-800.0, 800.0, 0.0], [-0.1, -0.2, -0.3]], dtype=np.float32)
+
+
+def test_scores_are_those_of_softmax_and_sigmoid() -> None:
+    raw = torch.from_numpy(LOGITS).double()
+    assert scores(LOGITS, SINGLE) == pytest.approx(raw.softmax(-1).numpy())
+    assert scores(LOGITS, MULTI) == pytest.approx(raw.sigmoid().numpy())
+    assert scores(LOGITS[:, :1], REGRESSION) == pytest.approx(LOGITS[:, :1])
+
+
+def test_decisions() -> None:
+    assert decide(LOGITS, SINGLE).tolist() == [0, 1, 0]
+    assert decide(LOGITS, MULTI).tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
+    assert decide(LOGITS[:, :1], REGRESSION) == pytest.approx([2.0, -800.0, -0.1])
+
+
+def test_a_row_flips_where_its_decision_does() -> None:
+    moved = LOGITS.copy()
+    moved[0, 2] = -0.5  # one of two labels goes, the first stays
+    assert label_flips(SINGLE, LOGITS, LOGITS, moved) == 0
+    assert label_flips(MULTI, LOGITS, LOGITS, moved) == 1
+    moved[2, 1] = 0.0
+    assert label_flips(SINGLE, LOGITS, moved, LOGITS) == 1
+    assert label_flips(MULTI, LOGITS, moved) == 2
+    assert label_flips(REGRESSION, LOGITS[:, :1], LOGITS[:, 1:2]) == 0
+
+
+def test_several_labels_as_words() -> None:
+    assert joined(["a", "b"]) == "a, b"
+    assert joined([]) == "no label"
