@@ -92,9 +92,9 @@ def matrix_rate() -> float:
 def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     """What the form tells of an architecture before any weight is read, as JSON types.
 
-    `model_type`; `parameters` with a head for two labels; `max_length`; `head_labels`, the size of the head
-    that the checkpoint brings (None if it brings none); `head`, the parts that start untrained without one;
-    `modules`, each with name, label, roles, matches, shape (out, in), rank_cost and trap.
+    `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of
+    the head that the checkpoint brings (None if it brings none); `head`, the parts that start untrained
+    without one; `modules`, each with name, label, roles, matches, shape (out, in), rank_cost and trap.
     """
     config = model_config(name, revision)
     brings_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
@@ -102,7 +102,7 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     model = skeleton(config, num_labels=2)
     return {
         "model_type": config.model_type,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.base_model.parameters()),
         "max_length": max_input_length(config),
         "head_labels": head_labels,
         "head": list(head_modules(model)),

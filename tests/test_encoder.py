@@ -1,11 +1,10 @@
-"""The base model: modules offered, length limits, heads kept or fresh, and models that are refused."""
+"""The base model: length limits, heads kept or fresh, and models that are refused."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert
 from transformers import GPT2Config, LlamaConfig, T5Config, ViTConfig
 
@@ -13,52 +12,12 @@ from peft_core import sources
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.encoder import (
     check_max_length,
-    check_target_modules,
-    linear_modules,
     load_base,
     max_input_length,
     model_config,
-    skeleton,
 )
 from peft_core.errors import ModelError, PeftCoreError
-from peft_core.presets import MODELS, embedded_model_folder
-
-BERT_MODULES = [
-    ("query", 2, (32, 32)),
-    ("key", 2, (32, 32)),
-    ("value", 2, (32, 32)),
-    ("attention.output.dense", 2, (32, 32)),
-    ("intermediate.dense", 2, (64, 32)),
-    ("pooler.dense", 1, (32, 32)),
-]
-
-
-def test_modules_of_a_bert_are_those_it_has(tiny_model: Path) -> None:
-    found = linear_modules(skeleton(model_config(str(tiny_model)), 2))
-    seen = [(choice.name, choice.matches, choice.shape) for choice in found]
-    assert [choice for choice in seen if choice in BERT_MODULES] == BERT_MODULES
-    assert not any("classifier" in choice.name for choice in found)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_module_offered_is_what_peft_wraps(name: str) -> None:
-    for choice in linear_modules(skeleton(model_config(name), 2)):
-        lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=[choice.name])
-        model = get_peft_model(skeleton(model_config(name), 2), lora)
-        wrapped = [path for path, module in model.named_modules() if hasattr(module, "lora_A")]
-        assert len(wrapped) == choice.matches, choice
-        assert str(choice.matches) in choice.label
-
-
-def test_modules_that_match_nothing_are_told_what_there_is(tiny_model: Path) -> None:
-    model = skeleton(model_config(str(tiny_model)), 2)
-    check_target_modules(model, ["query", "output.dense"])
-    with pytest.raises(ModelError) as error:
-        check_target_modules(model, ["query", "q_proj"])
-    for word in ("'q_proj'", "query", "key", "value", "intermediate.dense"):
-        assert word in str(error.value)
-    with pytest.raises(ModelError, match="classifier"):
-        check_target_modules(model, ["classifier"])
+from peft_core.presets import embedded_model_folder
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,21 @@
-"""Builders of a tiny BERT-like model folder and of a small data set folder in the Yelp reviews layout."""
+"""Builders of tiny models of many families and of a small data set folder in the Yelp reviews layout."""
 
 from __future__ import annotations
 
 import random
 import string
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
     BertTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    DistilBertModel,
-    DistilBertTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -47,10 +44,53 @@ COMMON_WORDS = (
     "big small long short came went got took gave said told ate tried back out up down over about after "
     "before than then because while every other same definitely recommend"
 )
-_ARCHITECTURES = {
-    "bert": (BertForSequenceClassification, BertModel, BertTokenizer),
-    "distilbert": (DistilBertForSequenceClassification, DistilBertModel, DistilBertTokenizer),
+_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_OFFSET = {"max_position_embeddings": MAX_TOKENS + 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+# What sets each family apart; those without a second token type put the padding at 1 as RoBERTa does.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {**_OFFSET, "type_vocab_size": 1},
+    "xlm-roberta": {**_OFFSET, "type_vocab_size": 1},
+    "camembert": {**_OFFSET, "type_vocab_size": 1},
+    "mpnet": _OFFSET,
+    "distilbert": {},
+    "deberta-v2": {
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 16,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "pooler_hidden_size": 32,
+    },
+    "modernbert": {"local_attention": 16, "classifier_pooling": "mean"},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0},
 }
+_NO_TOKEN_TYPES = ("roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "modernbert", "deberta-v2")
+
+
+def make_tiny(folder: Path, family: str, **config: Any) -> Path:
+    """Save a random encoder of a family without a head, the same at each call, and a tokenizer for it."""
+    _save(folder, AutoModel, tiny_config(family, **config))
+    return folder
+
+
+def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """A configuration two layers deep and 32 wide; `changes` are names of BERT's configuration."""
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: choose one of {sorted(FAMILIES)}")
+    shared = {"vocab_size": len(vocabulary()), "max_position_embeddings": MAX_TOKENS, "pad_token_id": 0}
+    special = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    settings = {**_SHAPE, **shared, **FAMILIES[family], **changes}
+    if family == "modernbert":
+        settings |= special
+    if family == "distilbert":
+        names = {"hidden_size": "dim", "intermediate_size": "hidden_dim"}
+        names |= {"num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        settings = {names.get(name, name): value for name, value in settings.items()}
+    return AutoConfig.for_model(family, **settings)
 
 
 def make_tiny_bert(
@@ -66,15 +106,16 @@ def make_tiny_bert(
     architecture: str = "bert",
 ) -> Path:
     """Save a random model, the same at each call, and its tokenizer; five labels are named as stars."""
-    config = _make_config(architecture, hidden_size, layers, heads)
-    if with_head:
-        config.id2label = id2label or _default_labels(num_labels)
-        config.label2id = {name: index for index, name in config.id2label.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_model(architecture, config, with_head, with_pooler).save_pretrained(folder)
-    _make_tokenizer(architecture).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
-    return folder
+    if with_head and not with_pooler:
+        raise ValueError("a classification head needs the pooler")
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
+    config = tiny_config(architecture, **sizes, num_hidden_layers=layers, num_attention_heads=heads)
+    if not with_head:
+        pooler = {"add_pooling_layer": with_pooler} if architecture == "bert" else {}
+        return _save(folder, AutoModel, config, **pooler)
+    config.id2label = id2label or _default_labels(num_labels)
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    return _save(folder, AutoModelForSequenceClassification, config)
 
 
 def make_yelp_parquet(folder: Path, *, train_rows: int = 80, test_rows: int = 40) -> Path:
@@ -101,39 +142,35 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*SPECIAL_TOKENS, *pieces, *words]))
 
 
-def _make_config(architecture: str, hidden_size: int, layers: int, heads: int) -> PreTrainedConfig:
-    if architecture not in _ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}: choose one of {sorted(_ARCHITECTURES)}")
-    shared = {"vocab_size": len(vocabulary()), "max_position_embeddings": MAX_TOKENS, "pad_token_id": 0}
-    if architecture == "distilbert":
-        sizes = {"dim": hidden_size, "hidden_dim": 2 * hidden_size, "n_layers": layers, "n_heads": heads}
-        return DistilBertConfig(**shared, **sizes)
-    sizes = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
-    return BertConfig(**shared, **sizes, num_hidden_layers=layers, num_attention_heads=heads)
-
-
 def _default_labels(num_labels: int) -> dict[int, str]:
     if num_labels == len(NLPTOWN_LABELS):
         return dict(NLPTOWN_LABELS)
     return {index: f"LABEL_{index}" for index in range(num_labels)}
 
 
-def _make_model(
-    architecture: str, config: PreTrainedConfig, with_head: bool, with_pooler: bool
-) -> PreTrainedModel:
-    with_labels, plain, _ = _ARCHITECTURES[architecture]
-    if with_head and not with_pooler:
-        raise ValueError("a classification head needs the pooler")
+def _save(folder: Path, kind: type, config: PreTrainedConfig, **options: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if with_head:
-            return with_labels(config)
-        return plain(config, add_pooling_layer=with_pooler) if architecture == "bert" else plain(config)
+        model: PreTrainedModel = kind.from_config(config, **options)
+    model.save_pretrained(folder)
+    words = vocabulary()
+    words.insert(config.pad_token_id, words.pop(words.index("[PAD]")))
+    _make_tokenizer(config, words).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    return folder
 
 
-def _make_tokenizer(architecture: str) -> BertTokenizer:
-    vocab = {token: index for index, token in enumerate(vocabulary())}
-    return _ARCHITECTURES[architecture][2](vocab=vocab, do_lower_case=True, model_max_length=MAX_TOKENS)
+def _make_tokenizer(config: PreTrainedConfig, words: list[str]) -> BertTokenizer:
+    """WordPiece for every family, its padding where the family's configuration has it."""
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] * (config.model_type not in _NO_TOKEN_TYPES)
+    return BertTokenizer(
+        vocab={token: index for index, token in enumerate(words)},
+        do_lower_case=True,
+        model_max_length=MAX_TOKENS,
+        model_input_names=names,
+    )
 
 
 def _new_text(label: int, rng: random.Random, seen: set[str]) -> str:
