@@ -64,15 +64,15 @@ def encoder_linears(model: nn.Module) -> Iterator[str]:
 
 
 def test_modules_of_a_bert_in_order_with_their_cost() -> None:
-    found = [(c.name, c.roles, c.matches, c.shape, c.rank_cost) for c in linear_modules(tiny("bert"))]
+    found = [(c.name, c.roles, c.matches, c.shapes, c.rank_cost) for c in linear_modules(tiny("bert"))]
     assert found == [
-        ("query", ("attention query",), 2, (32, 32), 128),
-        ("key", ("attention key",), 2, (32, 32), 128),
-        ("value", ("attention value",), 2, (32, 32), 128),
-        ("attention.output.dense", ("attention output",), 2, (32, 32), 128),
-        ("intermediate.dense", ("MLP in",), 2, (64, 32), 192),
-        ("output.dense", ("attention output", "MLP out"), 4, (32, 32), 320),
-        ("pooler.dense", ("pooler",), 1, (32, 32), 64),
+        ("query", ("attention query",), 2, ((32, 32),), 128),
+        ("key", ("attention key",), 2, ((32, 32),), 128),
+        ("value", ("attention value",), 2, ((32, 32),), 128),
+        ("attention.output.dense", ("attention output",), 2, ((32, 32),), 128),
+        ("intermediate.dense", ("MLP in",), 2, ((64, 32),), 192),
+        ("output.dense", ("attention output", "MLP out"), 4, ((32, 32), (32, 64)), 320),
+        ("pooler.dense", ("pooler",), 1, ((32, 32),), 64),
     ]
 
 
@@ -120,6 +120,13 @@ def test_traps_are_told(family: str, name: str, words: str) -> None:
     (choice,) = [choice for choice in linear_modules(tiny(family)) if choice.name == name]
     assert words in choice.trap and bool(words) == bool(choice.trap)
     assert choice.trap in choice.label
+
+
+def test_the_label_tells_a_shape_where_there_is_one() -> None:
+    labels = {choice.name: choice.label for choice in linear_modules(tiny("bert"))}
+    assert labels["query"] == "query\nattention query · 2 × (32 × 32) · 128 per rank"
+    assert "attention output and MLP out · 4 matrices · 320 per rank" in labels["output.dense"]
+    assert "12 matrices · 896 per rank" in all_linear(tiny("bert")).label
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,13 +15,15 @@ _CHOICES: dict[str, list[tuple[str, int]]] = {
 
 
 def field(name: str, **options: Any) -> gr.components.Component:
-    """A checkbox, a drop-down, a number or a text; `options` go to the component."""
+    """A checkbox, several of them, a drop-down, a number or a text; `options` go to the component."""
     what, value = SETTINGS[name], getattr(DEFAULTS, name)
     shared = {"label": what.label, "info": what.help, "elem_id": name, **options}
     kinds = get_args(_KINDS[name]) or (_KINDS[name],)
     choices = _CHOICES.get(name) or list(what.choices)
     if bool in kinds:
         return gr.Checkbox(value, **shared)
+    if isinstance(value, tuple):
+        return gr.CheckboxGroup(choices, value=list(value), **shared)
     if choices:
         return gr.Dropdown(choices, value=value, **shared)
     if int in kinds or float in kinds:

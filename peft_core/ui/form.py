@@ -117,7 +117,7 @@ def wire_form(
         try:
             config = workbench.config(settings)
             counted = workbench.cost(config.to_dict())
-            drawn = method_picture(config.to_dict(), *_first_target(workbench, config))
+            drawn = _picture(workbench, config)
         except PeftCoreError as error:
             return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards.accordions)]
         lines = summaries(config.to_dict(), _base_size(counted))
@@ -188,12 +188,12 @@ def _build_data_card(form: Form, *, free: bool) -> None:
     )
 
 
-def _first_target(workbench: Workbench, config: TrainConfig) -> tuple[str, list[int]]:
-    """The first chosen module's name and weight shape (out, in), for the picture."""
+def _picture(workbench: Workbench, config: TrainConfig) -> str:
+    """What the method does to the first chosen matrix; a model without matrices has a sentence at most."""
     facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
-    modules = facts["modules"]
-    named = next((m for m in modules if m["name"] in config.target_modules), modules[0])
-    return named["name"], named["shape"]
+    named = [module for module in facts["modules"] if module["name"] in config.target_modules]
+    first = next(iter(named or facts["modules"]), {"name": "", "shapes": [[1, 1]]})
+    return method_picture(config.to_dict(), first["name"], first["shapes"][0])
 
 
 def _choice_pairs(choices: list[dict[str, Any]]) -> list[tuple[str, str]]:

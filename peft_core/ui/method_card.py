@@ -47,6 +47,10 @@ def build_method_card(form: Form) -> MethodCard:
     with gr.Row(elem_classes="settings"):
         for name in OWN_SETTINGS:
             form[name] = field(name, min_width=150, visible=name in METHODS[method].settings)
+    with gr.Row(elem_classes="quick") as quick:
+        buttons = tuple(
+            gr.Button(word, size="sm", min_width=80, elem_id=f"take-{kind}") for word, kind in QUICK.items()
+        )
     form["target_modules"] = gr.CheckboxGroup(
         list(DEFAULTS.target_modules),
         value=list(DEFAULTS.target_modules),
@@ -55,10 +59,6 @@ def build_method_card(form: Form) -> MethodCard:
         elem_id="target_modules",
         elem_classes="modules",
     )
-    with gr.Row(elem_classes="quick") as quick:
-        buttons = tuple(
-            gr.Button(word, size="sm", min_width=80, elem_id=f"take-{kind}") for word, kind in QUICK.items()
-        )
     return MethodCard(line, missing, quick, buttons)
 
 

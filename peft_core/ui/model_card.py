@@ -34,14 +34,15 @@ def preset_label(name: str) -> str:
 
 
 def model_facts(name: str, facts: Mapping[str, Any]) -> str:
-    """What it is good for, its size and length, and what starts untrained; `facts` are describe_model's."""
+    """What a preset is good for or how large another model is, its length, and what starts untrained.
+
+    `facts` are describe_model's.
+    """
     preset = MODELS.get(name)
-    good = f"<p>{html.escape(preset.good_for)}</p>" if preset else ""
-    words = [f"{quantity(facts['parameters'])} parameters", f"reads up to {facts['max_length']:,} tokens"]
-    if preset and preset.licence:
-        words.append(preset.licence)
-    line = f"{' · '.join(words)}. {_untrained(preset.untrained if preset else None, facts)}"
-    return f'<div class="facts">{good}<p class="quiet">{html.escape(line)}</p></div>'
+    first = preset.good_for if preset else f"{quantity(facts['parameters'])} parameters."
+    untrained = _untrained(preset.untrained if preset else None, facts)
+    rest = f"Reads up to {facts['max_length']:,} tokens. {untrained}"
+    return f'<div class="facts"><p>{html.escape(first)}</p><p class="quiet">{html.escape(rest)}</p></div>'
 
 
 def _untrained(known: tuple[str, ...] | None, facts: Mapping[str, Any]) -> str:
