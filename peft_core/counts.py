@@ -108,9 +108,7 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
         "max_length": max_input_length(config),
         "head_labels": head_labels,
         "head": list(head_modules(model)),
-        "modules": [
-            _choice_facts(choice) for choice in (*choices, *([all_linear(model)] if choices else ()))
-        ],
+        "modules": [_choice_facts(choice) for choice in choices],
     }
 
 

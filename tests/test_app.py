@@ -210,9 +210,8 @@ def test_the_target_modules_are_those_of_the_model(open_page: Open) -> None:
 def test_a_model_brings_its_own_modules_and_says_what_starts_untrained(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="1  Model").click()
-    expect(page.locator("#model-facts")).to_contain_text(
-        "Reads up to 512 tokens. Starts untrained: classifier."
-    )
+    facts = page.locator("#model-facts")
+    expect(facts).to_contain_text("Reads up to 512 tokens. Starts untrained: classifier.")
     page.click("#model_name_or_path input")
     page.get_by_role("option", name="DistilBERT base · 66.4 M · Apache-2.0").click()
     expect(facts).to_contain_text("Starts untrained: pre_classifier, classifier.")
