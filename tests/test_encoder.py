@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert
-from transformers import GPT2Config, LlamaConfig, T5Config, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from peft_core import sources
 from peft_core.config import EMBEDDED_MODEL
@@ -35,6 +42,27 @@ def test_longest_input(name: str, most: int) -> None:
     check_max_length(config, most)
     with pytest.raises(ModelError, match=f"max_length is {most + 1}; this model reads at most {most}"):
         check_max_length(config, most + 1)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ibert", "luke", "mpnet",
+        "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    ],
+)  # fmt: skip
+def test_the_longest_input_is_read_and_one_more_token_is_not(family: str) -> None:
+    """Of the families that look positions up in a table."""
+    names = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        names = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    config = AutoConfig.for_model(family, vocab_size=50, max_position_embeddings=40, **names)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    longest = torch.full((1, max_input_length(config)), 7)
+    model(input_ids=longest, attention_mask=torch.ones_like(longest))
+    longer = torch.full((1, max_input_length(config) + 1), 7)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=longer, attention_mask=torch.ones_like(longer))
 
 
 @pytest.mark.parametrize("config", [GPT2Config(), LlamaConfig(), T5Config(), ViTConfig()])

@@ -14,6 +14,7 @@ from peft_core.presets import DATASETS, MODELS, RECIPES
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
 from peft_core.ui.method_card import (
+    ALL_LINEAR,
     OWN_SETTINGS,
     MethodCard,
     build_method_card,
@@ -191,7 +192,8 @@ def _build_data_card(form: Form, *, free: bool) -> None:
 def _picture(workbench: Workbench, config: TrainConfig) -> str:
     """What the method does to the first chosen matrix; a model without matrices has a sentence at most."""
     facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
-    named = [module for module in facts["modules"] if module["name"] in config.target_modules]
+    one_by_one = {*config.target_modules} - {ALL_LINEAR}
+    named = [module for module in facts["modules"] if module["name"] in one_by_one]
     first = next(iter(named or facts["modules"]), {"name": "", "shapes": [[1, 1]]})
     return method_picture(config.to_dict(), first["name"], first["shapes"][0])
 

@@ -55,7 +55,7 @@ def build_method_card(form: Form) -> MethodCard:
         list(DEFAULTS.target_modules),
         value=list(DEFAULTS.target_modules),
         label=SETTINGS["target_modules"].label,
-        info="Each adds to the count what it says per rank.",
+        info="Per rank: what each unit of r adds to train.",
         elem_id="target_modules",
         elem_classes="modules",
     )
@@ -121,7 +121,7 @@ def method_values(form: Form, name: str) -> dict[Any, Any]:
     """Updates that fill in a method's own defaults, and the learning rate it wants."""
     own = {**_plain(), **defaults_of(name)}
     names = dict.fromkeys((*METHODS[name].settings, *DEFAULTED))
-    return {form[key]: gr.update(value=own[key]) for key in names if key in form and key in own}
+    return {form[key]: gr.update(value=_listed(own[key])) for key in names if key in form and key in own}
 
 
 def default_targets(name: str, modules: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -149,6 +149,10 @@ def _role_in(module: Mapping[str, Any], starts: tuple[str, ...]) -> bool:
 def _plain() -> dict[str, Any]:
     """TrainConfig's defaults, without the modules, which are the model's."""
     return {name: value for name, value in TrainConfig().to_dict().items() if name != "target_modules"}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _group(method: Method) -> str:
