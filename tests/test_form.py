@@ -88,6 +88,7 @@ def test_every_setting_that_a_method_reads_is_in_the_form_and_seen(
     updates = method_fields(cards.method, form, method)
     seen = {name for name in (*OWN_SETTINGS, "target_modules") if updates[form[name]]["visible"]}
     assert seen == {*METHODS[method].settings}
+    assert updates[cards.method.settings]["visible"] == bool(seen - {"target_modules"})
     assert updates[cards.method.quick]["visible"] == METHODS[method].takes_target_modules
 
 

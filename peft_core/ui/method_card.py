@@ -32,6 +32,7 @@ class MethodCard:
 
     line: gr.HTML
     missing: gr.HTML
+    settings: gr.Row
     quick: gr.Row
     buttons: tuple[gr.Button, ...]
 
@@ -44,7 +45,7 @@ def build_method_card(form: Form) -> MethodCard:
     )
     line = gr.HTML(method_line(method), elem_id="method-line")
     missing = gr.HTML(visible=False, elem_id="method-missing")
-    with gr.Row(elem_classes="settings"):
+    with gr.Row(elem_classes="settings") as settings:
         for name in OWN_SETTINGS:
             form[name] = field(name, min_width=150, visible=name in METHODS[method].settings)
     with gr.Row(elem_classes="quick") as quick:
@@ -59,14 +60,14 @@ def build_method_card(form: Form) -> MethodCard:
         elem_id="target_modules",
         elem_classes="modules",
     )
-    return MethodCard(line, missing, quick, buttons)
+    return MethodCard(line, missing, settings, quick, buttons)
 
 
 def wire_method_card(card: MethodCard, form: Form, workbench: Workbench) -> None:
     """A method brings its fields and its defaults; a button chooses modules."""
     method, modules = form["method"], form["target_modules"]
     model = [form["model_name_or_path"], form["revision"]]
-    shown = [card.line, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
+    shown = [card.line, card.settings, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
     method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
     method.input(lambda chosen: method_values(form, chosen), method, filled, **PRIVATE)
@@ -114,6 +115,7 @@ def method_fields(card: MethodCard, form: Form, name: str) -> dict[Any, Any]:
     updates: dict[Any, Any] = {form[own]: gr.update(visible=own in method.settings) for own in OWN_SETTINGS}
     for part in (form["target_modules"], card.quick):
         updates[part] = gr.update(visible=method.takes_target_modules)
+    updates[card.settings] = gr.update(visible=any(own in method.settings for own in OWN_SETTINGS))
     return {**updates, card.line: method_line(name)}
 
 
