@@ -102,26 +102,33 @@ def matrix_rate() -> float:
 def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     """What the form tells of an architecture before any weight is read, as JSON types.
 
-    `model_type`; `parameters` with a head for two labels; `max_length`; `head_labels`, the size of the head
-    that the checkpoint brings (None if it brings none); `head`, the parts that start untrained without one;
-    `modules`, each with name, label, roles, matches, shape (out, in), rank_cost and trap.
+    `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of
+    the head that the checkpoint brings (None if it brings none); `head`, the parts that start untrained
+    without one; `modules`, each with name, label, roles, matches, shapes (out, in), rank_cost and trap.
     """
     config = model_config(name, revision)
     brings_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
     head_labels = config.num_labels if brings_head else None
     model = skeleton(config, num_labels=2)
+    choices = linear_modules(model)
+    choices += [all_linear(model)] if choices else []
     return {
         "model_type": config.model_type,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.base_model.parameters()),
         "max_length": max_input_length(config),
         "head_labels": head_labels,
         "head": list(head_modules(model)),
-        "modules": [_choice_facts(choice) for choice in (*linear_modules(model), all_linear(model))],
+        "modules": [_choice_facts(choice) for choice in choices],
     }
 
 
 def _choice_facts(choice: ModuleChoice) -> dict[str, Any]:
-    return {**asdict(choice), "roles": list(choice.roles), "shape": list(choice.shape), "label": choice.label}
+    return {
+        **asdict(choice),
+        "roles": list(choice.roles),
+        "shapes": [list(shape) for shape in choice.shapes],
+        "label": choice.label,
+    }
 
 
 def count_model(model: nn.Module) -> ParameterCount:

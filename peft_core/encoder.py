@@ -21,7 +21,10 @@ from peft_core.presets import MODELS
 from peft_core.sources import Source, model_source
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer", "mpnet", "xmod")
+_OFFSET_POSITIONS = (  # families that number positions from the padding's id on
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text",
+    "longformer", "mpnet", "xmod", "ibert", "luke",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

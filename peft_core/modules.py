@@ -14,6 +14,7 @@ QUERY, KEY, VALUE = "attention query", "attention key", "attention value"
 FUSED, ATTENTION_OUTPUT = "attention query, key and value in one", "attention output"
 MLP_IN, MLP_OUT = "MLP in", "MLP out"
 EMBEDDINGS, POOLER, OTHER = "embeddings", "pooler", "other"
+WHOLE = "every matrix of the encoder, no pooler, no head"
 ROLES = (QUERY, KEY, VALUE, FUSED, ATTENTION_OUTPUT, MLP_IN, MLP_OUT, EMBEDDINGS, POOLER, OTHER)
 
 _FUSED_NAMES = {"wqkv", "qkv", "qkv_proj", "in_proj", "query_key_value", "query_key"}
@@ -27,21 +28,24 @@ _LETTERS = {"q": QUERY, "query": QUERY, "k": KEY, "key": KEY, "v": VALUE, "value
 class ModuleChoice:
     """A name for `target_modules` and what it takes in.
 
-    `shape` is the weight's (out, in) of the first match; `rank_cost` is what each unit of rank adds over all
-    matches (the sum of in + out); `trap` is what a person may not expect, or an empty text.
+    `shapes` are the weights' different (out, in), the first match's first; `rank_cost` is what each unit of
+    rank adds over all matches (the sum of in + out); `trap` is what a person may not expect, if anything.
     """
 
     name: str
     roles: tuple[str, ...]
     matches: int
-    shape: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]
     rank_cost: int
     trap: str
 
     @property
     def label(self) -> str:
         """What the picker shows: the name, then a line of facts, then the trap if there is one."""
-        size = f"{self.matches} × ({self.shape[0]:,} × {self.shape[1]:,})"
+        size = f"{self.matches} matrices"
+        if len(self.shapes) == 1:
+            out, into = self.shapes[0]
+            size = f"{self.matches} × ({out:,} × {into:,})"
         facts = f"{' and '.join(self.roles)} · {size} · {self.rank_cost:,} per rank"
         return "\n".join(filter(None, (self.name, facts, self.trap)))
 
@@ -61,12 +65,7 @@ def linear_modules(model: nn.Module) -> list[ModuleChoice]:
 
 def all_linear(model: nn.Module) -> ModuleChoice:
     """The choice `all-linear`: every linear module of the encoder but its pooler."""
-    linears = _without_pooler(model)
-    cost = sum(sum(module.weight.shape) for module in linears.values())
-    shape = tuple(next(iter(linears.values())).weight.shape) if linears else (0, 0)
-    return ModuleChoice(
-        ALL_LINEAR, ("every matrix of the encoder, no pooler, no head",), len(linears), shape, cost, ""
-    )
+    return _of_paths(ALL_LINEAR, (WHOLE,), _without_pooler(model), "")
 
 
 def expand_target_modules(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
@@ -178,11 +177,16 @@ def _group_name(group: Sequence[str], paths: Collection[str]) -> str:
 
 
 def _choice(name: str, linears: dict[str, nn.Linear], model: nn.Module) -> ModuleChoice:
-    paths = [path for path in linears if _matches(path, name)]
-    roles = tuple(dict.fromkeys(_role(path) for path in paths))
-    shapes = [tuple(linears[path].weight.shape) for path in paths]
-    trap = _trap(name, roles, linears, model)
-    return ModuleChoice(name, roles, len(paths), shapes[0], sum(map(sum, shapes)), trap)
+    taken = {path: module for path, module in linears.items() if _matches(path, name)}
+    roles = tuple(dict.fromkeys(_role(path) for path in taken))
+    return _of_paths(name, roles, taken, _trap(name, roles, linears, model))
+
+
+def _of_paths(name: str, roles: tuple[str, ...], taken: dict[str, nn.Linear], trap: str) -> ModuleChoice:
+    shapes = [tuple(module.weight.shape) for module in taken.values()]
+    return ModuleChoice(
+        name, roles, len(shapes), tuple(dict.fromkeys(shapes)), sum(out + into for out, into in shapes), trap
+    )
 
 
 def _trap(name: str, roles: tuple[str, ...], paths: Collection[str], model: nn.Module) -> str:

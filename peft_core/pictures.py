@@ -1,9 +1,12 @@
-"""Small pieces of HTML and SVG: the LoRA picture, the progress bar, the certificate."""
+"""Small pieces of HTML and SVG: the picture of a method, the progress bar, the certificate."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peft_core.config import SETTINGS
+from peft_core.methods import METHODS
 from peft_core.problems import REGRESSION
 from peft_core.runs import SCHEDULED
 
@@ -48,8 +51,41 @@ def message(text: str, kind: str = "error") -> str:
     return f'<div class="message {kind}" role="alert">{html.escape(text)}</div>'
 
 
-def lora_picture(r: int, alpha: int, module: str, shape: Sequence[int]) -> str:
-    """W + (alpha / r) B A for a matrix of `shape` (out, in), B and A as thin as r makes them."""
+def method_words(settings: Mapping[str, Any]) -> str:
+    """A method in a few words: its name, its rank and its matrices where it has them."""
+    method = METHODS[settings["method"]]
+    rank = f" r {settings['r']}" if "r" in method.settings else ""
+    targets = f" · {' '.join(settings['target_modules'])}" if method.takes_target_modules else ""
+    return f"{method.label}{rank}{targets}"
+
+
+def method_picture(settings: Mapping[str, Any], module: str, shape: Sequence[int]) -> str:
+    """What a method does to a matrix of `shape` (out, in): drawn for LoRA, in words for the others."""
+    method = METHODS[settings["method"]]
+    words = method.help
+    if settings["method"] == "lora" and settings["use_dora"]:
+        words = SETTINGS["use_dora"].help
+    elif settings["method"] == "lora":
+        words = (
+            "The model stays frozen. Beside each chosen matrix W two thin ones, A and B, learn your labels "
+            "together with a small head; what you keep is a file a hundredth of the model's size."
+        )
+        drawn = _drawn(settings, module, shape)
+        return f'<div class="intro"><p>{words}</p></div>{drawn}'
+    source = f'<p class="quiet">{html.escape(method.source)}</p>'
+    return f'<div class="intro"><p data-testid="method-sentence">{html.escape(words)}</p>{source}</div>'
+
+
+def _drawn(settings: Mapping[str, Any], module: str, shape: Sequence[int]) -> str:
+    r, alpha = settings["r"], settings["lora_alpha"]
+    scale = alpha / math.sqrt(r) if settings["use_rslora"] else alpha / r
+    # PiSSA and OLoRA take the start of B A out of W, so that the sum is W when training begins
+    taken_out = settings["init_lora_weights"] in ("pissa", "olora")
+    return lora_picture(r, scale, module, shape, state="less B·A, frozen" if taken_out else "frozen")
+
+
+def lora_picture(r: int, scale: float, module: str, shape: Sequence[int], *, state: str = "frozen") -> str:
+    """W + scale · B A for a matrix of `shape` (out, in), B and A as thin as r makes them."""
     out, into = shape
     side, height = 150, max(60, min(150, 150 * out / max(into, 1)))
     thin = max(4.0, min(70.0, 150 * r / max(into, 1)))
@@ -58,11 +94,11 @@ def lora_picture(r: int, alpha: int, module: str, shape: Sequence[int]) -> str:
     x_a, y_a = x_b + thin + 40, 30 + height / 2 - thin / 2
     name = html.escape(module)
     return f"""<figure class="lora" aria-label="LoRA at rank {r}">
-<svg viewBox="0 0 540 250" role="img"><title>W plus alpha over r times B times A</title>
+<svg viewBox="0 0 540 250" role="img"><title>W plus {scale:.3g} times B times A</title>
 <rect class="frozen" x="10" y="30" width="{side}" height="{height:.0f}" rx="4"/>
 <text x="{10 + side / 2}" y="{30 + height / 2:.0f}" class="big">W</text>
-<text x="{10 + side / 2}" y="18">{name} {out} × {into}, frozen</text>
-<text x="{side + 60}" y="{30 + height / 2:.0f}" class="big">+ {alpha / r:.3g} ·</text>
+<text x="{10 + side / 2}" y="18">{name} {out} × {into}, {state}</text>
+<text x="{side + 60}" y="{30 + height / 2:.0f}" class="big">+ {scale:.3g} ·</text>
 <rect class="trained" x="{x_b}" y="30" width="{thin:.1f}" height="{height:.0f}" rx="2"/>
 <text x="{x_b + thin / 2:.1f}" y="18">B {out} × {r}</text>
 <text x="{x_b + thin + 20:.1f}" y="{30 + height / 2:.0f}" class="big">·</text>
@@ -111,8 +147,8 @@ def settings_line(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return ""
     words = (
-        f"{settings['model_name_or_path']} on {settings['dataset_name']} · r {settings['r']} · "
-        f"{' '.join(settings['target_modules'])} · rate {settings['learning_rate']:g} · "
+        f"{settings['model_name_or_path']} on {settings['dataset_name']} · {method_words(settings)} · "
+        f"rate {settings['learning_rate']:g} · "
         f"{settings['num_train_epochs']:g} × {settings['max_train_samples']:,} rows · seed {settings['seed']}"
     )
     return f'<p class="quiet">{html.escape(words)}</p>'

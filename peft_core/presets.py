@@ -11,18 +11,26 @@ from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL
 from peft_core.errors import DataError, ModelError
 
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-_ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1}
+APACHE, MIT = "Apache-2.0", "MIT"
 
 
 @dataclass(frozen=True)
 class ModelPreset:
-    """A base model by name; `config` is its shape as its `config.json` has it, so counting is offline."""
+    """A base model by name.
+
+    `parameters` counts the encoder without a head, `licence` is empty where the model's card names none,
+    `config` is its shape as its `config.json` has it, so counting is offline. `untrained` is set where the
+    checkpoint brings a part of the head along.
+    """
 
     label: str
     target_modules: tuple[str, ...]
+    parameters: int
+    licence: str
+    good_for: str
+    max_length: int = 512
     config: Mapping[str, Any] = field(default_factory=dict)
+    untrained: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,32 +47,154 @@ def _frozen(**config: Any) -> Mapping[str, Any]:
     return MappingProxyType(config)
 
 
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_BERT = {"model_type": "bert", "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+_ROBERTA = {
+    "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+_DEBERTA_V3 = {
+    "model_type": "deberta-v2", "vocab_size": 128100, "max_position_embeddings": 512, "type_vocab_size": 0,
+    "relative_attention": True, "max_relative_positions": -1, "position_buckets": 256,
+    "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False, "layer_norm_eps": 1e-7, "pooler_hidden_size": 768,
+    "pooler_dropout": 0.0, "pooler_hidden_act": "gelu",
+}  # fmt: skip
+_MODERNBERT = {
+    "model_type": "modernbert", "vocab_size": 50368, "max_position_embeddings": 8192,
+    "global_attn_every_n_layers": 3, "local_attention": 128, "classifier_pooling": "mean", "norm_eps": 1e-5,
+    "pad_token_id": 50283,
+}  # fmt: skip
+_ELECTRA = {
+    "model_type": "electra", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12, "summary_activation": "gelu", "summary_last_dropout": 0.1,
+    "summary_type": "first", "summary_use_proj": True,
+}  # fmt: skip
+_STARS = {0: "1 star", 1: "2 stars", 2: "3 stars", 3: "4 stars", 4: "5 stars"}
+_QUERY_VALUE, _PROJECTIONS = ("query", "value"), ("query_proj", "value_proj")
+
 MODELS: Mapping[str, ModelPreset] = {
-    EMBEDDED_MODEL: ModelPreset("all-MiniLM-L6-v2 (embedded)", ("query", "value")),
+    EMBEDDED_MODEL: ModelPreset(
+        "all-MiniLM-L6-v2 (embedded)", _QUERY_VALUE, 22_713_216, APACHE,
+        "Small, fast and already here: a first try in a minute.",
+    ),
     "distilbert/distilbert-base-uncased": ModelPreset(
-        "DistilBERT base", ("q_lin", "v_lin"), _frozen(model_type="distilbert", vocab_size=30522)
+        "DistilBERT base", ("q_lin", "v_lin"), 66_362_880, APACHE,
+        "Most of BERT's accuracy at half its layers, English.",
+        config=_frozen(
+            model_type="distilbert", vocab_size=30522, max_position_embeddings=512, dim=768, n_layers=6,
+            n_heads=12, hidden_dim=3072,
+        ),
     ),
     "google-bert/bert-base-uncased": ModelPreset(
-        "BERT base uncased", ("query", "value"), _frozen(model_type="bert", vocab_size=30522, **_BASE)
+        "BERT base uncased", _QUERY_VALUE, 109_482_240, APACHE,
+        "The model that most published results compare with, English.",
+        config=_frozen(vocab_size=30522, **_BERT, **_BASE),
     ),
     "google-bert/bert-base-cased": ModelPreset(
-        "BERT base cased", ("query", "value"), _frozen(model_type="bert", vocab_size=28996, **_BASE)
+        "BERT base cased", _QUERY_VALUE, 108_310_272, APACHE,
+        "English where capitals tell something, such as names.",
+        config=_frozen(vocab_size=28996, **_BERT, **_BASE),
+    ),
+    "google-bert/bert-large-uncased": ModelPreset(
+        "BERT large uncased", _QUERY_VALUE, 335_141_888, APACHE,
+        "BERT with three times the weights, English.",
+        config=_frozen(vocab_size=30522, **_BERT, **_LARGE),
+    ),
+    "google-bert/bert-base-multilingual-cased": ModelPreset(
+        "BERT base multilingual", _QUERY_VALUE, 177_853_440, APACHE,
+        "104 languages in one vocabulary, capitals kept.",
+        config=_frozen(vocab_size=119547, **_BERT, **_BASE),
     ),
     "nlptown/bert-base-multilingual-uncased-sentiment": ModelPreset(
-        "nlptown multilingual sentiment",
-        ("query", "value"),
-        _frozen(model_type="bert", vocab_size=105879, **_BASE),
+        "nlptown multilingual sentiment", _QUERY_VALUE, 167_356_416, MIT,
+        "Knows product reviews in six languages already, from 1 to 5 stars.",
+        config=_frozen(
+            vocab_size=105879, architectures=["BertForSequenceClassification"], id2label=_STARS,
+            **_BERT, **_BASE,
+        ),
     ),
     "FacebookAI/roberta-base": ModelPreset(
-        "RoBERTa base", ("query", "value"), _frozen(vocab_size=50265, **_ROBERTA, **_BASE)
+        "RoBERTa base", _QUERY_VALUE, 124_055_040, MIT,
+        "BERT's shape trained for longer on more text: a strong English default.",
+        config=_frozen(model_type="roberta", vocab_size=50265, **_ROBERTA, **_BASE),
     ),
     "FacebookAI/roberta-large": ModelPreset(
-        "RoBERTa large", ("query", "value"), _frozen(vocab_size=50265, **_ROBERTA, **_LARGE)
+        "RoBERTa large", _QUERY_VALUE, 354_310_144, MIT,
+        "High accuracy in English, where there is a GPU.",
+        config=_frozen(model_type="roberta", vocab_size=50265, **_ROBERTA, **_LARGE),
+    ),
+    "FacebookAI/xlm-roberta-base": ModelPreset(
+        "XLM-R base", _QUERY_VALUE, 277_453_056, MIT,
+        "100 languages; learns in one and answers in others.",
+        config=_frozen(model_type="xlm-roberta", vocab_size=250002, **_ROBERTA, **_BASE),
+    ),
+    "FacebookAI/xlm-roberta-large": ModelPreset(
+        "XLM-R large", _QUERY_VALUE, 558_840_832, MIT,
+        "100 languages at high accuracy, where there is a GPU.",
+        config=_frozen(model_type="xlm-roberta", vocab_size=250002, **_ROBERTA, **_LARGE),
+    ),
+    "microsoft/deberta-v3-small": ModelPreset(
+        "DeBERTa-v3 small", _PROJECTIONS, 141_304_320, MIT,
+        "About RoBERTa base's accuracy with half its layers, English.",
+        config=_frozen(**_DEBERTA_V3, **{**_BASE, "num_hidden_layers": 6}),
+    ),
+    "microsoft/deberta-v3-base": ModelPreset(
+        "DeBERTa-v3 base", _PROJECTIONS, 183_831_552, MIT,
+        "The most accurate of this size in English; slower a token.",
+        config=_frozen(**_DEBERTA_V3, **_BASE),
     ),
     "answerdotai/ModernBERT-base": ModelPreset(
-        "ModernBERT base", ("Wqkv",), _frozen(model_type="modernbert", vocab_size=50368)
+        "ModernBERT base", ("Wqkv",), 149_014_272, APACHE,
+        "Long texts, up to 8,192 tokens, and code, English.", 8192,
+        _frozen(
+            **_MODERNBERT, hidden_size=768, num_hidden_layers=22, num_attention_heads=12,
+            intermediate_size=1152,
+        ),
+        untrained=("classifier",),
     ),
-}
+    "answerdotai/ModernBERT-large": ModelPreset(
+        "ModernBERT large", ("Wqkv",), 394_781_696, APACHE,
+        "Long texts at high accuracy, where there is a GPU.", 8192,
+        _frozen(
+            **_MODERNBERT, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
+            intermediate_size=2624,
+        ),
+        untrained=("classifier",),
+    ),
+    "google/electra-small-discriminator": ModelPreset(
+        "ELECTRA small", _QUERY_VALUE, 13_483_008, APACHE,
+        "Small and fast; learns more from its text than a BERT of its size, English.",
+        config=_frozen(
+            **_ELECTRA, embedding_size=128, hidden_size=256, num_hidden_layers=12, num_attention_heads=4,
+            intermediate_size=1024,
+        ),
+    ),
+    "google/electra-base-discriminator": ModelPreset(
+        "ELECTRA base", _QUERY_VALUE, 108_891_648, APACHE,
+        "Often above RoBERTa base at the same size, English.",
+        config=_frozen(**_ELECTRA, embedding_size=768, **_BASE),
+    ),
+    "microsoft/mpnet-base": ModelPreset(
+        "MPNet base", ("q", "v"), 108_895_872, "",
+        "The base of many sentence-embedding models, English.",
+        config=_frozen(
+            model_type="mpnet", vocab_size=30527, max_position_embeddings=514, layer_norm_eps=1e-5,
+            relative_attention_num_buckets=32, pad_token_id=1, bos_token_id=0, eos_token_id=2, **_BASE,
+        ),
+    ),
+    "albert/albert-base-v2": ModelPreset(
+        "ALBERT base v2", _QUERY_VALUE, 11_683_584, APACHE,
+        "A tiny file: one layer's weights serve twelve layers; no faster than BERT, English.",
+        config=_frozen(
+            model_type="albert", vocab_size=30000, embedding_size=128, max_position_embeddings=512,
+            type_vocab_size=2, num_hidden_groups=1, inner_group_num=1, hidden_act="gelu_new",
+            hidden_dropout_prob=0, attention_probs_dropout_prob=0, layer_norm_eps=1e-12, pad_token_id=0,
+            bos_token_id=2, eos_token_id=3, **_BASE,
+        ),
+    ),
+}  # fmt: skip
 
 DATASETS: Mapping[str, DatasetPreset] = {
     EMBEDDED_DATASET: DatasetPreset(

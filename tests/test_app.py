@@ -172,7 +172,7 @@ def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_
     page.get_by_role("button", name="3  Method").click()
     page.fill("#r input", "0")
     page.locator("#r input").press("Tab")
-    expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 512.")
+    expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 2,048.")
     page.click("#train")
     page.wait_for_timeout(1500)
     assert len(list_runs(server.runs_dir)) == before
@@ -191,11 +191,55 @@ def test_a_hub_model_without_a_network_is_one_sentence_at_once(server: Server, o
 def test_the_target_modules_are_those_of_the_model(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="3  Method").click()
-    choices = page.locator("#target_modules label")
-    expect(choices).to_have_count(7)
-    expect(page.locator("#target_modules")).to_contain_text("attention.output.dense")
-    page.locator("#target_modules").get_by_label("key").check()
+    picker = page.locator("#target_modules")
+    expect(picker.locator("label")).to_have_count(8)
+    expect(picker).to_contain_text("attention.output.dense")
+    expect(picker).to_contain_text("MLP in · 6 × (1,536 × 384) · 11,520 per rank")
+    expect(picker).to_contain_text("no name takes the MLP out alone")
+    picker.locator("label").nth(1).click()
     expect(page.get_by_test_id("cost")).to_contain_text("111,362")
+    page.click("#take-attention")
+    expect(page.get_by_test_id("cost")).to_contain_text("148,226")
+    page.click("#take-usual")
+    expect(page.get_by_test_id("cost")).to_contain_text("74,498")
+    page.click("#take-all")
+    expect(picker.locator("input:checked")).to_have_count(1)
+    expect(picker.locator("label.selected")).to_contain_text("all-linear")
+
+
+def test_a_model_brings_its_own_modules_and_says_what_starts_untrained(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="1  Model").click()
+    facts = page.locator("#model-facts")
+    expect(facts).to_contain_text("Reads up to 512 tokens. Starts untrained: classifier.")
+    page.click("#model_name_or_path input")
+    page.get_by_role("option", name="DistilBERT base · 66.4 M · Apache-2.0").click()
+    expect(facts).to_contain_text("Starts untrained: pre_classifier, classifier.")
+    page.get_by_role("button", name="3  Method").click()
+    picker = page.locator("#target_modules label.selected")
+    expect(picker).to_have_count(2)
+    expect(picker.first).to_contain_text("q_lin")
+    expect(page.get_by_test_id("cost")).to_contain_text("739,586 of 67,694,596")
+
+
+def test_a_method_shows_its_own_settings_and_its_own_rate(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="3  Method").click()
+    expect(page.locator("#r")).to_be_visible()
+    expect(page.locator("#picture svg")).to_be_visible()
+    page.click("#method input")
+    page.get_by_role("option", name="Full fine-tuning").click()
+    expect(page.locator("#method-line")).to_contain_text("Every weight is trained.")
+    for hidden in ("#r", "#target_modules", "#take-all", "#picture svg"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.get_by_test_id("method-sentence")).to_have_text("Every weight is trained.")
+    expect(page.get_by_test_id("cost")).to_contain_text("22,713,986 of 22,713,986 · 100.0000 %")
+    expect(page.get_by_role("button", name="4  Training")).to_contain_text("rate 5e-05")
+    page.click("#method input")
+    page.get_by_role("option", name="LoRA", exact=True).click()
+    expect(page.locator("#r")).to_be_visible()
+    expect(page.get_by_test_id("cost")).to_contain_text("74,498 of 22,788,484")
+    expect(page.get_by_role("button", name="4  Training")).to_contain_text("rate 0.002")
 
 
 def test_compare_counts_charts_and_gives_the_table(open_page: Open, tmp_path: Path) -> None:

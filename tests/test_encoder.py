@@ -1,64 +1,30 @@
-"""The base model: modules offered, length limits, heads kept or fresh, and models that are refused."""
+"""The base model: length limits, heads kept or fresh, and models that are refused."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert
-from transformers import GPT2Config, LlamaConfig, T5Config, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from peft_core import sources
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.encoder import (
     check_max_length,
-    check_target_modules,
-    linear_modules,
     load_base,
     max_input_length,
     model_config,
-    skeleton,
 )
 from peft_core.errors import ModelError, PeftCoreError
-from peft_core.presets import MODELS, embedded_model_folder
-
-BERT_MODULES = [
-    ("query", 2, (32, 32)),
-    ("key", 2, (32, 32)),
-    ("value", 2, (32, 32)),
-    ("attention.output.dense", 2, (32, 32)),
-    ("intermediate.dense", 2, (64, 32)),
-    ("pooler.dense", 1, (32, 32)),
-]
-
-
-def test_modules_of_a_bert_are_those_it_has(tiny_model: Path) -> None:
-    found = linear_modules(skeleton(model_config(str(tiny_model)), 2))
-    seen = [(choice.name, choice.matches, choice.shape) for choice in found]
-    assert [choice for choice in seen if choice in BERT_MODULES] == BERT_MODULES
-    assert not any("classifier" in choice.name for choice in found)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_module_offered_is_what_peft_wraps(name: str) -> None:
-    for choice in linear_modules(skeleton(model_config(name), 2)):
-        lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=[choice.name])
-        model = get_peft_model(skeleton(model_config(name), 2), lora)
-        wrapped = [path for path, module in model.named_modules() if hasattr(module, "lora_A")]
-        assert len(wrapped) == choice.matches, choice
-        assert str(choice.matches) in choice.label
-
-
-def test_modules_that_match_nothing_are_told_what_there_is(tiny_model: Path) -> None:
-    model = skeleton(model_config(str(tiny_model)), 2)
-    check_target_modules(model, ["query", "output.dense"])
-    with pytest.raises(ModelError) as error:
-        check_target_modules(model, ["query", "q_proj"])
-    for word in ("'q_proj'", "query", "key", "value", "intermediate.dense"):
-        assert word in str(error.value)
-    with pytest.raises(ModelError, match="classifier"):
-        check_target_modules(model, ["classifier"])
+from peft_core.presets import embedded_model_folder
 
 
 @pytest.mark.parametrize(
@@ -76,6 +42,27 @@ def test_longest_input(name: str, most: int) -> None:
     check_max_length(config, most)
     with pytest.raises(ModelError, match=f"max_length is {most + 1}; this model reads at most {most}"):
         check_max_length(config, most + 1)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ibert", "luke", "mpnet",
+        "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    ],
+)  # fmt: skip
+def test_the_longest_input_is_read_and_one_more_token_is_not(family: str) -> None:
+    """Of the families that look positions up in a table."""
+    names = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        names = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    config = AutoConfig.for_model(family, vocab_size=50, max_position_embeddings=40, **names)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    longest = torch.full((1, max_input_length(config)), 7)
+    model(input_ids=longest, attention_mask=torch.ones_like(longest))
+    longer = torch.full((1, max_input_length(config) + 1), 7)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=longer, attention_mask=torch.ones_like(longer))
 
 
 @pytest.mark.parametrize("config", [GPT2Config(), LlamaConfig(), T5Config(), ViTConfig()])

@@ -1,12 +1,15 @@
 """Pieces of the page: numbers as people read them, and no text of a stranger as markup."""
 
+import html
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from peft_core import cards, pictures
 from peft_core.certificate import read_certificate
-from peft_core.config import TrainConfig
+from peft_core.config import SETTINGS, TrainConfig
+from peft_core.methods import METHODS
 from peft_core.runs import Run
 from peft_core.workbench import Workbench
 
@@ -43,9 +46,39 @@ def test_the_cost_strip_shows_the_exact_numbers() -> None:
 
 @pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
 def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, int]) -> None:
-    found = pictures.lora_picture(r, 16, "query", shape)
+    found = pictures.lora_picture(r, 16 / r, "query", shape)
     ElementTree.fromstring(found)
     assert f"{r * sum(shape):,} numbers learn beside {shape[0] * shape[1]:,}" in found
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"r": 16, "lora_alpha": 8}, "+ 0.5 ·"),
+        ({"r": 16, "lora_alpha": 8, "use_rslora": True}, "+ 2 ·"),
+        ({"init_lora_weights": "pissa"}, "query 384 × 384, less B·A, frozen"),
+        ({}, "query 384 × 384, frozen"),
+    ],
+)
+def test_lora_is_drawn_as_it_is_set(changes: dict[str, Any], words: str) -> None:
+    settings = {**TrainConfig().to_dict(), **changes}
+    found = pictures.method_picture(settings, "query", (384, 384))
+    assert words in found and "<svg" in found
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, *({"method": m} for m in METHODS if m != "lora")])
+def test_what_is_not_w_plus_b_a_is_not_drawn_so(changes: dict[str, Any]) -> None:
+    settings = {**TrainConfig().to_dict(), **changes}
+    found = pictures.method_picture(settings, "query", (384, 384))
+    method = METHODS[settings["method"]]
+    sentence = SETTINGS["use_dora"].help if "use_dora" in changes else method.help
+    assert "<svg" not in found and html.escape(sentence) in found and html.escape(method.source) in found
+
+
+def test_a_method_in_a_few_words() -> None:
+    settings = TrainConfig().to_dict()
+    assert pictures.method_words(settings) == "LoRA r 8 · query value"
+    assert pictures.method_words({**settings, "method": "head_only"}) == "Head only"
 
 
 def test_progress_of_a_run_in_words() -> None:
@@ -94,7 +127,7 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
     result["baseline"] = {**result["baseline"], "label": SCRIPT}
     pieces = [
         pictures.message(SCRIPT),
-        pictures.lora_picture(8, 16, SCRIPT, (8, 8)),
+        pictures.lora_picture(8, 2, SCRIPT, (8, 8)),
         pictures.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
         cards.result_card({**description, "run_id": SCRIPT, "result": result}),
         cards.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),

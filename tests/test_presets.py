@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL, TrainConfig
-from peft_core.encoder import check_target_modules, max_input_length, model_config, skeleton
+from peft_core.counts import describe_model
+from peft_core.encoder import max_input_length, model_config, skeleton
+from peft_core.modules import check_target_modules
 from peft_core.presets import (
     DATASETS,
     EMBEDDED_SHA256,
@@ -17,12 +19,68 @@ from peft_core.presets import (
     embedded_reviews_file,
 )
 
+# Millions of parameters as published, and where. Authors round, and some count a pooler or the head of the
+# language model along; hence four percent.
+PUBLISHED = {
+    "sentence-transformers/all-MiniLM-L6-v2": (22.7, "the size that the Hub shows"),
+    "distilbert/distilbert-base-uncased": (66, "Sanh et al. 2019, table 3"),
+    "google-bert/bert-base-uncased": (110, "Devlin et al. 2019, section 3"),
+    "google-bert/bert-base-cased": (109, "the size that the Hub shows"),
+    "google-bert/bert-large-uncased": (340, "Devlin et al. 2019, section 3"),
+    "google-bert/bert-base-multilingual-cased": (179, "the size that the Hub shows"),
+    "nlptown/bert-base-multilingual-uncased-sentiment": (167, "the size that the Hub shows"),
+    "FacebookAI/roberta-base": (125, "fairseq, examples/roberta"),
+    "FacebookAI/roberta-large": (355, "fairseq, examples/roberta"),
+    "FacebookAI/xlm-roberta-base": (270, "Conneau et al. 2020"),
+    "FacebookAI/xlm-roberta-large": (550, "Conneau et al. 2020"),
+    "microsoft/deberta-v3-small": (44 + 98, "its model card: 44 M and 98 M in the embedding"),
+    "microsoft/deberta-v3-base": (86 + 98, "its model card: 86 M and 98 M in the embedding"),
+    "answerdotai/ModernBERT-base": (149, "Warner et al. 2024"),
+    "answerdotai/ModernBERT-large": (395, "Warner et al. 2024"),
+    "google/electra-small-discriminator": (14, "Clark et al. 2020, table 1"),
+    "google/electra-base-discriminator": (110, "Clark et al. 2020"),
+    "microsoft/mpnet-base": (110, "Song et al. 2020: the shape of BERT base"),
+    "albert/albert-base-v2": (12, "Lan et al. 2020, table 1"),
+}
+
 
 @pytest.mark.parametrize("name", MODELS)
-def test_preset_models_have_their_modules_without_a_network(name: str) -> None:
-    model = skeleton(model_config(name), num_labels=2)
-    check_target_modules(model, MODELS[name].target_modules)
-    assert max_input_length(model.config) >= 512
+def test_preset_models_are_as_large_and_as_long_as_published_without_a_network(name: str) -> None:
+    preset, model = MODELS[name], skeleton(model_config(name), num_labels=2)
+    check_target_modules(model, preset.target_modules)
+    encoder = sum(p.numel() for p in model.base_model.parameters())
+    published, source = PUBLISHED[name]
+    assert preset.parameters == encoder
+    assert encoder / 1e6 == pytest.approx(published, rel=0.04), source
+    assert preset.max_length == max_input_length(model.config)
+
+
+def test_the_embedding_of_deberta_v3_is_the_published_one() -> None:
+    """98 M of DeBERTa-v3 are its vocabulary's vectors, says its model card."""
+    config = model_config("microsoft/deberta-v3-base")
+    assert config.vocab_size * config.hidden_size == 98_380_800
+    relative = skeleton(config, 2).deberta.encoder.rel_embeddings.weight.shape
+    assert tuple(relative) == (2 * 256, 768)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_presets_say_what_they_are_good_for_in_one_line(name: str) -> None:
+    preset = MODELS[name]
+    assert preset.licence in ("Apache-2.0", "MIT", "")
+    assert preset.good_for.endswith(".") and len(preset.good_for) <= 90
+
+
+def test_what_a_preset_brings_is_told_before_a_run() -> None:
+    stars = describe_model("nlptown/bert-base-multilingual-uncased-sentiment")
+    assert (stars["head_labels"], stars["head"]) == (5, ["classifier"])
+    plain = describe_model("distilbert/distilbert-base-uncased")
+    assert (plain["head_labels"], plain["head"]) == (None, ["pre_classifier", "classifier"])
+    assert [plain[fact] for fact in ("model_type", "parameters", "max_length")] == [
+        "distilbert",
+        66_362_880,
+        512,
+    ]
+    assert plain["modules"][-1]["name"] == "all-linear"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -17,7 +17,8 @@ from peft_core.pictures import message, size, working
 from peft_core.presets import MODELS
 from peft_core.problems import TITLES
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
-from peft_core.ui.form import Form, fill
+from peft_core.ui.fields import Form
+from peft_core.ui.form import fill
 from peft_core.workbench import Workbench
 
 PRESET_TARGETS = "each model's own query and value"
@@ -27,6 +28,7 @@ TARGETS = (
     "query,value",
     "query,key,value",
     "query,key,value,attention.output.dense",
+    "all-linear",
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MOST = 200  # configurations in one table
@@ -43,6 +45,7 @@ COLUMNS = {
     "total": "All",
     "file": "On disk",
 }
+SHOWN = ("lora", "head_only", "full")
 FIRST = ("sentence-transformers/all-MiniLM-L6-v2", "nlptown/bert-base-multilingual-uncased-sentiment")
 
 
@@ -90,8 +93,8 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
 
     def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
         config = config_of(found[event.index[0]])
-        choices = workbench.worker.run("module_choices", config.model_name_or_path)
-        return {**fill(form, config, choices), tabs: gr.update(selected="train")}
+        facts = workbench.worker.run("describe_model", config.model_name_or_path)
+        return {**fill(form, config, facts["modules"]), tabs: gr.update(selected="train")}
 
     go.click(count, [*inputs, log], [rows, table, chart, told], **PRIVATE)
     log.change(redraw, [rows, log], chart, **PRIVATE)
@@ -106,14 +109,15 @@ def _build_choices(*, free: bool) -> list[Any]:
             [(preset.label, name) for name, preset in MODELS.items()], value=list(FIRST), multiselect=True,
             label="Base models", allow_custom_value=free, elem_id="compare-models", scale=3,
         )  # fmt: skip
-        methods = gr.CheckboxGroup(
-            [(method.label, name) for name, method in METHODS.items()], value=list(METHODS), label="Methods",
-            elem_id="compare-methods", scale=2,
+        methods = gr.Dropdown(
+            [(method.label, name) for name, method in METHODS.items()], value=list(SHOWN), multiselect=True,
+            label="Methods", elem_id="compare-methods", scale=2,
         )  # fmt: skip
     with gr.Row():
         ranks = gr.CheckboxGroup(
-            list(RANKS), value=[1, 8, 64], label="Ranks (r)", elem_id="compare-ranks", scale=3
-        )
+            list(RANKS), value=[1, 8, 64], label="Ranks (r)", info="For methods that have one.",
+            elem_id="compare-ranks", scale=3,
+        )  # fmt: skip
         targets = gr.Dropdown(
             list(TARGETS), value=[PRESET_TARGETS], multiselect=True, allow_custom_value=True,
             label="Which matrices", info="Type any names, comma between.", elem_id="compare-targets", scale=2,
@@ -150,25 +154,21 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
 
 
 def config_of(row: dict[str, Any]) -> TrainConfig:
-    """The settings behind a row of the table."""
-    settings: dict[str, Any] = {"model_name_or_path": row["model"]}
-    if row["method"] == "lora":
-        settings |= {"r": row["r"], "target_modules": row["targets"].split(", ")}
-    else:
-        settings["target_modules"] = targets_for(row["model"], PRESET_TARGETS)
-    return TrainConfig.from_dict(settings)
+    """The settings behind a row of the table, trained on data with whatever labels it has."""
+    return TrainConfig.from_dict(
+        {name: value for name, value in row["asked"].items() if name != "num_labels"}
+    )
 
 
 def combinations(names: list, kinds: list, widths: list, sets: list, labels: float) -> list[dict[str, Any]]:
-    """Settings for every model × method, and for LoRA × rank × target modules too."""
+    """Settings for every model × method, × rank where the method has one, × modules where it takes any."""
     asked: list[dict[str, Any]] = []
     for name, kind in itertools.product(names, kinds):
         base = {"model_name_or_path": name, "method": kind, "num_labels": labels}
-        if kind != "lora":
-            asked.append({**base, "target_modules": targets_for(name, PRESET_TARGETS)})
-            continue
-        for targets, width in itertools.product(sets, sorted(widths)):
-            asked.append({**base, "r": width, "target_modules": targets_for(name, targets)})
+        ranks = [{"r": width} for width in sorted(widths)] if has_rank(kind) else [{}]
+        chosen = sets if METHODS[kind].takes_target_modules else [PRESET_TARGETS]
+        for targets, rank in itertools.product(chosen, ranks):
+            asked.append({**base, **rank, "target_modules": targets_for(name, targets)})
     if not asked:
         raise PeftCoreError(
             "Nothing is chosen; pick at least one base model and one method (and a rank for LoRA)."
@@ -176,6 +176,11 @@ def combinations(names: list, kinds: list, widths: list, sets: list, labels: flo
     if len(asked) > MOST:
         raise PeftCoreError(f"These choices make {len(asked)} configurations; choose fewer than {MOST + 1}.")
     return asked
+
+
+def has_rank(method: str) -> bool:
+    """Whether a method reads `r`."""
+    return "r" in METHODS[method].settings
 
 
 def targets_for(name: str, targets: str) -> list[str]:
@@ -194,21 +199,14 @@ def join(settings: list[dict], counted: list[dict]) -> tuple[list[dict[str, Any]
         if "error" in count:
             refused.append(f"{title}: {count['error']}")
             continue
-        lora = one["method"] == "lora"
-        targets = ", ".join(one["target_modules"]) if lora else ""
-        name = f"{title} · {METHODS[one['method']].label}" + (f" r {one['r']}" if lora else "")
-        if lora and one["target_modules"] != targets_for(model, PRESET_TARGETS):
+        takes = METHODS[one["method"]].takes_target_modules
+        targets = ", ".join(one["target_modules"]) if takes else ""
+        rank = one["r"] if has_rank(one["method"]) else None
+        name = f"{title} · {METHODS[one['method']].label}" + (f" r {rank}" if rank else "")
+        if takes and one["target_modules"] != targets_for(model, PRESET_TARGETS):
             name += f" · {targets}"
-        rows.append(
-            {
-                "name": name,
-                "model": model,
-                "method": one["method"],
-                "r": one["r"] if lora else None,
-                "targets": targets,
-                **count,
-            }
-        )
+        row = {"name": name, "model": model, "method": one["method"], "r": rank, "targets": targets}
+        rows.append({**row, "asked": one, **count})
     return rows, list(dict.fromkeys(refused))
 
 

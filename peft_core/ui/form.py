@@ -1,75 +1,84 @@
 """The form: one component for each setting of TrainConfig, in four numbered cards."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from peft_core.config import LR_SCHEDULERS, SETTINGS, TrainConfig
+from peft_core.config import SETTINGS, TrainConfig
 from peft_core.errors import PeftCoreError
-from peft_core.pictures import cost, lora_picture, message, quantity
+from peft_core.methods import METHODS
+from peft_core.pictures import cost, message, method_picture, method_words, quantity
 from peft_core.presets import DATASETS, MODELS, RECIPES
 from peft_core.ui.events import PRIVATE
+from peft_core.ui.fields import DEFAULTS, Form, field, fields
+from peft_core.ui.method_card import (
+    ALL_LINEAR,
+    OWN_SETTINGS,
+    MethodCard,
+    build_method_card,
+    default_targets,
+    method_choices,
+    method_values,
+    not_offered,
+    wire_method_card,
+)
+from peft_core.ui.model_card import build_model_card, model_facts
 from peft_core.workbench import Workbench
 
-DEFAULTS = TrainConfig()
-Form = dict[str, gr.components.Component]
+
+@dataclass(frozen=True)
+class Cards:
+    """The four cards, and what the model's and the method's show beside their fields."""
+
+    accordions: list[gr.Accordion]
+    facts: gr.HTML
+    method: MethodCard
 
 
-def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, list[gr.Accordion]]:
+def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
     """Four cards; what comes back are the fields by their setting's name, the recipes and the cards."""
     free = workbench.limits is None
     recipe = gr.Radio(list(RECIPES), value=next(iter(RECIPES)), label="Start from", elem_id="recipe")
     form: Form = {}
     with gr.Accordion(open=False, elem_classes="card") as model:
-        form["model_name_or_path"] = _choice("model_name_or_path", MODELS, free)
-        form["revision"] = _text("revision", visible=free)
+        facts = build_model_card(form, free=free)
     with gr.Accordion(open=False, elem_classes="card") as data:
-        form["dataset_name"] = _choice("dataset_name", DATASETS, free)
-        form["dataset_config_name"] = _text("dataset_config_name", visible=free)
-        _pairs(form, _text, ("train_split", "eval_split"), ("text_column", "label_column"))
-        _pairs(form, _number, ("max_train_samples", "max_eval_samples"))
-        form["num_labels"] = _number("num_labels")
+        _build_data_card(form, free=free)
     with gr.Accordion(open=False, elem_classes="card") as method:
-        _pairs(form, _number, ("r", "lora_alpha"))
-        form["lora_dropout"] = _number("lora_dropout")
-        form["target_modules"] = gr.CheckboxGroup(
-            list(DEFAULTS.target_modules),
-            value=list(DEFAULTS.target_modules),
-            label=SETTINGS["target_modules"].label,
-            info=SETTINGS["target_modules"].help,
-            elem_id="target_modules",
-        )
+        method_card = build_method_card(form)
     with gr.Accordion(open=False, elem_classes="card") as training:
-        _pairs(
+        fields(
             form,
-            _number,
             ("learning_rate", "num_train_epochs"),
             ("per_device_train_batch_size", "max_length"),
+            ("warmup_steps", "weight_decay"),
+            ("lr_scheduler_type", "seed"),
         )
-        _pairs(form, _number, ("warmup_steps", "weight_decay"))
-        form["lr_scheduler_type"] = gr.Dropdown(
-            list(LR_SCHEDULERS), value=DEFAULTS.lr_scheduler_type, label=SETTINGS["lr_scheduler_type"].label
-        )
-        form["seed"] = _number("seed")
-    cards = [model, data, method, training]
-    for card, label in zip(cards, summaries(DEFAULTS.to_dict()), strict=True):
+    accordions = [model, data, method, training]
+    for card, label in zip(accordions, summaries(DEFAULTS.to_dict()), strict=True):
         card.label = label
-    return form, recipe, cards
+    return form, recipe, Cards(accordions, facts, method_card)
 
 
 def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
-    """The settings by name, from what a handler with `inputs={...}` gets."""
+    """The settings by name, from what a handler with `inputs={...}` gets.
+
+    What the chosen method does not read keeps its default, whatever a hidden field holds.
+    """
     named = {name: values[component] for name, component in form.items()}
     named["num_labels"] = named["num_labels"] or None  # an empty number field reads 0
-    return named
+    read = METHODS[named["method"]].settings
+    return {name: value for name, value in named.items() if name in read or name not in OWN_SETTINGS}
 
 
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:
-    """Updates that put a config into the form."""
+    """Updates that put a config into the form; `choices` are the model's modules."""
     updates: dict[Any, Any] = {
         form[name]: gr.update(value=value) for name, value in config.to_dict().items() if name in form
     }
+    updates[form["method"]] = gr.update(choices=method_choices(""), value=config.method)
     updates[form["target_modules"]] = gr.update(
         choices=_choice_pairs(choices),
         value=[m for m in config.target_modules if m in {c["name"] for c in choices}],
@@ -80,17 +89,15 @@ def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict
 def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str]:
     """A line for each card, read while it is closed."""
     s = {**DEFAULTS.to_dict(), **settings}
-    model = (
-        MODELS[s["model_name_or_path"]].label
-        if s["model_name_or_path"] in MODELS
-        else s["model_name_or_path"]
+    model, data = (
+        offered[s[name]].label if s[name] in offered else s[name]
+        for name, offered in (("model_name_or_path", MODELS), ("dataset_name", DATASETS))
     )
-    data = DATASETS[s["dataset_name"]].label if s["dataset_name"] in DATASETS else s["dataset_name"]
     size = f" · {quantity(total)}" if total else ""
     return [
         f"1  Model    {model}{size}",
         f"2  Data    {data} · {s['max_train_samples']:,} rows",
-        f"3  Method    LoRA r {s['r']} · {' '.join(s['target_modules'])}",
+        f"3  Method    {method_words(s)}",
         f"4  Training    {_epochs(s['num_train_epochs'])} · rate {s['learning_rate']:g} · seed {s['seed']}",
     ]
 
@@ -100,7 +107,7 @@ def wire_form(
     workbench: Workbench,
     form: Form,
     recipe: gr.Radio,
-    cards: list[gr.Accordion],
+    cards: Cards,
     strip: gr.HTML,
     picture: gr.HTML,
 ) -> None:
@@ -111,79 +118,88 @@ def wire_form(
         try:
             config = workbench.config(settings)
             counted = workbench.cost(config.to_dict())
-            drawn = lora_picture(config.r, config.lora_alpha, *_first_target(workbench, config))
+            drawn = _picture(workbench, config)
         except PeftCoreError as error:
-            return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards)]
+            return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards.accordions)]
         lines = summaries(config.to_dict(), _base_size(counted))
         return [cost(counted), drawn, *[gr.update(label=line) for line in lines]]
 
-    def offer_modules(name: str, chosen: list[str]) -> Any:
+    def read_model(name: str, revision: str, method: str, chosen: list[str]) -> dict[Any, Any]:
         try:
-            workbench.config({"model_name_or_path": name})
-            choices = workbench.worker.run("module_choices", name)
-        except PeftCoreError:
-            return gr.skip()
-        names = [choice["name"] for choice in choices]
-        wanted = MODELS[name].target_modules if name in MODELS else ("query", "value")
-        kept = [m for m in chosen if m in names] or [m for m in wanted if m in names] or names[:1]
-        return gr.update(choices=_choice_pairs(choices), value=kept)
+            workbench.config({"model_name_or_path": name, "revision": revision})
+            facts = workbench.worker.run("describe_model", name, revision or None)
+        except PeftCoreError:  # the cost strip says why
+            return {cards.facts: ""}
+        return {cards.facts: model_facts(name, facts), **_offer(form, cards, name, facts, method, chosen)}
 
     def take_recipe(name: str) -> dict[Any, Any]:
         config = TrainConfig.from_dict(RECIPES[name])
-        return fill(form, config, workbench.worker.run("module_choices", config.model_name_or_path))
+        facts = workbench.worker.run("describe_model", config.model_name_or_path)
+        return fill(form, config, facts["modules"])
 
-    fields = list(form.values())
-    outputs = [strip, picture, *cards]
-    changes = [page.load, *[field.change for field in fields]]
-    gr.on(changes, show_cost, set(fields), outputs, trigger_mode="always_last", **PRIVATE)
-    model, modules = form["model_name_or_path"], form["target_modules"]
-    gr.on([page.load, model.change], offer_modules, [model, modules], modules, **PRIVATE)
-    recipe.input(take_recipe, recipe, fields, **PRIVATE)
+    every = list(form.values())
+    changes = [page.load, *[component.change for component in every]]
+    outputs = [strip, picture, *cards.accordions]
+    gr.on(changes, show_cost, set(every), outputs, trigger_mode="always_last", **PRIVATE)
+    model = [form[name] for name in ("model_name_or_path", "revision")]
+    told = [cards.facts, cards.method.missing, *every]
+    gr.on(
+        [page.load, *[component.change for component in model]],
+        read_model,
+        [*model, form["method"], form["target_modules"]],
+        told,
+        **PRIVATE,
+    )
+    recipe.input(take_recipe, recipe, every, **PRIVATE)
+    wire_method_card(cards.method, form, workbench)
 
 
-def _first_target(workbench: Workbench, config: TrainConfig) -> tuple[str, list[int]]:
-    """The first chosen module's name and weight shape (out, in), for the picture."""
-    choices = workbench.worker.run("module_choices", config.model_name_or_path, config.revision)
-    name = config.target_modules[0]
-    shape = next((c["shape"] for c in choices if c["name"] == name), choices[0]["shape"])
-    return name, shape
+def _offer(
+    form: Form, cards: Cards, name: str, facts: Mapping[str, Any], method: str, chosen: list[str]
+) -> dict[Any, Any]:
+    """Updates that offer the methods and modules of a model; what was chosen stays where it can."""
+    names = [module["name"] for module in facts["modules"]]
+    kept = [module for module in chosen if module in names] or default_targets(name, facts["modules"])
+    methods, missing = method_choices(facts["model_type"]), not_offered(facts["model_type"])
+    able = method in [key for _, key in methods]
+    return {
+        **({} if able else method_values(form, DEFAULTS.method)),
+        form["method"]: gr.update(choices=methods, value=method if able else DEFAULTS.method),
+        form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=kept),
+        cards.method.missing: gr.update(value=missing, visible=bool(missing)),
+    }
+
+
+def _build_data_card(form: Form, *, free: bool) -> None:
+    form["dataset_name"] = gr.Dropdown(
+        [(preset.label, name) for name, preset in DATASETS.items()],
+        value=DEFAULTS.dataset_name,
+        label=SETTINGS["dataset_name"].label,
+        info=SETTINGS["dataset_name"].help if free else "This public demo offers these.",
+        allow_custom_value=free,
+        elem_id="dataset_name",
+    )
+    form["dataset_config_name"] = field("dataset_config_name", visible=free)
+    fields(
+        form,
+        ("train_split", "eval_split"),
+        ("text_column", "label_column"),
+        ("max_train_samples", "max_eval_samples"),
+        ("num_labels",),
+    )
+
+
+def _picture(workbench: Workbench, config: TrainConfig) -> str:
+    """What the method does to the first chosen matrix; a model without matrices has a sentence at most."""
+    facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
+    one_by_one = {*config.target_modules} - {ALL_LINEAR}
+    named = [module for module in facts["modules"] if module["name"] in one_by_one]
+    first = next(iter(named or facts["modules"]), {"name": "", "shapes": [[1, 1]]})
+    return method_picture(config.to_dict(), first["name"], first["shapes"][0])
 
 
 def _choice_pairs(choices: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(choice["label"], choice["name"]) for choice in choices]
-
-
-def _choice(name: str, presets: Mapping[str, Any], free: bool) -> gr.Dropdown:
-    pairs = [(preset.label, key) for key, preset in presets.items()]
-    info = SETTINGS[name].help if free else "This public demo offers these."
-    return gr.Dropdown(
-        pairs,
-        value=getattr(DEFAULTS, name),
-        label=SETTINGS[name].label,
-        info=info,
-        allow_custom_value=free,
-        elem_id=name,
-    )
-
-
-def _number(name: str) -> gr.Number:
-    value = getattr(DEFAULTS, name)
-    return gr.Number(value, label=SETTINGS[name].label, info=SETTINGS[name].help, elem_id=name)
-
-
-def _text(name: str, visible: bool = True) -> gr.Textbox:
-    value = getattr(DEFAULTS, name) or ""
-    return gr.Textbox(
-        value, label=SETTINGS[name].label, info=SETTINGS[name].help, elem_id=name, visible=visible
-    )
-
-
-def _pairs(form: Form, make: Any, *pairs: tuple[str, str]) -> None:
-    """Two fields a row."""
-    for pair in pairs:
-        with gr.Row():
-            for name in pair:
-                form[name] = make(name)
 
 
 def _base_size(counted: Mapping[str, Any]) -> int:

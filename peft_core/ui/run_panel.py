@@ -10,18 +10,15 @@ from peft_core.certificate import read_certificate
 from peft_core.charts import curve, curve_frame
 from peft_core.errors import RunError
 from peft_core.export import zip_of
-from peft_core.pictures import certificate, lora_picture, message, running, working
+from peft_core.pictures import certificate, message, method_picture, running, working
 from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
-from peft_core.ui.form import DEFAULTS, Form, fill
+from peft_core.ui.fields import DEFAULTS, Form
+from peft_core.ui.form import fill
 from peft_core.workbench import Workbench
 
-INTRO = (
-    '<div class="intro"><h3>What Train does</h3><p>The model stays frozen. Beside each chosen matrix W two '
-    "thin ones, A and B, learn your labels together with a small head; what you keep is a file a "
-    "hundredth of the model's size.</p></div>"
-)
+INTRO = '<div class="intro"><h3>What Train does</h3></div>'
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class RunPanel:
 def build_run_panel() -> RunPanel:
     """Layout alone."""
     intro = gr.HTML(INTRO)
-    drawn = lora_picture(DEFAULTS.r, DEFAULTS.lora_alpha, "query", (384, 384))
+    drawn = method_picture(DEFAULTS.to_dict(), "query", (384, 384))
     picture = gr.HTML(drawn, elem_id="picture")
     card = gr.HTML(elem_id="panel", visible=False)
     with gr.Row(visible=False, elem_classes="curves") as curves:
@@ -105,8 +102,8 @@ def wire_run_panel(
     @sentence
     def take_settings(run_id: str) -> dict[Any, Any]:
         config = workbench.find(run_id).config()
-        choices = workbench.worker.run("module_choices", config.model_name_or_path, config.revision)
-        return fill(form, config, choices)
+        facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
+        return fill(form, config, facts["modules"])
 
     @sentence_each
     def merge(run_id: str) -> Any:

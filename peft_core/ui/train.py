@@ -8,7 +8,8 @@ from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures import message
 from peft_core.runs import ENDED
 from peft_core.ui.events import PRIVATE, sentence
-from peft_core.ui.form import Form, build_form, settings_of, wire_form
+from peft_core.ui.fields import Form
+from peft_core.ui.form import build_form, settings_of, wire_form
 from peft_core.ui.run_panel import build_run_panel, updates, wire_run_panel
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench

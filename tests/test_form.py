@@ -1,0 +1,223 @@
+"""The cards of the form: what each model and method shows, offers, fills in and leaves out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+import pytest
+from tiny import FAMILIES, make_tiny, tiny_config
+
+from peft_core.config import SETTINGS, TrainConfig
+from peft_core.counts import describe_model
+from peft_core.methods import METHODS, Method, defaults_of
+from peft_core.presets import MODELS
+from peft_core.ui import method_card
+from peft_core.ui.compare import combinations, config_of, has_rank, join
+from peft_core.ui.fields import field
+from peft_core.ui.form import Cards, Form, build_form, fill, settings_of, summaries
+from peft_core.ui.method_card import (
+    OWN_SETTINGS,
+    default_targets,
+    method_choices,
+    method_fields,
+    method_line,
+    method_values,
+    not_offered,
+    quick_targets,
+)
+from peft_core.ui.model_card import model_facts, preset_label
+from peft_core.workbench import Workbench
+
+NO_CACHE = "The model keeps no keys and values."
+TOKENS = ("num_virtual_tokens",)
+EARLY = Method(
+    "Early",
+    "Puts vectors first.",
+    "A paper",
+    TOKENS,
+    peft_config="EarlyConfig",
+    cannot_merge="There is no weight to merge into.",
+    impossible={"modernbert": NO_CACHE},
+)
+LATER = Method(
+    "Later",
+    "Puts vectors last.",
+    "A book",
+    TOKENS,
+    peft_config="LaterConfig",
+    impossible={"*": NO_CACHE},
+    note="Slow.",
+)
+TABLE = {**METHODS, "early": EARLY, "later": LATER}
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of methods with two more, one impossible on ModernBERT and one everywhere."""
+    monkeypatch.setattr(method_card, "METHODS", MappingProxyType(TABLE))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Form, Cards]]:
+    workbench = Workbench.open(tmp_path_factory.mktemp("form") / "runs")
+    with gr.Blocks():
+        form, _, cards = build_form(workbench)
+    yield form, cards
+    workbench.worker.close()
+
+
+def values(form: Form, **changes: Any) -> dict[Any, Any]:
+    """What a handler gets when the fields hold the defaults but for some."""
+    held = {component: component.value for component in form.values()}
+    return {**held, **{form[name]: value for name, value in changes.items()}}
+
+
+def test_the_form_as_it_opens_is_the_default(built: tuple[Form, Cards]) -> None:
+    form, _ = built
+    assert TrainConfig.from_dict(settings_of(form, values(form))) == TrainConfig()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_that_a_method_reads_is_in_the_form_and_seen(
+    method: str, built: tuple[Form, Cards]
+) -> None:
+    form, cards = built
+    assert {*METHODS[method].settings} <= {*form}
+    updates = method_fields(cards.method, form, method)
+    seen = {name for name in (*OWN_SETTINGS, "target_modules") if updates[form[name]]["visible"]}
+    assert seen == {*METHODS[method].settings}
+    assert updates[cards.method.settings]["visible"] == bool(seen - {"target_modules"})
+    assert updates[cards.method.quick]["visible"] == METHODS[method].takes_target_modules
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Cards]) -> None:
+    form, _ = built
+    updates = {component: update["value"] for component, update in method_values(form, method).items()}
+    held = {**values(form, method=method, learning_rate=0.5), **updates}
+    config = TrainConfig.from_dict(settings_of(form, held))
+    assert config == TrainConfig.from_dict({"method": method})
+    assert config.learning_rate == defaults_of(method).get("learning_rate", 2e-3)
+
+
+def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Cards]) -> None:
+    form, _ = built
+    settings = settings_of(form, values(form, method="head_only", r=None, lora_alpha=-1))
+    assert TrainConfig.from_dict(settings).r == TrainConfig().r
+
+
+def test_a_run_put_into_the_form_is_the_same_run(built: tuple[Form, Cards]) -> None:
+    form, _ = built
+    config = TrainConfig.from_dict(
+        {"method": "lora", "r": 3, "target_modules": ["all-linear"], "learning_rate": 0.01}
+    )
+    choices = describe_model(config.model_name_or_path)["modules"]
+    updates = {part: update["value"] for part, update in fill(form, config, choices).items()}
+    assert TrainConfig.from_dict(settings_of(form, {**values(form), **updates})) == config
+
+
+@pytest.mark.parametrize("table_row", ["early", "later"])
+@pytest.mark.usefixtures("table")
+def test_an_impossible_method_is_not_offered_and_the_reason_is_told(table_row: str) -> None:
+    offered = {name for _, name in method_choices("modernbert")}
+    assert table_row not in offered and {"lora", "head_only", "full"} <= offered
+    assert TABLE[table_row].label in not_offered("modernbert")
+    assert not_offered("modernbert").count(NO_CACHE) == 1
+    assert "early" in {name for _, name in method_choices("bert")}
+    assert "Early" not in not_offered("bert")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_method_says_what_it_does_where_it_is_from_and_that_it_cannot_merge() -> None:
+    labels = {name: label for label, name in method_choices("bert")}
+    assert labels["early"] == "Early · virtual tokens · cannot merge"
+    own_weights = [name for name, method in METHODS.items() if method.peft_config is None]
+    assert [name for _, name in method_choices("bert")][-len(own_weights) :] == own_weights
+    line = method_line("early")
+    for words in ("Puts vectors first.", "A paper", "Cannot be merged: There is no weight to merge into."):
+        assert words in line
+    assert "Slow." in method_line("later") and "merged" not in method_line("later")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_usual_modules_of_a_preset_are_its_own(name: str) -> None:
+    modules = describe_model(name)["modules"]
+    assert default_targets(name, modules) == list(MODELS[name].target_modules)
+    # a folder with the same architecture and no preset gets the same ones
+    assert default_targets("./folder", modules) == list(MODELS[name].target_modules)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_buttons_take_attention_or_everything(family: str, tmp_path: Path) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    modules = describe_model(str(tmp_path))["modules"]
+    attention = quick_targets("attention", str(tmp_path), modules)
+    roles = {role for m in modules if m["name"] in attention for role in m["roles"]}
+    assert roles and all(role.startswith("attention") for role in roles)
+    assert quick_targets("all", str(tmp_path), modules) == ["all-linear"]
+    assert {*quick_targets("usual", str(tmp_path), modules)} <= {*attention}
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("nlptown/bert-base-multilingual-uncased-sentiment", "Brings a head for 5 labels; with other labels"),
+        ("answerdotai/ModernBERT-base", "Reads up to 8,192 tokens. Starts untrained: classifier."),
+        ("microsoft/deberta-v3-base", "Starts untrained: pooler, classifier."),
+        ("FacebookAI/roberta-base", "a strong English default"),
+    ],
+)
+def test_a_model_tells_its_use_its_length_and_what_starts_untrained(name: str, words: str) -> None:
+    assert words in model_facts(name, describe_model(name))
+
+
+def test_a_folder_tells_its_size(tmp_path: Path) -> None:
+    told = model_facts(str(tmp_path), describe_model(str(make_tiny(tmp_path, "distilbert"))))
+    assert "parameters. " not in told and "parameters.</p>" in told
+    assert "Starts untrained: pre_classifier, classifier." in told
+
+
+def test_the_picker_shows_size_and_licence_where_one_is_known() -> None:
+    assert preset_label("google-bert/bert-base-cased") == "BERT base cased · 108.3 M · Apache-2.0"
+    assert preset_label("microsoft/mpnet-base") == "MPNet base · 108.9 M"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_field_is_made_from_its_setting(name: str) -> None:
+    made, default = field(name), getattr(TrainConfig(), name)
+    assert (made.label, made.info) == (SETTINGS[name].label, SETTINGS[name].help)
+    if isinstance(default, bool):
+        assert isinstance(made, gr.Checkbox)
+    elif SETTINGS[name].choices:
+        assert [value for _, value in made.choices] == list(SETTINGS[name].choices)
+    elif isinstance(default, int | float) and name != "load_in_bits":
+        assert isinstance(made, gr.Number) and made.value == default
+
+
+def test_the_line_of_the_method_card_is_that_of_the_method() -> None:
+    assert summaries({"method": "full", "learning_rate": 5e-5})[2:] == [
+        "3  Method    Full fine-tuning",
+        "4  Training    1 epoch · rate 5e-05 · seed 42",
+    ]
+
+
+def test_only_what_a_method_reads_multiplies_its_rows() -> None:
+    asked = combinations(["google-bert/bert-base-cased"], list(METHODS), [1, 8], ["query", "query,value"], 2)
+    for name, method in METHODS.items():
+        expected = (2 if has_rank(name) else 1) * (2 if method.takes_target_modules else 1)
+        assert sum(one["method"] == name for one in asked) == expected, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_of_the_comparison_becomes_the_settings_it_was_counted_for(method: str) -> None:
+    asked = combinations(["google-bert/bert-base-cased"], [method], [4], ["key"], 5)
+    settings = [TrainConfig.from_dict(one).to_dict() for one in asked]
+    (row,), refused = join(settings, [{"trainable": 1}])
+    assert config_of(row) == TrainConfig.from_dict({**settings[0], "num_labels": None})
+    assert (row["r"], row["targets"]) == (
+        4 if has_rank(method) else None,
+        "key" if METHODS[method].takes_target_modules else "",
+    )
+    assert not refused
