@@ -121,11 +121,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         config.max_length,
     )
 
-    known = label_array(data.train, data.problem_type)
-    scale = LabelScale.of(known) if data.problem_type == REGRESSION else None
-    if scale and not base.head_is_fresh:
-        scale.take_out_of(model)
-    loss = task_loss(data.problem_type, config.class_weight, known, model.config.num_labels)
+    loss, scale = _objective(config, model, base, data)
     trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
     progress = RunProgress(run, data.problem_type)
     trainer.add_callback(progress)
@@ -151,6 +147,17 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         return KILLED
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
+
+
+def _objective(
+    config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+) -> tuple[Loss | None, LabelScale | None]:
+    """The loss, and the scale in which numbers are learned; a head that knows numbers is brought to it."""
+    labels = label_array(data.train, data.problem_type)
+    scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
+    if scale and not base.head_is_fresh:
+        scale.take_out_of(model)
+    return task_loss(data.problem_type, config.class_weight, labels, model.config.num_labels), scale
 
 
 def _stage(run: Run, name: str) -> None:

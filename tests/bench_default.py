@@ -100,7 +100,7 @@ def print_table(rows: list, first: dict, same_bytes: bool, worst: float) -> None
         scores = [result["accuracy"] for result in results]
         each = ", ".join(f"{score:.3f}" for score in scores)
         print(f"| {name} | {statistics.mean(scores):.3f} ({each}) | {statistics.median(seconds):.1f} s |")
-    print(f"| Always the majority class | {first['majority']['accuracy']:.3f} (seed {SEEDS[0]}) | |")
+    print(f"| Always the majority class | {first['baseline']['accuracy']:.3f} (seed {SEEDS[0]}) | |")
     print(f"\nSame seed, same adapter bytes: {same_bytes}. Merge: largest logit difference {worst:.1e}.")
     print(json.dumps([(name, [r["accuracy"] for r in results], seconds) for name, results, seconds in rows]))
 

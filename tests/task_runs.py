@@ -71,12 +71,17 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             "learning_rate": 0.03,
         }
         run = runs.create(tmp_path_factory.mktemp("runs"), TrainConfig.from_dict({**settings, **changes}))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "load_labelled_text", lambda config: data)
-            train.train(run.folder)
+        train_on(data, run)
         return run
 
     return fitted
+
+
+def train_on(data: LabelledText, run: Run) -> None:
+    """Start a run, or continue it, on these rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_labelled_text", lambda config: data)
+        train.train(run.folder)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ import torch
 from datasets import Dataset
 from processes import answer
 from sklearn.utils.class_weight import compute_class_weight
-from task_runs import TOPICS, labelled, number_rows
+from task_runs import TOPICS, labelled, number_rows, train_on
 from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
+from peft_core import runs
 from peft_core.encoder import load_base
 from peft_core.errors import ConfigError, DataError, ModelError
 from peft_core.losses import LabelScale, balanced_weights, eval_loss, positive_weights, task_loss
@@ -143,6 +144,23 @@ def test_the_unit_and_the_offset_of_the_numbers_do_not_matter(fit: Callable[...,
     assert far["spearman"] == pytest.approx(near["spearman"], abs=0.03)
     assert far["mae"] == pytest.approx(1000 * near["mae"], rel=0.2)
     assert far["eval_loss"] == pytest.approx(near["eval_loss"], rel=0.2)
+
+
+def test_a_run_of_numbers_that_continues_ends_as_if_it_had_not_stopped(
+    stars: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: Any) -> None:
+        raise RuntimeError("the power went")
+
+    data, run = labelled(number_rows, (), REGRESSION), runs.create(tmp_path / "runs", stars.config())
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(LabelScale, "fold_into", cut_off)
+        train_on(data, run)
+    train_on(data, run)
+    again, whole = run.result(), stars.result()
+    assert again["resumed_from"] > 0
+    assert again["mae"] == pytest.approx(whole["mae"], rel=0.2)
+    assert [name for row in run.metrics() for name in row if name == "test_mae"] == ["test_mae"]
 
 
 def test_a_head_that_knows_numbers_goes_on_from_what_it_knows(
