@@ -5,7 +5,14 @@ from typing import Any
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model, initialize_lora_eva_weights
+from peft import (
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    initialize_lora_eva_weights,
+    prepare_model_for_kbit_training,
+)
 from peft.optimizers import create_loraplus_optimizer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -50,6 +57,8 @@ def apply_method(
         return model
     peft_config = _peft_config(model, config, untrained, steps)
     peft_config.base_model_name_or_path, peft_config.revision = base, revision
+    if getattr(model, "is_quantized", False):
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         adapted = get_peft_model(model, peft_config)
     except (ValueError, AssertionError) as error:  # sizes that do not divide, said in PEFT's words

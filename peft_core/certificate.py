@@ -16,7 +16,8 @@ TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 class MergeCertificate:
     """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
     model in memory, and the merged model loaded again from disk.
-    `max_logit_diff_*` are against the adapter."""
+    `max_logit_diff_*` are against the adapter. An adapter trained over a base in 8 or 4 bits is merged into
+    the original weights: the two last numbers say what quantisation had changed, and are no fault."""
 
     run_id: str
     rows: int
@@ -33,6 +34,9 @@ class MergeCertificate:
     base_revision: str | None
     created: float
     problem_type: str = SINGLE
+    trained_in_bits: int = 32
+    max_logit_diff_quantised: float | None = None
+    label_flips_quantised: int | None = None
 
     @property
     def problems(self) -> list[str]:

@@ -16,9 +16,10 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
-from peft_core.methods import virtual_tokens
+from peft_core.methods import bits_of, virtual_tokens
 from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
 from peft_core.presets import DATASETS
+from peft_core.quantise import check_quantisation
 
 FLOAT32_BYTES = 4
 _rates_seen: deque[float] = deque(maxlen=100)
@@ -63,6 +64,7 @@ def count_parameters(config: TrainConfig) -> ParameterCount:
     """
     shape = model_config(config.model_name_or_path, config.revision)
     check_max_length(shape, config.max_length, virtual_tokens(config.to_dict()))
+    check_quantisation(bits_of(config.to_dict()))
     model = skeleton(shape, expected_num_labels(config))
     return count_model(apply_method(model, config))
 
@@ -79,14 +81,8 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     model = skeleton(model_config(config.model_name_or_path, config.revision), expected_num_labels(config))
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     texts = config.max_train_samples * config.num_train_epochs
-    operations = _OPERATIONS.get(config.method, 4)
-    return (
-        operations
-        * weights
-        * min(preset.mean_tokens, config.max_length)
-        * texts
-        / (_EFFICIENCY * matrix_rate())
-    )
+    tokens = texts * min(preset.mean_tokens, config.max_length)
+    return _OPERATIONS.get(config.method, 4) * weights * tokens / (_EFFICIENCY * matrix_rate())
 
 
 def matrix_rate() -> float:
@@ -133,8 +129,7 @@ def _choice_facts(choice: ModuleChoice) -> dict[str, Any]:
 
 def count_model(model: nn.Module) -> ParameterCount:
     """Counts of a model that a method was applied to, with real or meta weights."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trainable, total = _totals(model)
     saved = {name: tuple(p.shape) for name, p in _saved_state(model).items()}
     if not isinstance(model, PeftModel):
         head = _head_size(model)
@@ -159,6 +154,14 @@ def safetensors_size(shapes: dict[str, tuple[int, ...]]) -> int:
         offset = end
     text = len(json.dumps(header, separators=(",", ":")))
     return 8 + math.ceil(text / 8) * 8 + offset
+
+
+def _totals(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters; PEFT knows that two weights in 4 bits share a byte."""
+    if isinstance(model, PeftModel):
+        return model.get_nb_trainable_parameters()
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 def _saved_state(model: nn.Module) -> dict[str, Any]:

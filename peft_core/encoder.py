@@ -15,9 +15,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peft_core.errors import ModelError
-from peft_core.modules import HEAD_NAMES
+from peft_core.modules import HEAD_NAMES, whole_modules
 from peft_core.modules import check_target_modules as check_target_modules
 from peft_core.presets import MODELS
+from peft_core.quantise import FULL, quantisation_arguments
 from peft_core.sources import Source, model_source
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
@@ -96,14 +97,16 @@ def load_base(
     *,
     named: bool = True,
     problem_type: str = "single_label_classification",
+    bits: int = FULL,
 ) -> BaseModel:
     """The base model with a head for these labels; a head of another size is replaced by a fresh one.
 
     A kept head is matched to the labels by order, after a check of their number. With `named` False (the data
     holds bare numbers) a kept head keeps its own label names. A regression has one output and no labels.
-    Raises ModelError or HubError.
+    With `bits` below 32 the encoder's matrices are quantised. Raises ModelError or HubError.
     """
     source = model_source(name, revision)
+    quantised = _quantised(name, source, bits)
     label_names = label_names or ("value",)  # the one output of a regression
     if not has_tokenizer(source.folder):
         raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
@@ -116,6 +119,7 @@ def load_base(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
+            **quantised,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -127,6 +131,15 @@ def load_base(
         model.config.label2id = {label: i for i, label in enumerate(label_names)}
     model.config.problem_type = problem_type
     return base
+
+
+def _quantised(name: str, source: Source, bits: int) -> dict[str, Any]:
+    """Loading arguments that leave in full precision what a checkpoint may lack: the head and the pooler."""
+    if bits == FULL:
+        return {}
+    config = _read_config(name, source)
+    refuse_quantised(config, name)
+    return quantisation_arguments(bits, whole_modules(skeleton(config, 2)))
 
 
 def has_tokenizer(folder: Path) -> bool:

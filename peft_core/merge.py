@@ -11,28 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import merged_model
-from peft_core.certificate import MergeCertificate, read_certificate
+from peft_core.certificate import MergeCertificate, read_certificate, tolerance
 from peft_core.encoder import model_config, refuse_quantised
-from peft_core.errors import MergeError, PeftCoreError, RunError
-from peft_core.methods import METHODS
+from peft_core.errors import MergeError, PeftCoreError
+from peft_core.methods import METHODS, bits_of
 from peft_core.modules import HEAD_NAMES
 from peft_core.predict import Classifier, batched_logits, load_adapter, load_adapter_base
+from peft_core.problems import label_flips
+from peft_core.quantise import FULL
+from peft_core.results import evaluation_texts
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit
 
-TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Float32 logits (rows, labels) and the head of the adapter and of what it was merged into."""
+    """Float32 logits (rows, labels) and the head of the adapter and of what it was merged into.
+
+    `quantised` are the logits over the quantised base that the adapter was trained on, if it was.
+    """
 
     adapter: np.ndarray
     merged: np.ndarray
@@ -40,13 +44,15 @@ class _Comparison:
     head_sha256: str
     head_sha256_reloaded: str
     labels_reloaded: tuple[str, ...]
+    quantised: np.ndarray | None
 
 
 def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) -> MergeCertificate:
     """Write `merged/` and `certificate.json`, or neither `merged/` nor anything half-made.
 
     `progress` hears a share from 0 to 1 and what is being done. Raises RunError (no adapter, lost rows),
-    ModelError (base changed or quantised) or MergeError (the certificate does not hold).
+    ModelError (base changed or quantised) or MergeError (the method cannot merge, or the certificate does
+    not hold).
     """
     run = Run(Path(run_dir))
     classifier = Classifier.read(run)
@@ -55,27 +61,12 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     if earlier is not None:
         return earlier
     _refuse_unmergeable(run)
-    texts = _evaluation_texts(run)
+    texts, pairs = evaluation_texts(run)
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
     refuse_quantised(model_config(name, hub_commit(revision)), name)
     with whole_folder(run.folder / ".merged", run.merged) as staging:
-        compared = _merge_into(staging, run, classifier, texts, progress)
-        certificate = MergeCertificate(
-            run_id=run.run_id,
-            rows=len(texts),
-            max_logit_diff_merged=_largest(compared.adapter, compared.merged),
-            max_logit_diff_reloaded=_largest(compared.adapter, compared.reloaded),
-            label_flips=_flips(compared.adapter, compared.merged, compared.reloaded),
-            tolerance=TOLERANCE,
-            head_sha256=compared.head_sha256,
-            head_sha256_reloaded=compared.head_sha256_reloaded,
-            labels=classifier.labels,
-            labels_reloaded=compared.labels_reloaded,
-            adapter_sha256=adapter_sha256,
-            base_model_name_or_path=name,
-            base_revision=revision,
-            created=time.time(),
-        )
+        compared = _merge_into(staging, run, classifier, _logits_of(texts, pairs, classifier, progress))
+        certificate = _certificate(run, classifier, compared, adapter_sha256)
         write_json(run.certificate, certificate.to_dict())
         if not certificate.holds:
             shutil.rmtree(run.merged, ignore_errors=True)  # of an earlier adapter
@@ -86,32 +77,80 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     return certificate
 
 
-def _merge_into(
-    folder: Path, run: Run, classifier: Classifier, texts: list[str], progress: Progress
-) -> _Comparison:
-    """Fill a folder with the merged model, and compare it with the adapter in memory and from that folder."""
-    progress(0.0, "Loading the base model and the adapter")
-    base = load_adapter_base(run, classifier)
-    model = load_adapter(run, base).eval()
+def _logits_of(
+    texts: list[str], pairs: list[str] | None, classifier: Classifier, progress: Progress
+) -> Callable[..., np.ndarray]:
+    """A function of model, tokenizer, where progress stands, and what is being done."""
 
     def logits(model: Any, tokenizer: Any, start: float, what: str) -> np.ndarray:
         words = f"{what}: logits of {len(texts):,} rows"
         return batched_logits(
-            model, tokenizer, texts, classifier.max_length, lambda share: progress(start + 0.3 * share, words)
+            model.eval(),
+            tokenizer,
+            texts,
+            classifier.max_length,
+            lambda share: progress(start + 0.22 * share, words),
+            text_pairs=pairs,
         )
 
-    adapter, head = logits(model, base.tokenizer, 0.05, "Adapter"), _head_sha256(model)
+    return logits
+
+
+def _merge_into(
+    folder: Path, run: Run, classifier: Classifier, logits: Callable[..., np.ndarray]
+) -> _Comparison:
+    """Fill a folder with the merged model, and compare it with the adapter in memory and from that folder."""
+    quantised = _quantised_logits(run, classifier, logits)
+    base = load_adapter_base(run, classifier)
+    model = load_adapter(run, base)
+    adapter, head = logits(model, base.tokenizer, 0.25, "Adapter"), _head_sha256(model)
     try:
         merged = merged_model(model)
     except ValueError as error:
         raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
-    in_memory = logits(merged, base.tokenizer, 0.35, "Merged")
+    in_memory = logits(merged, base.tokenizer, 0.5, "Merged")
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
-    reloaded = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
-    from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.65, "Merged, loaded again")
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.75, "Merged, loaded again")
     labels = tuple(reloaded.config.id2label.values())
-    return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels)
+    return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels, quantised)
+
+
+def _quantised_logits(
+    run: Run, classifier: Classifier, logits: Callable[..., np.ndarray]
+) -> np.ndarray | None:
+    bits = bits_of(run.config().to_dict())
+    if bits == FULL:
+        return None
+    base = load_adapter_base(run, classifier, bits)
+    return logits(load_adapter(run, base), base.tokenizer, 0.0, f"Adapter over {bits} bits")
+
+
+def _certificate(
+    run: Run, classifier: Classifier, compared: _Comparison, adapter_sha256: str
+) -> MergeCertificate:
+    task, adapter, quantised = classifier.problem_type, compared.adapter, compared.quantised
+    return MergeCertificate(
+        run_id=run.run_id,
+        rows=len(adapter),
+        max_logit_diff_merged=_largest(adapter, compared.merged),
+        max_logit_diff_reloaded=_largest(adapter, compared.reloaded),
+        label_flips=label_flips(task, adapter, compared.merged, compared.reloaded),
+        tolerance=tolerance(task, adapter),
+        head_sha256=compared.head_sha256,
+        head_sha256_reloaded=compared.head_sha256_reloaded,
+        labels=classifier.labels,
+        labels_reloaded=compared.labels_reloaded,
+        adapter_sha256=adapter_sha256,
+        base_model_name_or_path=classifier.base_model_name_or_path,
+        base_revision=classifier.base_revision,
+        created=time.time(),
+        problem_type=task,
+        trained_in_bits=bits_of(run.config().to_dict()),
+        max_logit_diff_quantised=None if quantised is None else _largest(adapter, quantised),
+        label_flips_quantised=None if quantised is None else label_flips(task, adapter, quantised),
+    )
 
 
 def _refuse_unmergeable(run: Run) -> None:
@@ -129,25 +168,10 @@ def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | No
     return found if merged and found and found.holds and found.adapter_sha256 == adapter_sha256 else None
 
 
-def _evaluation_texts(run: Run) -> list[str]:
-    try:
-        return pd.read_parquet(run.evaluation)["text"].tolist()
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"The run {run.run_id!r} has lost its evaluation rows, so no merge can be proved; train it again."
-        ) from error
-
-
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
     """The largest absolute difference; infinite where a value is no number."""
     worst = np.abs(one - other).max()
     return float(worst) if np.isfinite(worst) else float("inf")
-
-
-def _flips(expected: np.ndarray, *others: np.ndarray) -> int:
-    """Rows whose label differs from the adapter's in any of the others."""
-    flipped = [expected.argmax(-1) != other.argmax(-1) for other in others]
-    return int(np.any(flipped, axis=0).sum())
 
 
 def _head_sha256(model: nn.Module) -> str:

@@ -249,3 +249,8 @@ def virtual_tokens(settings: Mapping[str, Any]) -> int:
     """How many of the model's positions the method itself takes."""
     taken = "num_virtual_tokens" in METHODS[settings["method"]].settings
     return settings["num_virtual_tokens"] if taken else 0
+
+
+def bits_of(settings: Mapping[str, Any]) -> int:
+    """Bits of a frozen base weight in training; 32 for methods that take no quantised base."""
+    return settings["load_in_bits"] if "load_in_bits" in METHODS[settings["method"]].settings else 32

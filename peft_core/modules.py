@@ -101,6 +101,12 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
+def whole_modules(model: nn.Module) -> tuple[str, ...]:
+    """The parts that may start untrained, so that they must keep full precision: the head and the pooler."""
+    poolers = (path for path, _ in model.named_modules() if path.endswith(("pooler", "pooler.dense")))
+    return (*head_modules(model), *poolers)
+
+
 def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> None:
     """Raise ModelError, listing what there is, if a name matches no matrix of the encoder."""
     for name in target_modules:

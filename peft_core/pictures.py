@@ -167,5 +167,16 @@ def certificate(held: Mapping[str, Any]) -> str:
     return (
         f'<div class="certificate" data-testid="certificate"><h4>Merge certificate {html.escape(word)}</h4>'
         f"<p>{held['rows']:,} evaluation rows · {found} · "
-        f"head {held['head_sha256'][:12]}{labels}</p></div>"
+        f"head {held['head_sha256'][:12]}{labels}</p>{_quantised(held)}</div>"
+    )
+
+
+def _quantised(held: Mapping[str, Any]) -> str:
+    """What training over a quantised base had changed."""
+    if held.get("max_logit_diff_quantised") is None:
+        return ""
+    return (
+        f"<p>Trained over a base in {held['trained_in_bits']} bits, merged into the original weights: "
+        f"they move a logit by up to {held['max_logit_diff_quantised']:.2g} and change "
+        f"{held['label_flips_quantised']:,} of {held['rows']:,} labels.</p>"
     )

@@ -18,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft_core.data import cut
 from peft_core.encoder import BaseModel, has_tokenizer, load_base
 from peft_core.errors import DataError, ModelError, RunError
-from peft_core.methods import METHODS
+from peft_core.methods import METHODS, bits_of
 from peft_core.problems import MULTI, REGRESSION, decide, joined, scores
+from peft_core.quantise import FULL
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
@@ -225,7 +226,7 @@ def predictions(logits: np.ndarray, classifier: Classifier, ms: float) -> list[P
     return found
 
 
-def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
+def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> BaseModel:
     """The very base model of the adapter; ModelError, naming both hashes, if it has changed."""
     revision = classifier.base_revision
     base = load_base(
@@ -233,6 +234,7 @@ def load_adapter_base(run: Run, classifier: Classifier) -> BaseModel:
         hub_commit(revision),
         classifier.labels,
         problem_type=classifier.problem_type,
+        bits=bits,
     )
     if base.source.revision != revision:
         raise ModelError(
@@ -267,9 +269,10 @@ def _load(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
         if not (run.merged / "model.safetensors").is_file():
             raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
         return _load_merged(run)
-    base = load_adapter_base(run, classifier)
     if variant == BASE:
+        base = load_adapter_base(run, classifier)
         return base.model, base.tokenizer
+    base = load_adapter_base(run, classifier, bits_of(run.config().to_dict()))  # as it was trained
     return load_adapter(run, base), base.tokenizer
 
 

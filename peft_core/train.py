@@ -28,7 +28,7 @@ from peft_core.data import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.methods import METHODS, virtual_tokens
+from peft_core.methods import METHODS, bits_of, virtual_tokens
 from peft_core.metrics import task_metrics
 from peft_core.predict import CLASSIFIER_FILE, Classifier
 from peft_core.problems import METRICS, REGRESSION, decide
@@ -100,6 +100,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         data.label_names,
         named=data.named,
         problem_type=data.problem_type,
+        bits=bits_of(config.to_dict()),
     )
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     model = apply_method(

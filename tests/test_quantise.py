@@ -1,0 +1,69 @@
+"""Training over a base in 4 or 8 bits, and the merge into the original weights."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from peft_core.config import TrainConfig
+from peft_core.counts import count_parameters
+from peft_core.encoder import load_base
+from peft_core.errors import ConfigError, ModelError
+from peft_core.merge import merge
+from peft_core.pictures import certificate
+from peft_core.predict import Predictor
+from peft_core.results import evaluation_texts
+from peft_core.runs import Run
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_over_a_quantised_base_merges_into_the_original(
+    settings: dict[str, Any], train_here: Callable[..., Run], bits: int
+) -> None:
+    run = train_here(load_in_bits=bits)
+    result = run.result()
+    assert result["accuracy"] > 0.9
+    expected = count_parameters(TrainConfig.from_dict({**settings, "load_in_bits": bits}))
+    assert result["parameters"]["trainable"] == expected.trainable
+    assert result["parameters"]["total"] == expected.total
+    saved = load_file(run.adapter / "adapter_model.safetensors")
+    assert all(value.is_floating_point() for value in saved.values())
+
+    proof = merge(run.folder)
+    assert proof.holds and proof.max_logit_diff_reloaded <= 1e-5
+    assert proof.trained_in_bits == bits
+    texts, _ = evaluation_texts(run)
+    adapter, merged = (Predictor(run.folder, variant).logits(texts) for variant in ("adapter", "merged"))
+    moved = np.abs(adapter - merged).max()
+    assert moved > 1e-4  # rounded weights are other weights
+    assert proof.max_logit_diff_quantised == pytest.approx(moved, rel=1e-3)
+    assert proof.label_flips_quantised == (adapter.argmax(-1) != merged.argmax(-1)).sum()
+    assert f"in {bits} bits" in certificate(proof.to_dict())
+
+
+def test_a_base_is_quantised_and_its_head_is_not(settings: dict[str, Any]) -> None:
+    base = load_base(settings["model_name_or_path"], None, ["bad", "good"], bits=4)
+    sizes = {name: p.dtype.itemsize for name, p in base.model.named_parameters()}
+    assert sizes["bert.encoder.layer.0.attention.self.query.weight"] == 1
+    assert sizes["classifier.weight"] == sizes["bert.pooler.dense.weight"] == 4
+    assert base.untrained == ("classifier",)
+
+
+def test_a_machine_without_bitsandbytes_says_so(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
+    )
+    with pytest.raises(ModelError, match="not installed here; run pip install bitsandbytes"):
+        count_parameters(TrainConfig.from_dict({**settings, "load_in_bits": 4}))
+
+
+@pytest.mark.parametrize("bits", [5, 16, 33])
+def test_other_numbers_of_bits_are_refused(bits: int) -> None:
+    with pytest.raises(ConfigError, match="load_in_bits"):
+        TrainConfig(load_in_bits=bits)
