@@ -64,6 +64,7 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     texts, pairs = evaluation_texts(run)
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
     refuse_quantised(model_config(name, hub_commit(revision)), name)
+    progress(0.0, "Loading the base model and the adapter")
     with whole_folder(run.folder / ".merged", run.merged) as staging:
         compared = _merge_into(staging, run, classifier, _logits_of(texts, pairs, classifier, progress))
         certificate = _certificate(run, classifier, compared, adapter_sha256)

@@ -17,7 +17,7 @@ from processes import answer, python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from peft_core import merge as merging
+from peft_core import certificate
 from peft_core.certificate import MergeCertificate, read_certificate
 from peft_core.errors import MergeError, ModelError, PeftCoreError, RunError
 from peft_core.merge import merge
@@ -90,7 +90,7 @@ def test_progress_goes_forward(own_run: Run) -> None:
 
 
 def test_a_failed_certificate_leaves_no_merged_model(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "TOLERANCE", -1.0)
+    monkeypatch.setattr(certificate, "TOLERANCE", -1.0)
     with pytest.raises(MergeError, match="a logit differs by"):
         merge(own_run.folder)
     assert not names(own_run.folder) & {"merged", ".merged"}
@@ -108,7 +108,7 @@ def test_a_failed_certificate_takes_an_older_merged_model_away(
     path = own_run.adapter / "adapter_model.safetensors"
     tensors = {name: 2 * tensor for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
-    monkeypatch.setattr(merging, "TOLERANCE", -1.0)
+    monkeypatch.setattr(certificate, "TOLERANCE", -1.0)
     with pytest.raises(MergeError):
         merge(own_run.folder)
     assert not own_run.merged.exists(), "it is of another adapter than the certificate"
