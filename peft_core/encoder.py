@@ -16,7 +16,6 @@ from transformers.models.auto.modeling_auto import (
 
 from peft_core.errors import ModelError
 from peft_core.modules import HEAD_NAMES, whole_modules
-from peft_core.modules import check_target_modules as check_target_modules
 from peft_core.presets import MODELS
 from peft_core.quantise import FULL, quantisation_arguments
 from peft_core.sources import Source, model_source

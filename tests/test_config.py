@@ -87,7 +87,7 @@ def test_unknown_setting_names_the_nearest(key: str, nearest: str) -> None:
         ("num_labels", 1),
         ("seed", -1),
         ("seed", 2**32),
-        ("method", "ia3"),
+        ("method", "magic"),
         ("lr_scheduler_type", "steep"),
         ("target_modules", []),
         ("target_modules", [1]),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -11,9 +10,8 @@ from tiny import FAMILIES, make_tiny, tiny_config
 
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
-from peft_core.methods import METHODS, Method, defaults_of
+from peft_core.methods import METHODS, defaults_of
 from peft_core.presets import MODELS
-from peft_core.ui import method_card
 from peft_core.ui.compare import combinations, config_of, has_rank, join
 from peft_core.ui.fields import field
 from peft_core.ui.form import Cards, Form, build_form, fill, settings_of, summaries
@@ -29,34 +27,6 @@ from peft_core.ui.method_card import (
 )
 from peft_core.ui.model_card import model_facts, preset_label
 from peft_core.workbench import Workbench
-
-NO_CACHE = "The model keeps no keys and values."
-TOKENS = ("num_virtual_tokens",)
-EARLY = Method(
-    "Early",
-    "Puts vectors first.",
-    "A paper",
-    TOKENS,
-    peft_config="EarlyConfig",
-    cannot_merge="There is no weight to merge into.",
-    impossible={"modernbert": NO_CACHE},
-)
-LATER = Method(
-    "Later",
-    "Puts vectors last.",
-    "A book",
-    TOKENS,
-    peft_config="LaterConfig",
-    impossible={"*": NO_CACHE},
-    note="Slow.",
-)
-TABLE = {**METHODS, "early": EARLY, "later": LATER}
-
-
-@pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table of methods with two more, one impossible on ModernBERT and one everywhere."""
-    monkeypatch.setattr(method_card, "METHODS", MappingProxyType(TABLE))
 
 
 @pytest.fixture(scope="module")
@@ -118,27 +88,25 @@ def test_a_run_put_into_the_form_is_the_same_run(built: tuple[Form, Cards]) -> N
     assert TrainConfig.from_dict(settings_of(form, {**values(form), **updates})) == config
 
 
-@pytest.mark.parametrize("table_row", ["early", "later"])
-@pytest.mark.usefixtures("table")
-def test_an_impossible_method_is_not_offered_and_the_reason_is_told(table_row: str) -> None:
+def test_an_impossible_method_is_not_offered_and_the_reason_is_told() -> None:
     offered = {name for _, name in method_choices("modernbert")}
-    assert table_row not in offered and {"lora", "head_only", "full"} <= offered
-    assert TABLE[table_row].label in not_offered("modernbert")
-    assert not_offered("modernbert").count(NO_CACHE) == 1
-    assert "early" in {name for _, name in method_choices("bert")}
-    assert "Early" not in not_offered("bert")
+    assert {"prefix_tuning", "bitfit"} == set(METHODS) - offered
+    told = not_offered("modernbert")
+    for name in ("prefix_tuning", "bitfit"):
+        assert METHODS[name].label in told and METHODS[name].cannot("modernbert") in told
+    assert set(METHODS) == {name for _, name in method_choices("bert")} and not not_offered("bert")
 
 
-@pytest.mark.usefixtures("table")
 def test_a_method_says_what_it_does_where_it_is_from_and_that_it_cannot_merge() -> None:
     labels = {name: label for label, name in method_choices("bert")}
-    assert labels["early"] == "Early · virtual tokens · cannot merge"
+    assert labels["prompt_tuning"] == "Prompt tuning · virtual tokens · cannot merge"
     own_weights = [name for name, method in METHODS.items() if method.peft_config is None]
     assert [name for _, name in method_choices("bert")][-len(own_weights) :] == own_weights
-    line = method_line("early")
-    for words in ("Puts vectors first.", "A paper", "Cannot be merged: There is no weight to merge into."):
+    line = method_line("prompt_tuning")
+    method = METHODS["prompt_tuning"]
+    for words in (method.help, method.source, f"Cannot be merged: {method.cannot_merge}"):
         assert words in line
-    assert "Slow." in method_line("later") and "merged" not in method_line("later")
+    assert METHODS["boft"].note in method_line("boft") and "merged" not in method_line("boft")
 
 
 @pytest.mark.parametrize("name", MODELS)
