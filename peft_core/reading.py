@@ -86,7 +86,7 @@ def local_path(name: str) -> Path:
 
 
 def local_state(name: str) -> tuple[tuple[str, int, int], ...]:
-    """The files behind a local name as they are now: path, time of change, size. DataError if there are none."""
+    """The files behind a local name as they are now: path, time of change, size. DataError if none."""
     path = local_path(name)
     files = [path] if path.is_file() else _files_in(path)
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
