@@ -39,10 +39,11 @@ class Prepared:
 
 def prepare(config: TrainConfig) -> Prepared:
     """All rows of a config's data with remedies and splits, before any is sampled. Raises as above."""
-    if config.dataset_name in DATASETS or not is_local_data(config.dataset_name):
+    preset = DATASETS.get(config.dataset_name)
+    if not preset.embedded if preset else not is_local_data(config.dataset_name):
         return _prepared(config, read_rows(config))
     settings = tuple((name, getattr(config, name)) for name in _ROW_SETTINGS)
-    return _prepared_files(settings, local_state(config.dataset_name))
+    return _prepared_here(settings, () if preset else local_state(config.dataset_name))
 
 
 def tidy(raw: RawRows, columns: Columns) -> dict[str, pd.DataFrame]:
@@ -70,8 +71,8 @@ def tidy(raw: RawRows, columns: Columns) -> dict[str, pd.DataFrame]:
 
 
 @lru_cache(maxsize=4)
-def _prepared_files(settings: tuple, state: tuple) -> Prepared:
-    """Rows of files, read again only if a setting or a file has changed."""
+def _prepared_here(settings: tuple, state: tuple) -> Prepared:
+    """Rows of this machine's files, read again only if a setting or a file has changed."""
     config = dataclasses.replace(TrainConfig(), **dict(settings))
     return _prepared(config, read_rows(config))
 

@@ -8,7 +8,8 @@ import gradio as gr
 from peft_core.config import LR_SCHEDULERS, SETTINGS, TrainConfig
 from peft_core.errors import PeftCoreError
 from peft_core.pictures import cost, lora_picture, message, quantity
-from peft_core.presets import DATASETS, MODELS, RECIPES
+from peft_core.presets import MODELS, RECIPES
+from peft_core.ui.data_card import GUESSED, build_data_card, dataset_label, wire_data_card
 from peft_core.ui.events import PRIVATE
 from peft_core.workbench import Workbench
 
@@ -25,11 +26,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, list[gr.Accordion]
         form["model_name_or_path"] = _choice("model_name_or_path", MODELS, free)
         form["revision"] = _text("revision", visible=free)
     with gr.Accordion(open=False, elem_classes="card") as data:
-        form["dataset_name"] = _choice("dataset_name", DATASETS, free)
-        form["dataset_config_name"] = _text("dataset_config_name", visible=free)
-        _pairs(form, _text, ("train_split", "eval_split"), ("text_column", "label_column"))
-        _pairs(form, _number, ("max_train_samples", "max_eval_samples"))
-        form["num_labels"] = _number("num_labels")
+        data_card = build_data_card(form, workbench)
     with gr.Accordion(open=False, elem_classes="card") as method:
         _pairs(form, _number, ("r", "lora_alpha"))
         form["lora_dropout"] = _number("lora_dropout")
@@ -55,6 +52,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, list[gr.Accordion]
     cards = [model, data, method, training]
     for card, label in zip(cards, summaries(DEFAULTS.to_dict()), strict=True):
         card.label = label
+    wire_data_card(data_card, form, data, workbench)
     return form, recipe, cards
 
 
@@ -68,7 +66,9 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:
     """Updates that put a config into the form."""
     updates: dict[Any, Any] = {
-        form[name]: gr.update(value=value) for name, value in config.to_dict().items() if name in form
+        form[name]: gr.update(value="" if value is None and name in GUESSED else value)
+        for name, value in config.to_dict().items()
+        if name in form
     }
     updates[form["target_modules"]] = gr.update(
         choices=_choice_pairs(choices),
@@ -85,7 +85,7 @@ def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str
         if s["model_name_or_path"] in MODELS
         else s["model_name_or_path"]
     )
-    data = DATASETS[s["dataset_name"]].label if s["dataset_name"] in DATASETS else s["dataset_name"]
+    data = dataset_label(s["dataset_name"])
     size = f" · {quantity(total)}" if total else ""
     return [
         f"1  Model    {model}{size}",
