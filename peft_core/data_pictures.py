@@ -55,12 +55,12 @@ def data_findings(findings: Sequence[Mapping[str, Any]]) -> str:
 def token_histogram(tokens: Mapping[str, Any]) -> str:
     """Texts by their number of tokens; what lies beyond max_length is drawn in the second colour."""
     counts, edges, most = tokens["counts"], tokens["edges"], max([*tokens["counts"], 1])
-    width, longest = _WIDTH / len(counts), max(edges[-1], 1)
+    width, longest = _WIDTH / len(counts), edges[-1] - 1
     bars = []
     for i, count in enumerate(counts):
         height = _HEIGHT * count / most
-        kind = "cut" if edges[i] >= tokens["max_length"] else "kept"
-        title = f"<title>{edges[i]:.0f} to {edges[i + 1]:.0f} tokens: {count:,} texts</title>"
+        kind = "cut" if edges[i] > tokens["max_length"] else "kept"
+        title = f"<title>{edges[i]:,} to {edges[i + 1] - 1:,} tokens: {count:,} texts</title>"
         bars.append(
             f'<rect class="{kind}" x="{i * width:.1f}" y="{_HEIGHT - height:.1f}" '
             f'width="{max(1, width - 1):.1f}" height="{height:.1f}">{title}</rect>'
@@ -78,7 +78,7 @@ def token_histogram(tokens: Mapping[str, Any]) -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 16}" role="img" '
         f'aria-label="{html.escape(words)}">{"".join(bars)}{line}'
         f'<text x="0" y="{_HEIGHT + 13}">0</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT + 13}" class="end">{longest:,.0f} tokens</text></svg>'
+        f'<text x="{_WIDTH}" y="{_HEIGHT + 13}" class="end">{longest:,} tokens</text></svg>'
         f"<figcaption>{html.escape(words)}</figcaption></figure>"
     )
 
@@ -137,13 +137,12 @@ def _split_words(found: Mapping[str, Any]) -> str:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = "".join(
-        f"<tr><td>{_cell(row)}<small>{html.escape(row['row'])}"
-        f"{_length(row)}</small></td><th scope=row>{_label(row['label'])}</th></tr>"
+    items = "".join(
+        f"<li><b>{_label(row['label'])}</b> {_cell(row)}"
+        f"<small>{html.escape(row['row'])}{_length(row)}</small></li>"
         for row in rows
     )
-    head = "<tr><th scope=col>First rows, as the model reads them</th><th scope=col>Label</th></tr>"
-    return f'<div class="scroll"><table class="rows"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return f'<p class="quiet">First rows, as the model reads them:</p><ul class="rows">{items}</ul>'
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -86,9 +86,10 @@ def _delimiter(text: str) -> str:
 
 def _evenness(sample: str, delimiter: str, whole: bool) -> float:
     best = 0.0
-    for options in _QUOTING.values():
+    for quoting in _ways(sample):
         try:
-            reader = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, **options)
+            text = io.StringIO(sample, newline="")
+            reader = csv.reader(text, delimiter=delimiter, **_QUOTING[quoting])
             widths = [len(cells) for cells in _until_cut(reader, whole) if cells]
         except csv.Error:
             continue
@@ -113,18 +114,25 @@ def _until_cut(reader: Iterator[list[str]], whole: bool) -> Iterator[list[str]]:
 
 
 def _quoted(name: str, text: str, delimiter: str) -> tuple[list[tuple[int, list[str]]], str]:
-    """Numbered rows by the first way of quoting under which the text is whole."""
+    """Numbered rows by the first way of quoting under which all have one width; else by the usual one."""
     found: dict[str, list | DataError] = {}
-    for quoting in _QUOTING:
+    for quoting in _ways(text):
         try:
-            rows = _rows(name, text, delimiter, quoting)
+            found[quoting] = rows = _rows(name, text, delimiter, quoting)
         except DataError as error:
             found[quoting] = error
             continue
-        if quoting == "doubled" or len({len(cells) for _, cells in rows}) == 1:
+        if len({len(cells) for _, cells in rows}) == 1:
             return rows, quoting
-        found[quoting] = rows
-    raise found["doubled"]
+    usual = found["doubled"]
+    if isinstance(usual, DataError):
+        raise usual
+    return usual, "doubled"
+
+
+def _ways(text: str) -> list[str]:
+    """The ways of quoting worth a try: the csv module takes a stray mark for quoting by backslash."""
+    return [quoting for quoting in _QUOTING if quoting != "backslash" or '\\"' in text]
 
 
 def _rows(name: str, text: str, delimiter: str, quoting: str) -> list[tuple[int, list[str]]]:

@@ -149,9 +149,10 @@ def _tokens(rows: pd.DataFrame, tokenizer: Any, max_length: int) -> Tokens:
 def _histogram(tokens: Tokens) -> dict[str, Any]:
     """Texts by token length: `edges` one longer than `counts`, and the share that max_length cuts."""
     longest = max([*tokens.lengths, 1])
-    counts, edges = np.histogram(tokens.lengths, bins=min(BINS, longest), range=(0, longest))
+    step = -(-longest // BINS)
+    counts, edges = np.histogram(tokens.lengths, bins=np.arange(1, longest + step + 1, step))
     return {
-        "edges": [float(edge) for edge in edges],
+        "edges": [int(edge) for edge in edges],
         "counts": [int(count) for count in counts],
         "texts": len(tokens.lengths),
         "median": float(np.median(tokens.lengths)) if len(tokens.lengths) else 0.0,

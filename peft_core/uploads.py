@@ -14,7 +14,7 @@ from peft_core.runs import whole_folder
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
 MOST_FILES = 20
 MOST_UPLOADS = 200
-_FOLDER = re.compile(r"[a-z0-9-]{1,60}-[0-9a-f]{16}")
+_FOLDER = re.compile(r"[a-z0-9-]{1,60}-[0-9a-f]{12}")
 
 
 def store_upload(
@@ -86,13 +86,13 @@ def _slug(path: Path) -> str:
 
 
 def _sha256(paths: Sequence[Path]) -> str:
-    """The first 16 hex digits of a hash of the names and contents, in whatever order they were given."""
+    """The first 12 hex digits of a hash of the names and contents, in whatever order they were given."""
     whole = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         whole.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + digest)
-    return whole.hexdigest()[:16]
+    return whole.hexdigest()[:12]
 
 
 def _prune(uploads_dir: Path, in_use: Collection[str], most: int) -> None:

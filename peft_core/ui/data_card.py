@@ -56,50 +56,33 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
     upload = gr.File(
         file_count="multiple",
         file_types=list(SUFFIXES),
-        label="Your own files: CSV, TSV, JSONL, Parquet or Excel",
+        label="Or upload CSV, JSONL, Parquet, Excel",
         height=130,
         elem_id="upload",
     )
     facts = gr.HTML(elem_id="data-facts")
     with gr.Row():
-        for name in COLUMNS:
-            form[name] = gr.Dropdown(
-                [(_GUESS, "")],
-                value="",
-                label=SETTINGS[name].label,
-                info=SETTINGS[name].help,
-                allow_custom_value=True,
-                min_width=150,
-                elem_id=name,
-            )
+        form["text_column"], form["label_column"] = _picker("text_column"), _picker("label_column")
     with gr.Row():
         form["problem_type"] = gr.Dropdown(
             [(_GUESS, ""), *((label, name) for name, label in PROBLEM_TYPES.items())],
             value="",
             label=SETTINGS["problem_type"].label,
-            info=SETTINGS["problem_type"].help,
             elem_id="problem_type",
         )
-        form["label_separator"] = field("label_separator")
-    preview = gr.HTML(elem_id="data-preview")
+        form["text_pair_column"] = _picker("text_pair_column")
+    form["label_separator"] = field("label_separator", visible=False)
     findings = gr.HTML(elem_id="data-findings")
     form["remedies"] = gr.CheckboxGroup(
         _remedy_choices({}), value=[], label=SETTINGS["remedies"].label, visible=False, elem_id="remedies"
     )
-    fields(form, ("class_weight", "num_labels"), ("max_train_samples", "max_eval_samples"))
-    with gr.Row():
-        for name in _SPLITS:
-            form[name] = gr.Dropdown(
-                [getattr(DEFAULTS, name)],
-                value=getattr(DEFAULTS, name),
-                label=SETTINGS[name].label,
-                info=SETTINGS[name].help,
-                allow_custom_value=True,
-                min_width=150,
-                elem_id=name,
-            )
-    with gr.Row():
-        form["split_seed"] = field("split_seed")
+    preview = gr.HTML(elem_id="data-preview")
+    fields(form, ("max_train_samples", "max_eval_samples"), ("class_weight", "num_labels"))
+    with gr.Accordion("Splits", open=False, elem_classes="more"):
+        with gr.Row():
+            form["train_split"], form["validation_split"] = _split("train_split"), _split("validation_split")
+        with gr.Row():
+            form["eval_split"], form["split_seed"] = _split("eval_split"), field("split_seed")
         form["dataset_config_name"] = gr.Dropdown(
             [("None", "")],
             value="",
@@ -115,7 +98,14 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
 def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench) -> None:
     """An upload becomes the data set; the open card, and every change, shows what is read."""
     looked = [form[name] for name in (*_INSPECTED, "model_name_or_path", "revision")]
-    shown = [card.facts, card.preview, card.findings, form["remedies"], form["dataset_config_name"]]
+    shown = [
+        card.facts,
+        card.preview,
+        card.findings,
+        form["remedies"],
+        form["dataset_config_name"],
+        form["label_separator"],
+    ]
     shown += [form[name] for name in (*COLUMNS, *_SPLITS)]
 
     def show(values: dict) -> dict[Any, Any]:
@@ -134,6 +124,7 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
                 choices=_remedy_choices(counts), visible=bool(chosen or set(counts) - {None})
             ),
             form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
+            form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
             **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
             **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
         }
@@ -154,6 +145,34 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
     taken = [form["dataset_name"], *_unset(form), card.facts, card.preview, card.findings]
     card.upload.upload(take, card.upload, taken, **PRIVATE)
     card.upload.clear(leave, None, taken, **PRIVATE)
+
+
+def _picker(name: str) -> gr.Dropdown:
+    """A column's name, or nothing for the guess."""
+    return gr.Dropdown(
+        [(_nothing(name), "")],
+        value="",
+        label=SETTINGS[name].label,
+        allow_custom_value=True,
+        min_width=150,
+        elem_id=name,
+    )
+
+
+def _split(name: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        [getattr(DEFAULTS, name)],
+        value=getattr(DEFAULTS, name),
+        label=SETTINGS[name].label,
+        info=SETTINGS[name].help,
+        allow_custom_value=True,
+        min_width=150,
+        elem_id=name,
+    )
+
+
+def _nothing(name: str) -> str:
+    return "None" if name == "text_pair_column" else _GUESS
 
 
 def dataset_label(name: str) -> str:
@@ -177,6 +196,11 @@ def _unset(form: Form) -> dict[Any, Any]:
     return {**dict.fromkeys((form[name] for name in GUESSED), ""), form["remedies"]: [], **kept}
 
 
+def _takes_separator(settings: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    several = found.get("in_force", {}).get("problem_type") == "multi_label_classification"
+    return several or bool(settings["label_separator"])
+
+
 def _remedy_choices(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     """Every remedy, with the number of rows it is for."""
     return [
@@ -187,7 +211,7 @@ def _remedy_choices(counts: Mapping[str, int]) -> list[tuple[str, str]]:
 def _column_choices(found: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
     """The columns with a sample each; first, what is guessed."""
     guess = found.get("in_force", {}).get(name) if name in found.get("guessed", ()) else None
-    choices = [(f"{_GUESS}: {guess}" if guess else "None" if "pair" in name else _GUESS, "")]
+    choices = [(f"{_GUESS}: {guess}" if guess else _nothing(name), "")]
     for column in found["columns"]:
         sample = column["samples"][0] if column["samples"] else ""
         choices.append((f"{column['name']} · {sample[:40]}" if sample else column["name"], column["name"]))
