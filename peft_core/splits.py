@@ -17,10 +17,12 @@ _QUANTILES = 10
 
 def text_key(text: str | None, pair: str | None = None) -> str:
     """What two texts share that differ in case, spacing or Unicode form alone."""
-    both = f"{text or ''}\x1f{pair}" if pair is not None else text or ""
-    if not both.isascii():
-        both = unicodedata.normalize("NFKC", both)
-    return " ".join(both.casefold().split())
+    if pair is not None:
+        return f"{text_key(text)}\0{text_key(pair)}"
+    text = text or ""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
 
 
 def strata(labels: Sequence[Any], problem_type: str) -> list[Hashable]:
