@@ -103,14 +103,13 @@ def _prepared(config: TrainConfig, raw: RawRows) -> Prepared:
 
 def _split(frames: Mapping[str, pd.DataFrame], kind: str, seed: int) -> dict[str, pd.DataFrame]:
     """Test and validation rows held out of the training rows where the source has none."""
-    frames = dict(frames)
+    frames, whole = dict(frames), len(frames[TRAIN])
     if TEST not in frames:
         rows = frames[TRAIN]
         held = hold_out(list(rows["key"]), strata(list(rows["label"]), kind), TEST_SHARE, seed, at_least=1)
         frames[TRAIN], frames[TEST] = _parted(rows, held)
     if VALIDATION not in frames:
         rows = frames[TRAIN]
-        whole = len(rows) + len(frames[TEST])
         share = min(VALIDATION_SHARE * whole, VALIDATION_ROWS) / max(1, len(rows))
         judged = set(frames[TEST]["key"])
         held = hold_out(list(rows["key"]), strata(list(rows["label"]), kind), share, seed + 1)
