@@ -11,13 +11,13 @@ from peft_core.columns import MULTI, REGRESSION, SINGLE
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError
 from peft_core.files import shown
+from peft_core.hub_data import declared_num_labels
 from peft_core.preparing import Prepared, prepare
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.reading import (
     TEST,
     TRAIN,
     VALIDATION,
-    declared_num_labels,
     is_local_data,
     local_state,
 )

@@ -29,7 +29,9 @@ def data_facts(found: Mapping[str, Any]) -> str:
     if "used" in found:
         lines.append(_line(_split_words(found)))
     looked, whole = found["looked_at"]["train"], max(found["splits"].values(), default=0)
-    if looked < whole:
+    if found["peeked"]:
+        lines.append(_line(f"These are the first {looked:,} rows; the rest is fetched when training starts."))
+    elif looked < whole:
         lines.append(_line(f"The findings below are of {looked:,} of the rows."))
     return f'<div class="data-facts" data-testid="data-facts">{"".join(lines)}</div>'
 

@@ -12,13 +12,12 @@ from transformers import AutoTokenizer
 from peft_core.audit import Tokens, audit
 from peft_core.columns import MULTI, REGRESSION, as_text, choose_columns
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.data import cut, load_labelled_text
+from peft_core.data import cut, load_labelled_text, on_hub
 from peft_core.encoder import has_tokenizer
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.files import cell
 from peft_core.preparing import tidy
-from peft_core.presets import DATASETS
-from peft_core.reading import TRAIN, RawRows, hub_choices, is_local_data, read_rows
+from peft_core.reading import TRAIN, RawRows, peek_rows, read_rows
 from peft_core.sources import is_local, model_source
 
 MOST_ROWS = 20_000  # of a split that are looked at
@@ -33,21 +32,25 @@ def inspect(config: TrainConfig) -> dict[str, Any]:
 
     What cannot be found out is left out, and `error` is the sentence that training would end with. Only
     MOST_ROWS rows of a split and TOKENISED texts are looked at; `looked_at` and `tokens` say how many.
+    Of a Hub data set only the first rows are fetched, and how it will be split is not told.
     Raises DataError or HubError where there is nothing to read at all.
     """
-    raw = read_rows(config)
+    peeked = on_hub(config.dataset_name)
+    raw = peek_rows(config) if peeked else read_rows(config)
     some = _spread(raw)
     found: dict[str, Any] = {
         **raw.record,
         "split_choices": list(raw.record["splits"]),
-        "configs": _configs(config),
+        "configs": raw.record.get("configs", []),
+        "peeked": peeked,
         "columns": [_column(rows) for _, rows in some.frames[TRAIN].items()],
         "looked_at": {role: len(rows) for role, rows in some.frames.items()},
         "error": None,
     }
     try:
         found |= _of_rows(config, some)
-        found |= _of_training(config)
+        if not peeked:
+            found |= _of_training(config)
     except PeftCoreError as error:
         found["error"] = str(error)
     return found
@@ -57,13 +60,6 @@ def _spread(raw: RawRows) -> RawRows:
     """A spread of the rows, beginning with the first: a file may be sorted by label."""
     frames = {role: rows.iloc[:: -(-len(rows) // MOST_ROWS) or 1] for role, rows in raw.frames.items()}
     return dataclasses.replace(raw, frames=frames)
-
-
-def _configs(config: TrainConfig) -> list[str]:
-    """The configurations to choose from, for a data set on the Hub that is no preset."""
-    if config.dataset_name in DATASETS or is_local_data(config.dataset_name):
-        return []
-    return hub_choices(config.dataset_name, config.dataset_config_name)["configs"]
 
 
 def _column(cells: pd.Series) -> dict[str, Any]:

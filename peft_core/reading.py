@@ -3,37 +3,28 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    get_dataset_config_names,
-    get_dataset_split_names,
-    load_dataset,
-    load_dataset_builder,
-)
-from datasets.config import HF_DATASETS_CACHE
-from datasets.exceptions import DatasetNotFoundError
+from datasets import Dataset, DatasetDict
 
 from peft_core.config import TrainConfig
-from peft_core.errors import DataError, HubError, RunError
+from peft_core.errors import DataError
 from peft_core.files import MOST_ROWS, SUFFIXES, Table, cell, read_table
+from peft_core.hub_data import class_names, first_rows, has_card, hub_choices, load_folder, load_hub
 from peft_core.presets import DATASETS, embedded_reviews_file
-from peft_core.runs import disk_full_in_words
-from peft_core.sources import dataset_revision, hub_sentence, is_local
+from peft_core.sources import is_local
 from peft_core.splits import VALIDATION_ROWS
 
 TRAIN, VALIDATION, TEST = ROLES = ("train", "validation", "test")
 HELD_OUT = 5  # one row in this many of an embedded data set is held out, by a hash of its text
 MOST_POOLED = 200_000  # rows of a Hub data set that are looked at, unless more are asked for
 MOST_FILES = 100
+PEEKED = 500  # rows of a Hub data set that are looked at before it is fetched
 _SPLIT_WORDS = {
     "train": TRAIN, "training": TRAIN,
     "dev": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "val": VALIDATION,
@@ -63,12 +54,30 @@ def read_rows(config: TrainConfig) -> RawRows:
         return _embedded(config.dataset_name)
     if is_local_data(config.dataset_name):
         path = local_path(config.dataset_name)
-        if not _has_card(path):
+        if not has_card(path):
             return _local(config, path)
-        splits, source = _load_folder(path, config.dataset_config_name), {"source": "folder with a card"}
+        splits, source = load_folder(path, config.dataset_config_name), {"source": "folder with a card"}
     else:
-        splits, source = _load_hub(config)
+        splits, source = load_hub(config)
     return _of_datasets(config, splits, source, preset is not None)
+
+
+def peek_rows(config: TrainConfig) -> RawRows:
+    """The first training rows of a Hub data set, streamed: nothing else is fetched. Raises as above."""
+    choices = hub_choices(config.dataset_name, config.dataset_config_name)
+    _check_split(config, choices["splits"])
+    config_name = config.dataset_config_name or choices["configs"][0]
+    features, rows, sizes = first_rows(config.dataset_name, config_name, config.train_split, PEEKED)
+    cells = {name: pd.Series([cell(row.get(name)) for row in rows], dtype=object) for name in features}
+    frame = pd.DataFrame(cells, dtype=object)
+    frame.index = _index(config.train_split, list(range(1, len(frame) + 1)))
+    record = {
+        "source": "Hub",
+        "dataset_config_name": config_name,
+        "configs": choices["configs"],
+        "splits": {split: sizes.get(split, 0) for split in choices["splits"]},
+    }
+    return RawRows({TRAIN: frame}, class_names(features), record)
 
 
 def is_local_data(name: str) -> bool:
@@ -96,31 +105,6 @@ def split_of(path: Path) -> str | None:
     """The role that a file's name or its folder's name gives it, or None."""
     words = [word for part in path.parts for word in re.split(r"[^a-z]+", part.lower())]
     return next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), None)
-
-
-def hub_choices(name: str, config_name: str | None = None) -> dict[str, list[str]]:
-    """The configurations of a Hub data set, and the splits of one (the first if none is named)."""
-    revision = dataset_revision(name)
-    try:
-        configs = get_dataset_config_names(name, revision=revision)
-        splits = get_dataset_split_names(name, config_name or configs[0], revision=revision)
-    except Exception as error:
-        raise _data_error(error, name) from error
-    return {"configs": configs, "splits": splits}
-
-
-def declared_num_labels(config: TrainConfig) -> int:
-    """The labels that a Hub data set's card declares, read without its rows; DataError if it does not."""
-    name = config.dataset_name
-    revision = dataset_revision(name)
-    try:
-        features = load_dataset_builder(name, config.dataset_config_name, revision=revision).info.features
-    except Exception as error:
-        raise _data_error(error, name) from error
-    for column, names in _class_names(features or {}).items():
-        if config.label_column in (None, column):
-            return len(names)
-    raise DataError(f"{name!r} does not declare its labels; give num_labels to count before it is loaded.")
 
 
 @lru_cache(maxsize=2)
@@ -171,10 +155,7 @@ def _is_about_data(path: Path) -> bool:
 def _local(config: TrainConfig, path: Path) -> RawRows:
     root = path.parent if path.is_file() else path
     tables, roles = _tables(local_state(config.dataset_name), str(root))
-    if config.train_split not in roles:
-        raise DataError(
-            f"{config.dataset_name!r} has no split {config.train_split!r}; it has {', '.join(roles)}."
-        )
+    _check_split(config, roles)
     frames = {role: _joined([tables[i] for i in roles[name]]) for role, name in _roles(config, roles).items()}
     classes = {column: names for table in tables for column, names in table.class_names.items()}
     record = {
@@ -220,6 +201,13 @@ def _joined(tables: list[Table]) -> pd.DataFrame:
     return pd.concat(frames)
 
 
+def _check_split(config: TrainConfig, splits: Iterable[str]) -> None:
+    if config.train_split not in splits:
+        raise DataError(
+            f"{config.dataset_name!r} has no split {config.train_split!r}; it has {', '.join(splits)}."
+        )
+
+
 def _roles(config: TrainConfig, splits: Mapping[str, Any]) -> dict[str, str]:
     """The split that plays each role; a role that no split of its own can play is left out."""
     roles = {TRAIN: config.train_split}
@@ -232,10 +220,7 @@ def _roles(config: TrainConfig, splits: Mapping[str, Any]) -> dict[str, str]:
 
 def _of_datasets(config: TrainConfig, splits: DatasetDict, record: dict, preset: bool) -> RawRows:
     """Rows that the datasets library has read, no more of them than can be used."""
-    if config.train_split not in splits:
-        raise DataError(
-            f"{config.dataset_name!r} has no split {config.train_split!r}; it has {', '.join(splits)}."
-        )
+    _check_split(config, splits)
     roles = _roles(config, splits)
     most = {TRAIN: config.max_train_samples, VALIDATION: VALIDATION_ROWS, TEST: config.max_eval_samples}
     frames = {}
@@ -248,7 +233,7 @@ def _of_datasets(config: TrainConfig, splits: DatasetDict, record: dict, preset:
         frames[role] = _frame(rows, name)
     sizes = {name: len(rows) for name, rows in splits.items()}
     return RawRows(
-        frames, _class_names(splits[config.train_split].features), {**record, "splits": sizes}, preset
+        frames, class_names(splits[config.train_split].features), {**record, "splits": sizes}, preset
     )
 
 
@@ -257,75 +242,3 @@ def _frame(rows: Dataset, split: str) -> pd.DataFrame:
     frame = pd.DataFrame(cells, columns=rows.column_names, dtype=object)
     frame.index = _index(split, list(range(1, len(frame) + 1)))
     return frame
-
-
-def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: tuple(feature.names) for name, feature in inner.items() if isinstance(feature, ClassLabel)}
-
-
-def _load_hub(config: TrainConfig) -> tuple[DatasetDict, dict[str, Any]]:
-    """All splits of a Hub data set; the first configuration where it has several and none is the default."""
-    name, config_name = config.dataset_name, config.dataset_config_name
-    revision = dataset_revision(name)
-    try:
-        with disk_full_in_words():
-            try:
-                found = load_dataset(name, config_name, revision=revision, trust_remote_code=False)
-            except ValueError as error:
-                if config_name is not None or "Config name is missing" not in str(error):
-                    raise
-                config_name = get_dataset_config_names(name, revision=revision)[0]
-                found = load_dataset(name, config_name, revision=revision, trust_remote_code=False)
-    except RunError:
-        raise
-    except Exception as error:
-        raise _data_error(error, name) from error
-    return found, {"source": "Hub", "revision": revision, "dataset_config_name": config_name}
-
-
-def _data_error(error: Exception, name: str) -> Exception:
-    """A sentence for what load_dataset raised, or the error itself if it is a bug."""
-    sentence = hub_sentence(error, name, "data set")
-    if sentence is not None:
-        return HubError(sentence)
-    if isinstance(error, DatasetNotFoundError) and "gated" in str(error):
-        return HubError(
-            f"The data set {name!r} is gated: accept its terms on the Hub and log in, or choose another."
-        )
-    if isinstance(error, DatasetNotFoundError):
-        return HubError(f"There is no data set {name!r} on the Hub, or it is private; check the spelling.")
-    if isinstance(error, ValueError):
-        return DataError(f"The data set {name!r} cannot be read: {str(error).splitlines()[0]}")
-    return error
-
-
-def _has_card(path: Path) -> bool:
-    """Whether a folder is a data set as the Hub has it, whose card says how its files are to be read."""
-    card = path / "README.md"
-    if not card.is_file():
-        return False
-    head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
-    return head.startswith("---") and re.search(r"^(configs|dataset_info):", head, re.MULTILINE) is not None
-
-
-def _load_folder(folder: Path, config_name: str | None) -> DatasetDict:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # pandas reads "null", "NA" and "None" as missing; here they are words
-    reading = {"keep_default_na": False} if any(path.suffix in (".csv", ".tsv") for path in files) else {}
-    try:
-        with disk_full_in_words():
-            return load_dataset(str(folder), config_name, cache_dir=_cache(files), **reading)
-    except RunError:
-        raise
-    except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"The folder {str(folder)!r} cannot be read as its card says ({why}); mend the card or remove it."
-        ) from error
-
-
-def _cache(files: list[Path]) -> str:
-    """A cache for these files as they are now: the loader's own key misses a change beside a card."""
-    state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-    return str(Path(HF_DATASETS_CACHE) / hashlib.sha256(repr(state).encode()).hexdigest()[:16])

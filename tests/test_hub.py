@@ -12,7 +12,7 @@ import torch
 from hub_server import HubServer
 from offline import NOBODY
 from processes import answer, python
-from tiny import YELP_LABELS, make_tiny_bert, make_yelp_parquet
+from tiny import YELP_CONFIG, YELP_LABELS, make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
 from peft_core.config import TrainConfig
@@ -28,6 +28,7 @@ from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
 from peft_core.data import check_dataset_name, expected_num_labels, load_labelled_text
 from peft_core.encoder import load_base, model_config
+from peft_core.inspection import inspect
 from peft_core.errors import PeftCoreError
 
 def load(name, revision=None):
@@ -45,6 +46,9 @@ def data(name):
 
 def check(name):
     return check_dataset_name(TrainConfig(dataset_name=name))
+
+def look(name):
+    return inspect(TrainConfig(dataset_name=name, max_length=64))
 
 def labels(name):
     return expected_num_labels(TrainConfig(dataset_name=name))
@@ -175,6 +179,15 @@ def test_data_comes_once_and_then_from_the_cache(hub: HubServer, client: Client)
     assert not [name for name in hub.downloads()[fetched:] if name.endswith(".parquet")]
 
 
+def test_a_look_at_the_data_brings_its_first_rows_and_choices(hub: HubServer, client: Client) -> None:
+    found = client.ask(("look", DATASET))[0]["value"]
+    assert found["configs"] == [YELP_CONFIG] and found["split_choices"] == ["train", "test"]
+    assert found["splits"] == {"train": 80, "test": 40}
+    assert found["labels"]["different"] == 5 and found["rows"][0]["label"] in YELP_LABELS
+    assert found["peeked"] and found["error"] is None
+    assert not list((client.home / "hub").rglob("*.parquet")), "nothing is kept"
+
+
 def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> None:
     asked = [
         ("load", MISSING),
@@ -183,10 +196,12 @@ def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> 
         ("data", MISSING),
         ("check", MISSING),
         ("labels", MISSING),
+        ("look", MISSING),
         ("load", GATED),
         ("config", GATED),
         ("data", GATED),
         ("labels", GATED),
+        ("look", GATED),
         ("load", TINY, "no-such-revision"),
         ("config", TINY, "no-such-revision"),
         ("load", PICKLED),

@@ -143,7 +143,10 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
     changes = [accordion.expand, *[form[name].change for name in _INSPECTED]]
     gr.on(changes, show, set(looked), shown, trigger_mode="always_last", **PRIVATE)
     taken = [form["dataset_name"], *_unset(form), card.facts, card.preview, card.findings]
-    card.upload.upload(take, card.upload, taken, **PRIVATE)
+    # no data set is chosen until the upload is whole, so that Train never takes another one
+    card.upload.upload(lambda: None, None, form["dataset_name"], queue=False, **PRIVATE).then(
+        take, card.upload, taken, **PRIVATE
+    )
     card.upload.clear(leave, None, taken, **PRIVATE)
 
 
