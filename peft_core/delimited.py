@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -138,17 +139,26 @@ def _ways(text: str) -> list[str]:
 def _rows(name: str, text: str, delimiter: str, quoting: str) -> list[tuple[int, list[str]]]:
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **_QUOTING[quoting])
-    number = 0
+    number = line = 0
     try:
         for number, cells in enumerate(reader, 1):
+            line = reader.line_num
             if cells:
                 rows.append((number, cells))
     except csv.Error as error:
         raise DataError(
-            f"{name!r}, row {number + 1}: a quotation mark stands within a cell or is never closed; "
+            f"{name!r}, row {number + 1}, column {_bad_column(text, line, delimiter)}: "
+            "a quotation mark stands within a cell or is never closed; "
             "double the mark inside a text, or close it."
         ) from error
     return rows
+
+
+def _bad_column(text: str, line: int, delimiter: str) -> int:
+    """The column, from 1, of the first cell with an odd quotation mark on the line after `line`."""
+    lines = io.StringIO(text, newline="")
+    cells = next(itertools.islice(lines, line, None), "").rstrip("\r\n").split(delimiter)
+    return next((i for i, cell in enumerate(cells, 1) if cell.count('"') % 2), 1)
 
 
 def _even(

@@ -114,7 +114,11 @@ def test_blank_lines_and_empty_cells_at_the_end_of_a_row_are_passed_over(tmp_pat
             ["'a.csv', row 3, column 3", "comma", "3 cells"],
         ),
         ("a.csv", b"text,label\ngood,pos\nbad\n", ["'a.csv', row 3, column 'label'", "1 cells"]),
-        ("a.csv", b'text,label\ngood,pos\n"bad, really,neg\nfine,pos\n', ["'a.csv', row 3", "quotation"]),
+        (
+            "a.csv",
+            b'text,label\nyes,pos\n"bad, so,neg\nfine,pos\n',
+            ["'a.csv', row 3, column 1", "quotation"],
+        ),
         ("a.csv", b"", ["no rows"]),
         ("a.csv", b" \n ", ["no rows"]),
         ("a.csv", b"text,label\n\x00\x01,pos\n", ["no text file"]),
