@@ -9,6 +9,7 @@ from typing import Any
 from datasets import (
     ClassLabel,
     DatasetDict,
+    Value,
     get_dataset_config_names,
     get_dataset_split_names,
     load_dataset,
@@ -43,6 +44,7 @@ def first_rows(
         stream = load_dataset(
             name, config_name, split=split, revision=revision, streaming=True, trust_remote_code=False
         )
+        stream = stream.select_columns(readable(stream.features)) if stream.features else stream
         rows = list(stream.take(most))
     except Exception as error:
         raise _data_error(error, name) from error
@@ -63,6 +65,12 @@ def declared_num_labels(config: TrainConfig) -> int:
         if config.label_column in (None, column):
             return len(names)
     raise DataError(f"{name!r} does not declare its labels; give num_labels to count before it is loaded.")
+
+
+def readable(features: Mapping[str, Any]) -> list[str]:
+    """The columns of texts, numbers and lists of them: pictures and sounds need not be decoded."""
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return [name for name, feature in inner.items() if isinstance(feature, ClassLabel | Value)]
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError
 from peft_core.files import MOST_ROWS, SUFFIXES, Table, cell, read_table
-from peft_core.hub_data import class_names, first_rows, has_card, hub_choices, load_folder, load_hub
+from peft_core.hub_data import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import is_local
 from peft_core.splits import VALIDATION_ROWS
@@ -238,7 +238,8 @@ def _of_datasets(config: TrainConfig, splits: DatasetDict, record: dict, preset:
 
 
 def _frame(rows: Dataset, split: str) -> pd.DataFrame:
-    cells = {name: pd.Series([cell(v) for v in rows[name][:]], dtype=object) for name in rows.column_names}
-    frame = pd.DataFrame(cells, columns=rows.column_names, dtype=object)
+    names = readable(rows.features)
+    cells = {name: pd.Series([cell(v) for v in rows[name][:]], dtype=object) for name in names}
+    frame = pd.DataFrame(cells, columns=names, dtype=object)
     frame.index = _index(split, list(range(1, len(frame) + 1)))
     return frame

@@ -1,7 +1,9 @@
 """Labelled text: what is read, how it is sampled, held out and cut, and the sentence for bad data."""
 
 import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from peft_core.data import (
 )
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.presets import DATASETS, DatasetPreset, embedded_model_folder
+from peft_core.runs import Run
 from peft_core.splits import text_key
 
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
@@ -355,3 +358,27 @@ def test_encoding_cuts_a_giant_cell_before_it_is_tokenised(tmp_path: Path) -> No
     assert set(encoded.column_names) == {"input_ids", "attention_mask", "labels"} | (
         {"token_type_ids"} & set(encoded.column_names)
     )
+
+
+def test_the_curve_is_of_the_validation_rows_and_the_result_of_the_test_rows(
+    tiny_data: Path, train_here: Callable[..., Run], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_data, tmp_path / "turned")
+    text = (folder / "validation.csv").read_text(encoding="utf-8")
+    turned = text.replace(",good", ",?").replace(",bad", ",good").replace(",?", ",bad")
+    (folder / "validation.csv").write_text(turned, encoding="utf-8")
+    run = train_here(dataset_name=str(folder))
+    curve = [row["eval_accuracy"] for row in run.metrics() if "eval_accuracy" in row]
+    assert run.result()["accuracy"] > 0.9 and curve[-1] == run.result()["accuracy"]
+    assert curve[-2] < 0.2, "the rows with turned labels draw the curve"
+    assert run.result()["data"]["used"] == {"train": 160, "validation": 20, "test": 40}
+
+
+def test_rows_too_few_for_a_curve_are_trained_on_without(
+    train_here: Callable[..., Run], tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        write_csv(tmp_path / "few" / f"{split}.csv", FOUR)
+    run = train_here(dataset_name=str(tmp_path / "few"), num_train_epochs=2)
+    assert run.state()["status"] == "FINISHED"
+    assert run.result()["data"]["used"] == {"train": 4, "validation": 0, "test": 4}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hub_server import HubServer
 from offline import NOBODY
 from processes import answer, python
@@ -186,6 +187,24 @@ def test_a_look_at_the_data_brings_its_first_rows_and_choices(hub: HubServer, cl
     assert found["labels"]["different"] == 5 and found["rows"][0]["label"] in YELP_LABELS
     assert found["peeked"] and found["error"] is None
     assert not list((client.home / "hub").rglob("*.parquet")), "nothing is kept"
+
+
+def test_the_first_of_several_configurations_is_taken_and_told(
+    hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "several"
+    for name, words in (("easy", ("good", "bad")), ("hard", ("so", "so so"))):
+        (folder / name).mkdir(parents=True)
+        rows = [f"{words[i % 2]} text {i},{words[i % 2]}" for i in range(40)]
+        (folder / name / "train.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    configs = [{"config_name": n, "data_files": f"{n}/train.csv"} for n in ("easy", "hard")]
+    card = yaml.safe_dump({"configs": configs})
+    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    hub.add_repo("dataset", "someone/several", folder)
+    looked, loaded = client.ask(("look", "someone/several"), ("data", "someone/several"))
+    assert looked["value"]["configs"] == ["easy", "hard"]
+    assert looked["value"]["in_force"]["label_column"] == "label"
+    assert loaded["value"] == ["bad", "good"]
 
 
 def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> None:
