@@ -62,9 +62,11 @@ def load_labelled_text(config: TrainConfig) -> LabelledText:
     train = _part(train, 0, config.max_train_samples)
     judged = _sample(rows[TEST], config.max_eval_samples, config.seed, prepared.sampled)
     if VALIDATION in rows:
-        validation = _part(rows[VALIDATION], 0, VALIDATION_ROWS)
+        most = min(VALIDATION_ROWS, config.max_eval_samples)
+        validation = _sample(rows[VALIDATION], most, config.split_seed, prepared.sampled)
     else:
         train, validation = _validation_of_preset(config, train, spare, judged)
+        validation = _part(validation, 0, config.max_eval_samples)
     _check_rows(config, train, judged, prepared)
     used = {"train": len(train), "validation": len(validation), "test": len(judged)}
     record = {**prepared.record, "used": used, "train_labels": _label_counts(train, prepared)}

@@ -72,7 +72,8 @@ def test_sampling_is_the_articles(tmp_path: Path, preset: bool, monkeypatch: pyt
     found = load(folder, max_train_samples=30, max_eval_samples=20, seed=42)
     splits = load_dataset(str(folder))
     held = set(found.validation["text"][:])
-    assert len(held) == (45 if preset else 10)  # a preset's are those not sampled, but one of each label
+    assert len(held) == (20 if preset else 10), "a preset's are of those that are not sampled"
+    assert preset or not held & set(splits["test"]["text"][:])
     if not preset:
         splits["train"] = splits["train"].filter(lambda row: row["text"] not in held)
     for rows, name, count in ((found.train, "train", 30), (found.eval, "test", 20)):

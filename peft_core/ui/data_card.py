@@ -96,9 +96,11 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
 
 
 def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench) -> None:
-    """An upload becomes the data set; the open card, and every change, shows what is read."""
+    """An upload becomes the data set; the card, while it is open, shows what is read after every change."""
+    opened = gr.State(False)  # a closed card asks nothing of the worker or the Hub
     looked = [form[name] for name in (*_INSPECTED, "model_name_or_path", "revision")]
     shown = [
+        opened,
         card.facts,
         card.preview,
         card.findings,
@@ -108,7 +110,13 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
     ]
     shown += [form[name] for name in (*COLUMNS, *_SPLITS)]
 
+    def open_card(values: dict) -> dict[Any, Any]:
+        return {opened: True, **look(values)}
+
     def show(values: dict) -> dict[Any, Any]:
+        return look(values) if values[opened] else {opened: gr.skip()}
+
+    def look(values: dict) -> dict[Any, Any]:
         settings = {name: values[form[name]] for name in (*_INSPECTED, "model_name_or_path", "revision")}
         try:
             found = workbench.inspect(settings)
@@ -140,8 +148,10 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
     def leave() -> dict[Any, Any]:
         return {form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
-    changes = [accordion.expand, *[form[name].change for name in _INSPECTED]]
-    gr.on(changes, show, set(looked), shown, trigger_mode="always_last", **PRIVATE)
+    accordion.expand(open_card, set(looked), shown, **PRIVATE)
+    accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
+    changes = [form[name].change for name in _INSPECTED]
+    gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
     taken = [form["dataset_name"], *_unset(form), card.facts, card.preview, card.findings]
     # no data set is chosen until the upload is whole, so that Train never takes another one
     card.upload.upload(lambda: None, None, form["dataset_name"], queue=False, **PRIVATE).then(
