@@ -260,14 +260,24 @@ class Limits:
     max_steps: int = 1000
     max_characters: int = 2000
     max_waiting: int = 5
+    max_upload_bytes: int = 10_000_000
+    max_upload_rows: int = 20_000
+    max_uploads: int = 20
 
     def describe(self) -> str:
         """One sentence for the page."""
         return (
-            f"Public demo: models and data from the list only, at most {self.max_train_samples:,} "
-            f"training rows, {self.max_eval_samples:,} evaluation rows, {self.max_steps:,} "
-            f"steps, {self.max_length} tokens and {self.max_characters:,} characters a text; one training "
-            "at a time; everyone sees every run."
+            f"Public demo: models from the list, data from the list or your own files, at most "
+            f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
+            f"{self.max_steps:,} steps, {self.max_length} tokens and {self.max_characters:,} "
+            "characters a text; one training at a time; everyone sees every run."
+        )
+
+    def describe_uploads(self) -> str:
+        """One sentence for whoever uploads a file."""
+        return (
+            f"Files may have {self.max_upload_bytes / 1e6:,.0f} MB and {self.max_upload_rows:,} rows; the "
+            f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
         )
 
     def check(self, config: TrainConfig) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from peft_core import counts
+from peft_core import counts, inspection
 from peft_core import merge as merging
 from peft_core.config import TrainConfig
 from peft_core.data import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
+from peft_core.files import read_table
 from peft_core.losses import check_class_weight
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
@@ -64,6 +65,16 @@ def check(settings: dict[str, Any]) -> None:
     except DataError:
         if config.num_labels is not None:  # a label count that only the rows can tell is no fault
             raise
+
+
+def inspect(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the data card shows of these settings' data."""
+    return inspection.inspect(TrainConfig.from_dict(settings))
+
+
+def count_rows(paths: list[str]) -> int:
+    """The rows of some files together; DataError for one that cannot be read."""
+    return sum(len(read_table(Path(path)).frame) for path in paths)
 
 
 def merge(run_dir: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from peft_core.runs import (
     write_json,
 )
 
-CURVE_ROWS = 256  # evaluation rows that the live curve uses; the result uses all of them
+CURVE_ROWS = 256  # validation rows that the live curve uses; the result comes from the test rows alone
 CURVE_POINTS = 4
 LOSS_POINTS = 40
 START_BATCHES = 64  # of the training rows, where the method starts from them
@@ -116,11 +116,8 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     if checkpoint is not None:
         run.forget_metrics_after(step_of(checkpoint))
     rows = encode(data.train, base.tokenizer, config.max_length)
-    curve_rows = encode(
-        data.validation.select(range(min(CURVE_ROWS, len(data.validation)))),
-        base.tokenizer,
-        config.max_length,
-    )
+    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    curve_rows = encode(curve, base.tokenizer, config.max_length) if len(curve) else None
 
     loss, scale = _objective(config, model, base, data)
     trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
@@ -138,6 +135,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
 
     run.update(stage="evaluating")
     result = _evaluate(run, config, model, base, data, loss)
+    result["data"] = data.record
     result |= {"train_seconds": seconds, "resumed_from": step_of(checkpoint) if checkpoint else 0}
     result |= progress.totals()
     progress.log_result(result, trainer.state.epoch)
@@ -179,7 +177,7 @@ def _trainer(
     model: Any,
     tokenizer: Any,
     rows: datasets.Dataset,
-    curve_rows: datasets.Dataset,
+    curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
 ) -> CheckpointingTrainer:
@@ -196,7 +194,7 @@ def _trainer(
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=64,
         train_sampling_strategy="group_by_length",
-        eval_strategy="steps",
+        eval_strategy="no" if curve_rows is None else "steps",
         eval_steps=curve_steps,
         save_strategy="no" if METHODS[config.method].cannot_continue else "steps",
         save_steps=curve_steps,

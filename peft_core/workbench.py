@@ -1,16 +1,18 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft_core import runs
 from peft_core.config import Limits, TrainConfig
-from peft_core.errors import ConfigError, DataError
+from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
+from peft_core.uploads import UPLOADS, is_upload, store_upload
 from peft_core.worker import Report, Worker
 
 
@@ -32,6 +34,10 @@ class Workbench:
     def runs_dir(self) -> Path:
         return self.launcher.runs_dir
 
+    @property
+    def uploads_dir(self) -> Path:
+        return self.runs_dir.absolute() / UPLOADS
+
     def start(self) -> None:
         """Warm the worker and take up runs that an earlier app left waiting."""
         self.worker.warm()
@@ -41,7 +47,7 @@ class Workbench:
         """Checked settings; ConfigError for one that is wrong or that a public demo does not allow."""
         config = TrainConfig.from_dict(settings)
         if self.limits is not None:
-            _only_presets(config)
+            _only_offered(config, self.uploads_dir)
             self.limits.check(config)
         return config
 
@@ -96,6 +102,45 @@ class Workbench:
         """As `count`, with the seconds that training is forecast to take."""
         return self.worker.run("cost", self.config(settings).to_dict())
 
+    def inspect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
+        return self.worker.run("inspect", self.config(settings).to_dict())
+
+    def upload(self, paths: Sequence[Path]) -> str:
+        """Files as a data set of this workbench; what comes back is its `dataset_name`.
+
+        Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
+        """
+        if self.limits is None:
+            return str(store_upload(paths, self.uploads_dir, in_use=self._data_in_use(list_all=True)))
+        folder = store_upload(
+            paths,
+            self.uploads_dir,
+            in_use=self._data_in_use(list_all=False),
+            most_uploads=self.limits.max_uploads,
+            most_bytes=self.limits.max_upload_bytes,
+        )
+        try:
+            self._check_rows(folder)
+        except PeftCoreError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return str(folder)
+
+    def _check_rows(self, folder: Path) -> None:
+        rows = self.worker.run("count_rows", [str(path) for path in sorted(folder.iterdir())])
+        if rows > self.limits.max_upload_rows:
+            raise DataError(
+                f"The files have {rows:,} rows; this public demo takes at most "
+                f"{self.limits.max_upload_rows:,}."
+            )
+
+    def _data_in_use(self, *, list_all: bool) -> set[str]:
+        """Data sets of all runs, or of those alone that wait or train."""
+        wanted = (run for run in self.list_runs() if list_all or run.state()["status"] not in runs.ENDED)
+        configs = (_or_none(run.config) for run in wanted)
+        return {config.dataset_name for config in configs if config is not None}
+
     def merge(self, run_id: str) -> Iterator[Report]:
         """Reports, the last with the certificate."""
         return self.worker.stream("merge", str(self.find(run_id).folder))
@@ -128,12 +173,14 @@ class Workbench:
             )
 
 
-def _only_presets(config: TrainConfig) -> None:
+def _only_offered(config: TrainConfig, uploads_dir: Path) -> None:
+    """Raise ConfigError for a model or data set that is not on the list, unless it was uploaded here."""
     for value, offered, what in (
         (config.model_name_or_path, MODELS, "base models"),
         (config.dataset_name, DATASETS, "data sets"),
     ):
-        if value not in offered:
+        uploaded = what == "data sets" and is_upload(value, uploads_dir)
+        if value not in offered and not uploaded:
             raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
     if config.revision or config.dataset_config_name:
         raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")

@@ -41,7 +41,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.csv and test.csv, columns text and label (bad or good)."""
+    """A folder with train.csv, validation.csv and test.csv, columns text and label (bad or good)."""
     return write_small_data(tmp_path_factory.mktemp("data"))
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 from tiny import LABEL_WORDS, SUBJECTS
 
-TRAIN_ROWS, TEST_ROWS = 160, 40
+TRAIN_ROWS, TEST_ROWS, VALIDATION_ROWS = 160, 40, 20
 LABELS = {"bad": LABEL_WORDS[0], "good": LABEL_WORDS[4]}
 
 
 def write_small_data(folder: Path) -> Path:
-    """A folder with train.csv and test.csv, columns text and label (bad or good)."""
+    """A folder with train.csv, validation.csv and test.csv, columns text and label (bad or good)."""
     sentences = list(_sentences())
     write_csv(folder / "train.csv", sentences[:TRAIN_ROWS])
-    write_csv(folder / "test.csv", sentences[TRAIN_ROWS:])
+    write_csv(folder / "test.csv", sentences[TRAIN_ROWS : TRAIN_ROWS + TEST_ROWS])
+    write_csv(folder / "validation.csv", sentences[TRAIN_ROWS + TEST_ROWS :])
     return folder
 
 
@@ -28,7 +29,7 @@ def write_csv(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str] 
 def _sentences() -> list[tuple[str, str]]:
     """Texts and labels in turn, no text twice, the same at each call."""
     rng, found = random.Random(1), {}
-    while len(found) < TRAIN_ROWS + TEST_ROWS:
+    while len(found) < TRAIN_ROWS + TEST_ROWS + VALIDATION_ROWS:
         label = list(LABELS)[len(found) % 2]
         words = rng.sample(LABELS[label], 3)
         subjects = rng.sample(SUBJECTS, 2)

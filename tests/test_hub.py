@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hub_server import HubServer
 from offline import NOBODY
 from processes import answer, python
-from tiny import YELP_LABELS, make_tiny_bert, make_yelp_parquet
+from tiny import YELP_CONFIG, YELP_LABELS, make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
 from peft_core.config import TrainConfig
@@ -28,6 +29,7 @@ from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
 from peft_core.data import check_dataset_name, expected_num_labels, load_labelled_text
 from peft_core.encoder import load_base, model_config
+from peft_core.inspection import inspect
 from peft_core.errors import PeftCoreError
 
 def load(name, revision=None):
@@ -45,6 +47,9 @@ def data(name):
 
 def check(name):
     return check_dataset_name(TrainConfig(dataset_name=name))
+
+def look(name):
+    return inspect(TrainConfig(dataset_name=name, max_length=64))
 
 def labels(name):
     return expected_num_labels(TrainConfig(dataset_name=name))
@@ -175,6 +180,33 @@ def test_data_comes_once_and_then_from_the_cache(hub: HubServer, client: Client)
     assert not [name for name in hub.downloads()[fetched:] if name.endswith(".parquet")]
 
 
+def test_a_look_at_the_data_brings_its_first_rows_and_choices(hub: HubServer, client: Client) -> None:
+    found = client.ask(("look", DATASET))[0]["value"]
+    assert found["configs"] == [YELP_CONFIG] and found["split_choices"] == ["train", "test"]
+    assert found["splits"] == {"train": 80, "test": 40}
+    assert found["labels"]["different"] == 5 and found["rows"][0]["label"] in YELP_LABELS
+    assert found["peeked"] and found["error"] is None
+    assert not list((client.home / "hub").rglob("*.parquet")), "nothing is kept"
+
+
+def test_the_first_of_several_configurations_is_taken_and_told(
+    hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "several"
+    for name, words in (("easy", ("good", "bad")), ("hard", ("so", "so so"))):
+        (folder / name).mkdir(parents=True)
+        rows = [f"{words[i % 2]} text {i},{words[i % 2]}" for i in range(40)]
+        (folder / name / "train.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    configs = [{"config_name": n, "data_files": f"{n}/train.csv"} for n in ("easy", "hard")]
+    card = yaml.safe_dump({"configs": configs})
+    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    hub.add_repo("dataset", "someone/several", folder)
+    looked, loaded = client.ask(("look", "someone/several"), ("data", "someone/several"))
+    assert looked["value"]["configs"] == ["easy", "hard"]
+    assert looked["value"]["in_force"]["label_column"] == "label"
+    assert loaded["value"] == ["bad", "good"]
+
+
 def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> None:
     asked = [
         ("load", MISSING),
@@ -183,10 +215,12 @@ def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> 
         ("data", MISSING),
         ("check", MISSING),
         ("labels", MISSING),
+        ("look", MISSING),
         ("load", GATED),
         ("config", GATED),
         ("data", GATED),
         ("labels", GATED),
+        ("look", GATED),
         ("load", TINY, "no-such-revision"),
         ("config", TINY, "no-such-revision"),
         ("load", PICKLED),

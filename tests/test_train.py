@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_csv
 from processes import answer, python, start_python, wait_for
 from safetensors import safe_open
+from small_data import write_csv
 from tiny import make_tiny_bert
 from transformers import set_seed
 

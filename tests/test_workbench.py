@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import copy_of, write_csv
+from conftest import copy_of
 from processes import wait_for
+from small_data import write_csv
 from transformers import GPT2Config
 
 from peft_core import runs

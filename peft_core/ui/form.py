@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.config import SETTINGS, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
 from peft_core.methods import METHODS
 from peft_core.pictures import cost, message, method_picture, method_words, quantity
-from peft_core.presets import DATASETS, MODELS, RECIPES
+from peft_core.presets import MODELS, RECIPES
+from peft_core.ui.data_card import GUESSED, build_data_card, dataset_label, wire_data_card
 from peft_core.ui.events import PRIVATE
-from peft_core.ui.fields import DEFAULTS, Form, field, fields
+from peft_core.ui.fields import DEFAULTS, Form, fields
 from peft_core.ui.method_card import (
     ALL_LINEAR,
     OWN_SETTINGS,
@@ -45,7 +46,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
     with gr.Accordion(open=False, elem_classes="card") as model:
         facts = build_model_card(form, free=free)
     with gr.Accordion(open=False, elem_classes="card") as data:
-        _build_data_card(form, free=free)
+        data_card = build_data_card(form, workbench)
     with gr.Accordion(open=False, elem_classes="card") as method:
         method_card = build_method_card(form)
     with gr.Accordion(open=False, elem_classes="card") as training:
@@ -59,6 +60,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
     accordions = [model, data, method, training]
     for card, label in zip(accordions, summaries(DEFAULTS.to_dict()), strict=True):
         card.label = label
+    wire_data_card(data_card, form, data, workbench)
     return form, recipe, Cards(accordions, facts, method_card)
 
 
@@ -76,7 +78,9 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:
     """Updates that put a config into the form; `choices` are the model's modules."""
     updates: dict[Any, Any] = {
-        form[name]: gr.update(value=value) for name, value in config.to_dict().items() if name in form
+        form[name]: gr.update(value="" if value is None and name in GUESSED else value)
+        for name, value in config.to_dict().items()
+        if name in form
     }
     updates[form["method"]] = gr.update(choices=method_choices(""), value=config.method)
     updates[form["target_modules"]] = gr.update(
@@ -89,10 +93,9 @@ def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict
 def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str]:
     """A line for each card, read while it is closed."""
     s = {**DEFAULTS.to_dict(), **settings}
-    model, data = (
-        offered[s[name]].label if s[name] in offered else s[name]
-        for name, offered in (("model_name_or_path", MODELS), ("dataset_name", DATASETS))
-    )
+    name = s["model_name_or_path"]
+    model = MODELS[name].label if name in MODELS else name
+    data = dataset_label(s["dataset_name"])
     size = f" · {quantity(total)}" if total else ""
     return [
         f"1  Model    {model}{size}",
@@ -168,25 +171,6 @@ def _offer(
         form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=kept),
         cards.method.missing: gr.update(value=missing, visible=bool(missing)),
     }
-
-
-def _build_data_card(form: Form, *, free: bool) -> None:
-    form["dataset_name"] = gr.Dropdown(
-        [(preset.label, name) for name, preset in DATASETS.items()],
-        value=DEFAULTS.dataset_name,
-        label=SETTINGS["dataset_name"].label,
-        info=SETTINGS["dataset_name"].help if free else "This public demo offers these.",
-        allow_custom_value=free,
-        elem_id="dataset_name",
-    )
-    form["dataset_config_name"] = field("dataset_config_name", visible=free)
-    fields(
-        form,
-        ("train_split", "eval_split"),
-        ("text_column", "label_column"),
-        ("max_train_samples", "max_eval_samples"),
-        ("num_labels",),
-    )
 
 
 def _picture(workbench: Workbench, config: TrainConfig) -> str:

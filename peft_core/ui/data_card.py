@@ -1,0 +1,235 @@
+"""The second card: upload or name the data, see what is read and guessed, mend what the audit found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
+from peft_core.data_pictures import data_facts, data_findings, data_preview
+from peft_core.errors import PeftCoreError
+from peft_core.files import SUFFIXES
+from peft_core.pictures import message
+from peft_core.presets import DATASETS
+from peft_core.ui.events import PRIVATE
+from peft_core.ui.fields import DEFAULTS, Form, field, fields
+from peft_core.uploads import upload_label
+from peft_core.workbench import Workbench
+
+COLUMNS = ("text_column", "text_pair_column", "label_column")
+GUESSED = (
+    *COLUMNS,
+    "problem_type",
+    "label_separator",
+    "dataset_config_name",
+)  # an empty text leaves them open
+_SPLITS = ("train_split", "validation_split", "eval_split")
+_INSPECTED = (
+    "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, "problem_type", "label_separator", "remedies",
+    "split_seed", "max_train_samples", "max_eval_samples", "max_length",
+)  # fmt: skip
+_GUESS = "Guessed"
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What the card shows beside the form's fields."""
+
+    upload: gr.File
+    facts: gr.HTML
+    preview: gr.HTML
+    findings: gr.HTML
+
+
+def build_data_card(form: Form, workbench: Workbench) -> DataCard:
+    """The layout; the settings' fields are put into the form."""
+    form["dataset_name"] = gr.Dropdown(
+        _dataset_choices(),
+        value=DEFAULTS.dataset_name,
+        label=SETTINGS["dataset_name"].label,
+        info=_info(workbench),
+        allow_custom_value=True,
+        elem_id="dataset_name",
+    )
+    upload = gr.File(
+        file_count="multiple",
+        file_types=list(SUFFIXES),
+        label="Or upload CSV, JSONL, Parquet, Excel",
+        height=130,
+        elem_id="upload",
+    )
+    facts = gr.HTML(elem_id="data-facts")
+    with gr.Row():
+        form["text_column"], form["label_column"] = _picker("text_column"), _picker("label_column")
+    with gr.Row():
+        form["problem_type"] = gr.Dropdown(
+            [(_GUESS, ""), *((label, name) for name, label in PROBLEM_TYPES.items())],
+            value="",
+            label=SETTINGS["problem_type"].label,
+            elem_id="problem_type",
+        )
+        form["text_pair_column"] = _picker("text_pair_column")
+    form["label_separator"] = field("label_separator", visible=False)
+    findings = gr.HTML(elem_id="data-findings")
+    form["remedies"] = gr.CheckboxGroup(
+        _remedy_choices({}), value=[], label=SETTINGS["remedies"].label, visible=False, elem_id="remedies"
+    )
+    preview = gr.HTML(elem_id="data-preview")
+    fields(form, ("max_train_samples", "max_eval_samples"), ("class_weight", "num_labels"))
+    with gr.Accordion("Splits", open=False, elem_classes="more"):
+        with gr.Row():
+            form["train_split"], form["validation_split"] = _split("train_split"), _split("validation_split")
+        with gr.Row():
+            form["eval_split"], form["split_seed"] = _split("eval_split"), field("split_seed")
+        form["dataset_config_name"] = gr.Dropdown(
+            [("None", "")],
+            value="",
+            label=SETTINGS["dataset_config_name"].label,
+            info=SETTINGS["dataset_config_name"].help,
+            allow_custom_value=True,
+            visible=workbench.limits is None,
+            elem_id="dataset_config_name",
+        )
+    return DataCard(upload, facts, preview, findings)
+
+
+def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench) -> None:
+    """An upload becomes the data set; the card, while it is open, shows what is read after every change."""
+    opened = gr.State(False)  # a closed card asks nothing of the worker or the Hub
+    looked = [form[name] for name in (*_INSPECTED, "model_name_or_path", "revision")]
+    shown = [
+        opened,
+        card.facts,
+        card.preview,
+        card.findings,
+        form["remedies"],
+        form["dataset_config_name"],
+        form["label_separator"],
+    ]
+    shown += [form[name] for name in (*COLUMNS, *_SPLITS)]
+
+    def open_card(values: dict) -> dict[Any, Any]:
+        return {opened: True, **look(values)}
+
+    def show(values: dict) -> dict[Any, Any]:
+        return look(values) if values[opened] else {opened: gr.skip()}
+
+    def look(values: dict) -> dict[Any, Any]:
+        settings = {name: values[form[name]] for name in (*_INSPECTED, "model_name_or_path", "revision")}
+        try:
+            found = workbench.inspect(settings)
+        except PeftCoreError as error:
+            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+        counts = {finding["remedy"]: finding["count"] for finding in found.get("findings", ())}
+        chosen = settings["remedies"]
+        return {
+            card.facts: data_facts(found),
+            card.preview: data_preview(found),
+            card.findings: data_findings(found["findings"]) if "findings" in found else "",
+            form["remedies"]: gr.update(
+                choices=_remedy_choices(counts), visible=bool(chosen or set(counts) - {None})
+            ),
+            form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
+            form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
+            **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
+            **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
+        }
+
+    def take(paths: list[str] | None) -> dict[Any, Any]:
+        try:
+            folder = workbench.upload([Path(path) for path in paths or []])
+        except PeftCoreError as error:
+            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+        choices = [(dataset_label(folder), folder), *_dataset_choices()]
+        return {form["dataset_name"]: gr.update(choices=choices, value=folder), **_unset(form)}
+
+    def leave() -> dict[Any, Any]:
+        return {form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
+
+    accordion.expand(open_card, set(looked), shown, **PRIVATE)
+    accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
+    changes = [form[name].change for name in _INSPECTED]
+    gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
+    taken = [form["dataset_name"], *_unset(form), card.facts, card.preview, card.findings]
+    # no data set is chosen until the upload is whole, so that Train never takes another one
+    card.upload.upload(lambda: None, None, form["dataset_name"], queue=False, **PRIVATE).then(
+        take, card.upload, taken, **PRIVATE
+    )
+    card.upload.clear(leave, None, taken, **PRIVATE)
+
+
+def _picker(name: str) -> gr.Dropdown:
+    """A column's name, or nothing for the guess."""
+    return gr.Dropdown(
+        [(_nothing(name), "")],
+        value="",
+        label=SETTINGS[name].label,
+        allow_custom_value=True,
+        min_width=150,
+        elem_id=name,
+    )
+
+
+def _split(name: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        [getattr(DEFAULTS, name)],
+        value=getattr(DEFAULTS, name),
+        label=SETTINGS[name].label,
+        info=SETTINGS[name].help,
+        allow_custom_value=True,
+        min_width=150,
+        elem_id=name,
+    )
+
+
+def _nothing(name: str) -> str:
+    return "None" if name == "text_pair_column" else _GUESS
+
+
+def dataset_label(name: str) -> str:
+    """What people read for a data set's name: a preset's label, or an upload's file names."""
+    return DATASETS[name].label if name in DATASETS else upload_label(name) or name
+
+
+def _dataset_choices() -> list[tuple[str, str]]:
+    return [(preset.label, name) for name, preset in DATASETS.items()]
+
+
+def _info(workbench: Workbench) -> str:
+    if workbench.limits is None:
+        return SETTINGS["dataset_name"].help
+    return f"This public demo offers these, or your own files below. {workbench.limits.describe_uploads()}"
+
+
+def _unset(form: Form) -> dict[Any, Any]:
+    """Values that say nothing of the columns, the task or the splits, so that all is guessed anew."""
+    kept = {form[name]: getattr(DEFAULTS, name) for name in _SPLITS}
+    return {**dict.fromkeys((form[name] for name in GUESSED), ""), form["remedies"]: [], **kept}
+
+
+def _takes_separator(settings: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    several = found.get("in_force", {}).get("problem_type") == "multi_label_classification"
+    return several or bool(settings["label_separator"])
+
+
+def _remedy_choices(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every remedy, with the number of rows it is for."""
+    return [
+        (f"{words} ({counts[name]:,})" if name in counts else words, name) for name, words in REMEDIES.items()
+    ]
+
+
+def _column_choices(found: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+    """The columns with a sample each; first, what is guessed."""
+    guess = found.get("in_force", {}).get(name) if name in found.get("guessed", ()) else None
+    choices = [(f"{_GUESS}: {guess}" if guess else _nothing(name), "")]
+    for column in found["columns"]:
+        sample = column["samples"][0] if column["samples"] else ""
+        choices.append((f"{column['name']} · {sample[:40]}" if sample else column["name"], column["name"]))
+    return choices
+
+
+def _split_choices(found: Mapping[str, Any], name: str) -> list[str]:
+    return list(dict.fromkeys([*found["split_choices"], getattr(DEFAULTS, name)]))

@@ -1,0 +1,103 @@
+"""Uploaded files: each set of them in a folder of its own, whole or not at all; only so many are kept."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from peft_core.errors import DataError
+from peft_core.files import MOST_BYTES, SUFFIXES
+from peft_core.runs import whole_folder
+
+UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
+MOST_FILES = 20
+MOST_UPLOADS = 200
+_FOLDER = re.compile(r"[a-z0-9-]{1,60}-[0-9a-f]{12}")
+
+
+def store_upload(
+    paths: Sequence[Path],
+    uploads_dir: Path,
+    *,
+    in_use: Collection[str] = (),
+    most_uploads: int = MOST_UPLOADS,
+    most_bytes: int = MOST_BYTES,
+) -> Path:
+    """Copy files into a folder of `uploads_dir` named by their contents and names, and return it.
+
+    The oldest folders are pruned so that `most_uploads` are left; those in use (by path) stay. Raises
+    DataError for no file, too many, a namesake, a suffix that is not read, or more than `most_bytes`.
+    """
+    paths = [Path(path) for path in paths]
+    _check(paths, most_bytes)
+    folder = uploads_dir / f"{_slug(paths[0])}-{_sha256(paths)}"
+    if folder.is_dir():
+        os.utime(folder)
+    else:
+        uploads_dir.mkdir(parents=True, exist_ok=True)
+        with whole_folder(uploads_dir / f".{folder.name}.{os.getpid()}", folder) as staging:
+            for path in paths:
+                shutil.copyfile(path, staging / path.name)
+    _prune(uploads_dir, {str(folder), *in_use}, most_uploads)
+    return folder
+
+
+def is_upload(name: str, uploads_dir: Path) -> bool:
+    """Whether a data set's name is a folder that `store_upload` made, and nothing else in disguise."""
+    path = Path(name)
+    return (
+        path.parent == uploads_dir.absolute()
+        and _FOLDER.fullmatch(path.name) is not None
+        and path.is_dir()
+        and not path.is_symlink()
+    )
+
+
+def upload_label(name: str) -> str | None:
+    """The file names of an upload by its folder, for people; None if the name is no upload."""
+    path = Path(name)
+    if path.parent.name != UPLOADS or not _FOLDER.fullmatch(path.name):
+        return None
+    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+    return ", ".join(names) or None
+
+
+def _check(paths: Sequence[Path], most_bytes: int) -> None:
+    if not paths or len(paths) > MOST_FILES:
+        raise DataError(f"{len(paths)} files were given; give one to {MOST_FILES}.")
+    names = [path.name for path in paths]
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
+        if names.count(path.name) > 1:
+            raise DataError(f"Two files are named {path.name!r}; give them names of their own.")
+    size = sum(path.stat().st_size for path in paths)
+    if size > most_bytes:
+        raise DataError(
+            f"The files have {size / 1e6:,.1f} MB; at most {most_bytes / 1e6:,.0f} MB are taken, so leave "
+            "out rows or columns that are not needed."
+        )
+
+
+def _slug(path: Path) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40] or "data"
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    """The first 12 hex digits of a hash of the names and contents, in whatever order they were given."""
+    whole = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        whole.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + digest)
+    return whole.hexdigest()[:12]
+
+
+def _prune(uploads_dir: Path, in_use: Collection[str], most: int) -> None:
+    folders = [path for path in uploads_dir.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
+    unused = [path for path in folders if str(path) not in in_use]
+    unused.sort(key=lambda path: path.stat().st_mtime)
+    for path in unused[: max(0, len(folders) - most)]:
+        shutil.rmtree(path, ignore_errors=True)

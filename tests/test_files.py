@@ -1,0 +1,306 @@
+"""Bytes to rows: encodings, delimiters and headers are found, labels survive, damage is one sentence."""
+
+import csv
+import functools
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from peft_core import files
+from peft_core.errors import DataError, PeftCoreError
+from peft_core.files import SUFFIXES, Table, read_table
+
+quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+ROWS = [("Schöner Tag, wirklich", "gut"), ("Übel; sehr", "schlecht"), ("Na ja | so", "gut")]
+
+
+def write(path: Path, data: bytes) -> Table:
+    path.write_bytes(data)
+    return read_table(path)
+
+
+def delimited(rows: list[tuple], delimiter: str = ",", header: tuple = ("text", "label")) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter).writerows([header, *rows] if header else rows)
+    return out.getvalue()
+
+
+def cells(table: Table, column: str) -> list:
+    return table.frame[column].tolist()
+
+
+@pytest.mark.parametrize("delimiter, name", [(",", "comma"), (";", "semicolon"), ("\t", "tab"), ("|", "bar")])
+@pytest.mark.parametrize(
+    "encoding, name_of_encoding",
+    [
+        ("utf-8", "utf-8"),
+        ("utf-8-sig", "utf-8-sig"),
+        ("utf-16", "utf-16"),
+        ("utf-16-le", "utf-16-le"),
+        ("utf-16-be", "utf-16-be"),
+        ("latin-1", "cp1252"),
+    ],
+)
+def test_delimiter_and_encoding_are_found(
+    tmp_path: Path, delimiter: str, name: str, encoding: str, name_of_encoding: str
+) -> None:
+    table = write(tmp_path / "reviews.csv", delimited(ROWS, delimiter).encode(encoding))
+    assert list(zip(cells(table, "text"), cells(table, "label"), strict=True)) == ROWS
+    facts = table.facts
+    assert (facts["delimiter"], facts["encoding"], facts["header"]) == (name, name_of_encoding, True)
+    assert (facts["name"], facts["rows"]) == ("reviews.csv", 3)
+    assert list(table.frame.index) == [2, 3, 4], "rows are numbered as a spreadsheet does"
+
+
+@pytest.mark.parametrize(
+    "lines, header, columns",
+    [
+        (["Nr;Kommentar;Kategorie", "1;Sehr nett hier;gut", "2;Nie wieder;schlecht"], True, "Nr"),
+        (["Kommentar;Kategorie", "Sehr nett;gut", "Nie wieder;übel", "Ganz nett;gut"], True, "Kommentar"),
+        (["good film;pos", "bad film;neg", "nice;pos", "dull;neg"], False, "column 1"),
+        (["1;good film", "0;bad film"], False, "column 1"),
+        ([";text;label", "0;good film;pos", "1;bad film;neg"], True, "column 1"),
+        (["text;text;label", "a b;c d;pos"], True, "text"),
+    ],
+)
+def test_a_header_is_told_from_a_row(tmp_path: Path, lines: list[str], header: bool, columns: str) -> None:
+    table = write(tmp_path / "some.csv", "\n".join(lines).encode())
+    assert table.facts["header"] is header
+    assert table.frame.columns[0] == columns
+    assert len(table.frame) == len(lines) - header
+    assert len(set(table.frame.columns)) == len(table.frame.columns)
+
+
+def test_cells_stay_as_typed(tmp_path: Path) -> None:
+    rows = [("null", "01"), ("NA", " a b "), ("nan", "1.0"), ('He said "no"\nand left', "Ünï ☂")]
+    table = write(tmp_path / "typed.csv", delimited(rows).encode())
+    assert cells(table, "label") == ["01", " a b ", "1.0", "Ünï ☂"]
+    assert cells(table, "text") == [text for text, _ in rows]
+
+
+def test_quotation_marks_that_are_plain_text_and_backslashes(tmp_path: Path) -> None:
+    loose = write(tmp_path / "loose.tsv", b'text\tlabel\n"Great movie\tpos\nA 5" screen\tneg\n')
+    assert cells(loose, "text") == ['"Great movie', 'A 5" screen']
+    assert loose.facts["quoting"] == "none"
+    swallowed = write(tmp_path / "s.tsv", b'text\tlabel\n"Great\tpos\nFine\tpos\nA "great" one"\tneg\n')
+    assert cells(swallowed, "label") == ["pos", "pos", "neg"]
+    slashed = write(tmp_path / "slashed.csv", b'text,label\n"He said \\"hi\\", she",pos\n"No",neg\n')
+    assert cells(slashed, "text") == ['He said "hi", she', "No"]
+    assert slashed.facts["quoting"] == "backslash"
+
+
+def test_blank_lines_and_empty_cells_at_the_end_of_a_row_are_passed_over(tmp_path: Path) -> None:
+    table = write(tmp_path / "loose.csv", b"text,label\n\ngood,pos,,\nbad,neg\n\n")
+    assert cells(table, "label") == ["pos", "neg"]
+    assert list(table.frame.index) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        (
+            "a.csv",
+            b"text,label\ngood,pos\nbad, but long,neg\n",
+            ["'a.csv', row 3, column 3", "comma", "3 cells"],
+        ),
+        ("a.csv", b"text,label\ngood,pos\nbad\n", ["'a.csv', row 3, column 'label'", "1 cells"]),
+        (
+            "a.csv",
+            b'text,label\nyes,pos\n"bad, so,neg\nfine,pos\n',
+            ["'a.csv', row 3, column 1", "quotation"],
+        ),
+        ("a.csv", b"", ["no rows"]),
+        ("a.csv", b" \n ", ["no rows"]),
+        ("a.csv", b"text,label\n\x00\x01,pos\n", ["no text file"]),
+        ("a.csv", bytes(range(128, 256)) * 20, ["no encoding", "UTF-8"]),
+        ("a.csv", "текст,метка\nхороший фильм,да\n".encode("cp1251") * 9, ["no encoding", "UTF-8"]),
+        ("a.csv", "text,label\nà,b\n".encode("utf-16")[:-1], ["utf-16"]),
+        ("a.jsonl", b'{"text": "a", "label": "b"}\n{"text": \n', ["'a.jsonl', row 2", "JSON"]),
+        ("a.jsonl", b'{"text": "a"}\n[1, 2]\n', ["'a.jsonl', row 2", "no object"]),
+        ("a.json", b"[" * 100_000, ["'a.json', row 1", "JSON"]),
+        ("a.jsonl", b'{"text": "a\\ud800", "label": "b"}', ["'a.jsonl', row 1, column 'text'", "half a"]),
+        ("a.parquet", b"PAR1 this is none", ["damaged Parquet"]),
+        ("a.xlsx", b"PK no workbook", ["damaged or locked Excel"]),
+        ("a.txt", b"text", ["save it as one of these"]),
+        ("a.xls", b"text", ["save it as one of these"]),
+    ],
+)
+def test_damage_is_one_sentence_with_a_place(
+    tmp_path: Path, name: str, data: bytes, words: list[str]
+) -> None:
+    with pytest.raises(DataError) as error:
+        write(tmp_path / name, data)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_json_in_every_usual_shape(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "01"}, {"text": "c"}]
+    columns = {"text": ["a", "b", "c"], "label": [1, "01", None]}
+    shapes = {
+        "lines.jsonl": "\n".join(map(json.dumps, rows)),
+        "lines.json": "\n".join(map(json.dumps, rows)) + "\n\n",
+        "array.json": json.dumps(rows, indent=1),
+        "columns.json": json.dumps(columns, indent=1),
+        "named.json": json.dumps({"data": rows}),
+    }
+    for name, text in shapes.items():
+        table = write(tmp_path / name, text.encode())
+        assert cells(table, "label") == [1, "01", None], name
+        assert cells(table, "text") == ["a", "b", "c"], name
+
+
+def test_parquet_keeps_types_and_brings_its_label_names(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features).to_parquet(str(tmp_path / "a.parquet"))
+    table = read_table(tmp_path / "a.parquet")
+    assert cells(table, "label") == [1, 0]
+    assert table.class_names == {"label": ("bad", "good")}
+    lists = pa.table({"text": ["a"], "tags": [["x", "y"]], "score": [float("nan")]})
+    pq.write_table(lists, tmp_path / "b.parquet")
+    assert read_table(tmp_path / "b.parquet").frame.iloc[0].tolist() == ["a", ["x", "y"], None]
+
+
+def excel(path: Path, rows: list[tuple], sheet: str = "Reviews") -> Path:
+    book = openpyxl.Workbook()
+    book.active.title = sheet
+    for r, row in enumerate(rows, 1):
+        for c, value in enumerate(row, 1):
+            cell = book.active.cell(r, c, value)
+            if isinstance(value, str) and value.startswith("="):
+                cell.data_type = "s"
+    book.create_sheet("Second").append(["not", "read"])
+    book.save(path)
+    return path
+
+
+def test_excel_reads_the_first_sheet(tmp_path: Path) -> None:
+    rows = [("text", "stars"), ("Good", 5), ("Bad", "01"), (None, None), ("Fine", 2.5)]
+    table = read_table(excel(tmp_path / "a.xlsx", rows))
+    assert cells(table, "stars") == [5, "01", 2.5]
+    assert list(table.frame.index) == [2, 3, 5]
+    assert table.facts["sheet"] == "Reviews"
+
+
+def test_formulas_are_their_values(tmp_path: Path) -> None:
+    excel(tmp_path / "plain.xlsx", [("text", "label"), ("Good", 3)])
+    with zipfile.ZipFile(tmp_path / "plain.xlsx") as plain, zipfile.ZipFile(tmp_path / "f.xlsx", "w") as out:
+        for name in plain.namelist():
+            data = plain.read(name)
+            out.writestr(name, data.replace(b"<v>3</v>", b"<f>1+2</f><v>3</v>"))
+    assert cells(read_table(tmp_path / "f.xlsx"), "label") == [3]
+
+
+def test_what_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_UNPACKED", 1_000_000)
+    pq.write_table(pa.table({"text": ["word " * 1000] * 5000}), tmp_path / "bomb.parquet")
+    excel(tmp_path / "bomb.xlsx", [("text", "label"), *[("word " * 1000, "a")] * 500])
+    with zipfile.ZipFile(tmp_path / "bomb.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/padding.xml", b" " * 2_000_000)
+    for name in ("bomb.parquet", "bomb.xlsx"):
+        assert (tmp_path / name).stat().st_size < 200_000
+        with pytest.raises(DataError, match="unpacks to over 1 MB"):
+            read_table(tmp_path / name)
+
+
+def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "good,pos\n" * 50, encoding="utf-8")
+    monkeypatch.setattr(files, "MOST_ROWS", 49)
+    with pytest.raises(DataError, match="50 rows; at most 49"):
+        read_table(tmp_path / "a.csv")
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    with pytest.raises(DataError, match="at most 0 MB"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_a_giant_cell_is_a_cell(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", delimited([("word " * 2_000_000, "yes"), ("Short.", "no")]).encode())
+    assert len(cells(table, "text")[0]) == 10_000_000
+
+
+any_bytes = st.binary(max_size=300) | st.text(alphabet='abü,;|\t"\\\n\r {}[]:\0\ufeff', max_size=120).flatmap(
+    lambda text: st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le"]).map(text.encode)
+)
+
+
+@quick
+@given(data=any_bytes, suffix=st.sampled_from(SUFFIXES))
+def test_any_bytes_give_rows_or_one_sentence(tmp_path_factory: Any, data: bytes, suffix: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    try:
+        table = read_table(path)
+    except PeftCoreError as error:
+        assert "\n" not in str(error) and str(error)
+    else:
+        assert table.facts["rows"] == len(table.frame)
+        assert all(isinstance(name, str) and name for name in table.frame.columns)
+
+
+@functools.cache
+def whole_file(suffix: str, path: Path) -> bytes:
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": ["good", "bad"], "label": ["a", "b"]}), path)
+    else:
+        excel(path, [("text", "label"), ("good", "a"), ("bad", "b")])
+    return path.read_bytes()
+
+
+@quick
+@given(data=st.data(), suffix=st.sampled_from((".parquet", ".xlsx")))
+def test_a_whole_file_with_some_bytes_changed_gives_rows_or_one_sentence(
+    tmp_path_factory: Any, data: st.DataObject, suffix: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
+    whole = bytearray(whole_file(suffix, path.with_name(f"whole{suffix}")))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
+    try:
+        read_table(path)
+    except PeftCoreError as error:
+        assert "\n" not in str(error)
+
+
+letters = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+labels = st.lists(
+    st.text(letters, min_size=1, max_size=12).filter(str.strip), min_size=2, max_size=6, unique=True
+)
+
+
+@quick
+@given(names=labels, suffix=st.sampled_from((".csv", ".tsv", ".jsonl", ".json", ".parquet")))
+def test_labels_survive_a_round_trip(tmp_path_factory: Any, names: list[str], suffix: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"round{suffix}"
+    rows = [(f"Some text, number {i}", name) for i, name in enumerate(names * 3)]
+    records = [{"text": text, "label": label} for text, label in rows]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif suffix in (".csv", ".tsv"):
+        path.write_bytes(delimited(rows, "\t" if suffix == ".tsv" else ",").encode())
+    else:
+        text = json.dumps(records) if suffix == ".json" else "\n".join(map(json.dumps, records))
+        path.write_text(text, encoding="utf-8")
+    assert cells(read_table(path), "label") == names * 3
+
+
+drawn = st.text(letters.filter(lambda c: c.isprintable()), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(drawn, min_size=2, max_size=6, unique=True))
+def test_labels_survive_excel(tmp_path_factory: Any, names: list[str]) -> None:
+    rows = [("text", "label"), *[(f"Some text, number {i}", name) for i, name in enumerate(names * 3)]]
+    path = excel(tmp_path_factory.getbasetemp() / "round.xlsx", rows)
+    assert cells(read_table(path), "label") == names * 3
