@@ -269,7 +269,7 @@ class RunProgress(TrainerCallback):
             eta = left * self.step_seconds / (self.steps - self._steps_before)
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
         if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
-            control.should_evaluate, control.should_save = True, False
+            control.should_evaluate, control.should_save = args.eval_strategy != "no", False
         if self.run.stop_requested():
             control.should_training_stop = True
 

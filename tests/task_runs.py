@@ -56,7 +56,7 @@ def pair_rows(count: int, seed: int) -> Dataset:
 
 def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabelledText:
     parts = [make(count, seed, **named) for seed, count in enumerate((240, 40, 60))]
-    return LabelledText(*parts, label_names=names, named=True, problem_type=task)
+    return LabelledText(*parts, label_names=names, named=True, problem_type=task, record={})
 
 
 @pytest.fixture(scope="session")

@@ -370,8 +370,8 @@ def test_the_curve_is_of_the_validation_rows_and_the_result_of_the_test_rows(
     (folder / "validation.csv").write_text(turned, encoding="utf-8")
     run = train_here(dataset_name=str(folder))
     curve = [row["eval_accuracy"] for row in run.metrics() if "eval_accuracy" in row]
-    assert run.result()["accuracy"] > 0.9 and curve[-1] == run.result()["accuracy"]
-    assert curve[-2] < 0.2, "the rows with turned labels draw the curve"
+    assert run.result()["accuracy"] > 0.9
+    assert curve[-1] < 0.2, "the rows with turned labels draw the curve"
     assert run.result()["data"]["used"] == {"train": 160, "validation": 20, "test": 40}
 
 
