@@ -10,8 +10,8 @@ import pandas as pd
 
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError
+from peft_core.problems import MULTI, REGRESSION, SINGLE
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "title")
 LABEL_COLUMNS = ("label", "labels", "stars", "rating", "sentiment", "class", "category", "target")
 PAIRS = (

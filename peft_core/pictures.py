@@ -9,6 +9,7 @@ from peft_core.config import SETTINGS
 from peft_core.methods import METHODS
 from peft_core.problems import REGRESSION
 from peft_core.runs import SCHEDULED
+from peft_core.uploads import dataset_label
 
 LABELS = 10  # named in a certificate
 
@@ -147,8 +148,8 @@ def settings_line(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return ""
     words = (
-        f"{settings['model_name_or_path']} on {settings['dataset_name']} · {method_words(settings)} · "
-        f"rate {settings['learning_rate']:g} · "
+        f"{settings['model_name_or_path']} on {dataset_label(settings['dataset_name'])} · "
+        f"{method_words(settings)} · rate {settings['learning_rate']:g} · "
         f"{settings['num_train_epochs']:g} × {settings['max_train_samples']:,} rows · seed {settings['seed']}"
     )
     return f'<p class="quiet">{html.escape(words)}</p>'

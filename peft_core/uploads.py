@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peft_core.errors import DataError
 from peft_core.files import MOST_BYTES, SUFFIXES
+from peft_core.presets import DATASETS
 from peft_core.runs import whole_folder
 
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
@@ -53,6 +54,11 @@ def is_upload(name: str, uploads_dir: Path) -> bool:
         and path.is_dir()
         and not path.is_symlink()
     )
+
+
+def dataset_label(name: str) -> str:
+    """What people read for a data set's name: a preset's label, or an upload's file names."""
+    return DATASETS[name].label if name in DATASETS else upload_label(name) or name
 
 
 def upload_label(name: str) -> str | None:

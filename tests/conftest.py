@@ -1,13 +1,16 @@
 """Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import offline
 import pytest
 import torch
+from app_server import Server, serve
+from browser import FLAGS, MISSING, find_chromium
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from processes import python
 from small_data import write_small_data
 from task_runs import fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
@@ -17,6 +20,9 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
 from peft_core.train import train
+
+WIDE = {"width": 1440, "height": 900}
+Open = Callable[..., Page]
 
 torch.set_num_threads(1)  # as in the processes that these tests start
 
@@ -95,3 +101,42 @@ def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
 
 def copy_of(run: Run, runs_dir: Path) -> Run:
     return Run(shutil.copytree(run.folder, runs_dir / run.run_id))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
+    with serve(folder / "runs", **nobody) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = find_chromium()
+    assert path is not None, MISSING
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
+    """Opens the app in a tab of its own; a script error on any of them fails the test."""
+    opened: list[Page] = []
+    errors: list[str] = []
+
+    def opener(query: str = "", viewport: dict[str, int] = WIDE) -> Page:
+        page = chromium.new_page(viewport=viewport)
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{server.url}/{query}")
+        expect(page.get_by_test_id("cost")).to_be_visible(timeout=60_000)
+        opened.append(page)
+        return page
+
+    yield opener
+    for page in opened:
+        page.close()
+    assert not errors

@@ -4,57 +4,16 @@ import os
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from app_server import Server, serve
-from browser import FLAGS, MISSING, find_chromium
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from app_server import Server
+from conftest import Open
+from playwright.sync_api import Page, expect
 
 from peft_core.runs import Run, list_runs
 
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 380, "height": 800}
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("app")
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
-    with serve(folder / "runs", **nobody) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = find_chromium()
-    assert path is not None, MISSING
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
-    """Opens the app in a tab of its own; a script error on any of them fails the test."""
-    opened: list[Page] = []
-    errors: list[str] = []
-
-    def opener(query: str = "", viewport: dict[str, int] = WIDE) -> Page:
-        page = chromium.new_page(viewport=viewport)
-        page.set_default_timeout(30_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{server.url}/{query}")
-        expect(page.get_by_test_id("cost")).to_be_visible(timeout=60_000)
-        opened.append(page)
-        return page
-
-    yield opener
-    for page in opened:
-        page.close()
-    assert not errors
+NARROW = {"width": 380, "height": 800}
 
 
 def newest(server: Server) -> Run:

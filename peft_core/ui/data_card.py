@@ -12,10 +12,10 @@ from peft_core.data_pictures import data_facts, data_findings, data_preview
 from peft_core.errors import PeftCoreError
 from peft_core.files import SUFFIXES
 from peft_core.pictures import message
-from peft_core.presets import DATASETS
+from peft_core.presets import DATASETS, suggested_epochs
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
-from peft_core.uploads import upload_label
+from peft_core.uploads import dataset_label
 from peft_core.workbench import Workbench
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")
@@ -95,8 +95,13 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
     return DataCard(upload, facts, preview, findings)
 
 
-def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench) -> None:
-    """An upload becomes the data set; the card, while it is open, shows what is read after every change."""
+def wire_data_card(
+    card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench, go: gr.Button
+) -> None:
+    """An upload becomes the data set; the card, while it is open, shows what is read after every change.
+
+    Until an upload is read, `go` waits: it must not train on the data set chosen before.
+    """
     opened = gr.State(False)  # a closed card asks nothing of the worker or the Hub
     looked = [form[name] for name in (*_INSPECTED, "model_name_or_path", "revision")]
     shown = [
@@ -138,25 +143,48 @@ def wire_data_card(card: DataCard, form: Form, accordion: gr.Accordion, workbenc
         }
 
     def take(paths: list[str] | None) -> dict[Any, Any]:
+        ready = {go: gr.update(interactive=True)}
         try:
             folder = workbench.upload([Path(path) for path in paths or []])
         except PeftCoreError as error:
-            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+            return {card.facts: message(str(error)), card.preview: "", card.findings: "", **ready}
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
-        return {form["dataset_name"]: gr.update(choices=choices, value=folder), **_unset(form)}
+        epochs = {form["num_train_epochs"]: _epochs(folder)}
+        return {
+            **epochs,
+            form["dataset_name"]: gr.update(choices=choices, value=folder),
+            **_unset(form),
+            **ready,
+        }
+
+    def _epochs(folder: str) -> Any:
+        try:
+            rows = workbench.inspect({"dataset_name": folder}).get("used", {}).get("train")
+        except PeftCoreError:
+            rows = None
+        return suggested_epochs(rows) if rows else gr.skip()
 
     def leave() -> dict[Any, Any]:
-        return {form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
+        epochs = {form["num_train_epochs"]: DEFAULTS.num_train_epochs}
+        return {**epochs, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
     accordion.expand(open_card, set(looked), shown, **PRIVATE)
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
     gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
-    taken = [form["dataset_name"], *_unset(form), card.facts, card.preview, card.findings]
-    # no data set is chosen until the upload is whole, so that Train never takes another one
-    card.upload.upload(lambda: None, None, form["dataset_name"], queue=False, **PRIVATE).then(
-        take, card.upload, taken, **PRIVATE
-    )
+    taken = [
+        form["num_train_epochs"],
+        form["dataset_name"],
+        *_unset(form),
+        card.facts,
+        card.preview,
+        card.findings,
+        go,
+    ]
+    waiting = gr.update(interactive=False)
+    card.upload.upload(
+        lambda: (None, waiting), None, [form["dataset_name"], go], queue=False, **PRIVATE
+    ).then(take, card.upload, taken, **PRIVATE)
     card.upload.clear(leave, None, taken, **PRIVATE)
 
 
@@ -186,11 +214,6 @@ def _split(name: str) -> gr.Dropdown:
 
 def _nothing(name: str) -> str:
     return "None" if name == "text_pair_column" else _GUESS
-
-
-def dataset_label(name: str) -> str:
-    """What people read for a data set's name: a preset's label, or an upload's file names."""
-    return DATASETS[name].label if name in DATASETS else upload_label(name) or name
 
 
 def _dataset_choices() -> list[tuple[str, str]]:

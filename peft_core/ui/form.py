@@ -11,7 +11,7 @@ from peft_core.errors import PeftCoreError
 from peft_core.methods import METHODS
 from peft_core.pictures import cost, message, method_picture, method_words, quantity
 from peft_core.presets import MODELS, RECIPES
-from peft_core.ui.data_card import GUESSED, build_data_card, dataset_label, wire_data_card
+from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, fields
 from peft_core.ui.method_card import (
@@ -26,15 +26,17 @@ from peft_core.ui.method_card import (
     wire_method_card,
 )
 from peft_core.ui.model_card import build_model_card, model_facts
+from peft_core.uploads import dataset_label
 from peft_core.workbench import Workbench
 
 
 @dataclass(frozen=True)
 class Cards:
-    """The four cards, and what the model's and the method's show beside their fields."""
+    """The four cards, and what three of them show beside their fields."""
 
     accordions: list[gr.Accordion]
     facts: gr.HTML
+    data: DataCard
     method: MethodCard
 
 
@@ -60,8 +62,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
     accordions = [model, data, method, training]
     for card, label in zip(accordions, summaries(DEFAULTS.to_dict()), strict=True):
         card.label = label
-    wire_data_card(data_card, form, data, workbench)
-    return form, recipe, Cards(accordions, facts, method_card)
+    return form, recipe, Cards(accordions, facts, data_card, method_card)
 
 
 def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import gradio as gr
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures import message
 from peft_core.runs import ENDED
+from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import PRIVATE, sentence
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
@@ -62,6 +63,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
         return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
 
+    wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
     outputs = [seen, picker, *panel.shown, go, resume, stop]
