@@ -116,53 +116,22 @@ def wire_data_card(
     shown += [form[name] for name in (*COLUMNS, *_SPLITS)]
 
     def open_card(values: dict) -> dict[Any, Any]:
-        return {opened: True, **look(values)}
+        return {opened: True, **_look(card, form, workbench, values)}
 
     def show(values: dict) -> dict[Any, Any]:
-        return look(values) if values[opened] else {opened: gr.skip()}
-
-    def look(values: dict) -> dict[Any, Any]:
-        settings = {name: values[form[name]] for name in (*_INSPECTED, "model_name_or_path", "revision")}
-        try:
-            found = workbench.inspect(settings)
-        except PeftCoreError as error:
-            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
-        counts = {finding["remedy"]: finding["count"] for finding in found.get("findings", ())}
-        chosen = settings["remedies"]
-        return {
-            card.facts: data_facts(found),
-            card.preview: data_preview(found),
-            card.findings: data_findings(found["findings"]) if "findings" in found else "",
-            form["remedies"]: gr.update(
-                choices=_remedy_choices(counts), visible=bool(chosen or set(counts) - {None})
-            ),
-            form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
-            form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
-            **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
-            **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
-        }
+        return _look(card, form, workbench, values) if values[opened] else {opened: gr.skip()}
 
     def take(paths: list[str] | None) -> dict[Any, Any]:
-        ready = {go: gr.update(interactive=True)}
         try:
             folder = workbench.upload([Path(path) for path in paths or []])
         except PeftCoreError as error:
-            return {card.facts: message(str(error)), card.preview: "", card.findings: "", **ready}
+            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
-        epochs = {form["num_train_epochs"]: _epochs(folder)}
         return {
-            **epochs,
             form["dataset_name"]: gr.update(choices=choices, value=folder),
+            form["num_train_epochs"]: _epochs(workbench, folder),
             **_unset(form),
-            **ready,
         }
-
-    def _epochs(folder: str) -> Any:
-        try:
-            rows = workbench.inspect({"dataset_name": folder}).get("used", {}).get("train")
-        except PeftCoreError:
-            rows = None
-        return suggested_epochs(rows) if rows else gr.skip()
 
     def leave() -> dict[Any, Any]:
         epochs = {form["num_train_epochs"]: DEFAULTS.num_train_epochs}
@@ -172,20 +141,46 @@ def wire_data_card(
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
     gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
-    taken = [
-        form["num_train_epochs"],
-        form["dataset_name"],
-        *_unset(form),
-        card.facts,
-        card.preview,
-        card.findings,
-        go,
-    ]
-    waiting = gr.update(interactive=False)
-    card.upload.upload(
-        lambda: (None, waiting), None, [form["dataset_name"], go], queue=False, **PRIVATE
-    ).then(take, card.upload, taken, **PRIVATE)
+    taken = [form["num_train_epochs"], form["dataset_name"], *_unset(form)]
+    taken += [card.facts, card.preview, card.findings]
+    wait = card.upload.upload(
+        lambda: (None, gr.update(interactive=False)), None, [form["dataset_name"], go], queue=False, **PRIVATE
+    )
+    reading = wait.then(take, card.upload, taken, **PRIVATE)
+    reading.then(lambda: gr.update(interactive=True), None, go, queue=False, **PRIVATE)
     card.upload.clear(leave, None, taken, **PRIVATE)
+
+
+def _look(card: DataCard, form: Form, workbench: Workbench, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What the card shows of the data that these values name."""
+    settings = {name: values[form[name]] for name in (*_INSPECTED, "model_name_or_path", "revision")}
+    try:
+        found = workbench.inspect(settings)
+    except PeftCoreError as error:
+        return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+    counts = {finding["remedy"]: finding["count"] for finding in found.get("findings", ())}
+    chosen = settings["remedies"]
+    return {
+        card.facts: data_facts(found),
+        card.preview: data_preview(found),
+        card.findings: data_findings(found["findings"]) if "findings" in found else "",
+        form["remedies"]: gr.update(
+            choices=_remedy_choices(counts), visible=bool(chosen or set(counts) - {None})
+        ),
+        form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
+        form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
+        **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
+        **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
+    }
+
+
+def _epochs(workbench: Workbench, folder: str) -> Any:
+    """Passes that suit the number of rows of an upload, where its rows can be counted."""
+    try:
+        rows = workbench.inspect({"dataset_name": folder}).get("used", {}).get("train")
+    except PeftCoreError:
+        rows = None
+    return suggested_epochs(rows) if rows else gr.skip()
 
 
 def _picker(name: str) -> gr.Dropdown:
