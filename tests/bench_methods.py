@@ -66,8 +66,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line a method in the order of the table of methods."""
+    seeds = ", ".join(str(seed) for seed in SEEDS if any(row["seed"] == seed for row in rows))
     lines = [
-        f"{ROWS:,} training sentences, 1,000 held-out ones, one epoch, seeds {', '.join(map(str, SEEDS))}; "
+        f"{ROWS:,} training sentences, 1,000 held-out ones, one epoch, seeds {seeds}; "
         f"{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}.",
         "",
         "| Method | accuracy, mean (each seed) | learning rate | trainable | saved | training, median |",
