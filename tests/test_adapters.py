@@ -107,7 +107,7 @@ def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str) -> None:
-    config = config_of(bert, variant, dataset_name=settings["dataset_name"], num_train_epochs=20)
+    config = config_of(bert, variant, dataset_name=settings["dataset_name"], num_train_epochs=10)
     run = runs.create(tmp_path, config)
     stop_after_a_checkpoint(run)
     assert run.state()["status"] == "KILLED" and run.can_continue

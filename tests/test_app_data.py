@@ -71,6 +71,7 @@ def test_train_pressed_at_once_trains_the_uploaded_file(
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(reviews))
     expect(page.locator("#upload")).to_contain_text("Hotel Bewertungen")
+    page.wait_for_timeout(300)  # nobody is faster; the click waits while the button does
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible(timeout=60_000)
     run = list_runs(server.runs_dir)[0]

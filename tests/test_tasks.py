@@ -5,7 +5,7 @@ import time
 import pytest
 
 from peft_core import tasks
-from peft_core.errors import ConfigError, DataError, HubError
+from peft_core.errors import DataError, HubError
 
 
 def test_the_default_passes() -> None:
@@ -22,11 +22,6 @@ def test_a_hub_model_out_of_reach_is_refused_at_once_though_its_shape_is_known()
 def test_rows_that_are_at_hand_are_checked_too() -> None:
     with pytest.raises(DataError, match="max_eval_samples"):
         tasks.check({"max_eval_samples": 1})
-
-
-def test_a_method_that_is_only_counted_is_refused() -> None:
-    with pytest.raises(ConfigError, match="counted for comparison"):
-        tasks.check({"method": "head_only"})
 
 
 def test_a_combination_that_cannot_be_counted_says_why_and_leaves_the_others() -> None:

@@ -55,7 +55,6 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"r": 0}, "r is 0"),
         ({"learning_rate": 0}, "learning_rate is 0"),
         ({"max_length": 129}, "at most 128 tokens"),
-        ({"method": "full"}, "not trained"),
         ({"leaning_rate": 1}, "did you mean 'learning_rate'"),
         ({"num_labels": 5, "dataset_name": "nothing"}, "cannot be reached"),
     ],
