@@ -68,6 +68,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line a method in the order of the table of methods."""
     seeds = ", ".join(str(seed) for seed in SEEDS if any(row["seed"] == seed for row in rows))
     lines = [
+        "What each reaches with its default settings on the embedded model (`make bench-methods`; ↓ marks a",
+        f"mean below {PROMISE}):",
+        "",
         f"{ROWS:,} training sentences, 1,000 held-out ones, one epoch, seeds {seeds}; "
         f"{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}.",
         "",
