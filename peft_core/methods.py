@@ -61,7 +61,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoRA that moves its rank, while training, to the weights that need it.",
             "Zhang et al. 2023, arXiv:2303.10512",
             ("target_modules", "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
-            _values(learning_rate=5e-3),
+            _values(learning_rate=1e-2, lora_alpha=64),
             peft_config="AdaLoraConfig",
             cannot_continue="PEFT does not keep the importance that decides where rank goes",
         ),
@@ -78,7 +78,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "All weights share two random matrices; only two small vectors a weight learn.",
             "Kopiczko et al. 2023, arXiv:2310.11454",
             ("target_modules", "r", "d_initial"),
-            _values(r=256, learning_rate=1e-2),
+            _values(r=256, learning_rate=3e-2),
             peft_config="VeraConfig",
         ),
         "loha": Method(
