@@ -8,14 +8,13 @@ import gradio as gr
 
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
-from peft_core.methods import METHODS
+from peft_core.methods import ALL_LINEAR, METHODS
 from peft_core.pictures import cost, message, method_picture, method_words, quantity
 from peft_core.presets import MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, fields
 from peft_core.ui.method_card import (
-    ALL_LINEAR,
     OWN_SETTINGS,
     MethodCard,
     build_method_card,

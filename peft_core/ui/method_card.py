@@ -8,13 +8,12 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import METHODS, Method, defaults_of
+from peft_core.methods import ALL_LINEAR, METHODS, Method, defaults_of
 from peft_core.presets import MODELS
 from peft_core.ui.events import PRIVATE, sentence
 from peft_core.ui.fields import DEFAULTS, Form, field
 from peft_core.workbench import Workbench
 
-ALL_LINEAR = "all-linear"
 OWN_SETTINGS = tuple(
     name
     for name in SETTINGS
