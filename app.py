@@ -59,7 +59,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Op
 options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
-    from peft_core.files import MOST_BYTES
+    from peft_core.data.files import MOST_BYTES
     from peft_core.ui.page import build_page
     from peft_core.ui.theme import STYLE, THEME
     from peft_core.workbench import Workbench

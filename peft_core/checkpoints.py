@@ -6,12 +6,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_core.runs import whole_folder, write_json
 
 MANIFEST = "manifest.json"
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Texts of like length together, in an order that the seed and the epoch alone decide.
+
+    Stock Trainer draws an epoch's order from what torch drew before it, which a continued run cannot repeat.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer says which epoch comes next."""
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class CheckpointingTrainer(Trainer):
@@ -21,6 +39,11 @@ class CheckpointingTrainer(Trainer):
     """
 
     _staging: Path | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(tokens) for tokens in rows["input_ids"][:]]
+        return EpochSampler(self.args.train_batch_size, lengths, self.args.seed)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

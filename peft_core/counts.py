@@ -14,7 +14,7 @@ from torch import nn
 
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.data import expected_num_labels
+from peft_core.data.labelled import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_core.data import cut
+from peft_core.data.labelled import cut
 from peft_core.encoder import BaseModel, has_tokenizer, load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.methods import METHODS, bits_of

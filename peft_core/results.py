@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from peft_core.data import LabelledText
+from peft_core.data.labelled import LabelledText
 from peft_core.errors import ModelError, RunError
 from peft_core.losses import LabelScale, Loss, eval_loss
 from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics

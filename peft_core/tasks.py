@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from peft_core import counts, inspection
+from peft_core import counts
 from peft_core import merge as merging
 from peft_core.config import TrainConfig
-from peft_core.data import check_dataset_name, load_labelled_text, on_hub
+from peft_core.data import inspection
+from peft_core.data.files import read_table
+from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.files import read_table
 from peft_core.losses import check_class_weight
 from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run

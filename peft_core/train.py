@@ -24,7 +24,7 @@ from peft_core.adapters import RankSchedule, apply_method, optimizer_of, start_f
 from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
-from peft_core.data import LabelledText, encode, load_labelled_text
+from peft_core.data.labelled import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
@@ -193,7 +193,6 @@ def _trainer(
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=64,
-        train_sampling_strategy="group_by_length",
         eval_strategy="no" if curve_rows is None else "steps",
         eval_steps=curve_steps,
         save_strategy="no" if METHODS[config.method].cannot_continue else "steps",

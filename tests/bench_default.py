@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.data import load_labelled_text
+from peft_core.data.labelled import load_labelled_text
 from peft_core.merge import merge
 from peft_core.presets import embedded_model_folder
 

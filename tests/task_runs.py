@@ -11,7 +11,7 @@ from tiny import LABEL_WORDS, SUBJECTS
 
 from peft_core import runs, train
 from peft_core.config import TrainConfig
-from peft_core.data import LabelledText
+from peft_core.data.labelled import LabelledText
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
 

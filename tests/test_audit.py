@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from peft_core.audit import Finding, Tokens, apply_remedies, audit
-from peft_core.columns import MULTI, REGRESSION, SINGLE
 from peft_core.config import REMEDIES
-from peft_core.splits import text_key
+from peft_core.data.audit import Finding, Tokens, apply_remedies, audit
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE
+from peft_core.data.splits import text_key
 
 CLEAN = [
     ("A text about tea.", "yes"), ("A text about rain.", "yes"), ("A text about ink.", "yes"),

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from peft_core import runs
-from peft_core.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
 from peft_core.config import TrainConfig
+from peft_core.pictures.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 

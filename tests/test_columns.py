@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from peft_core.columns import MULTI, REGRESSION, SINGLE, Columns, choose_columns, label_order, labels_of
 from peft_core.config import TrainConfig
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE, Columns, choose_columns, label_order, labels_of
 from peft_core.errors import DataError
 
 TEXTS = [f"Ein langer Satz mit vielen Wörtern, Nummer {i}." for i in range(60)]

@@ -16,17 +16,17 @@ from tiny import YELP_LABELS, make_yelp_parquet
 from transformers import AutoTokenizer
 
 from peft_core.config import TrainConfig
-from peft_core.data import (
+from peft_core.data.labelled import (
     LabelledText,
     check_dataset_name,
     encode,
     expected_num_labels,
     load_labelled_text,
 )
+from peft_core.data.splits import text_key
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.presets import DATASETS, DatasetPreset, embedded_model_folder
 from peft_core.runs import Run
-from peft_core.splits import text_key
 
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
 

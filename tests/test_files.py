@@ -16,9 +16,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peft_core import files
+from peft_core.data import files
+from peft_core.data.files import SUFFIXES, Table, read_table
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.files import SUFFIXES, Table, read_table
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 ROWS = [("Schöner Tag, wirklich", "gut"), ("Übel; sehr", "schlecht"), ("Na ja | so", "gut")]

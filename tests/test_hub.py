@@ -27,9 +27,9 @@ CASES = """
 import json, sys, time
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
-from peft_core.data import check_dataset_name, expected_num_labels, load_labelled_text
+from peft_core.data.labelled import check_dataset_name, expected_num_labels, load_labelled_text
 from peft_core.encoder import load_base, model_config
-from peft_core.inspection import inspect
+from peft_core.data.inspection import inspect
 from peft_core.errors import PeftCoreError
 
 def load(name, revision=None):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from small_data import write_csv
 
-from peft_core import inspection
 from peft_core.config import TrainConfig
-from peft_core.data_pictures import data_facts, data_findings, data_preview
+from peft_core.data import inspection
+from peft_core.data.inspection import inspect
 from peft_core.errors import DataError
-from peft_core.inspection import inspect
+from peft_core.pictures.data import data_facts, data_findings, data_preview
 
 GERMAN = "Nr;Kommentar;Kategorie\n" + "".join(
     f"{i};Das Frühstück Nummer {i} war {word}.;{label}\n"

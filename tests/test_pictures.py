@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from peft_core import cards, pictures
 from peft_core.certificate import read_certificate
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.methods import METHODS
+from peft_core.pictures import cards, pieces
 from peft_core.runs import Run
 from peft_core.workbench import Workbench
 
@@ -21,12 +21,12 @@ SCRIPT = "<script>alert(1)</script>"
     [(0, "0"), (74_498, "74,498"), (999_999, "999,999"), (22_788_484, "22.8 M")],
 )
 def test_quantities(number: float, words: str) -> None:
-    assert pictures.quantity(number) == words
+    assert pieces.quantity(number) == words
 
 
 @pytest.mark.parametrize("size, words", [(301_432, "301 kB"), (1_200_000, "1.2 MB"), (0, "0 kB")])
 def test_sizes(size: float, words: str) -> None:
-    assert pictures.size(size) == words
+    assert pieces.size(size) == words
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,19 @@ def test_sizes(size: float, words: str) -> None:
     [(0, "0 s"), (42.4, "42 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert pictures.duration(seconds) == words
+    assert pieces.duration(seconds) == words
 
 
 def test_the_cost_strip_shows_the_exact_numbers() -> None:
     count = {"trainable": 298_757, "total": 167_659_018, "percent": 100 * 298_757 / 167_659_018}
-    found = pictures.cost({**count, "adapter": 294_912, "head": 3_845, "file_bytes": 1_200_000})
+    found = pieces.cost({**count, "adapter": 294_912, "head": 3_845, "file_bytes": 1_200_000})
     for words in ("298,757", "167,659,018", "0.1782 %", "294,912", "3,845", "1.2 MB"):
         assert words in found
 
 
 @pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
 def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, int]) -> None:
-    found = pictures.lora_picture(r, 16 / r, "query", shape)
+    found = pieces.lora_picture(r, 16 / r, "query", shape)
     ElementTree.fromstring(found)
     assert f"{r * sum(shape):,} numbers learn beside {shape[0] * shape[1]:,}" in found
 
@@ -62,14 +62,14 @@ def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, i
 )
 def test_lora_is_drawn_as_it_is_set(changes: dict[str, Any], words: str) -> None:
     settings = {**TrainConfig().to_dict(), **changes}
-    found = pictures.method_picture(settings, "query", (384, 384))
+    found = pieces.method_picture(settings, "query", (384, 384))
     assert words in found and "<svg" in found
 
 
 @pytest.mark.parametrize("changes", [{"use_dora": True}, *({"method": m} for m in METHODS if m != "lora")])
 def test_what_is_not_w_plus_b_a_is_not_drawn_so(changes: dict[str, Any]) -> None:
     settings = {**TrainConfig().to_dict(), **changes}
-    found = pictures.method_picture(settings, "query", (384, 384))
+    found = pieces.method_picture(settings, "query", (384, 384))
     method = METHODS[settings["method"]]
     sentence = SETTINGS["use_dora"].help if "use_dora" in changes else method.help
     assert "<svg" not in found and html.escape(sentence) in found and html.escape(method.source) in found
@@ -77,17 +77,17 @@ def test_what_is_not_w_plus_b_a_is_not_drawn_so(changes: dict[str, Any]) -> None
 
 def test_a_method_in_a_few_words() -> None:
     settings = TrainConfig().to_dict()
-    assert pictures.method_words(settings) == "LoRA r 8 · query value"
-    assert pictures.method_words({**settings, "method": "head_only"}) == "Head only"
+    assert pieces.method_words(settings) == "LoRA r 8 · query value"
+    assert pieces.method_words({**settings, "method": "head_only"}) == "Head only"
 
 
 def test_progress_of_a_run_in_words() -> None:
-    waiting = pictures.running({"run_id": "a", "status": "SCHEDULED"})
+    waiting = pieces.running({"run_id": "a", "status": "SCHEDULED"})
     assert "waiting" in waiting
-    starting = pictures.running({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
+    starting = pieces.running({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
     assert "reading the data" in starting
     state = {"run_id": "a", "status": "RUNNING", "stage": "training", "step": 50, "max_steps": 200}
-    training = pictures.running({**state, "eta": 90, "tokens_per_second": 2400})
+    training = pieces.running({**state, "eta": 90, "tokens_per_second": 2400})
     for words in ("step 50 of 200", "1 min 30 s left", "2,400 tokens/s", 'aria-valuenow="25"'):
         assert words in training
 
@@ -113,9 +113,9 @@ def test_a_run_without_a_result_says_why() -> None:
 def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
     held = read_certificate(merged_run)
     assert held is not None
-    assert "Merge certificate holds" in pictures.certificate(held.to_dict())
+    assert "Merge certificate holds" in pieces.certificate(held.to_dict())
     broken = {**held.to_dict(), "holds": False, "problems": ["3 of 40 labels flip"]}
-    assert "does not hold: 3 of 40 labels flip" in pictures.certificate(broken)
+    assert "does not hold: 3 of 40 labels flip" in pieces.certificate(broken)
 
 
 def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> None:
@@ -125,10 +125,10 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
     result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}
     row = {"label": SCRIPT, "precision": 1, "recall": 1, "f1": 1, "support": 1}
     result["baseline"] = {**result["baseline"], "label": SCRIPT}
-    pieces = [
-        pictures.message(SCRIPT),
-        pictures.lora_picture(8, 2, SCRIPT, (8, 8)),
-        pictures.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
+    drawn = [
+        pieces.message(SCRIPT),
+        pieces.lora_picture(8, 2, SCRIPT, (8, 8)),
+        pieces.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
         cards.result_card({**description, "run_id": SCRIPT, "result": result}),
         cards.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
         cards.result_card({**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}),
@@ -137,8 +137,8 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
         cards.label_table([row]),
         cards.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
         cards.prediction_card("a", "b", {"label": SCRIPT, "scores": {SCRIPT: 1.0}, "ms": 1, "note": SCRIPT}),
-        pictures.certificate({**held.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}),
+        pieces.certificate({**held.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}),
     ]
-    for piece in pieces:
+    for piece in drawn:
         assert "<script" not in piece
         assert "&lt;script" in piece

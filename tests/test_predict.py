@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from tiny import make_tiny_bert, make_yelp_parquet
 
-from peft_core.data import cut
+from peft_core.data.labelled import cut
 from peft_core.errors import DataError, RunError
 from peft_core.predict import Classifier, Predictor, check_texts
 from peft_core.runs import Run

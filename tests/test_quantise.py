@@ -13,7 +13,7 @@ from peft_core.counts import count_parameters
 from peft_core.encoder import load_base
 from peft_core.errors import ConfigError, ModelError
 from peft_core.merge import merge
-from peft_core.pictures import certificate
+from peft_core.pictures.pieces import certificate
 from peft_core.predict import Predictor
 from peft_core.results import evaluation_texts
 from peft_core.runs import Run

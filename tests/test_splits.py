@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import write_csv
 
-from peft_core.columns import MULTI, REGRESSION, SINGLE
 from peft_core.config import TrainConfig
-from peft_core.data import load_labelled_text
-from peft_core.splits import hold_out, strata, text_key
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE
+from peft_core.data.labelled import load_labelled_text
+from peft_core.data.splits import hold_out, strata, text_key
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 counts = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 60), min_size=1)

@@ -9,11 +9,11 @@ import gradio as gr
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from peft_core.charts import parts_chart, parts_frame, runs_chart, runs_frame
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
 from peft_core.methods import METHODS
-from peft_core.pictures import message, size, working
+from peft_core.pictures.charts import parts_chart, parts_frame, runs_chart, runs_frame
+from peft_core.pictures.pieces import message, size, working
 from peft_core.presets import MODELS
 from peft_core.problems import TITLES
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
-from peft_core.data_pictures import data_facts, data_findings, data_preview
+from peft_core.data.files import SUFFIXES
+from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
-from peft_core.files import SUFFIXES
-from peft_core.pictures import message
+from peft_core.pictures.data import data_facts, data_findings, data_preview
+from peft_core.pictures.pieces import message
 from peft_core.presets import DATASETS, suggested_epochs
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
-from peft_core.uploads import dataset_label
 from peft_core.workbench import Workbench
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")

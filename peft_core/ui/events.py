@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from gradio.components.plot import AltairPlotData
 
-from peft_core.charts import Spec
 from peft_core.errors import PeftCoreError
+from peft_core.pictures.charts import Spec
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 

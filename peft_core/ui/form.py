@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import TrainConfig
+from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.methods import ALL_LINEAR, METHODS
-from peft_core.pictures import cost, message, method_picture, method_words, quantity
+from peft_core.pictures.pieces import cost, message, method_picture, method_words, quantity
 from peft_core.presets import MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import PRIVATE
@@ -25,7 +26,6 @@ from peft_core.ui.method_card import (
     wire_method_card,
 )
 from peft_core.ui.model_card import build_model_card, model_facts
-from peft_core.uploads import dataset_label
 from peft_core.workbench import Workbench
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from peft_core.cards import prediction_card
 from peft_core.errors import PeftCoreError
-from peft_core.pictures import message
+from peft_core.pictures.cards import prediction_card
+from peft_core.pictures.pieces import message
 from peft_core.problems import REGRESSION
 from peft_core.ui.events import PRIVATE
 from peft_core.workbench import Workbench

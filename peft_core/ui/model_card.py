@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS
-from peft_core.pictures import quantity
+from peft_core.pictures.pieces import quantity
 from peft_core.presets import MODELS
 from peft_core.ui.fields import DEFAULTS, Form, field
 

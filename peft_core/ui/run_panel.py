@@ -5,12 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.cards import result_card
 from peft_core.certificate import read_certificate
-from peft_core.charts import curve, curve_frame
 from peft_core.errors import RunError
 from peft_core.export import zip_of
-from peft_core.pictures import certificate, message, method_picture, running, working
+from peft_core.pictures.cards import result_card
+from peft_core.pictures.charts import curve, curve_frame
+from peft_core.pictures.pieces import certificate, message, method_picture, running, working
 from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
 from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
-from peft_core.pictures import message
+from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import PRIVATE, sentence

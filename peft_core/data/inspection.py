@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from transformers import AutoTokenizer
 
-from peft_core.audit import Tokens, audit
-from peft_core.columns import MULTI, REGRESSION, as_text, choose_columns
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.data import cut, load_labelled_text, on_hub
+from peft_core.data.audit import Tokens, audit
+from peft_core.data.columns import MULTI, REGRESSION, as_text, choose_columns
+from peft_core.data.files import cell
+from peft_core.data.labelled import cut, load_labelled_text, on_hub
+from peft_core.data.preparing import tidy
+from peft_core.data.reading import TRAIN, RawRows, peek_rows, read_rows
 from peft_core.encoder import has_tokenizer
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.files import cell
-from peft_core.preparing import tidy
-from peft_core.reading import TRAIN, RawRows, peek_rows, read_rows
 from peft_core.sources import is_local, model_source
 
 MOST_ROWS = 20_000  # of a split that are looked at

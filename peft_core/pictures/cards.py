@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.pictures import duration, message, settings_line
+from peft_core.pictures.pieces import duration, message, settings_line
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import FINISHED, KILLED
 

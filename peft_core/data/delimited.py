@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from peft_core.columns import KNOWN_NAMES
+from peft_core.data.columns import KNOWN_NAMES
 from peft_core.errors import DataError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}

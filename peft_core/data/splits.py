@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_core.columns import MULTI, REGRESSION
+from peft_core.data.columns import MULTI, REGRESSION
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 VALIDATION_ROWS = 1000  # more would only slow the curve down

@@ -7,22 +7,22 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 
-from peft_core.columns import MULTI, REGRESSION, SINGLE
 from peft_core.config import TrainConfig
-from peft_core.errors import DataError
-from peft_core.files import shown
-from peft_core.hub_data import declared_num_labels
-from peft_core.preparing import Prepared, prepare
-from peft_core.presets import DATASETS, embedded_reviews_file
-from peft_core.reading import (
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE
+from peft_core.data.files import shown
+from peft_core.data.hub import declared_num_labels
+from peft_core.data.preparing import Prepared, prepare
+from peft_core.data.reading import (
     TEST,
     TRAIN,
     VALIDATION,
     is_local_data,
     local_state,
 )
+from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
+from peft_core.errors import DataError
+from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import dataset_revision
-from peft_core.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
 
 CHARACTERS_PER_TOKEN = 50  # a text is cut here before it is tokenised: a 10 MB cell would take half a minute
 ENOUGH_VALIDATION = 256  # rows: with fewer to spare, an embedded data set's come out of the training rows

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.delimited import has_header, read_delimited, unique_names
+from peft_core.data.delimited import has_header, read_delimited, unique_names
 from peft_core.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")

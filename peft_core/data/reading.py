@@ -13,12 +13,12 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from peft_core.config import TrainConfig
+from peft_core.data.files import MOST_ROWS, SUFFIXES, Table, cell, read_table
+from peft_core.data.hub import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
+from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.errors import DataError
-from peft_core.files import MOST_ROWS, SUFFIXES, Table, cell, read_table
-from peft_core.hub_data import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import is_local
-from peft_core.splits import VALIDATION_ROWS
 
 TRAIN, VALIDATION, TEST = ROLES = ("train", "validation", "test")
 HELD_OUT = 5  # one row in this many of an embedded data set is held out, by a hash of its text

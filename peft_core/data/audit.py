@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from peft_core.columns import MULTI, REGRESSION, SINGLE, is_empty
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE, is_empty
 
 EXAMPLES = 3
 SHORT = 3  # letters

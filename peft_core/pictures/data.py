@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_core.config import PROBLEM_TYPES, SETTINGS
-from peft_core.pictures import message
+from peft_core.pictures.pieces import message
 
 _WIDTH, _HEIGHT = 440, 90
 _ROLES = {"train": "to learn from", "validation": "for the curve", "test": "to judge on"}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_core.config import SETTINGS
+from peft_core.data.uploads import dataset_label
 from peft_core.methods import METHODS
 from peft_core.problems import REGRESSION
 from peft_core.runs import SCHEDULED
-from peft_core.uploads import dataset_label
 
 LABELS = 10  # named in a certificate
 

@@ -8,14 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-from peft_core.audit import apply_remedies, missing, small_labels
-from peft_core.columns import MULTI, REGRESSION, Columns, choose_columns, is_empty, label_order, labels_of
 from peft_core.config import REMEDIES, TrainConfig
+from peft_core.data.audit import apply_remedies, missing, small_labels
+from peft_core.data.columns import (
+    MULTI,
+    REGRESSION,
+    Columns,
+    choose_columns,
+    is_empty,
+    label_order,
+    labels_of,
+)
+from peft_core.data.files import shown
+from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
+from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
 from peft_core.errors import DataError
-from peft_core.files import shown
 from peft_core.presets import DATASETS
-from peft_core.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
-from peft_core.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
 
 MOST_LABELS = 1000
 _ROW_SETTINGS = (
