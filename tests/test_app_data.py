@@ -78,3 +78,19 @@ def test_train_pressed_at_once_trains_the_uploaded_file(
     assert "hotel" in run.config().dataset_name.lower()
     page.click("#stop")
     expect(page.locator("#stop")).to_be_hidden(timeout=60_000)
+
+
+def test_uneven_labels_are_balanced_by_one_click(open_page: Open, tmp_path: Path) -> None:
+    rows = [
+        f"The {THINGS[i % 10]} number {i} was fine;{'rare' if i % 20 == 0 else 'usual'}" for i in range(400)
+    ]
+    (tmp_path / "uneven.csv").write_text("\n".join(["text;label", *rows]), encoding="utf-8")
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    expect(page.get_by_test_id("data-facts")).to_be_visible(timeout=60_000)
+    expect(page.locator("#balance")).to_be_hidden()
+    page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "uneven.csv"))
+    expect(page.get_by_test_id("findings")).to_contain_text("'rare' only", timeout=60_000)
+    page.click("#balance")
+    expect(page.locator("#balance")).to_be_hidden()
+    expect(page.locator("#class_weight input")).to_have_value("balanced")

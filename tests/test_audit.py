@@ -118,10 +118,12 @@ def test_short_texts_and_imbalance() -> None:
 
 
 def test_tokens_of_another_language_and_cut_texts() -> None:
-    strange = found(CLEAN, tokens=Tokens([10, 30], unknown=4, max_length=16))
+    strange = found(CLEAN, tokens=Tokens([10, 30], unknown=4, pieces=1.2, max_length=16))
     assert "10 % of the tokens" in strange["unknown_tokens"].sentence
     assert "50 % of the texts are longer than 16 tokens" in strange["truncated"].sentence
-    assert found(CLEAN, tokens=Tokens([10, 12], unknown=0, max_length=16)) == {}
+    broken = found(CLEAN, tokens=Tokens([10, 12], unknown=0, pieces=1.92, max_length=16))
+    assert "into 1.9 pieces" in broken["broken_words"].sentence
+    assert found(CLEAN, tokens=Tokens([10, 12], unknown=0, pieces=1.2, max_length=16)) == {}
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)

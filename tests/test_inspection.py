@@ -10,7 +10,7 @@ from small_data import write_csv
 
 from peft_core.config import TrainConfig
 from peft_core.data import inspection
-from peft_core.data.inspection import inspect
+from peft_core.data.inspection import WORD, inspect
 from peft_core.errors import DataError
 from peft_core.pictures.data import data_facts, data_findings, data_preview
 
@@ -44,7 +44,22 @@ def test_a_file_as_it_is(tmp_path: Path) -> None:
     first = found["rows"][0]
     assert (first["row"], first["label"]) == ("stimmen.csv row 2", "gut")
     assert first["tokens"][0] == "[CLS]" and first["length"] <= 12
-    assert [finding["kind"] for finding in found["findings"]] == ["truncated"]
+    assert [finding["kind"] for finding in found["findings"]] == ["broken_words", "truncated"]
+
+
+def test_a_language_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    """No token of German is unknown to an English tokenizer: it spells the words in pieces."""
+    german = "Die Lieferung kam pünktlich, aber die Verpackung war beschädigt und der Kundendienst schwieg."
+    english = "The delivery was on time, but the parcel was damaged and the support never answered."
+    write_csv(tmp_path / "de.csv", [(f"{german} {i}", "ab"[i % 2]) for i in range(40)])
+    write_csv(tmp_path / "en.csv", [(f"{english} {i}", "ab"[i % 2]) for i in range(40)])
+    assert [one["kind"] for one in look(tmp_path / "de.csv")["findings"]] == ["broken_words"]
+    assert look(tmp_path / "en.csv")["findings"] == []
+
+
+def test_words_where_no_space_parts_them() -> None:
+    assert WORD.findall("Don't!") == ["Don", "'", "t", "!"]
+    assert WORD.findall("电影太长，5 stars") == ["电", "影", "太", "长", "，", "5", "stars"]
 
 
 def test_what_stops_training_is_told_beside_what_can_be_seen(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the page shows of a data set before training: columns, guesses, splits, tokens and findings."""
 
 import dataclasses
+import re
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,8 @@ MOST_ROWS = 20_000  # of a split that are looked at
 TOKENISED = 1000  # texts whose tokens are counted
 SHOWN = 5
 BINS = 24
+_UNSPACED = "\\u0e00-\\u0eff\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff"  # Thai, Lao, Khmer, kana, Han
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")  # a letter of a script without spaces is one
 _SAMPLE_LENGTH, _SHOWN_LENGTH, _SHOWN_LABELS = 60, 240, 30
 
 
@@ -134,12 +137,13 @@ def _texts(rows: pd.DataFrame, max_length: int) -> list[list[str]]:
 def _tokens(rows: pd.DataFrame, tokenizer: Any, max_length: int) -> Tokens:
     """Lengths of a spread of texts before they are cut."""
     step = max(1, len(rows) // TOKENISED)
-    some = rows.iloc[::step].iloc[:TOKENISED]
-    ids = tokenizer(*_texts(some, max_length), verbose=False)["input_ids"]
-    unknown = (
-        sum(one.count(tokenizer.unk_token_id) for one in ids) if tokenizer.unk_token_id is not None else 0
-    )
-    return Tokens([len(one) for one in ids], unknown, max_length)
+    texts = _texts(rows.iloc[::step].iloc[:TOKENISED], max_length)
+    ids = tokenizer(*texts, verbose=False)["input_ids"]
+    lengths, unk = [len(one) for one in ids], tokenizer.unk_token_id
+    unknown = sum(one.count(unk) for one in ids) if unk is not None else 0
+    special = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) * len(ids)
+    words = sum(len(WORD.findall(text)) for column in texts for text in column)
+    return Tokens(lengths, unknown, (sum(lengths) - special) / max(1, words), max_length)
 
 
 def _histogram(tokens: Tokens) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _INSPECTED = (
     "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, "problem_type", "label_separator", "remedies",
     "split_seed", "max_train_samples", "max_eval_samples", "max_length",
 )  # fmt: skip
+_READ_ALONG = ("model_name_or_path", "revision", "class_weight")
 _GUESS = "Guessed"
 
 
@@ -41,6 +42,7 @@ class DataCard:
     facts: gr.HTML
     preview: gr.HTML
     findings: gr.HTML
+    balance: gr.Button
 
 
 def build_data_card(form: Form, workbench: Workbench) -> DataCard:
@@ -73,6 +75,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
         form["text_pair_column"] = _picker("text_pair_column")
     form["label_separator"] = field("label_separator", visible=False)
     findings = gr.HTML(elem_id="data-findings")
+    balance = gr.Button("Balance the class weights", size="sm", visible=False, elem_id="balance")
     form["remedies"] = gr.CheckboxGroup(
         _remedy_choices({}), value=[], label=SETTINGS["remedies"].label, visible=False, elem_id="remedies"
     )
@@ -92,7 +95,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
             visible=workbench.limits is None,
             elem_id="dataset_config_name",
         )
-    return DataCard(upload, facts, preview, findings)
+    return DataCard(upload, facts, preview, findings, balance)
 
 
 def wire_data_card(
@@ -103,12 +106,13 @@ def wire_data_card(
     Until an upload is read, `go` waits: it must not train on the data set chosen before.
     """
     opened = gr.State(False)  # a closed card asks nothing of the worker or the Hub
-    looked = [form[name] for name in (*_INSPECTED, "model_name_or_path", "revision")]
+    looked = [form[name] for name in (*_INSPECTED, *_READ_ALONG)]
     shown = [
         opened,
         card.facts,
         card.preview,
         card.findings,
+        card.balance,
         form["remedies"],
         form["dataset_config_name"],
         form["label_separator"],
@@ -125,7 +129,7 @@ def wire_data_card(
         try:
             folder = workbench.upload([Path(path) for path in paths or []])
         except PeftCoreError as error:
-            return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+            return _unread(card, error)
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
         return {
             form["dataset_name"]: gr.update(choices=choices, value=folder),
@@ -135,35 +139,40 @@ def wire_data_card(
 
     def leave() -> dict[Any, Any]:
         epochs = {form["num_train_epochs"]: DEFAULTS.num_train_epochs}
-        return {**epochs, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
+        hidden = {card.balance: gr.update(visible=False)}
+        return {**epochs, **hidden, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
     accordion.expand(open_card, set(looked), shown, **PRIVATE)
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
     gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
     taken = [form["num_train_epochs"], form["dataset_name"], *_unset(form)]
-    taken += [card.facts, card.preview, card.findings]
+    taken += [card.facts, card.preview, card.findings, card.balance]
     wait = card.upload.upload(
         lambda: (None, gr.update(interactive=False)), None, [form["dataset_name"], go], queue=False, **PRIVATE
     )
     reading = wait.then(take, card.upload, taken, **PRIVATE)
     reading.then(lambda: gr.update(interactive=True), None, go, queue=False, **PRIVATE)
     card.upload.clear(leave, None, taken, **PRIVATE)
+    balanced = {form["class_weight"]: "balanced", card.balance: gr.update(visible=False)}
+    card.balance.click(lambda: balanced, None, list(balanced), **PRIVATE)
 
 
 def _look(card: DataCard, form: Form, workbench: Workbench, values: Mapping[Any, Any]) -> dict[Any, Any]:
     """What the card shows of the data that these values name."""
-    settings = {name: values[form[name]] for name in (*_INSPECTED, "model_name_or_path", "revision")}
+    settings = {name: values[form[name]] for name in (*_INSPECTED, *_READ_ALONG)}
     try:
         found = workbench.inspect(settings)
     except PeftCoreError as error:
-        return {card.facts: message(str(error)), card.preview: "", card.findings: ""}
+        return _unread(card, error)
     counts = {finding["remedy"]: finding["count"] for finding in found.get("findings", ())}
+    uneven = any(finding["kind"] == "imbalance" for finding in found.get("findings", ()))
     chosen = settings["remedies"]
     return {
         card.facts: data_facts(found),
         card.preview: data_preview(found),
         card.findings: data_findings(found["findings"]) if "findings" in found else "",
+        card.balance: gr.update(visible=uneven and settings["class_weight"] == DEFAULTS.class_weight),
         form["remedies"]: gr.update(
             choices=_remedy_choices(counts), visible=bool(chosen or set(counts) - {None})
         ),
@@ -172,6 +181,12 @@ def _look(card: DataCard, form: Form, workbench: Workbench, values: Mapping[Any,
         **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
         **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
     }
+
+
+def _unread(card: DataCard, error: PeftCoreError) -> dict[Any, Any]:
+    """Nothing of the data shown before stands beside the sentence that says why these cannot be read."""
+    hidden = gr.update(visible=False)
+    return {card.facts: message(str(error)), card.preview: "", card.findings: "", card.balance: hidden}
 
 
 def _epochs(workbench: Workbench, folder: str) -> Any:
@@ -223,7 +238,7 @@ def _info(workbench: Workbench) -> str:
 
 def _unset(form: Form) -> dict[Any, Any]:
     """Values that say nothing of the columns, the task or the splits, so that all is guessed anew."""
-    kept = {form[name]: getattr(DEFAULTS, name) for name in _SPLITS}
+    kept = {form[name]: getattr(DEFAULTS, name) for name in (*_SPLITS, "class_weight")}
     return {**dict.fromkeys((form[name] for name in GUESSED), ""), form["remedies"]: [], **kept}
 
 
