@@ -8,6 +8,7 @@ import torch
 from peft import (
     PeftConfig,
     PeftModel,
+    PromptTuningInit,
     TaskType,
     get_peft_model,
     initialize_lora_eva_weights,
@@ -28,6 +29,7 @@ from peft_core.modules import (
     feedforward_modules,
     layer_norms,
 )
+from peft_core.sources import Source
 
 _NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
 _ADALORA_WARM_UP, _ADALORA_REST = 0.1, 0.3  # shares of all steps before the ranks fall, and after
@@ -38,16 +40,16 @@ def apply_method(
     config: TrainConfig,
     untrained: Sequence[str] = (),
     *,
-    base: str | None = None,
-    revision: str | None = None,
+    base: Source | None = None,
     steps: int = 100,
 ) -> nn.Module:
     """The model with only the chosen method's parameters, its head and what starts untrained trainable.
 
-    A PeftModel, or the model itself for head_only, bitfit and full. `steps` are those of the whole training,
-    which AdaLoRA's schedule needs. On a model without weights (meta device) starts that are computed from
-    the weights are left out. Raises ModelError if the method cannot work on this model, or `target_modules`
-    match nothing.
+    A PeftModel, or the model itself for head_only, bitfit and full. `base` is where the model came from: the
+    adapter names it, and prompt tuning starts from its tokenizer's words. `steps` are those of the whole
+    training, which AdaLoRA's schedule needs. On a model without weights (meta device) starts that are
+    computed from the weights are left out. Raises ModelError if the method cannot work on this model, or
+    `target_modules` match nothing.
     """
     reason = unworkable_on(config.to_dict(), model.config.model_type)
     if reason:
@@ -56,18 +58,33 @@ def apply_method(
         _choose_trainable(model, config.method, untrained)
         return model
     peft_config = _peft_config(model, config, untrained, steps)
-    peft_config.base_model_name_or_path, peft_config.revision = base, revision
+    if base:
+        peft_config.base_model_name_or_path, peft_config.revision = base.name, base.commit
     if getattr(model, "is_quantized", False):
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if base and config.method == "prompt_tuning":
+        _start_from_labels(peft_config, model, base)
     try:
         adapted = get_peft_model(model, peft_config)
     except (ValueError, AssertionError) as error:  # sizes that do not divide, said in PEFT's words
         label = METHODS[config.method].label
         raise ModelError(f"{label} cannot be built on this model: {str(error).splitlines()[0]}") from error
+    if base and config.method == "prompt_tuning":
+        peft_config.tokenizer_name_or_path = base.name  # no path of this machine leaves with the adapter
     for name, parameter in adapted.named_parameters():
         if "ranknum" in name:  # AdaLoRA's note of a rank, which on the meta device would seem trainable
             parameter.requires_grad_(False)
     return adapted
+
+
+def _start_from_labels(peft_config: PeftConfig, model: nn.Module, base: Source) -> None:
+    """Virtual tokens start as the label names (Lester et al. 2021, section 3.2) as the tokenizer writes them.
+
+    Its [CLS] comes first and takes the place from which the head reads, which is the first token's.
+    """
+    peft_config.prompt_tuning_init = PromptTuningInit.TEXT
+    peft_config.prompt_tuning_init_text = " ".join(model.config.id2label.values())
+    peft_config.tokenizer_name_or_path = str(base.folder)
 
 
 def start_from_data(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:

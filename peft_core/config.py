@@ -280,13 +280,17 @@ class Limits:
             f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
         )
 
-    def check(self, config: TrainConfig) -> None:
-        """Raise ConfigError if a config asks for more than a public demo gives."""
+    def check(self, config: TrainConfig, rows: int | None = None) -> None:
+        """Raise ConfigError if a config asks for more than a public demo gives.
+
+        `rows` are those that the data set has, where they are known: it cannot be trained on more.
+        """
         for name in ("max_train_samples", "max_eval_samples", "max_length"):
-            value, most = getattr(config, name), getattr(self, name)
-            if value > most:
-                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {most:,}.")
-        steps = math.ceil(config.max_train_samples / config.per_device_train_batch_size)
+            value, limit = getattr(config, name), getattr(self, name)
+            if value > limit:
+                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
+        most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
+        steps = math.ceil(most / config.per_device_train_batch_size)
         steps = math.ceil(steps * config.num_train_epochs)
         if steps > self.max_steps:
             raise ConfigError(

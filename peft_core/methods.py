@@ -70,7 +70,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "One vector for each chosen weight stretches or shrinks what passes through it.",
             "Liu et al. 2022, arXiv:2205.05638",
             ("target_modules",),
-            _values(learning_rate=1e-2),
+            _values(learning_rate=3e-2),
             peft_config="IA3Config",
         ),
         "vera": Method(
@@ -94,7 +94,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "The change is a Kronecker product of a small and a low-rank matrix.",
             "Yeh et al. 2023, arXiv:2309.14859",
             ("target_modules", "r", "alpha", "decompose_factor"),
-            _values(learning_rate=5e-3),
+            _values(learning_rate=1.5e-2),
             peft_config="LoKrConfig",
         ),
         "oft": Method(
@@ -119,7 +119,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "A few Fourier coefficients stand for each weight's whole change.",
             "Gao et al. 2024, arXiv:2405.03003",
             ("target_modules", "n_frequency", "scaling"),
-            _values(learning_rate=1e-2),
+            _values(learning_rate=1e-1),
             peft_config="FourierFTConfig",
         ),
         "c3a": Method(
@@ -127,7 +127,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "The change is made of circulant blocks: high rank from few numbers.",
             "Chen et al. 2024, arXiv:2407.19342",
             ("target_modules", "block_size"),
-            _values(learning_rate=1e-2),
+            _values(learning_rate=3e-1),
             peft_config="C3AConfig",
         ),
         "hira": Method(
@@ -150,14 +150,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LN-tuning",
             "Only the layer norms learn.",
             "Zhao et al. 2023, arXiv:2312.11420",
-            defaults=_values(learning_rate=5e-3),
+            defaults=_values(learning_rate=1e-2, num_train_epochs=2.0),
             peft_config="LNTuningConfig",
         ),
         "bitfit": Method(
             "BitFit",
             "Only the biases learn.",
             "Ben Zaken et al. 2021, arXiv:2106.10199",
-            defaults=_values(learning_rate=5e-3),
+            defaults=_values(learning_rate=3e-3, num_train_epochs=2.0),
             impossible=_values(modernbert="ModernBERT has no biases"),
         ),
         "prefix_tuning": Method(
@@ -165,7 +165,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "Trained keys and values stand before the text in every layer.",
             "Li and Liang 2021, arXiv:2101.00190",
             ("num_virtual_tokens",),
-            _values(learning_rate=1e-2),
+            _values(learning_rate=3e-2, num_train_epochs=2.0),
             peft_config="PrefixTuningConfig",
             cannot_merge=_PROMPT,
             impossible=MappingProxyType(
@@ -177,7 +177,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "Trained vectors stand before the text as if they were words.",
             "Lester et al. 2021, arXiv:2104.08691",
             ("num_virtual_tokens",),
-            _values(learning_rate=3e-2),
+            _values(learning_rate=3e-3, num_train_epochs=4.0),
             peft_config="PromptTuningConfig",
             cannot_merge=_PROMPT,
         ),
@@ -186,7 +186,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "Prompt tuning whose vectors a small network makes.",
             "Liu et al. 2021, arXiv:2103.10385",
             ("num_virtual_tokens", "encoder_hidden_size"),
-            _values(learning_rate=5e-3),
+            _values(learning_rate=2e-3, num_train_epochs=4.0),
             peft_config="PromptEncoderConfig",
             cannot_continue="PEFT keeps the vectors, not the network that makes them",
             cannot_merge=_PROMPT,
@@ -211,6 +211,11 @@ _STARTS_FROM_WEIGHTS = ("pissa", "olora")
 def defaults_of(method: Any) -> Mapping[str, Any]:
     """A method's own default settings; empty for LoRA, and for what is no method."""
     return METHODS[method].defaults if isinstance(method, str) and method in METHODS else {}
+
+
+def epochs_of(method: str, epochs: float) -> float:
+    """Passes over data for which `epochs` are enough with LoRA; some methods want several times as many."""
+    return epochs * defaults_of(method).get("num_train_epochs", 1.0)
 
 
 def unworkable(settings: Mapping[str, Any]) -> str:

@@ -107,8 +107,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         base.model,
         config,
         base.untrained,
-        base=base.source.name,
-        revision=base.source.commit,
+        base=base.source,
         steps=_steps(config, len(data.train)),
     )
     _stage(run, "encoding the texts")

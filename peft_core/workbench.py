@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Workbench:
     launcher: Launcher
     worker: Worker
     limits: Limits | None
+    _counted: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, runs_dir: Path, *, public: bool = False) -> "Workbench":
@@ -48,7 +49,7 @@ class Workbench:
         config = TrainConfig.from_dict(settings)
         if self.limits is not None:
             _only_offered(config, self.uploads_dir)
-            self.limits.check(config)
+            self.limits.check(config, self._upload_rows(config.dataset_name))
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +128,17 @@ class Workbench:
             raise
         return str(folder)
 
+    def _upload_rows(self, name: str) -> int | None:
+        """Rows of an uploaded data set, read once; None for one that was not uploaded."""
+        if not is_upload(name, self.uploads_dir):
+            return None
+        if name not in self._counted:
+            files = [str(path) for path in sorted(Path(name).iterdir())]
+            self._counted[name] = self.worker.run("count_rows", files)
+        return self._counted[name]
+
     def _check_rows(self, folder: Path) -> None:
-        rows = self.worker.run("count_rows", [str(path) for path in sorted(folder.iterdir())])
+        rows = self._upload_rows(str(folder)) or 0
         if rows > self.limits.max_upload_rows:
             raise DataError(
                 f"The files have {rows:,} rows; this public demo takes at most "

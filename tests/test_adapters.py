@@ -11,7 +11,7 @@ import torch
 from matrix import settings_of, variants
 from safetensors.torch import load_file
 from tiny import make_tiny
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core import runs
 from peft_core.adapters import apply_method, optimizer_of
@@ -58,6 +58,26 @@ def test_a_start_from_the_weights_is_no_change_of_the_model(bert: Path, variant:
         assert torch.allclose(model(**batch).logits, before, atol=1e-5)
         matrices = dict(model.named_parameters())
         assert all(matrices[name].abs().max() > 0 for name in matrices if "lora_B" in name)
+
+
+def test_prompt_tuning_starts_as_the_label_names(
+    bert: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    small = {"learning_rate": 1e-12, "num_train_epochs": 1, "num_virtual_tokens": 6}
+    run = runs.create(
+        tmp_path, config_of(bert, "Prompt tuning", dataset_name=settings["dataset_name"], **small)
+    )
+    train(run.folder)
+    (start,) = (
+        value
+        for name, value in load_file(run.adapter / "adapter_model.safetensors").items()
+        if "prompt" in name
+    )
+    ids = AutoTokenizer.from_pretrained(bert)("bad good")["input_ids"]
+    words = loaded(bert).get_input_embeddings().weight[[*ids, *ids][:6]]
+    assert torch.allclose(start, words, atol=1e-6)
+    saved = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert saved["tokenizer_name_or_path"] == saved["base_model_name_or_path"] == str(bert)
 
 
 def test_adalora_ends_with_its_target_rank(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -65,11 +65,20 @@ def test_every_setting_that_a_method_reads_is_in_the_form_and_seen(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Cards]) -> None:
     form, _ = built
-    updates = {component: update["value"] for component, update in method_values(form, method).items()}
+    updates = {part: update["value"] for part, update in method_values(form, method, 1.0).items()}
     held = {**values(form, method=method, learning_rate=0.5), **updates}
     config = TrainConfig.from_dict(settings_of(form, held))
     assert config == TrainConfig.from_dict({"method": method})
     assert config.learning_rate == defaults_of(method).get("learning_rate", 2e-3)
+
+
+def test_a_method_that_learns_slowly_wants_a_multiple_of_the_datas_epochs(
+    built: tuple[Form, Cards],
+) -> None:
+    form, _ = built
+    found = {name: method_values(form, name, 3.0)[form["num_train_epochs"]]["value"] for name in METHODS}
+    assert found["lora"] == 3.0
+    assert found["bitfit"] == 6.0
 
 
 def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Cards]) -> None:

@@ -44,6 +44,11 @@ def test_an_adapter_over_a_quantised_base_merges_into_the_original(
     assert f"in {bits} bits" in certificate(proof.to_dict())
 
 
+def test_eva_starts_over_a_quantised_base_too(train_here: Callable[..., Run]) -> None:
+    run = train_here(load_in_bits=4, init_lora_weights="eva")
+    assert run.result()["accuracy"] > 0.9 and merge(run.folder).holds
+
+
 def test_a_base_is_quantised_and_its_head_is_not(settings: dict[str, Any]) -> None:
     base = load_base(settings["model_name_or_path"], None, ["bad", "good"], bits=4)
     sizes = {name: p.dtype.itemsize for name, p in base.model.named_parameters()}

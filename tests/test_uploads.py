@@ -105,6 +105,7 @@ def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_p
         folder = public.upload([file])
         assert public.config({"dataset_name": folder}).dataset_name == folder
         assert public.inspect({"dataset_name": folder})["used"]["test"] == 8
+        assert public.config({"dataset_name": folder, "num_train_epochs": 10}), "steps are of the rows it has"
         for name in (str(file), str(file.parent), f"{folder}/../..", str(tmp_path)):
             with pytest.raises(ConfigError, match="not on this public demo's list"):
                 public.config({"dataset_name": name})

@@ -11,6 +11,7 @@ from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
 from peft_core.data.files import SUFFIXES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
+from peft_core.methods import epochs_of
 from peft_core.pictures.data import data_facts, data_findings, data_preview
 from peft_core.pictures.pieces import message
 from peft_core.presets import DATASETS, suggested_epochs
@@ -36,13 +37,14 @@ _GUESS = "Guessed"
 
 @dataclass(frozen=True)
 class DataCard:
-    """What the card shows beside the form's fields."""
+    """What the card shows beside the form's fields; `epochs` are those that the number of rows wants."""
 
     upload: gr.File
     facts: gr.HTML
     preview: gr.HTML
     findings: gr.HTML
     balance: gr.Button
+    epochs: gr.State
 
 
 def build_data_card(form: Form, workbench: Workbench) -> DataCard:
@@ -95,7 +97,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
             visible=workbench.limits is None,
             elem_id="dataset_config_name",
         )
-    return DataCard(upload, facts, preview, findings, balance)
+    return DataCard(upload, facts, preview, findings, balance, gr.State(DEFAULTS.num_train_epochs))
 
 
 def wire_data_card(
@@ -125,7 +127,7 @@ def wire_data_card(
     def show(values: dict) -> dict[Any, Any]:
         return _look(card, form, workbench, values) if values[opened] else {opened: gr.skip()}
 
-    def take(paths: list[str] | None) -> dict[Any, Any]:
+    def take(paths: list[str] | None, method: str) -> dict[Any, Any]:
         try:
             folder = workbench.upload([Path(path) for path in paths or []])
         except PeftCoreError as error:
@@ -133,12 +135,12 @@ def wire_data_card(
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
         return {
             form["dataset_name"]: gr.update(choices=choices, value=folder),
-            form["num_train_epochs"]: _epochs(workbench, folder),
+            **_with_epochs(card, form, _epochs(workbench, folder), method),
             **_unset(form),
         }
 
-    def leave() -> dict[Any, Any]:
-        epochs = {form["num_train_epochs"]: DEFAULTS.num_train_epochs}
+    def leave(method: str) -> dict[Any, Any]:
+        epochs = _with_epochs(card, form, DEFAULTS.num_train_epochs, method)
         hidden = {card.balance: gr.update(visible=False)}
         return {**epochs, **hidden, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
@@ -146,14 +148,14 @@ def wire_data_card(
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
     gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
-    taken = [form["num_train_epochs"], form["dataset_name"], *_unset(form)]
+    taken = [form["num_train_epochs"], card.epochs, form["dataset_name"], *_unset(form)]
     taken += [card.facts, card.preview, card.findings, card.balance]
     wait = card.upload.upload(
         lambda: (None, gr.update(interactive=False)), None, [form["dataset_name"], go], queue=False, **PRIVATE
     )
-    reading = wait.then(take, card.upload, taken, **PRIVATE)
+    reading = wait.then(take, [card.upload, form["method"]], taken, **PRIVATE)
     reading.then(lambda: gr.update(interactive=True), None, go, queue=False, **PRIVATE)
-    card.upload.clear(leave, None, taken, **PRIVATE)
+    card.upload.clear(leave, form["method"], taken, **PRIVATE)
     balanced = {form["class_weight"]: "balanced", card.balance: gr.update(visible=False)}
     card.balance.click(lambda: balanced, None, list(balanced), **PRIVATE)
 
@@ -189,13 +191,17 @@ def _unread(card: DataCard, error: PeftCoreError) -> dict[Any, Any]:
     return {card.facts: message(str(error)), card.preview: "", card.findings: "", card.balance: hidden}
 
 
-def _epochs(workbench: Workbench, folder: str) -> Any:
-    """Passes that suit the number of rows of an upload, where its rows can be counted."""
+def _epochs(workbench: Workbench, folder: str) -> float:
+    """Passes that suit the number of rows of an upload; one where its rows cannot be counted."""
     try:
         rows = workbench.inspect({"dataset_name": folder}).get("used", {}).get("train")
     except PeftCoreError:
         rows = None
-    return suggested_epochs(rows) if rows else gr.skip()
+    return float(suggested_epochs(rows)) if rows else DEFAULTS.num_train_epochs
+
+
+def _with_epochs(card: DataCard, form: Form, epochs: float, method: str) -> dict[Any, Any]:
+    return {card.epochs: epochs, form["num_train_epochs"]: epochs_of(method, epochs)}
 
 
 def _picker(name: str) -> gr.Dropdown:

@@ -127,18 +127,19 @@ def wire_form(
         lines = summaries(config.to_dict(), _base_size(counted))
         return [cost(counted), drawn, *[gr.update(label=line) for line in lines]]
 
-    def read_model(name: str, revision: str, method: str, chosen: list[str]) -> dict[Any, Any]:
+    def read_model(name: str, revision: str, method: str, chosen: list[str], epochs: float) -> dict[Any, Any]:
         try:
             workbench.config({"model_name_or_path": name, "revision": revision})
             facts = workbench.worker.run("describe_model", name, revision or None)
         except PeftCoreError:  # the cost strip says why
             return {cards.facts: ""}
-        return {cards.facts: model_facts(name, facts), **_offer(form, cards, name, facts, method, chosen)}
+        offered = _offer(form, cards, name, facts, method, chosen, epochs)
+        return {cards.facts: model_facts(name, facts), **offered}
 
     def take_recipe(name: str) -> dict[Any, Any]:
         config = TrainConfig.from_dict(RECIPES[name])
         facts = workbench.worker.run("describe_model", config.model_name_or_path)
-        return fill(form, config, facts["modules"])
+        return {cards.data.epochs: DEFAULTS.num_train_epochs, **fill(form, config, facts["modules"])}
 
     every = list(form.values())
     changes = [page.load, *[component.change for component in every]]
@@ -149,16 +150,22 @@ def wire_form(
     gr.on(
         [page.load, *[component.change for component in model]],
         read_model,
-        [*model, form["method"], form["target_modules"]],
+        [*model, form["method"], form["target_modules"], cards.data.epochs],
         told,
         **PRIVATE,
     )
-    recipe.input(take_recipe, recipe, every, **PRIVATE)
-    wire_method_card(cards.method, form, workbench)
+    recipe.input(take_recipe, recipe, [cards.data.epochs, *every], **PRIVATE)
+    wire_method_card(cards.method, form, workbench, cards.data.epochs)
 
 
 def _offer(
-    form: Form, cards: Cards, name: str, facts: Mapping[str, Any], method: str, chosen: list[str]
+    form: Form,
+    cards: Cards,
+    name: str,
+    facts: Mapping[str, Any],
+    method: str,
+    chosen: list[str],
+    epochs: float,
 ) -> dict[Any, Any]:
     """Updates that offer the methods and modules of a model; what was chosen stays where it can."""
     names = [module["name"] for module in facts["modules"]]
@@ -166,7 +173,7 @@ def _offer(
     methods, missing = method_choices(facts["model_type"]), not_offered(facts["model_type"])
     able = method in [key for _, key in methods]
     return {
-        **({} if able else method_values(form, DEFAULTS.method)),
+        **({} if able else method_values(form, DEFAULTS.method, epochs)),
         form["method"]: gr.update(choices=methods, value=method if able else DEFAULTS.method),
         form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=kept),
         cards.method.missing: gr.update(value=missing, visible=bool(missing)),

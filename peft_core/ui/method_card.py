@@ -3,12 +3,13 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import ALL_LINEAR, METHODS, Method, defaults_of
+from peft_core.methods import ALL_LINEAR, METHODS, Method, defaults_of, epochs_of
 from peft_core.presets import MODELS
 from peft_core.ui.events import PRIVATE, sentence
 from peft_core.ui.fields import DEFAULTS, Form, field
@@ -62,14 +63,14 @@ def build_method_card(form: Form) -> MethodCard:
     return MethodCard(line, missing, settings, quick, buttons)
 
 
-def wire_method_card(card: MethodCard, form: Form, workbench: Workbench) -> None:
-    """A method brings its fields and its defaults; a button chooses modules."""
+def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, epochs: gr.State) -> None:
+    """A method brings its fields and its defaults; a button chooses modules. `epochs` are the data's."""
     method, modules = form["method"], form["target_modules"]
     model = [form["model_name_or_path"], form["revision"]]
     shown = [card.line, card.settings, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
     method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
-    method.input(lambda chosen: method_values(form, chosen), method, filled, **PRIVATE)
+    method.input(partial(method_values, form), [method, epochs], filled, **PRIVATE)
     for button, kind in zip(card.buttons, QUICK.values(), strict=True):
 
         def take(name: str, revision: str, kind: str = kind) -> Any:
@@ -118,9 +119,9 @@ def method_fields(card: MethodCard, form: Form, name: str) -> dict[Any, Any]:
     return {**updates, card.line: method_line(name)}
 
 
-def method_values(form: Form, name: str) -> dict[Any, Any]:
-    """Updates that fill in a method's own defaults, and the learning rate it wants."""
-    own = {**_plain(), **defaults_of(name)}
+def method_values(form: Form, name: str, epochs: float) -> dict[Any, Any]:
+    """Updates that fill in a method's own defaults, the learning rate it wants, and epochs for the data."""
+    own = {**_plain(), **defaults_of(name), "num_train_epochs": epochs_of(name, epochs)}
     names = dict.fromkeys((*METHODS[name].settings, *DEFAULTED))
     return {form[key]: gr.update(value=_listed(own[key])) for key in names if key in form and key in own}
 
