@@ -189,11 +189,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "Prompt tuning whose vectors a small network makes.",
             "Liu et al. 2021, arXiv:2103.10385",
             ("num_virtual_tokens", "encoder_hidden_size"),
-            _values(learning_rate=2e-3, num_train_epochs=4.0),
+            _values(learning_rate=5e-3, num_train_epochs=4.0),
             peft_config="PromptEncoderConfig",
             cannot_continue="PEFT keeps the vectors, not the network that makes them",
             cannot_merge=_PROMPT,
-            note=f"{_READS_ONE}, which a prompt moves little in a model this small, however it is made.",
         ),
         "head_only": Method(
             "Head only",
