@@ -113,12 +113,17 @@ class RankSchedule(TrainerCallback):
     """Lets AdaLoRA look at the gradients and move its ranks after each optimizer step."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if isinstance(model, PeftModel) and hasattr(model.base_model, "update_and_allocate"):
+        if _is_adalora(model):
             model.base_model.update_and_allocate(state.global_step + 1)
 
 
+def rank_allocator(model: nn.Module) -> Any | None:
+    """PEFT's RankAllocator, which holds what AdaLoRA knows of its matrices; None for another method."""
+    return model.base_model.rankallocator if _is_adalora(model) else None
+
+
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a method without a PEFT class has trained, by the model's own parameter names."""
+    """What is trained, by the model's own parameter names."""
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -207,6 +212,10 @@ def _choose_trainable(model: nn.Module, method: str, untrained: Sequence[str]) -
         )
         bias = method == "bitfit" and name.endswith(".bias")
         parameter.requires_grad_(method == "full" or whole or bias)
+
+
+def _is_adalora(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and isinstance(model.base_model, peft.AdaLoraModel)
 
 
 def _has_no_weights(model: nn.Module) -> bool:

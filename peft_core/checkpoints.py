@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from peft_core.adapters import rank_allocator, trained_state
 from peft_core.runs import whole_folder, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "trained.safetensors"
+_IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as PEFT's RankAllocator names them
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -49,10 +53,10 @@ class CheckpointingTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The model or its adapter alone: no look-up on the Hub, no tokenizer, no pickled arguments."""
-        folder = output_dir or self.args.output_dir
-        without_lookup = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
-        self.model.save_pretrained(folder, state_dict=state_dict, **without_lookup)
+        save_trained(self.model, Path(output_dir or self.args.output_dir) / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint) / STATE)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
@@ -66,6 +70,35 @@ class CheckpointingTrainer(Trainer):
             self._staging = None
         for older in list_checkpoints(folder)[1:]:
             shutil.rmtree(older)
+
+
+def save_trained(model: nn.Module, path: Path) -> None:
+    """What training changes, by the model's own names: all that an adapter holds, and what PEFT leaves out of
+    one, as the network behind P-tuning's vectors and the importances and ranks of AdaLoRA."""
+    state, ranks = trained_state(model), None
+    allocator = rank_allocator(model)
+    if allocator:
+        ranks = allocator.peft_config.rank_pattern
+        for kind in _IMPORTANCES:
+            state |= {f"{kind}:{name}": value for name, value in getattr(allocator, kind).items()}
+    save_file(state, path, metadata={"format": "pt", "rank_pattern": json.dumps(ranks)})
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Put what `save_trained` saved into a model that was built from the same settings."""
+    state = load_file(path, device=str(next(model.parameters()).device))
+    with safe_open(path, framework="pt") as file:
+        ranks = json.loads(file.metadata()["rank_pattern"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name])
+    allocator = rank_allocator(model)
+    if allocator:
+        allocator.peft_config.rank_pattern = ranks
+        for kind in _IMPORTANCES:
+            held = {name: value for name, value in state.items() if name.startswith(f"{kind}:")}
+            setattr(allocator, kind, {name.partition(":")[2]: value for name, value in held.items()})
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,7 +125,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _verified(checkpoint: Path) -> bool:
     try:
         expected = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return expected == _hashes(checkpoint)
+        return STATE in expected and expected == _hashes(checkpoint)
     except (OSError, ValueError):
         return False
 

@@ -17,8 +17,8 @@ class Method:
 
     `settings` are the names in TrainConfig that this method reads beside the training settings; `defaults`
     are its own values where TrainConfig's are another method's. `peft_config` is the name of PEFT's class, or
-    None where weights of the model itself are trained. `cannot_merge`, `cannot_continue` (a stopped run) and
-    `impossible` (by `model_type`) give reasons in words; `note` is what to know before choosing it.
+    None where weights of the model itself are trained. `cannot_merge` and `impossible` (by `model_type`)
+    give reasons in words; `note` is what to know before choosing it.
     """
 
     label: str
@@ -28,7 +28,6 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     peft_config: str | None = None
     cannot_merge: str = ""
-    cannot_continue: str = ""
     impossible: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -64,7 +63,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ("target_modules", "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
             _values(learning_rate=1e-2, lora_alpha=64),
             peft_config="AdaLoraConfig",
-            cannot_continue="PEFT does not keep the importance that decides where rank goes",
+            note="With class weights or numbers as labels PEFT leaves the orthogonality out of the loss.",
         ),
         "ia3": Method(
             "IA3",
@@ -191,7 +190,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ("num_virtual_tokens", "encoder_hidden_size"),
             _values(learning_rate=5e-3, num_train_epochs=4.0),
             peft_config="PromptEncoderConfig",
-            cannot_continue="PEFT keeps the vectors, not the network that makes them",
             cannot_merge=_PROMPT,
         ),
         "head_only": Method(
@@ -226,8 +224,8 @@ def epochs_of(method: str, epochs: float) -> float:
 def unworkable(settings: Mapping[str, Any]) -> str:
     """Why these settings cannot work together on any model, or an empty text."""
     s = settings
-    if s["method"] == "adalora" and s["init_r"] < s["target_r"]:
-        return f"init_r is {s['init_r']}, below target_r {s['target_r']}; AdaLoRA only takes rank away."
+    if s["method"] == "adalora" and s["init_r"] <= s["target_r"]:
+        return f"init_r is {s['init_r']}, not above target_r {s['target_r']}; AdaLoRA only takes rank away."
     if s["method"] != "lora":
         return ""
     start, bits = s["init_lora_weights"], s["load_in_bits"]

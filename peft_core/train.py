@@ -20,7 +20,13 @@ import transformers
 from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from peft_core.adapters import RankSchedule, apply_method, optimizer_of, start_from_data, trained_state
+from peft_core.adapters import (
+    RankSchedule,
+    apply_method,
+    optimizer_of,
+    start_from_data,
+    trained_state,
+)
 from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
@@ -28,7 +34,7 @@ from peft_core.data.labelled import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.methods import METHODS, bits_of, virtual_tokens
+from peft_core.methods import bits_of, virtual_tokens
 from peft_core.metrics import task_metrics
 from peft_core.predict import CLASSIFIER_FILE, Classifier
 from peft_core.problems import METRICS, REGRESSION, decide
@@ -194,7 +200,7 @@ def _trainer(
         per_device_eval_batch_size=64,
         eval_strategy="no" if curve_rows is None else "steps",
         eval_steps=curve_steps,
-        save_strategy="no" if METHODS[config.method].cannot_continue else "steps",
+        save_strategy="steps",
         save_steps=curve_steps,
         logging_steps=max(1, steps // LOSS_POINTS),
         logging_nan_inf_filter=False,

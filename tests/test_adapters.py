@@ -1,7 +1,6 @@
 """What each method builds, starts from, schedules and refuses, and that a stopped run of it goes on."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,13 +17,8 @@ from peft_core.adapters import apply_method, optimizer_of
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model, count_parameters
 from peft_core.errors import ConfigError, ModelError
-from peft_core.methods import METHODS
 from peft_core.runs import Run
 from peft_core.train import train
-
-
-def cannot_continue(variant: Mapping[str, Any]) -> str:
-    return METHODS[variant["method"]].cannot_continue
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +115,8 @@ def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
 @pytest.mark.parametrize(
     "variant",
     [
-        "LoRA, PiSSA start", "LoRA, EVA start", "LoRA, LoRA+", "VeRA", "Full fine-tuning", "BitFit",
-        "Prefix tuning", "Prompt tuning",
+        "LoRA, PiSSA start", "LoRA, EVA start", "LoRA, LoRA+", "AdaLoRA", "VeRA", "Full fine-tuning",
+        "BitFit", "Prompt tuning", "P-tuning",
     ],
 )  # fmt: skip
 def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str) -> None:
@@ -141,20 +135,10 @@ def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: P
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("variant", [label for label, one in variants().items() if cannot_continue(one)])
-def test_no_checkpoint_is_kept_that_a_run_could_not_go_on_from(
-    bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str
-) -> None:
-    run = runs.create(tmp_path, config_of(bert, variant, dataset_name=settings["dataset_name"]))
-    with mock.patch.object(Run, "stop_requested", lambda run: bool(run.metrics())):
-        train(run.folder)
-    assert run.state()["status"] == "KILLED" and run.has_adapter and not run.can_continue
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "adalora", "init_r": 4, "target_r": 8}, "below target_r 8"),
+        ({"method": "adalora", "init_r": 8, "target_r": 8}, "not above target_r 8"),
         ({"load_in_bits": 5}, "takes 32, 8 or 4"),
         ({"load_in_bits": 4, "init_lora_weights": "pissa"}, "full-precision weights"),
         ({"method": "lora", "init_lora_weights": "magic"}, "default, gaussian, pissa"),
