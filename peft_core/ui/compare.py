@@ -45,6 +45,7 @@ COLUMNS = {
     "total": "All",
     "file": "On disk",
 }
+WIDTHS = (186, 118, 38, 134, 95, 80, 90, 58, 102, 104, 82)  # of the columns, in pixels
 SHOWN = ("lora", "head_only", "full")
 FIRST = ("sentence-transformers/all-MiniLM-L6-v2", "nlptown/bert-base-multilingual-uncased-sentiment")
 
@@ -68,7 +69,12 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
     rows = gr.State([])
     headers = list(COLUMNS.values())
     table = gr.Dataframe(
-        headers=headers, interactive=False, elem_id="counts", show_search="none", max_height=330
+        headers=headers,
+        interactive=False,
+        elem_id="counts",
+        show_search="none",
+        max_height=330,
+        column_widths=list(WIDTHS),
     )
     chart = gr.Plot(show_label=False, elem_id="parts", container=False)
 
@@ -132,7 +138,8 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
     metric = gr.Radio(
         [TITLES["accuracy"]], value=TITLES["accuracy"], label="Judged by", visible=False, elem_id="own-metric"
     )
-    with gr.Row():
+    none = gr.HTML(message("No run has ended yet: train one and it stands here.", "note"))
+    with gr.Row(visible=False) as seen:
         chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
         table = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
 
@@ -141,6 +148,8 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
         metrics = list(dict.fromkeys(frame["metric"]))
         shown = chosen if chosen in metrics or not metrics else metrics[0]
         return [
+            gr.update(visible=not metrics),
+            gr.update(visible=bool(metrics)),
             gr.update(choices=metrics or [shown], value=shown, visible=len(metrics) > 1),
             plot(runs_chart(frame, shown)) if len(frame) else gr.skip(),
             frame.round({"score": 4}),
@@ -149,7 +158,7 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
     def redraw(chosen: str) -> Any:
         return plot(runs_chart(runs_frame(workbench.list_runs()), chosen))
 
-    tabs.change(own_runs, metric, [metric, chart, table], **PRIVATE)
+    tabs.change(own_runs, metric, [none, seen, metric, chart, table], **PRIVATE)
     metric.input(redraw, metric, chart, **PRIVATE)
 
 

@@ -11,7 +11,7 @@ from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.methods import ALL_LINEAR, METHODS
 from peft_core.pictures.pieces import cost, message, method_picture, method_words, quantity
-from peft_core.presets import MODELS, RECIPES
+from peft_core.presets import DATASETS, MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, fields
@@ -97,9 +97,10 @@ def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str
     model = MODELS[name].label if name in MODELS else name
     data = dataset_label(s["dataset_name"])
     size = f" · {quantity(total)}" if total else ""
+    most = "" if s["dataset_name"] in DATASETS else "up to "
     return [
         f"1  Model    {model}{size}",
-        f"2  Data    {data} · {s['max_train_samples']:,} rows",
+        f"2  Data    {data} · {most}{s['max_train_samples']:,} rows",
         f"3  Method    {method_words(s)}",
         f"4  Training    {_epochs(s['num_train_epochs'])} · rate {s['learning_rate']:g} · seed {s['seed']}",
     ]

@@ -90,7 +90,7 @@ def method_choices(model_type: str) -> list[tuple[str, str]]:
 def method_line(name: str) -> str:
     """What the method does, where it is from, whether it merges, and what to know before."""
     method = METHODS[name]
-    merge = f"Cannot be merged: {method.cannot_merge}" if method.cannot_merge else ""
+    merge = f"Cannot be merged: {method.cannot_merge}." if method.cannot_merge else ""
     more = "".join(f"<p>{html.escape(words)}</p>" for words in (merge, method.note) if words)
     source = f'<span class="quiet">{html.escape(method.source)}</span>'
     return f'<div class="facts"><p>{html.escape(method.help)} {source}</p>{more}</div>'
