@@ -26,7 +26,7 @@ bench: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py
 
 bench-methods: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python tests/bench_methods.py methods.jsonl
+	PYTHONPATH=.:tests $(BIN)/python tests/bench_methods.py tests/methods.jsonl
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

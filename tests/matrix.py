@@ -49,7 +49,7 @@ LORA_VARIANTS: Mapping[str, Mapping[str, Any]] = {
 # sizes that a matrix 32 wide can hold
 SMALL = {
     "r": 4, "init_r": 6, "target_r": 4, "oft_block_size": 8, "block_size": 8, "n_frequency": 100,
-    "encoder_hidden_size": 16, "num_virtual_tokens": 4, "max_length": 64, "num_train_epochs": 4,
+    "encoder_hidden_size": 16, "num_virtual_tokens": 4, "max_length": 64, "num_train_epochs": 2,
     "learning_rate": 0.02,
 }  # fmt: skip
 

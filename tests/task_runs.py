@@ -100,4 +100,4 @@ def stars(fit: Callable[..., Run]) -> Run:
 
 @pytest.fixture(scope="session")
 def pairs(fit: Callable[..., Run]) -> Run:
-    return fit(labelled(pair_rows, ("bad", "good"), SINGLE))
+    return fit(labelled(pair_rows, ("bad", "good"), SINGLE), num_train_epochs=10)

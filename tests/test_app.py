@@ -108,7 +108,7 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
 
 def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open) -> None:
     page = open_page()
-    run = press_train(page, server, max_train_samples="300", num_train_epochs="4", max_eval_samples="60")
+    run = press_train(page, server, max_train_samples="300", num_train_epochs="2", max_eval_samples="60")
     deadline = time.time() + 90
     while not run.can_continue and time.time() < deadline:
         time.sleep(0.1)
