@@ -191,6 +191,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             _values(learning_rate=5e-3, num_train_epochs=4.0),
             peft_config="PromptEncoderConfig",
             cannot_merge=_PROMPT,
+            note=f"{_READS_ONE}, which a prompt moves little in a model this small, and from one seed to the "
+            "next by several points.",
         ),
         "head_only": Method(
             "Head only",
