@@ -76,7 +76,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"{ROWS:,} training sentences, 1,000 test sentences, seeds {', '.join(map(str, SEEDS))}; time is of "
         f"seed {SEEDS[0]} on {os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}. "
-        "Rates and epochs were chosen on validation sentences with another seed.",
+        "Rates and epochs were chosen on validation sentences with another seed; a row with fewer numbers "
+        "lacks the later seeds, so its mean is not to be compared.",
         "",
         "| Method | accuracy, mean (each seed) | rate | epochs | trainable | saved | training |",
         "|---|---|---|---|---|---|---|",
