@@ -19,12 +19,15 @@ from peft_core.adapters import merged_model
 from peft_core.certificate import MergeCertificate, read_certificate, tolerance
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
+from peft_core.inference.batching import batched_logits
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.decision import Decision
+from peft_core.inference.loading import load_adapter, load_adapter_base
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import HEAD_NAMES
-from peft_core.predict import Classifier, batched_logits, load_adapter, load_adapter_base
 from peft_core.problems import label_flips
 from peft_core.quantise import FULL
-from peft_core.results import evaluation_texts
+from peft_core.rows import judged_texts
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit
 
@@ -61,7 +64,7 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     if earlier is not None:
         return earlier
     _refuse_unmergeable(run)
-    texts, pairs = evaluation_texts(run)
+    texts, pairs = judged_texts(run)
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
     refuse_quantised(model_config(name, hub_commit(revision)), name)
     progress(0.0, "Loading the base model and the adapter")
@@ -112,6 +115,7 @@ def _merge_into(
     in_memory = logits(merged, base.tokenizer, 0.5, "Merged")
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+    Decision.read(run).write(folder, classifier.labels)
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.75, "Merged, loaded again")
     labels = tuple(reloaded.config.id2label.values())

@@ -4,16 +4,16 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
 
 from peft_core.data.labelled import LabelledText
-from peft_core.errors import ModelError, RunError
+from peft_core.errors import ModelError
+from peft_core.inference.batching import batched_logits
 from peft_core.losses import LabelScale, Loss, eval_loss
 from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
-from peft_core.predict import batched_logits
 from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, headline, joined
-from peft_core.runs import Run, whole_file
+from peft_core.rows import save_rows
+from peft_core.runs import Run
 
 POINTS = 500  # of predicted against true, at most
 
@@ -31,14 +31,15 @@ def measure(
     model.eval()
     task = data.problem_type
     true, train = label_array(data.eval, task), label_array(data.train, task)
-    logits = batched_logits(
-        model, tokenizer, data.eval["text"][:], max_length, text_pairs=text_pairs(data.eval)
-    )
+    logits = _logits(model, tokenizer, data.eval, max_length)
     if not np.isfinite(logits).all():
         raise ModelError("Training diverged: the model returns no numbers any more; lower the learning rate.")
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
-    _save_rows(run, data.eval, predicted)
+    save_rows(run.evaluation, data.eval.to_dict(), logits, task)
+    if len(data.validation):
+        held = _logits(model, tokenizer, data.validation, max_length)
+        save_rows(run.validation, data.validation.to_dict(), held, task)
     return {
         "problem_type": task,
         **task_metrics(task, predicted, true),
@@ -81,20 +82,9 @@ def label_array(rows: Dataset, task: str) -> np.ndarray:
     return np.asarray(rows["label"][:], dtype=np.float64 if task == REGRESSION else np.int64)
 
 
-def text_pairs(rows: Dataset) -> list[str] | None:
-    """The second texts, where there are any."""
-    return rows["text_pair"][:] if "text_pair" in rows.column_names else None
-
-
-def evaluation_texts(run: Run) -> tuple[list[str], list[str] | None]:
-    """The texts of a run's test rows, and their second texts or None; RunError if the rows are lost."""
-    try:
-        rows = pd.read_parquet(run.evaluation)
-        return rows["text"].tolist(), rows["text_pair"].tolist() if "text_pair" in rows else None
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"The run {run.run_id!r} has lost its evaluation rows, so no merge can be proved; train it again."
-        ) from error
+def _logits(model: Any, tokenizer: Any, rows: Dataset, max_length: int) -> np.ndarray:
+    pairs = rows["text_pair"][:] if "text_pair" in rows.column_names else None
+    return batched_logits(model, tokenizer, rows["text"][:], max_length, text_pairs=pairs)
 
 
 def _as_trained(task: str, logits: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -129,12 +119,3 @@ def _points(predicted: np.ndarray, true: np.ndarray) -> list[list[float]]:
     if len(chosen) > POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(len(true), POINTS, replace=False))
     return np.stack([true[chosen], predicted[chosen]], axis=1).tolist()
-
-
-def _save_rows(run: Run, rows: Dataset, predicted: np.ndarray) -> None:
-    """evaluation.parquet: text, text_pair if any, label, predicted (of several labels lists of 0 and 1)."""
-    names = [name for name in ("text", "text_pair", "label") if name in rows.column_names]
-    frame = pd.DataFrame({name: rows[name][:] for name in names})
-    frame["predicted"] = list(predicted)
-    with whole_file(run.evaluation) as staging:
-        frame.to_parquet(staging)

@@ -62,8 +62,13 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Parquet of the test rows: text, text_pair if any, label, predicted: index, 0s and 1s or number."""
+        """Parquet of the test rows, as `rows.save_rows` writes it."""
         return self.folder / "evaluation.parquet"
+
+    @property
+    def validation(self) -> Path:
+        """The same of the validation rows, where there were any."""
+        return self.folder / "validation.parquet"
 
     @property
     def log(self) -> Path:

@@ -13,8 +13,9 @@ from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
+from peft_core.inference.loading import ADAPTER, BASE, MERGED
+from peft_core.inference.predictor import Predictor
 from peft_core.losses import check_class_weight
-from peft_core.predict import ADAPTER, BASE, MERGED, Predictor
 from peft_core.runs import Run
 from peft_core.sources import model_source
 from peft_core.worker import report

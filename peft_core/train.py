@@ -33,10 +33,10 @@ from peft_core.counts import count_model
 from peft_core.data.labelled import LabelledText, encode, load_labelled_text
 from peft_core.encoder import BaseModel, check_max_length, load_base
 from peft_core.errors import PeftCoreError, RunError
+from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.metrics import task_metrics
-from peft_core.predict import CLASSIFIER_FILE, Classifier
 from peft_core.problems import METRICS, REGRESSION, decide
 from peft_core.results import label_array, measure
 from peft_core.runs import (

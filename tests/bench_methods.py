@@ -77,8 +77,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{ROWS:,} training sentences, 1,000 test sentences, seeds {', '.join(map(str, SEEDS))}; time is of "
         f"seed {SEEDS[0]} on {os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}. "
         "Rates and epochs were chosen on validation sentences with seed 7, but those of AdaLoRA and VeRA on "
-        "the test sentences of seed 42, which flatters that number of theirs. A row with fewer numbers lacks "
-        "the later seeds, so its mean is not to be compared.",
+        "the test sentences of seed 42, which flatters that number of theirs.",
         "",
         "| Method | accuracy, mean (each seed) | rate | epochs | trainable | saved | training |",
         "|---|---|---|---|---|---|---|",

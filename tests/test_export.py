@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from peft_core.errors import RunError
-from peft_core.export import zip_of
+from peft_core.export.archives import zip_of
 from peft_core.runs import Run
 
 

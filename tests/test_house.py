@@ -76,7 +76,7 @@ def test_the_foundation_stands_alone() -> None:
 
 def test_the_page_reaches_no_module_that_computes() -> None:
     computes = {name for name in SOURCES if uses(name, HEAVY)}
-    assert {"peft_core.train", "peft_core.encoder", "peft_core.predict"} <= computes
+    assert {"peft_core.train", "peft_core.encoder", "peft_core.inference.loading"} <= computes
     assert not computes & reached("app")
 
 
@@ -87,7 +87,7 @@ def test_the_page_starts_without_torch(name: str) -> None:
 
 def test_the_core_starts_without_gradio() -> None:
     code = (
-        "import sys, peft_core.tasks, peft_core.train, peft_core.export; print(int('gradio' in sys.modules))"
+        "import sys, peft_core.tasks, peft_core.train, peft_core.export.archives; print(int('gradio' in sys.modules))"
     )
     assert answer(code) == 0
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from peft_core import certificate
 from peft_core.certificate import MergeCertificate, read_certificate
 from peft_core.errors import MergeError, ModelError, PeftCoreError, RunError
+from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
-from peft_core.predict import Predictor
 from peft_core.runs import Run
 
 STOCK_TRANSFORMERS = """
@@ -226,5 +226,5 @@ def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
     own_run.evaluation.unlink()
     refused = python("-m", "peft_core.merge", str(own_run.folder))
     assert refused.returncode == 2
-    assert "lost its evaluation rows" in refused.stderr.strip().splitlines()[-1]
+    assert "lost its test rows" in refused.stderr.strip().splitlines()[-1]
     assert "Traceback" not in refused.stderr

@@ -13,7 +13,8 @@ from tiny import make_tiny_bert, make_yelp_parquet
 
 from peft_core.data.labelled import cut
 from peft_core.errors import DataError, RunError
-from peft_core.predict import Classifier, Predictor, check_texts
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.predictor import Predictor, check_texts
 from peft_core.runs import Run
 
 BAD, GOOD = "The food was awful, really terrible.", "Wonderful, the best pizza, excellent."

@@ -21,7 +21,7 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.errors import DataError, ModelError, RunError
-from peft_core.predict import Predictor
+from peft_core.inference.predictor import Predictor
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 from peft_core.train import train

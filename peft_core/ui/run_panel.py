@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_core.certificate import read_certificate
 from peft_core.errors import RunError
-from peft_core.export import zip_of
+from peft_core.export.archives import zip_of
 from peft_core.pictures.cards import result_card
 from peft_core.pictures.charts import curve, curve_frame
 from peft_core.pictures.pieces import certificate, message, method_picture, running, working

@@ -1,0 +1,1 @@
+"""What a person takes away from a run, each way in a file of its own."""

@@ -1,0 +1,1 @@
+"""A run's models at work: loaded, asked, judged and explained."""

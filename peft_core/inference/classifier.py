@@ -1,0 +1,53 @@
+"""What an adapter is worth nothing without: its labels, its length and its very base (`classifier.json`)."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from peft_core.errors import RunError
+from peft_core.runs import Run
+
+CLASSIFIER_FILE = "classifier.json"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What `adapter_config.json` does not hold and an adapter cannot be used without (`classifier.json`)."""
+
+    labels: tuple[str, ...]
+    max_length: int
+    base_model_name_or_path: str
+    base_revision: str | None
+    untrained: tuple[str, ...]
+    head_is_fresh: bool
+    problem_type: str = "single_label_classification"
+    text_pair: bool = False  # whether it was trained on pairs of texts
+
+    @classmethod
+    def read(cls, run: Run) -> "Classifier":
+        """From a run's adapter folder; RunError if the run has no adapter or has lost files of it."""
+        if not run.has_adapter:
+            status = run.state()["status"]
+            raise RunError(f"The run {run.run_id!r} has no adapter (it is {status}); pick a finished run.")
+        path = run.adapter / CLASSIFIER_FILE
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            labels = tuple(held.pop("id2label").values())
+            return cls(labels=labels, untrained=tuple(held.pop("untrained")), **held)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again."
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, the labels in the form of a model's config."""
+        return {
+            "id2label": {str(i): label for i, label in enumerate(self.labels)},
+            "problem_type": self.problem_type,
+            "max_length": self.max_length,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_revision": self.base_revision,
+            "untrained": list(self.untrained),
+            "head_is_fresh": self.head_is_fresh,
+            "text_pair": self.text_pair,
+        }

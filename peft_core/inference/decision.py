@@ -1,0 +1,118 @@
+"""How a model's raw outputs become an answer: temperature, thresholds and abstaining (`decision.json`)."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_core.errors import ConfigError, RunError
+from peft_core.problems import MULTI, REGRESSION, SINGLE, THRESHOLD, scores
+from peft_core.runs import Run, write_json
+
+DECISION_FILE = "decision.json"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person chose on validation rows; the defaults are the plain rule.
+
+    `temperature` divides the raw outputs before they become probabilities. With `thresholds` (one a label,
+    between 0 and 1) a text of one label gets the one whose probability is the largest share of its threshold
+    (for two labels whose thresholds sum to 1: the second from its threshold on), a text of several gets each
+    from its threshold on. Below `abstain_below` of confidence there is no answer. A number has none of these.
+    """
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+    abstain_below: float = 0.0
+
+    @classmethod
+    def read(cls, run: Run) -> "Decision":
+        """The choice saved with a run, or the plain rule; RunError for a damaged file."""
+        path = run.adapter / DECISION_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return cls.of(held, len(held["thresholds"]) or None)
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise RunError(
+                f"The {DECISION_FILE} of {run.run_id!r} is damaged; choose thresholds and temperature again."
+            ) from error
+
+    @classmethod
+    def of(cls, values: dict[str, Any], num_labels: int | None) -> "Decision":
+        """Checked values, as `to_dict` gives them; ConfigError for one that is out of bounds.
+
+        `thresholds` maps labels to numbers in the order of the labels, or is a list.
+        """
+        given = values.get("thresholds") or ()
+        numbers = list(given.values()) if isinstance(given, dict) else list(given)
+        decision = cls(
+            temperature=_number("temperature", values.get("temperature", 1.0), 0.01, 100.0),
+            thresholds=tuple(_number("A threshold", number, 0.001, 0.999) for number in numbers),
+            abstain_below=_number("abstain_below", values.get("abstain_below", 0.0), 0.0, 1.0),
+        )
+        if decision.thresholds and len(decision.thresholds) != num_labels:
+            raise ConfigError(
+                f"There are {len(decision.thresholds)} thresholds for {num_labels} labels; give one a label."
+            )
+        return decision
+
+    @property
+    def is_plain(self) -> bool:
+        return self == Decision()
+
+    def save(self, run: Run, labels: tuple[str, ...]) -> None:
+        """Write it into the adapter, and into the merged model where there is one: exports take it along."""
+        for folder in (run.adapter, run.merged):
+            if folder.is_dir():
+                self.write(folder, labels)
+
+    def write(self, folder: Path, labels: tuple[str, ...]) -> None:
+        """Write `decision.json` into a folder, or remove it for the plain rule."""
+        if self.is_plain:
+            (folder / DECISION_FILE).unlink(missing_ok=True)
+        else:
+            write_json(folder / DECISION_FILE, self.to_dict(labels))
+
+    def to_dict(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        """As JSON types, the thresholds by label (empty for the plain rule)."""
+        named = dict(zip(labels, self.thresholds, strict=True)) if self.thresholds else {}
+        return {**asdict(self), "thresholds": named}
+
+    def probabilities(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
+        """Calibrated probabilities (rows, labels), float64; of a number the numbers themselves."""
+        raw = np.asarray(logits, dtype=np.float64)
+        return scores(raw if problem_type == REGRESSION else raw / self.temperature, problem_type)
+
+    def decide(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
+        """As `problems.decide`, by this rule; abstaining is told by `abstains`."""
+        found = self.probabilities(logits, problem_type)
+        if problem_type == REGRESSION:
+            return found[:, 0]
+        if problem_type == MULTI:
+            return (found >= (self.thresholds or THRESHOLD)).astype(np.int64)
+        return (found / (self.thresholds or 1.0)).argmax(-1)
+
+    def confidence(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
+        """From 0 to 1 (rows,): of the label given; of several, of the yes or no that is least sure."""
+        found = self.probabilities(logits, problem_type)
+        if problem_type == SINGLE:
+            return np.take_along_axis(found, self.decide(logits, problem_type)[:, None], -1)[:, 0]
+        if problem_type == MULTI:
+            given = self.decide(logits, problem_type)
+            return np.where(given == 1, found, 1 - found).min(-1)
+        return np.ones(len(found))
+
+    def abstains(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
+        """True (rows,) where the confidence is too low for an answer."""
+        return self.confidence(logits, problem_type) < self.abstain_below
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; it must be from {least:g} to {most:g}.")
+    return float(value)
