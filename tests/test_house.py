@@ -86,9 +86,8 @@ def test_the_page_starts_without_torch(name: str) -> None:
 
 
 def test_the_core_starts_without_gradio() -> None:
-    code = (
-        "import sys, peft_core.tasks, peft_core.train, peft_core.export.archives; print(int('gradio' in sys.modules))"
-    )
+    heavy = "peft_core.tasks, peft_core.train, peft_core.export.archives"
+    code = f"import sys, {heavy}; print(int('gradio' in sys.modules))"
     assert answer(code) == 0
 
 
