@@ -233,7 +233,8 @@ class TrainConfig:
         for key in settings:
             if key not in SETTINGS:
                 raise ConfigError(_unknown(str(key)))
-        return cls(**{**defaults_of(settings.get("method", cls.method)), **settings})
+        own = defaults_of(settings.get("method", cls.method), settings.get("target_modules"))
+        return cls(**{**own, **settings})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON types."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-ALL_LINEAR = "all-linear"
+LORA, ALL_LINEAR = "lora", "all-linear"
 _PROMPT = "it is text put before the text, not a change of weights"
 _READS_ONE = "The head reads one vector that the frozen model makes"
 _NO_CACHE = "its transformers model takes no past keys and values, which the prefix is made of"
@@ -46,7 +46,7 @@ def _values(**values: Any) -> Mapping[str, Any]:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "lora": Method(
+        LORA: Method(
             "LoRA",
             "Two thin matrices beside each chosen weight learn its change.",
             "Hu et al. 2021, arXiv:2106.09685",
@@ -213,8 +213,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 _STARTS_FROM_WEIGHTS = ("pissa", "olora")
 
 
-def defaults_of(method: Any) -> Mapping[str, Any]:
-    """A method's own default settings; empty for LoRA, and for what is no method."""
+def defaults_of(method: Any, target_modules: Any = ()) -> Mapping[str, Any]:
+    """A method's own default settings; empty for LoRA on some modules, and for what is no method.
+
+    LoRA in every matrix takes half the rate: at 2e-3 one seed in five fell back to the majority class.
+    """
+    if method == LORA and target_modules in (ALL_LINEAR, [ALL_LINEAR], (ALL_LINEAR,)):
+        return {"learning_rate": 1e-3}
     return METHODS[method].defaults if isinstance(method, str) and method in METHODS else {}
 
 
@@ -228,7 +233,7 @@ def unworkable(settings: Mapping[str, Any]) -> str:
     s = settings
     if s["method"] == "adalora" and s["init_r"] <= s["target_r"]:
         return f"init_r is {s['init_r']}, not above target_r {s['target_r']}; AdaLoRA only takes rank away."
-    if s["method"] != "lora":
+    if s["method"] != LORA:
         return ""
     start, bits = s["init_lora_weights"], s["load_in_bits"]
     if bits not in (4, 8, 32):
@@ -247,7 +252,7 @@ def unworkable_on(settings: Mapping[str, Any], model_type: str) -> str:
     reason = method.cannot(model_type)
     if reason:
         return f"{method.label} cannot be used on {model_type} models: {reason}; choose another method."
-    if settings["method"] == "lora" and settings["init_lora_weights"] == "eva" and model_type == "deberta-v2":
+    if settings["method"] == LORA and settings["init_lora_weights"] == "eva" and model_type == "deberta-v2":
         return (
             "init_lora_weights 'eva' cannot be used on deberta-v2 models: their query and key matrices also "
             "read relative positions, which are not the data that EVA starts from; take default."

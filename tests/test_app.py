@@ -164,6 +164,7 @@ def test_the_target_modules_are_those_of_the_model(open_page: Open) -> None:
     page.click("#take-all")
     expect(picker.locator("input:checked")).to_have_count(1)
     expect(picker.locator("label.selected")).to_contain_text("all-linear")
+    expect(page.get_by_role("button", name="4  Training")).to_contain_text("rate 0.001")
 
 
 def test_a_model_brings_its_own_modules_and_says_what_starts_untrained(open_page: Open) -> None:

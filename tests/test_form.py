@@ -24,6 +24,7 @@ from peft_core.ui.method_card import (
     method_values,
     not_offered,
     quick_targets,
+    rate_for,
 )
 from peft_core.ui.model_card import model_facts, preset_label
 from peft_core.workbench import Workbench
@@ -70,6 +71,15 @@ def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Car
     config = TrainConfig.from_dict(settings_of(form, held))
     assert config == TrainConfig.from_dict({"method": method})
     assert config.learning_rate == defaults_of(method).get("learning_rate", 2e-3)
+
+
+def test_lora_in_every_matrix_takes_half_the_rate_unless_one_was_chosen() -> None:
+    assert TrainConfig.from_dict({"target_modules": ["all-linear"]}).learning_rate == 1e-3
+    assert TrainConfig.from_dict({"target_modules": "all-linear"}).learning_rate == 1e-3
+    assert rate_for("lora", ["all-linear"], 2e-3) == 1e-3
+    assert rate_for("lora", ["query"], 1e-3) == 2e-3
+    assert rate_for("lora", ["all-linear"], 5e-4) == 5e-4
+    assert rate_for("adalora", ["all-linear"], 1e-2) == 1e-2
 
 
 def test_a_method_that_learns_slowly_wants_a_multiple_of_the_datas_epochs(

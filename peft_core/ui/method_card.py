@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import ALL_LINEAR, METHODS, Method, defaults_of, epochs_of
+from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of, epochs_of
 from peft_core.presets import MODELS
 from peft_core.ui.events import PRIVATE, sentence
 from peft_core.ui.fields import DEFAULTS, Form, field
@@ -71,13 +71,16 @@ def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, epochs:
     method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
     method.input(partial(method_values, form), [method, epochs], filled, **PRIVATE)
+    rate = form["learning_rate"]
+    modules.input(rate_for, [method, modules, rate], rate, **PRIVATE)
     for button, kind in zip(card.buttons, QUICK.values(), strict=True):
 
-        def take(name: str, revision: str, kind: str = kind) -> Any:
+        def take(name: str, revision: str, chosen: str, rate: float, kind: str = kind) -> list[Any]:
             facts = workbench.worker.run("describe_model", name, revision or None)
-            return quick_targets(kind, name, facts["modules"])
+            names = quick_targets(kind, name, facts["modules"])
+            return [names, rate_for(chosen, names, rate)]
 
-        button.click(sentence(take), model, modules, **PRIVATE)
+        button.click(sentence(take), [*model, method, rate], [modules, rate], **PRIVATE)
 
 
 def method_choices(model_type: str) -> list[tuple[str, str]]:
@@ -141,6 +144,14 @@ def quick_targets(kind: str, name: str, modules: Sequence[Mapping[str, Any]]) ->
     if kind == "attention":
         return [m["name"] for m in modules if _role_in(m, ("attention",))]
     return default_targets(name, modules)
+
+
+def rate_for(method: str, target_modules: Sequence[str], rate: float) -> float:
+    """The rate that these modules want, unless a person has chosen one."""
+    usual = _plain()["learning_rate"]
+    if method != LORA or rate not in (usual, defaults_of(method, [ALL_LINEAR])["learning_rate"]):
+        return rate
+    return defaults_of(method, target_modules).get("learning_rate", usual)
 
 
 def _role_in(module: Mapping[str, Any], starts: tuple[str, ...]) -> bool:
