@@ -14,7 +14,7 @@ from peft_core.data.columns import KNOWN_NAMES
 from peft_core.errors import DataError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_QUOTING = {
+QUOTING = {
     "doubled": {"strict": True},
     "backslash": {"strict": True, "doublequote": False, "escapechar": "\\"},
     "none": {"quoting": csv.QUOTE_NONE},
@@ -38,7 +38,7 @@ def read_delimited(name: str, text: str) -> Delimited:
 
     Raises DataError that names the file, the row and the column of the first damaged row.
     """
-    delimiter = _delimiter(text)
+    delimiter = delimiter_of(text)
     rows, quoting = _quoted(name, text, delimiter)
     if not rows:
         raise DataError(f"The file {name!r} holds no rows; add some.")
@@ -77,7 +77,7 @@ def unique_names(cells: list[str]) -> list[str]:
     return names
 
 
-def _delimiter(text: str) -> str:
+def delimiter_of(text: str) -> str:
     """The delimiter that cuts the first rows into the same number of cells, more than one, most often."""
     sample = text[:_SAMPLE]
     scores = {mark: _evenness(sample, mark, whole=len(sample) == len(text)) for mark in DELIMITERS}
@@ -85,12 +85,25 @@ def _delimiter(text: str) -> str:
     return best if scores[best] > 0 else ","
 
 
+def quoting_of(text: str, delimiter: str, *, whole: bool) -> str:
+    """The first way of quoting under which all rows have one width, else the usual one."""
+    for quoting in _ways(text):
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
+            widths = [len(cells) for cells in _until_cut(reader, whole) if cells]
+        except csv.Error:
+            continue
+        if len(set(widths if whole else widths[:-1])) == 1:
+            return quoting
+    return "doubled"
+
+
 def _evenness(sample: str, delimiter: str, whole: bool) -> float:
     best = 0.0
     for quoting in _ways(sample):
         try:
             text = io.StringIO(sample, newline="")
-            reader = csv.reader(text, delimiter=delimiter, **_QUOTING[quoting])
+            reader = csv.reader(text, delimiter=delimiter, **QUOTING[quoting])
             widths = [len(cells) for cells in _until_cut(reader, whole) if cells]
         except csv.Error:
             continue
@@ -133,12 +146,12 @@ def _quoted(name: str, text: str, delimiter: str) -> tuple[list[tuple[int, list[
 
 def _ways(text: str) -> list[str]:
     """The ways of quoting worth a try: the csv module takes a stray mark for quoting by backslash."""
-    return [quoting for quoting in _QUOTING if quoting != "backslash" or '\\"' in text]
+    return [quoting for quoting in QUOTING if quoting != "backslash" or '\\"' in text]
 
 
 def _rows(name: str, text: str, delimiter: str, quoting: str) -> list[tuple[int, list[str]]]:
     rows: list[tuple[int, list[str]]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **_QUOTING[quoting])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
     number = line = 0
     try:
         for number, cells in enumerate(reader, 1):

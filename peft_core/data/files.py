@@ -247,9 +247,6 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ..
 def _excel(name: str, data: bytes) -> _Read:
     """The first sheet; formulas are the values that were last computed."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
-                raise DataError(_too_large(name))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # openpyxl's remarks on styles and extensions
             sheet, rows = _sheet(name, data)
@@ -265,7 +262,7 @@ def _excel(name: str, data: bytes) -> _Read:
 
 def _sheet(name: str, data: bytes) -> tuple[str, list[tuple[int, list]]]:
     """The first sheet's name, and its rows that hold something, each with its number."""
-    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    book = open_book(name, io.BytesIO(data))
     sheet, rows, cells = book.worksheets[0], [], 0
     sheet.reset_dimensions()  # what a file claims of its own size may be wrong
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -280,6 +277,14 @@ def _sheet(name: str, data: bytes) -> tuple[str, list[tuple[int, list]]]:
         if values:
             rows.append((number, values))
     return sheet.title, rows
+
+
+def open_book(name: str, file: Any) -> openpyxl.Workbook:
+    """An Excel file to be read row by row; DataError for one that unpacks to too much."""
+    with zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
+            raise DataError(_too_large(name))
+    return openpyxl.load_workbook(file, read_only=True, data_only=True)
 
 
 def _sheet_frame(name: str, rows: list[tuple[int, list]]) -> pd.DataFrame:

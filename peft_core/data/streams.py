@@ -59,9 +59,9 @@ class DelimitedRows(RowStream):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        head, self.encoding = _head(path)
+        head, self.encoding, whole = _head(path)
         self.delimiter = delimiter_of(head)
-        self._quoting = quoting_of(head, self.delimiter)
+        self._quoting = quoting_of(head, self.delimiter, whole=whole)
         first = list(itertools.islice(self._cut_off(head), 1000))
         if not first:
             raise DataError(f"The file {path.name!r} holds no rows; add some.")
@@ -112,7 +112,7 @@ class JsonLines(RowStream):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        _, self.encoding = _head(path)
+        _, self.encoding, _ = _head(path)
         keys = (key for record in itertools.islice(self._records(), ROWS) for key in record)
         self.columns = list(dict.fromkeys(keys))
         if not self.columns:
@@ -212,7 +212,7 @@ class ExcelRows(RowStream):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # openpyxl's remarks on styles and extensions
-                book = open_book(self.path)
+                book = open_book(self.path.name, self.path)
                 sheet = book.worksheets[0]
                 sheet.reset_dimensions()  # what a file claims of its own size may be wrong
                 for row in sheet.iter_rows(values_only=True):
@@ -244,7 +244,7 @@ class WholeTable(RowStream):
 
 def _json(path: Path) -> RowStream:
     """Lines where the first is an object of its own, else the whole."""
-    head, _ = _head(path)
+    head, *_ = _head(path)
     first = head.lstrip().split("\n", 1)[0]
     try:
         one_a_line = isinstance(json.loads(first), dict) and "\n" in head.strip()
@@ -253,16 +253,19 @@ def _json(path: Path) -> RowStream:
     return JsonLines(path) if one_a_line else WholeTable(path)
 
 
-def _head(path: Path) -> tuple[str, str]:
-    """The text of the first megabyte (up to a line's end where there is one), and the file's encoding."""
+def _head(path: Path) -> tuple[str, str, bool]:
+    """The text of the first megabyte up to a line's end, the file's encoding, and whether that is all."""
     with path.open("rb") as file:
         data = file.read(_HEAD)
-        more = bool(file.read(1))
-    if more and b"\n" in data:
+        whole = not file.read(1)
+    if not whole and b"\n" in data:
         data = data[: data.rindex(b"\n") + 1]
-        data += b"\0" * (data.startswith(b"\xff\xfe") and len(data) % 2)
+        if b"\0" in data[:4000]:
+            data = data[: len(data) - len(data) % 2]  # a line's end in UTF-16 is two bytes
     text, encoding = decode(path.name, data)
-    return text, encoding if encoding not in ("utf-8", "utf-8-sig") or _is_utf8(path) else "cp1252"
+    if encoding == "utf-8" and not _is_utf8(path):
+        encoding = "cp1252"
+    return text, encoding, whole
 
 
 def _is_utf8(path: Path) -> bool:
