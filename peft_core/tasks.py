@@ -1,10 +1,10 @@
 """What the worker process does for the page; each function takes and returns plain values."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from peft_core import counts
 from peft_core import merge as merging
@@ -13,8 +13,10 @@ from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
+from peft_core.inference import tables
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
+from peft_core.inference.sharing import ModelCache, SharedWeights
 from peft_core.losses import check_class_weight
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -106,17 +108,48 @@ def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, 
     return answer
 
 
+def compare_runs(run_dirs: list[str], text: str, text_pair: str | None = None) -> list[dict[str, Any]]:
+    """What each run's adapter says of the text, `{run_id, …}` as `predict` gives it, or `{run_id, error}`."""
+    found = []
+    for run_dir in run_dirs:
+        try:
+            answer = predict(run_dir, ADAPTER, text, text_pair)
+        except PeftCoreError as error:
+            answer = {"error": str(error)}
+        found.append({"run_id": Path(run_dir).name, **answer})
+    return found
+
+
+def look_at_file(run_dir: str, path: str) -> dict[str, Any]:
+    """A file's columns and first rows, and which of them the run would read."""
+    return tables.look(Path(path), Run(Path(run_dir)))
+
+
+def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """As `tables.predict_file`; `request` names the columns."""
+    report(0.0, "Loading the model")
+    return tables.predict_file(_predictor(run_dir, variant), tables.Request(Path(path), **request), report)
+
+
 def _predictor(run_dir: str, variant: str) -> Predictor:
-    """A loaded predictor, loaded again if the files behind it were written anew."""
+    """A loaded predictor, loaded again if the files behind it were written anew.
+
+    Models of one base hold its weights once.
+    """
     run = Run(Path(run_dir))
     folder = run.merged if variant == MERGED else run.adapter
-    files = sorted(folder.glob("*.safetensors"))
-    return _cached_predictor(run_dir, variant, tuple(file.stat().st_mtime_ns for file in files))
+    written = tuple(file.stat().st_mtime_ns for file in sorted(folder.glob("*.safetensors")))
+    return _models.get((run_dir, variant, written), lambda: _loaded(run_dir, variant))
 
 
-@lru_cache(maxsize=3)
-def _cached_predictor(run_dir: str, variant: str, written: tuple[int, ...]) -> Predictor:
+def _loaded(run_dir: str, variant: str) -> Predictor:
     predictor = Predictor(run_dir, variant)
     if not predictor.shows_baseline:
-        predictor.logits(["warm up"])  # so that the first latency shown is not that of first-time set-up
+        _shared.share(predictor.classifier.base_model_name_or_path, predictor.model)
+        # so that the first latency shown is not that of first-time set-up
+        predictor.logits(["warm up"], ["warm up"] if predictor.classifier.text_pair else None)
     return predictor
+
+
+_shared = SharedWeights()
+_models = ModelCache(psutil.virtual_memory().total // 4)

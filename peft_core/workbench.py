@@ -23,6 +23,7 @@ class Workbench:
     launcher: Launcher
     worker: Worker
     limits: Limits | None
+    jobs: Worker = field(default_factory=Worker)  # of minutes, so that they hold up nobody's click
     _counted: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -159,6 +160,42 @@ class Workbench:
         """`{label, scores, ms, note}` of one text, with `labels` or `value` where the task has them."""
         texts = self._checked_texts(text, text_pair)
         return self.worker.run("predict", str(self.find(run_id).folder), variant, *texts)
+
+    def compare_runs(self, text: str, run_ids: Sequence[str], text_pair: str | None = None) -> list[dict]:
+        """What the adapter of each run says of one text, or `error`; runs of one base hold it once."""
+        texts = self._checked_texts(text, text_pair)
+        if not run_ids:
+            raise DataError("No run is chosen; choose one or more.")
+        return self.worker.run("compare_runs", [str(self.find(name).folder) for name in run_ids], *texts)
+
+    def look_at_file(self, path: Path, run_id: str) -> dict[str, Any]:
+        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`."""
+        self._check_bytes(path)
+        return self.worker.run("look_at_file", str(self.find(run_id).folder), str(path))
+
+    def predict_file(
+        self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
+    ) -> Iterator[Report]:
+        """Reports, the last with `path` and what the written file holds; `cancel(name)` ends it.
+
+        `columns` names `text`, and `text_pair` and `label` where there are any.
+        """
+        self._check_bytes(path)
+        request = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
+        request["most_rows"] = self.limits.max_upload_rows if self.limits else None
+        folder = str(self.find(run_id).folder)
+        return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
+
+    def cancel(self, name: str) -> None:
+        """End a job that was started under this name."""
+        self.jobs.cancel(name)
+
+    def _check_bytes(self, path: Path) -> None:
+        if self.limits is not None and path.stat().st_size > self.limits.max_upload_bytes:
+            raise DataError(
+                f"{path.name!r} has {path.stat().st_size / 1e6:,.0f} MB; this public demo takes at most "
+                f"{self.limits.max_upload_bytes / 1e6:,.0f} MB."
+            )
 
     def compare(self, text: str, run_id: str, text_pair: str | None = None) -> dict[str, Any]:
         """One text in every variant that the run has."""

@@ -18,10 +18,15 @@ from peft_core.errors import PeftCoreError
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
 _ticket = 0  # in the worker: the number of the task whose reports somebody hears, or 0
+_cancelled: Any = None  # shared with the worker: the ticket of the task that is to end
 
 
 class WorkerError(PeftCoreError):
     """The worker process died; the next call starts another."""
+
+
+class Cancelled(PeftCoreError):
+    """Somebody pressed Cancel; the task ended where it stood."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Worker:
         self._pool: ProcessPoolExecutor | None = None
         self._queue: Any = None
         self._tickets = itertools.count(1)
+        self._named: dict[str, int] = {}
+        self._cancelled = self._context.Value("Q", 0)
 
     def warm(self) -> None:
         """Start the process and its imports now, without waiting for them."""
@@ -55,10 +62,25 @@ class Worker:
         except BrokenProcessPool as error:
             raise self._broken(task) from error
 
-    def stream(self, task: str, *arguments: Any) -> Iterator[Report]:
-        """Reports while the task runs; the last has the share 1.0 and the result. Raises as `run` does."""
+    def stream(self, task: str, *arguments: Any, name: str | None = None) -> Iterator[Report]:
+        """Reports while the task runs; the last has the share 1.0 and the result. Raises as `run` does, and
+        Cancelled after `cancel(name)`."""
+        ticket = next(self._tickets)
+        if name is not None:
+            self._named[name] = ticket
+        try:
+            yield from self._streamed(task, arguments, ticket)
+        finally:
+            self._named.pop(name, None)
+
+    def cancel(self, name: str) -> None:
+        """End the task that was started under this name at its next report; nothing if there is none."""
+        ticket = self._named.pop(name, None)
+        if ticket is not None:
+            self._cancelled.value = ticket
+
+    def _streamed(self, task: str, arguments: tuple, ticket: int) -> Iterator[Report]:
         with self._turn:
-            ticket = next(self._tickets)
             try:
                 future = self._submit(task, arguments, ticket)
                 while not future.done():
@@ -88,7 +110,8 @@ class Worker:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._queue = self._context.Queue()
-            self._pool = ProcessPoolExecutor(1, self._context, _start, (self._queue,))
+            start = (self._queue, self._cancelled)
+            self._pool = ProcessPoolExecutor(1, self._context, _start, start)
         return self._pool
 
     def _drain(self, ticket: int) -> Iterator[Report]:
@@ -108,15 +131,20 @@ class Worker:
 
 
 def report(share: float, what: str) -> None:
-    """Called by a task in the worker process: how far it is and what it does."""
+    """Called by a task in the worker process: how far it is and what it does.
+
+    Raises Cancelled if somebody wants the task to end.
+    """
+    if _ticket and _cancelled.value == _ticket:
+        raise Cancelled("Cancelled; nothing of it is kept.")
     if _ticket:
         _reports.put((_ticket, share, what))
 
 
-def _start(queue: Any) -> None:
+def _start(queue: Any, cancelled: Any) -> None:
     """Runs first in the worker process, before torch is imported."""
-    global _reports
-    _reports = queue
+    global _reports, _cancelled
+    _reports, _cancelled = queue, cancelled
     threading.Thread(target=_end_with_the_app, daemon=True).start()
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"

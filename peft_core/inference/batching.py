@@ -1,6 +1,6 @@
-"""Texts to raw outputs, in batches of like length."""
+"""Texts to raw outputs, in batches of like length that hold about the same number of tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,8 @@ import torch
 
 from peft_core.data.labelled import cut
 
-BATCH_SIZE = 64
+BATCH_TOKENS = 4096  # of a batch, padding counted
+BATCH_TEXTS = 256
 
 
 def batched_logits(
@@ -20,17 +21,54 @@ def batched_logits(
     *,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Raw outputs, float32 (texts, labels) in the order given; batched by length, so little is padded."""
+    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts."""
+    return logits_of_batches(
+        lambda batch: model(**batch).logits,
+        tokenizer,
+        texts,
+        max_length,
+        progress,
+        device=model.device,
+        text_pairs=text_pairs,
+    )
+
+
+def logits_of_batches(
+    outputs: Callable[[Any], torch.Tensor],
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    progress: Callable[[float], None] = lambda share: None,
+    *,
+    device: torch.device,
+    text_pairs: Sequence[str] | None = None,
+) -> np.ndarray:
+    """What `outputs` makes of each padded batch, (texts, width), as one float32 array in the texts' order."""
     sides = [texts] if text_pairs is None else [texts, text_pairs]
     short = [[cut(text, max_length) for text in side] for side in sides]
     rows = tokenizer(*short, truncation=True, max_length=max_length)
-    order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-    out = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
-    for start in range(0, len(order), BATCH_SIZE):
-        chosen = order[start : start + BATCH_SIZE]
+    lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
+    out, done = None, 0
+    for chosen in batches(lengths):
         batch = tokenizer.pad({key: [rows[key][i] for i in chosen] for key in rows}, return_tensors="pt")
         with torch.inference_mode():
-            logits = model(**batch.to(model.device)).logits
-        out[chosen] = logits.float().cpu().numpy()
-        progress(min(1.0, (start + BATCH_SIZE) / len(order)))
+            found = outputs(batch.to(device)).float().cpu().numpy()
+        out = np.empty((len(texts), found.shape[1]), dtype=np.float32) if out is None else out
+        out[chosen] = found
+        done += int(lengths[chosen].sum())
+        progress(done / int(lengths.sum()))
     return out
+
+
+def batches(lengths: np.ndarray, most_tokens: int = BATCH_TOKENS, most: int = BATCH_TEXTS) -> Iterator[list]:
+    """The places of the texts, the longest first, cut so that a padded batch stays within `most_tokens`.
+
+    A text longer than that is a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        stop = start + max(1, min(most, most_tokens // longest))
+        yield order[start:stop]
+        start = stop

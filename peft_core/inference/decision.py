@@ -63,7 +63,7 @@ class Decision:
 
     @property
     def is_plain(self) -> bool:
-        return self == Decision()
+        return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
         """Write it into the adapter, and into the merged model where there is one: exports take it along."""
@@ -110,6 +110,9 @@ class Decision:
     def abstains(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
         """True (rows,) where the confidence is too low for an answer."""
         return self.confidence(logits, problem_type) < self.abstain_below
+
+
+PLAIN = Decision()
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float:

@@ -1,7 +1,7 @@
 """Texts to labels or numbers, from a run's base model, its adapter or its merged model."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from peft_core.data.labelled import cut
-from peft_core.errors import DataError, RunError
+from peft_core.errors import DataError, HubError, RunError
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.loading import ADAPTER, BASE, VARIANTS, load_variant
-from peft_core.problems import MULTI, REGRESSION, decide, joined, scores
+from peft_core.inference.decision import PLAIN, Decision
+from peft_core.inference.loading import ADAPTER, BASE, VARIANTS, load_adapter_base, load_variant
+from peft_core.inference.probe import probe_of
+from peft_core.problems import MULTI, REGRESSION, joined
 from peft_core.runs import Run
 
 
@@ -22,8 +24,8 @@ class Prediction:
     """What a model says of one text, and the milliseconds it took.
 
     One label: `label`, and in `scores` the probability of every label (sum 1). Several: `labels` with a
-    probability of at least 0.5, joined in `label`, and each label's own probability. A number: `value`, also
-    as text in `label`, and no scores.
+    probability over their threshold, joined in `label`, and each label's own probability. A number: `value`,
+    also as text in `label`, and no scores. `abstained` where the confidence is below the run's own bound.
     """
 
     label: str
@@ -33,10 +35,15 @@ class Prediction:
     note: str = ""
     labels: tuple[str, ...] | None = None
     value: float | None = None
+    confidence: float | None = None
+    abstained: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: `label`, `scores`, `ms`, `note`, and `labels` or `value` where the task has them."""
+        """As JSON types: `label`, `scores`, `ms`, `note`, `confidence`, `abstained`, and `labels` or `value`
+        where the task has them."""
         found = {"label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note}
+        if self.confidence is not None:
+            found |= {"confidence": self.confidence, "abstained": self.abstained}
         if self.labels is not None:
             found["labels"] = list(self.labels)
         return found if self.value is None else {**found, "value": self.value}
@@ -50,15 +57,44 @@ class Predictor:
             raise RunError(f"There is no variant {variant!r}; it is one of {', '.join(VARIANTS)}.")
         self.run, self.variant = Run(Path(run_dir)), variant
         self.classifier = Classifier.read(self.run)
-        self.model, self.tokenizer = None, None
-        if not self.shows_baseline:
+        self.standing_in = ""  # in words, what stands in for a base model whose head was never trained
+        if variant == BASE and self.classifier.head_is_fresh:
+            self.model, self.tokenizer, self.standing_in = self._stand_in()
+        else:
             self.model, self.tokenizer = load_variant(self.run, self.classifier, variant)
+        if self.model is not None:
             self.model.eval()
 
     @property
+    def decision(self) -> Decision:
+        """The rule saved with the run, as it is now; it is the adapter's, and says nothing of a base."""
+        return PLAIN if self.variant == BASE else Decision.read(self.run)
+
+    @property
     def shows_baseline(self) -> bool:
-        """Whether the best constant answer stands in for a base model whose head was never trained."""
-        return self.variant == BASE and self.classifier.head_is_fresh
+        """Whether the best constant answer stands in: there is no model to ask."""
+        return self.model is None
+
+    def _stand_in(self) -> tuple[Any, Any, str]:
+        """A probe on the frozen base, or nothing but words where the training rows are gone."""
+        base = load_adapter_base(self.run, self.classifier)
+        try:
+            probe, fitted = probe_of(self.run, base)
+        except (DataError, HubError):
+            task = self.classifier.problem_type
+            what = {MULTI: "most frequent set of labels", REGRESSION: "median"}.get(task, "majority class")
+            return (
+                None,
+                None,
+                f"This base model has no trained head, so the {what} of the training rows is shown.",
+            )
+        kind = "ridge" if self.classifier.problem_type == REGRESSION else "logistic"
+        return (
+            probe,
+            base.tokenizer,
+            f"This base model has no trained head: a {kind} regression on its frozen vectors, fitted on "
+            f"{fitted.rows:,} training rows in {fitted.seconds:.1f} s, stands in.",
+        )
 
     def predict(
         self, texts: Sequence[str], text_pairs: Sequence[str | None] | None = None
@@ -74,12 +110,17 @@ class Predictor:
         start = time.perf_counter()
         logits = self.logits(texts, pairs)
         ms = 1000 * (time.perf_counter() - start) / len(texts)
-        return predictions(logits, self.classifier, ms)
+        return predictions(logits, self.classifier, ms, self.decision, self.standing_in)
 
-    def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> np.ndarray:
+    def logits(
+        self,
+        texts: Sequence[str],
+        text_pairs: Sequence[str] | None = None,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
         """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
         most = self.classifier.max_length
-        return batched_logits(self.model, self.tokenizer, texts, most, text_pairs=text_pairs)
+        return batched_logits(self.model, self.tokenizer, texts, most, progress, text_pairs=text_pairs)
 
     def note(self, text: str, text_pair: str | None = None) -> str:
         """What a person should know of how this text was read; empty if there is nothing to say."""
@@ -112,14 +153,11 @@ class Predictor:
     def _baseline(self) -> Prediction:
         result = self.run.result()
         best, shares = result["baseline"], result.get("train_label_shares", {})
-        task = self.classifier.problem_type
-        labels = tuple(self.classifier.labels[i] for i in best["indices"]) if task == MULTI else None
-        what = "median" if task == REGRESSION else "most frequent set of labels" if task == MULTI else ""
-        note = (
-            f"This base model has no trained head, so the {what or 'majority class'} of the training rows "
-            "is shown."
+        several = self.classifier.problem_type == MULTI
+        labels = tuple(self.classifier.labels[i] for i in best["indices"]) if several else None
+        return Prediction(
+            best["label"], shares, 0.0, note=self.standing_in, labels=labels, value=best.get("value")
         )
-        return Prediction(best["label"], shares, 0.0, note=note, labels=labels, value=best.get("value"))
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -129,17 +167,30 @@ def check_texts(texts: Sequence[str]) -> None:
             raise DataError("The text is empty; type a sentence to classify.")
 
 
-def predictions(logits: np.ndarray, classifier: Classifier, ms: float) -> list[Prediction]:
-    """What raw outputs (texts, labels) say of each text."""
+def predictions(
+    logits: np.ndarray,
+    classifier: Classifier,
+    ms: float,
+    decision: Decision = PLAIN,
+    note: str = "",
+) -> list[Prediction]:
+    """What raw outputs (texts, labels) say of each text, by a decision's rule."""
     task, names = classifier.problem_type, classifier.labels
-    rows = zip(decide(logits, task), scores(logits, task).tolist(), logits.tolist(), strict=True)
+    rows = zip(
+        decision.decide(logits, task),
+        decision.probabilities(logits, task).tolist(),
+        decision.confidence(logits, task).tolist(),
+        logits.tolist(),
+        strict=True,
+    )
     found = []
-    for decided, shares, raw in rows:
+    for decided, shares, sure, raw in rows:
         if task == REGRESSION:
-            found.append(Prediction(f"{decided:.4g}", {}, ms, tuple(raw), value=float(decided)))
-            continue
-        each = dict(zip(names, shares, strict=True))
-        given = tuple(names[i] for i in np.flatnonzero(decided)) if task == MULTI else None
-        label = joined(given) if given is not None else names[int(decided)]
-        found.append(Prediction(label, each, ms, tuple(raw), labels=given))
+            label, each, more = f"{decided:.4g}", {}, {"value": float(decided)}
+        else:
+            given = tuple(names[i] for i in np.flatnonzero(decided)) if task == MULTI else None
+            label = joined(given) if given is not None else names[int(decided)]
+            each = dict(zip(names, shares, strict=True))
+            more = {"labels": given, "confidence": sure, "abstained": sure < decision.abstain_below}
+        found.append(Prediction(label, each, ms, tuple(raw), note, **more))
     return found

@@ -1,0 +1,149 @@
+"""A head-only probe: what a base model knows before any adapter, where its own head was never trained."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
+
+from peft_core.data.labelled import LabelledText, load_labelled_text
+from peft_core.encoder import BaseModel
+from peft_core.inference.batching import logits_of_batches
+from peft_core.problems import MULTI, REGRESSION
+from peft_core.runs import Run, whole_file
+
+SECONDS = 2.0  # of encoding; a large model sees fewer rows rather than keeping a person waiting
+LEAST_ROWS, MOST_ROWS = 128, 1000
+PROBE_FILE = "probe.safetensors"
+
+
+class Probe(nn.Module):
+    """A frozen encoder, the mean of its token vectors, and one linear layer; called as a classifier is."""
+
+    def __init__(self, encoder: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder, self.weight, self.bias = encoder, weight, bias
+        self.config = SimpleNamespace(num_labels=len(bias))
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def forward(self, **batch: torch.Tensor) -> SimpleNamespace:
+        """`logits` of shape (texts, labels)."""
+        vectors = mean_vectors(self.encoder, batch)
+        weight, bias = self.weight.to(vectors.device), self.bias.to(vectors.device)
+        return SimpleNamespace(logits=vectors @ weight.T + bias)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """weight (labels, width) and bias (labels,), float32; from how many rows, and the seconds it took."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    rows: int
+    seconds: float
+
+
+def mean_vectors(encoder: Any, batch: Any) -> torch.Tensor:
+    """The mean of each text's token vectors, (texts, width), padding left out."""
+    hidden = encoder(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def probe_of(run: Run, base: BaseModel) -> tuple[Probe, Fitted]:
+    """The run's probe, fitted on its training rows when first asked for and kept in its folder.
+
+    Raises DataError or HubError if those rows are gone.
+    """
+    fitted = _read(run.folder / PROBE_FILE) or _fit(run, base)
+    return Probe(base.model.base_model, fitted.weight, fitted.bias), fitted
+
+
+def _fit(run: Run, base: BaseModel) -> Fitted:
+    start, config = time.perf_counter(), run.config()
+    data = load_labelled_text(config)
+    rows = data.train.select(range(min(MOST_ROWS, len(data.train))))
+    vectors = _vectors(base, rows, config.max_length)
+    weight, bias = _solve(data, vectors, np.asarray(rows["label"][: len(vectors)]))
+    fitted = Fitted(
+        torch.tensor(weight, dtype=torch.float32),
+        torch.tensor(bias, dtype=torch.float32),
+        len(vectors),
+        time.perf_counter() - start,
+    )
+    with whole_file(run.folder / PROBE_FILE) as staging:
+        facts = {"rows": str(fitted.rows), "seconds": f"{fitted.seconds:.3f}"}
+        save_file({"weight": fitted.weight, "bias": fitted.bias}, staging, metadata=facts)
+    return fitted
+
+
+def _vectors(base: BaseModel, rows: Any, max_length: int) -> np.ndarray:
+    """Mean vectors of as many rows as the time allows, float32 (rows, width)."""
+    encoder, found, start = base.model.base_model.eval(), [], time.perf_counter()
+    for first in range(0, len(rows), LEAST_ROWS):
+        part = rows[first : first + LEAST_ROWS]
+        found.append(
+            logits_of_batches(
+                lambda batch: mean_vectors(encoder, batch),
+                base.tokenizer,
+                part["text"],
+                max_length,
+                device=encoder.device,
+                text_pairs=part.get("text_pair"),
+            )
+        )
+        if time.perf_counter() - start > SECONDS:
+            break
+    return np.concatenate(found)
+
+
+def _solve(data: LabelledText, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (labels, width) and bias (labels,) of a ridge or of logistic regressions."""
+    if data.problem_type == REGRESSION:
+        ridge = Ridge().fit(vectors, labels)
+        return ridge.coef_[None], np.array([ridge.intercept_])
+    if data.problem_type == MULTI:
+        parts = [_yes_or_no(vectors, labels[:, i]) for i in range(data.num_labels)]
+        return np.stack([weight for weight, _ in parts]), np.array([bias for _, bias in parts])
+    seen = np.unique(labels)
+    weight, bias = np.zeros((data.num_labels, vectors.shape[1])), np.full(data.num_labels, -1e4)
+    if len(seen) == 1:
+        bias[seen] = 0.0
+        return weight, bias
+    model = LogisticRegression(max_iter=1000).fit(vectors, labels)
+    if len(seen) == 2:  # one row of weights, for the second label
+        weight[seen[1]], bias[seen[0]], bias[seen[1]] = model.coef_[0], 0.0, model.intercept_[0]
+    else:
+        weight[seen], bias[seen] = model.coef_, model.intercept_
+    return weight, bias
+
+
+def _yes_or_no(vectors: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, float]:
+    if len(np.unique(given)) == 1:
+        return np.zeros(vectors.shape[1]), 1e4 if given[0] else -1e4
+    model = LogisticRegression(max_iter=1000).fit(vectors, given)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _read(path: Path) -> Fitted | None:
+    """A probe kept before; None if there is none, or it is damaged and must be fitted again."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            return Fitted(weight, bias, int(facts["rows"]), float(facts["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None

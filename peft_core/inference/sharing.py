@@ -1,0 +1,77 @@
+"""Several models in memory at once: what they have in common is held once."""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class SharedWeights:
+    """Lets models that were loaded apart hold equal tensors once: one more adapter costs its own size.
+
+    A tensor is shared with one of the same name and key, and only if every value is the same. Nothing may
+    write into a model's weights afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, list[weakref.ref]] = {}
+
+    def share(self, key: Hashable, model: nn.Module) -> None:
+        """Let the model use what other models of this key hold, and offer its tensors to the next."""
+        for name, parameter in model.named_parameters():
+            if parameter.device.type == "meta" or type(parameter) is not nn.Parameter:
+                continue  # a quantised weight is more than its values
+            name = _plain(name)
+            alive = [ref for ref in self._held.get((key, name), ()) if ref() is not None]
+            donor = next((ref() for ref in alive if _same(ref(), parameter)), None)
+            if donor is not None:
+                parameter.data = donor.data
+            self._held[key, name] = [*alive, weakref.ref(parameter)]
+
+
+class ModelCache:
+    """Loaded models by key; where all together hold more than `most_bytes`, the longest unused goes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._loaded: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The model of a key, loaded if it is not there; `load` returns something with a `model`."""
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        self._loaded.move_to_end(key)
+        while len(self._loaded) > 1 and self.held_bytes() > self.most_bytes:
+            self._loaded.popitem(last=False)
+        return self._loaded[key]
+
+    def held_bytes(self) -> int:
+        """Bytes of all tensors, each counted once however many models use it."""
+        return tensor_bytes(one.model for one in self._loaded.values() if one.model is not None)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+
+def tensor_bytes(models: Iterable[nn.Module]) -> int:
+    """Bytes of the models' parameters and buffers, each piece of memory counted once."""
+    pieces = {}
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            pieces[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(pieces.values())
+
+
+def _plain(name: str) -> str:
+    """A parameter's name in the base model, without what PEFT wraps around it."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)

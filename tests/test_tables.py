@@ -1,0 +1,172 @@
+"""A file of rows under a model: each row answered, in order and judged, or one sentence and no file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from peft_core.data import streams, writers
+from peft_core.errors import DataError, RunError
+from peft_core.inference import tables
+from peft_core.inference.decision import Decision
+from peft_core.inference.predictor import Predictor
+from peft_core.inference.tables import Request, look, predict_file
+from peft_core.rows import judged_rows
+from peft_core.runs import Run
+
+LABELS = ["bad", "good"]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (streams, writers):
+        monkeypatch.setattr(module, "ROWS", 7)
+
+
+def file_of(run: Run, folder: Path, suffix: str = ".csv", **changes: Any) -> Path:
+    """The run's own test rows as a file with a number beside each."""
+    rows = judged_rows(run)
+    columns = {"id": range(len(rows)), "review": rows.texts, "mark": [LABELS[i] for i in rows.labels]}
+    frame = pd.DataFrame({**columns, **changes})
+    path = folder / f"reviews{suffix}"
+    writer = {".csv": frame.to_csv, ".xlsx": frame.to_excel, ".parquet": frame.to_parquet}[suffix]
+    writer(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".xlsx", ".parquet"])
+def test_every_row_is_answered_in_order_and_judged(suffix: str, own_run: Run, tmp_path: Path) -> None:
+    path = file_of(own_run, tmp_path, suffix)
+    heard: list[float] = []
+    request = Request(path, "review", label="mark")
+    done = predict_file(Predictor(own_run.folder), request, lambda share, what: heard.append(share))
+    rows = judged_rows(own_run)
+    read = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": pd.read_parquet}[suffix]
+    found = read(done["path"])
+    assert found["id"].tolist() == list(range(len(rows)))
+    assert found["review"].tolist() == rows.texts
+    assert found["predicted_label"].tolist() == [LABELS[i] for i in rows.logits.argmax(-1)]
+    shares = found[["probability_bad", "probability_good"]].to_numpy()
+    assert np.abs(shares - Decision().probabilities(rows.logits, "single_label_classification")).max() < 1e-5
+    assert found["confidence"].tolist() == pytest.approx(shares.max(-1).tolist())
+    assert done["metrics"]["accuracy"] == own_run.result()["accuracy"]
+    assert (done["rows"], done["empty"], done["metrics"]["judged"]) == (len(rows), 0, len(rows))
+    assert heard == sorted(heard) and heard[-1] == pytest.approx(1.0)
+
+
+def test_a_row_without_text_has_no_answer_and_the_rest_has(own_run: Run, tmp_path: Path) -> None:
+    texts = judged_rows(own_run).texts
+    path = file_of(own_run, tmp_path, review=["", "  ", *texts[2:]])
+    done = predict_file(Predictor(own_run.folder), Request(path, "review"))
+    found = pd.read_csv(done["path"])
+    assert done["empty"] == 2 and done["metrics"] is None
+    assert found["predicted_label"].isna().tolist() == [True, True, *[False] * (len(texts) - 2)]
+
+
+def test_the_saved_rule_decides_and_abstains(own_run: Run, tmp_path: Path) -> None:
+    rows = judged_rows(own_run)
+    rule = Decision(temperature=4.0, thresholds=(0.001, 0.999), abstain_below=0.6)
+    rule.save(own_run, ("bad", "good"))
+    done = predict_file(
+        Predictor(own_run.folder), Request(file_of(own_run, tmp_path), "review", label="mark")
+    )
+    found = pd.read_csv(done["path"])
+    silent = rule.abstains(rows.logits, "single_label_classification")
+    assert 0 < silent.sum() < len(rows) and done["abstained"] == silent.sum()
+    assert found["predicted_label"].isna().tolist() == found["abstained"].tolist() == silent.tolist()
+    assert done["metrics"]["judged"] == (~silent).sum()
+
+
+def test_several_labels_and_numbers(topics: Run, stars: Run, tmp_path: Path) -> None:
+    for run, columns in ((topics, {"food", "drink", "room"}), (stars, set())):
+        rows = judged_rows(run)
+        names = ["food", "drink", "room"]
+        marks = (
+            [json.dumps([n for n, y in zip(names, row, strict=True) if y]) for row in rows.labels]
+            if columns
+            else rows.labels
+        )
+        path = tmp_path / f"{run.run_id}.csv"
+        pd.DataFrame({"text": rows.texts, "mark": marks}).to_csv(path, index=False)
+        done = predict_file(Predictor(run.folder), Request(path, "text"))
+        found = pd.read_csv(done["path"])
+        assert len(found) == len(rows)
+        if columns:
+            assert {f"probability_{name}" for name in columns} < set(found.columns)
+            given = (rows.logits >= 0).astype(int)
+            wanted = [
+                ", ".join(n for n, y in zip(names, row, strict=True) if y) or "no label" for row in given
+            ]
+            assert found["predicted_label"].tolist() == wanted
+        else:
+            assert np.abs(found["predicted_value"] - rows.logits[:, 0]).max() < 1e-3
+
+
+def test_pairs(pairs: Run, tmp_path: Path) -> None:
+    rows = judged_rows(pairs)
+    path = tmp_path / "pairs.csv"
+    pd.DataFrame({"q": rows.texts, "a": rows.pairs}).to_csv(path, index=False)
+    done = predict_file(Predictor(pairs.folder), Request(path, "q", "a"))
+    assert pd.read_csv(done["path"])["predicted_label"].tolist() == [
+        LABELS[i] for i in rows.logits.argmax(-1)
+    ]
+    with pytest.raises(DataError, match="reads pairs; name the second text's column"):
+        predict_file(Predictor(pairs.folder), Request(path, "q"))
+
+
+@pytest.mark.parametrize(
+    ("request_of", "words"),
+    [
+        ({"text": "text"}, "has no column 'text'; it has 'id', 'review', 'mark'"),
+        ({"text": ""}, "No text column is named"),
+        ({"text": "review", "label": "id"}, "data row 1.*knows no label '0', only 'bad', 'good'"),
+        ({"text": "review", "text_pair": "id"}, "reads one text; name one text column"),
+        ({"text": "review", "most_rows": 10}, "more than 10 rows"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_and_leaves_no_file(
+    request_of: dict[str, Any], words: str, own_run: Run, tmp_path: Path
+) -> None:
+    path = file_of(own_run, tmp_path)
+    with pytest.raises(DataError, match=words):
+        predict_file(Predictor(own_run.folder), Request(path, **request_of))
+    assert not (own_run.folder / tables.PREDICTIONS).exists()
+
+
+def test_a_damaged_last_row_leaves_no_file(own_run: Run, tmp_path: Path) -> None:
+    path = file_of(own_run, tmp_path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("1,2,3,4,5\n")
+    with pytest.raises(DataError, match="5 cells where 3"):
+        predict_file(Predictor(own_run.folder), Request(path, "review"))
+    assert not (own_run.folder / tables.PREDICTIONS).exists()
+
+
+def test_an_end_in_the_middle_leaves_no_file(own_run: Run, tmp_path: Path) -> None:
+    def stop(share: float, what: str) -> None:
+        if share > 0.5:
+            raise RunError("Cancelled")
+
+    with pytest.raises(RunError, match="Cancelled"):
+        predict_file(Predictor(own_run.folder), Request(file_of(own_run, tmp_path), "review"), stop)
+    assert not list((own_run.folder / tables.PREDICTIONS).iterdir())
+
+
+def test_a_look_finds_the_columns_of_the_run_or_the_longest_text(own_run: Run, tmp_path: Path) -> None:
+    seen = look(file_of(own_run, tmp_path), own_run)
+    assert seen["columns"] == ["id", "review", "mark"]
+    assert (seen["text"], seen["text_pair"], seen["label"]) == ("review", None, None)
+    assert len(seen["rows"]) == 5
+    (tmp_path / "own.csv").write_text("label,text\nbad,It was bad\n", encoding="utf-8")
+    seen = look(tmp_path / "own.csv", own_run)
+    assert (seen["text"], seen["label"]) == ("text", "label")
+
+
+def test_only_the_newest_files_are_kept(own_run: Run, tmp_path: Path) -> None:
+    path = file_of(own_run, tmp_path)
+    predictor = Predictor(own_run.folder)
+    made = [predict_file(predictor, Request(path, "review"))["path"] for _ in range(7)]
+    assert {str(file) for file in (own_run.folder / tables.PREDICTIONS).iterdir()} == set(made[-5:])
