@@ -13,7 +13,9 @@ from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.inference import tables
+from peft_core.inference import calibration, tables
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.decision import Decision
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.sharing import ModelCache, SharedWeights
@@ -118,6 +120,36 @@ def compare_runs(run_dirs: list[str], text: str, text_pair: str | None = None) -
             answer = {"error": str(error)}
         found.append({"run_id": Path(run_dir).name, **answer})
     return found
+
+
+def rule(run_dir: str) -> dict[str, Any]:
+    """The run's decision as it is saved, or the plain rule, and the run's `labels`."""
+    run = Run(Path(run_dir))
+    return _told(Decision.read(run), run)
+
+
+def judge_rule(run_dir: str, values: dict[str, Any]) -> dict[str, Any]:
+    """As `calibration.report`, of a decision that is not saved yet."""
+    run = Run(Path(run_dir))
+    return calibration.report(run, Decision.of(values, Classifier.read(run).labels))
+
+
+def suggest_rule(run_dir: str, thresholds: bool, at_least: float | None) -> dict[str, Any]:
+    """As `calibration.suggest`."""
+    run = Run(Path(run_dir))
+    return _told(calibration.suggest(run, thresholds=thresholds, at_least=at_least), run)
+
+
+def save_rule(run_dir: str, values: dict[str, Any]) -> None:
+    """Keep a decision with the run."""
+    run = Run(Path(run_dir))
+    labels = Classifier.read(run).labels
+    Decision.of(values, labels).save(run, labels)
+
+
+def _told(decision: Decision, run: Run) -> dict[str, Any]:
+    labels = Classifier.read(run).labels
+    return {**decision.to_dict(labels), "labels": list(labels)}
 
 
 def look_at_file(run_dir: str, path: str) -> dict[str, Any]:

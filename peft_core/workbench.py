@@ -186,6 +186,25 @@ class Workbench:
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
 
+    def rule(self, run_id: str) -> dict[str, Any]:
+        """`temperature`, `thresholds` by label (empty: plain) and `abstain_below`, as saved with the run."""
+        return self.worker.run("rule", str(self.find(run_id).folder))
+
+    def judge_rule(self, run_id: str, rule: Mapping[str, Any]) -> dict[str, Any]:
+        """What a rule is worth on the run's test rows, beside the plain one."""
+        return self.worker.run("judge_rule", str(self.find(run_id).folder), dict(rule))
+
+    def suggest_rule(self, run_id: str, thresholds: bool, percent_right: float | None) -> dict[str, Any]:
+        """A rule from the run's validation rows; `percent_right` of the answers are to be right, if given."""
+        if percent_right and not 0 < percent_right <= 100:
+            raise ConfigError(f"{percent_right:g} % of right answers cannot be; ask for 1 to 100.")
+        share = percent_right / 100 if percent_right else None
+        return self.worker.run("suggest_rule", str(self.find(run_id).folder), thresholds, share)
+
+    def save_rule(self, run_id: str, rule: Mapping[str, Any]) -> None:
+        """Keep a rule with the run: predictions and exports go by it."""
+        self.worker.run("save_rule", str(self.find(run_id).folder), dict(rule))
+
     def cancel(self, name: str) -> None:
         """End a job that was started under this name."""
         self.jobs.cancel(name)

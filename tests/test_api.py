@@ -77,7 +77,7 @@ def test_the_whole_job(client: Client, settings: dict[str, Any]) -> None:
         assert abs(sum(answer["scores"].values()) - 1) < 1e-6
         assert answer["label"] in answer["scores"] and answer["ms"] >= 0
     assert answers["adapter"]["label"] == answers["merged"]["label"]
-    assert "majority class" in answers["base"]["note"]
+    assert "logistic regression on its frozen vectors" in answers["base"]["note"]
 
 
 def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(

@@ -78,7 +78,7 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     page.fill("#text textarea", "A gorgeous, witty, seductive movie.")
     page.click("#classify")
     expect(page.get_by_test_id("difference")).to_contain_text("difference", timeout=60_000)
-    expect(page.locator("#card-0")).to_contain_text("majority class")
+    expect(page.locator("#card-0")).to_contain_text("logistic regression on its frozen vectors")
     for card in ("#card-1", "#card-2"):
         expect(page.locator(f"{card} .answer")).to_have_text("positive")
     page.locator("#examples button").first.click()

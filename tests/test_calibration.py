@@ -170,14 +170,17 @@ def test_a_choice_is_kept_and_travels_and_the_plain_rule_leaves_no_trace(
     [
         ({"temperature": 0}, "temperature is 0; it must be from 0.01 to 100"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"thresholds": {"bad": 0.5}}, "1 thresholds for 2 labels"),
-        ({"thresholds": [0.5, 1.5]}, "A threshold is 1.5"),
+        (
+            {"thresholds": {"bad": 0.5}},
+            "thresholds are of 'bad'; give one for each of the labels 'bad', 'good'",
+        ),
+        ({"thresholds": {"good": 0.5, "bad": 1.5}}, "The threshold of 'bad' is 1.5"),
         ({"abstain_below": float("nan")}, "abstain_below is nan"),
     ],
 )
 def test_a_wrong_choice_is_one_sentence(values: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Decision.of(values, 2)
+        Decision.of(values, ("bad", "good"))
 
 
 def test_a_damaged_choice_is_one_sentence(own_run: Run) -> None:

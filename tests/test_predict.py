@@ -15,7 +15,7 @@ from peft_core.data.labelled import cut
 from peft_core.errors import DataError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.predictor import Predictor, check_texts
-from peft_core.runs import Run
+from peft_core.runs import Run, write_json
 
 BAD, GOOD = "The food was awful, really terrible.", "Wonderful, the best pizza, excellent."
 
@@ -48,13 +48,15 @@ def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
     assert np.abs(together - apart).max() < 1e-5
 
 
-def test_a_base_without_a_head_shows_the_majority_class_and_says_so(finished_run: Run) -> None:
-    predictor = Predictor(finished_run.folder, "base")
+def test_a_base_without_a_head_and_without_its_rows_shows_the_majority_class(own_run: Run) -> None:
+    settings = own_run.config().to_dict()
+    write_json(own_run.folder / "config.json", {**settings, "dataset_name": "/gone/rows.csv"})
+    predictor = Predictor(own_run.folder, "base")
     assert predictor.shows_baseline
     first, second = predictor.predict([BAD, GOOD])
     assert first == second
-    assert first.scores == finished_run.result()["train_label_shares"]
-    assert "no trained head" in first.note
+    assert first.scores == own_run.result()["train_label_shares"]
+    assert "no trained head, so the majority class" in first.note
 
 
 def test_a_base_with_a_head_of_its_own_predicts(train_here: Callable[..., Run], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from processes import wait_for
 
 from peft_core.errors import ConfigError, ModelError
-from peft_core.worker import Report, Worker, WorkerError
+from peft_core.worker import Cancelled, Report, Worker, WorkerError
 
 MANY = [{"r": r} for r in range(1, 201)]
 TRAINABLE = 74_498
@@ -47,6 +47,18 @@ def test_reports_come_while_a_task_runs(worker: Worker) -> None:
     assert reports[-1].share == 1.0
     assert len(reports[-1].result) == 20
     assert len(reports) > 2
+
+
+def test_cancel_ends_a_task_where_it_stands_and_the_next_one_runs(worker: Worker) -> None:
+    heard = 0
+    with pytest.raises(Cancelled, match="nothing of it is kept"):
+        for _ in worker.stream("count_all", MANY, name="mine"):
+            heard += 1
+            worker.cancel("somebody else's")
+            worker.cancel("mine")
+    assert 0 < heard < len(MANY)
+    worker.cancel("mine")
+    assert len(list(worker.stream("count_all", MANY[:3], name="mine"))[-1].result) == 3
 
 
 def test_a_death_in_the_middle_is_one_sentence_and_the_next_call_works(worker: Worker) -> None:

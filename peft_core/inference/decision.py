@@ -1,6 +1,7 @@
 """How a model's raw outputs become an answer: temperature, thresholds and abstaining (`decision.json`)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,30 +37,27 @@ class Decision:
             return cls()
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
-            return cls.of(held, len(held["thresholds"]) or None)
+            return cls.of(held, tuple(held["thresholds"]))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise RunError(
                 f"The {DECISION_FILE} of {run.run_id!r} is damaged; choose thresholds and temperature again."
             ) from error
 
     @classmethod
-    def of(cls, values: dict[str, Any], num_labels: int | None) -> "Decision":
-        """Checked values, as `to_dict` gives them; ConfigError for one that is out of bounds.
-
-        `thresholds` maps labels to numbers in the order of the labels, or is a list.
-        """
-        given = values.get("thresholds") or ()
-        numbers = list(given.values()) if isinstance(given, dict) else list(given)
-        decision = cls(
+    def of(cls, values: Mapping[str, Any], labels: Sequence[str]) -> "Decision":
+        """Checked values, as `to_dict` gives them; ConfigError for one that is unknown or out of bounds."""
+        given = values.get("thresholds") or {}
+        if given and set(given) != set(labels):
+            raise ConfigError(
+                f"The thresholds are of {', '.join(map(repr, given))}; give one for each of the labels "
+                f"{', '.join(map(repr, labels))}, or none."
+            )
+        ordered = [(label, given[label]) for label in labels] if given else []
+        return cls(
             temperature=_number("temperature", values.get("temperature", 1.0), 0.01, 100.0),
-            thresholds=tuple(_number("A threshold", number, 0.001, 0.999) for number in numbers),
+            thresholds=tuple(_number(f"The threshold of {name!r}", t, 0.001, 0.999) for name, t in ordered),
             abstain_below=_number("abstain_below", values.get("abstain_below", 0.0), 0.0, 1.0),
         )
-        if decision.thresholds and len(decision.thresholds) != num_labels:
-            raise ConfigError(
-                f"There are {len(decision.thresholds)} thresholds for {num_labels} labels; give one a label."
-            )
-        return decision
 
     @property
     def is_plain(self) -> bool:

@@ -20,7 +20,7 @@ from peft_core.problems import MULTI, REGRESSION
 from peft_core.runs import Run, whole_file
 
 SECONDS = 2.0  # of encoding; a large model sees fewer rows rather than keeping a person waiting
-LEAST_ROWS, MOST_ROWS = 128, 1000
+LEAST_ROWS, MOST_ROWS = 256, 1000
 PROBE_FILE = "probe.safetensors"
 
 

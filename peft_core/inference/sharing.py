@@ -67,7 +67,7 @@ def tensor_bytes(models: Iterable[nn.Module]) -> int:
 
 def _plain(name: str) -> str:
     """A parameter's name in the base model, without what PEFT wraps around it."""
-    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    name = name.removeprefix("base_model.").removeprefix("model.").replace(".base_layer.", ".")
     return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
 
 

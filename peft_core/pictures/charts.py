@@ -42,7 +42,7 @@ def curve(frame: pd.DataFrame, kind: str, max_steps: int, problem_type: str = SI
     tones = TONES if kind == "loss" else {name: TONES[name] for name in ("validation", "test")}
     point = {"type": "point", "filled": True, "strokeWidth": 0, "tooltip": True}
     return {
-        **_frame(rows, 190),
+        **framed(rows, 190),
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2, "tooltip": True}},
             {
@@ -67,7 +67,7 @@ def curve(frame: pd.DataFrame, kind: str, max_steps: int, problem_type: str = SI
                 "title": _unit(kind, problem_type),
                 "scale": _y_scale(kind, rows),
             },
-            "color": _color("series", tones),
+            "color": colors("series", tones),
         },
     }
 
@@ -114,7 +114,7 @@ def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
     )
     scale: Spec = {"type": "log", "domainMin": 100, "nice": True} if log else {"type": "linear", "zero": True}
     return {
-        **_frame(frame, 20 + 30 * len(names)),
+        **framed(frame, 20 + 30 * len(names)),
         "mark": {"type": "bar", "tooltip": True, "strokeWidth": 0},
         "encoding": {
             "y": {
@@ -134,7 +134,7 @@ def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
                 "title": "parameters (log scale)" if log else "parameters",
             },
             "x2": {"datum": 100 if log else 0},
-            "color": _color("part", dict(zip(PARTS.values(), (BLUE, ORANGE, GREY, GREEN), strict=True))),
+            "color": colors("part", dict(zip(PARTS.values(), (BLUE, ORANGE, GREY, GREEN), strict=True))),
         },
     }
 
@@ -165,7 +165,7 @@ def runs_frame(found: Iterable[Run]) -> pd.DataFrame:
 def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
     """A point for each run that is judged by this metric: its score over trainable parameters, log scale."""
     return {
-        **_frame(frame[frame["metric"] == metric], 220),
+        **framed(frame[frame["metric"] == metric], 220),
         "mark": {"type": "point", "size": 90, "filled": True, "tooltip": {"content": "data"}},
         "encoding": {
             "x": {
@@ -187,12 +187,12 @@ def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
     }
 
 
-def _frame(rows: pd.DataFrame, height: int) -> Spec:
+def framed(rows: pd.DataFrame, height: int) -> Spec:
     """The data, the height in pixels, and the page's own background behind it."""
     return {"data": {"values": rows.to_dict("records")}, "height": height, "background": "transparent"}
 
 
-def _color(field: str, tones: dict[str, str]) -> Spec:
+def colors(field: str, tones: dict[str, str]) -> Spec:
     # "ordinal", because the page's chart component repaints nominal colours with its own
     return {
         "field": field,

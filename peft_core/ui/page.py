@@ -8,7 +8,7 @@ from peft_core.errors import RunError
 from peft_core.ui.api import build_api
 from peft_core.ui.compare import build_compare
 from peft_core.ui.events import PRIVATE
-from peft_core.ui.inference import build_inference
+from peft_core.ui.inference.tab import build_inference
 from peft_core.ui.sidebar import build_sidebar, run_choices
 from peft_core.ui.theme import TOGGLE_THEME
 from peft_core.ui.train import build_train

@@ -1,6 +1,5 @@
-"""The Inference tab: one text, three cards: the base model, the adapter, the merged model."""
+"""One text: three cards of the picked run (base, adapter, merged), and what other runs say of it."""
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +8,13 @@ import pandas as pd
 
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.cards import prediction_card
+from peft_core.pictures.inference import runs_table
 from peft_core.pictures.pieces import message
 from peft_core.problems import REGRESSION
 from peft_core.ui.events import PRIVATE
 from peft_core.workbench import Workbench
 
+OTHERS = "Any finished runs; those of one base model share its weights."
 DEFAULT_EXAMPLES = [
     ["A gorgeous, witty, seductive movie."],
     ["The plot is a mess and the jokes fall flat."],
@@ -21,9 +22,8 @@ DEFAULT_EXAMPLES = [
 ]
 
 
-def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
-    """Text (or a pair) and examples on top, the cards below, a thin strip under them."""
-    picked = gr.HTML(_picked(None), elem_id="picked")
+def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
+    """Text (or a pair) and examples on top, the cards below, a thin strip and other runs under them."""
     most = workbench.limits.max_characters if workbench.limits else None
     with gr.Row():
         with gr.Column(scale=6):
@@ -45,25 +45,33 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
     with gr.Row(elem_classes="predictions"):
         cards = [gr.HTML(card, elem_id=f"card-{i}") for i, card in enumerate(_cards({}))]
     strip = gr.HTML(elem_id="difference")
+    others = gr.Dropdown(
+        [], multiselect=True, label="Ask other runs too", elem_id="others", info=OTHERS, filterable=True
+    )
+    theirs = gr.HTML(elem_id="theirs")
 
-    def classify(run_id: str | None, typed: str, typed_second: str) -> list[str]:
+    def classify(run_id: str | None, typed: str, typed_second: str, more: list[str]) -> list[str]:
         if not run_id:
-            return [*_cards({}), message("Pick a finished run at the side, or train one first.")]
-        pair = typed_second if _result(workbench, run_id).get("text_pair") else None
+            return [*_cards({}), message("Pick a finished run at the side, or train one first."), ""]
+        result = _result(workbench, run_id)
+        pair = typed_second if result.get("text_pair") else None
         try:
             answer = workbench.compare(typed, run_id, pair)
+            found = workbench.compare_runs(typed, more, pair) if more else []
         except PeftCoreError as error:
-            return [*_cards({}), message(str(error))]
-        return [*_cards(answer, _result(workbench, run_id).get("train_label_range", ())), _strip(answer)]
+            return [*_cards({}), message(str(error)), ""]
+        return [*_cards(answer, result.get("train_label_range", ())), _strip(answer), runs_table(found)]
 
     def look(run_id: str | None) -> list[Any]:
         pairs = bool(_result(workbench, run_id).get("text_pair"))
         samples = [[" · ".join(sample)] for sample in _examples(workbench, run_id)]
+        finished = [run.run_id for run in workbench.list_runs() if run.has_adapter and run.run_id != run_id]
         return [
-            _picked(run_id),
             gr.update(visible=pairs, value=""),
             gr.update(samples=samples),
+            gr.update(choices=finished, value=[]),
             *_cards({}),
+            "",
             "",
         ]
 
@@ -71,18 +79,12 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
         chosen = _examples(workbench, run_id)[index]
         return [chosen[0], chosen[1] if len(chosen) > 1 else ""]
 
-    inputs, outputs = [picker, text, second], [*cards, strip]
+    inputs, outputs = [picker, text, second, others], [*cards, strip, theirs]
     gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **PRIVATE)
     examples.click(example, [picker, examples], [text, second], **PRIVATE).then(
         classify, inputs, outputs, **PRIVATE
     )
-    picker.change(look, picker, [picked, second, examples, *outputs], **PRIVATE)
-
-
-def _picked(run_id: str | None) -> str:
-    if run_id is None:
-        return message("No run is picked: choose one at the side, or press Train first.", "note")
-    return f'<p class="quiet">Run <b>{html.escape(run_id)}</b></p>'
+    picker.change(look, picker, [second, examples, others, *outputs], **PRIVATE)
 
 
 def _cards(answer: dict[str, Any], limits: Sequence[float] = ()) -> list[str]:

@@ -1,0 +1,103 @@
+"""A file of texts: its columns, the prediction with its progress and Cancel, and the file that comes out."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from peft_core.data.files import SUFFIXES
+from peft_core.errors import PeftCoreError
+from peft_core.pictures.inference import file_result
+from peft_core.pictures.pieces import message, working
+from peft_core.ui.events import PRIVATE
+from peft_core.workbench import Workbench
+
+HELP = (
+    "CSV, TSV, JSONL, Parquet or Excel. The same rows come back in the same order, with label, confidence "
+    "and the probability of each label."
+)
+VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
+
+
+def build_files(workbench: Workbench, picker: gr.Radio) -> None:
+    """The upload and its columns on the left, what comes of it on the right."""
+    with gr.Row():
+        with gr.Column(scale=5):
+            upload = gr.File(label="A file of texts", file_types=list(SUFFIXES), elem_id="file", height=130)
+            gr.HTML(f'<p class="quiet">{HELP}</p>')
+            with gr.Row():
+                text = gr.Dropdown([], label="Text column", elem_id="file-text")
+                pair = gr.Dropdown([], label="Second text", elem_id="file-pair", visible=False)
+                label = gr.Dropdown([], label="Label column", info="Empty: no metrics.", elem_id="file-label")
+            variant = gr.Radio(VARIANTS, value="adapter", label="Model", elem_id="file-model")
+            with gr.Row():
+                go = gr.Button("Predict the file", variant="primary", elem_id="predict-file")
+                stop = gr.Button("Cancel", elem_id="cancel-file", interactive=False)
+        with gr.Column(scale=5):
+            shown = gr.HTML(elem_id="file-shown")
+            result = gr.DownloadButton("Download", visible=False, elem_id="get-file", variant="primary")
+    job = gr.State()
+    columns = [text, pair, label]
+
+    def look(path: str | None, run_id: str | None) -> dict[Any, Any]:
+        nothing = {one: gr.update(choices=[], value=None) for one in columns}
+        cleared = {**nothing, result: gr.update(visible=False), shown: ""}
+        if not path:
+            return cleared
+        if not run_id:
+            return {**cleared, shown: message("Pick a finished run at the side first.")}
+        try:
+            seen = workbench.look_at_file(Path(path), run_id)
+        except PeftCoreError as error:
+            return {**cleared, shown: message(str(error))}
+        return {**cleared, **_choices(seen, columns, _reads_pairs(workbench, run_id))}
+
+    def predict(path: str | None, run_id: str | None, chosen: str, *names: str) -> Iterator[dict[Any, Any]]:
+        if not path or not run_id:
+            yield {shown: message("Pick a run at the side and a file first.")}
+            return
+        name = secrets.token_hex(8)
+        yield {
+            job: name,
+            stop: gr.update(interactive=True),
+            result: gr.update(visible=False),
+            shown: working(0.0, "Starting"),
+        }
+        request = dict(zip(("text", "text_pair", "label"), names, strict=True))
+        try:
+            for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
+                done = report.result
+                yield {shown: working(report.share, report.what)}
+            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=done["path"])}
+        except PeftCoreError as error:
+            yield {shown: message(str(error))}
+        finally:
+            workbench.cancel(name)
+        yield {stop: gr.update(interactive=False)}
+
+    gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **PRIVATE)
+    go.click(predict, [upload, picker, variant, *columns], [job, stop, result, shown], **PRIVATE)
+    stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
+
+
+def _choices(seen: dict[str, Any], columns: list[gr.Dropdown], pairs: bool) -> dict[Any, Any]:
+    """The file's columns in each drop-down, with those that the run would read."""
+    roles = ("text", "text_pair", "label")
+    found = {}
+    for one, role in zip(columns, roles, strict=True):
+        none = [("none", "")] if role == "label" else []
+        choices = [*none, *((name, name) for name in seen["columns"])]
+        visible = pairs if role == "text_pair" else True
+        found[one] = gr.update(choices=choices, value=seen[role] or ("" if none else None), visible=visible)
+    if not pairs:
+        found[columns[1]] = gr.update(choices=[], value=None, visible=False)
+    return found
+
+
+def _reads_pairs(workbench: Workbench, run_id: str) -> bool:
+    try:
+        return bool(workbench.find(run_id).result().get("text_pair"))
+    except PeftCoreError:
+        return False

@@ -1,0 +1,117 @@
+"""Whether to trust the answers: a rule chosen on validation rows, judged on test rows, kept with the run."""
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from peft_core.errors import PeftCoreError
+from peft_core.pictures.inference import coverage_chart, reliability_chart, trust_table
+from peft_core.pictures.pieces import message
+from peft_core.ui.events import PRIVATE, plot
+from peft_core.workbench import Workbench
+
+HELP = (
+    "A probability is worth its name if, of the answers given with 0.9, nine in ten are right. The "
+    "temperature makes it so; thresholds weigh the labels; below the least confidence the model says "
+    "nothing. All are chosen on validation rows, saved with the run, and travel with every export."
+)
+
+
+def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+    """The choice on the left, what it brings on the right."""
+    with gr.Row():
+        with gr.Column(scale=4):
+            gr.HTML(f'<p class="quiet">{HELP}</p>')
+            with gr.Row():
+                temperature = gr.Number(
+                    1.0, label="Temperature", minimum=0.01, maximum=100, elem_id="temperature", step=0.01
+                )
+                abstain = gr.Number(
+                    0.0, label="Least confidence", minimum=0, maximum=1, elem_id="abstain", step=0.01
+                )
+            thresholds = gr.Dataframe(
+                headers=["label", "threshold"],
+                datatype=["str", "number"],
+                value=[],
+                static_columns=[0],
+                label="Thresholds (empty: the likeliest label)",
+                elem_id="thresholds",
+                max_height=220,
+            )
+            with gr.Row():
+                weigh = gr.Checkbox(False, label="Fit thresholds (best F1)", elem_id="fit-thresholds")
+                at_least = gr.Number(0, label="Right answers, at least % (0: any)", elem_id="at-least")
+            with gr.Row():
+                fit = gr.Button("Fit", elem_id="fit")
+                plain = gr.Button("Plain rule", elem_id="plain-rule")
+                save = gr.Button("Save with the run", variant="primary", elem_id="save-rule")
+            said = gr.HTML(elem_id="rule-said")
+        with gr.Column(scale=6):
+            table = gr.HTML(elem_id="trust-table")
+            with gr.Row():
+                reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
+                coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
+    chosen = [temperature, thresholds, abstain]
+    shown = [table, reliability, coverage, said]
+
+    def judge(run_id: str | None, *values: Any) -> list[Any]:
+        if not run_id:
+            return ["", None, None, message("Pick a finished run at the side first.", "note")]
+        try:
+            return [*_drawn(workbench.judge_rule(run_id, _rule(*values)), values[2]), ""]
+        except PeftCoreError as error:
+            return ["", None, None, message(str(error))]
+
+    def read(run_id: str | None) -> list[Any]:
+        try:
+            rule = workbench.rule(run_id) if run_id else {}
+        except PeftCoreError:
+            rule = {}
+        values = _values(rule)
+        return [*values, *judge(run_id, *values)]
+
+    def suggest(run_id: str | None, weighed: bool, share: float | None) -> list[Any]:
+        try:
+            rule = workbench.suggest_rule(run_id, weighed, share)
+        except PeftCoreError as error:
+            return [*[gr.skip() for _ in (*chosen, *shown[:-1])], message(str(error))]
+        values = _values(rule)
+        return [*values, *judge(run_id, *values)]
+
+    def forget(run_id: str | None) -> list[Any]:
+        labels = workbench.rule(run_id)["labels"] if run_id else []
+        values = _values({"labels": labels})
+        return [*values, *judge(run_id, *values)]
+
+    def keep(run_id: str | None, *values: Any) -> str:
+        try:
+            workbench.save_rule(run_id, _rule(*values))
+        except PeftCoreError as error:
+            return message(str(error))
+        return message("Saved: predictions and exports of this run go by it.", "note")
+
+    gr.on([tab.select, picker.change], read, picker, [*chosen, *shown], **PRIVATE)
+    fit.click(suggest, [picker, weigh, at_least], [*chosen, *shown], **PRIVATE)
+    plain.click(forget, picker, [*chosen, *shown], **PRIVATE)
+    gr.on([temperature.input, abstain.input, thresholds.input], judge, [picker, *chosen], shown, **PRIVATE)
+    save.click(keep, [picker, *chosen], said, **PRIVATE)
+
+
+def _values(rule: dict[str, Any]) -> list[Any]:
+    """Temperature, a table of thresholds and the least confidence, as the components take them."""
+    thresholds = rule.get("thresholds", {})
+    rows = [[label, thresholds.get(label)] for label in rule.get("labels", ())]
+    table = pd.DataFrame(rows, columns=["label", "threshold"])
+    return [rule.get("temperature", 1.0), table, rule.get("abstain_below", 0.0)]
+
+
+def _rule(temperature: Any, table: pd.DataFrame, abstain_below: Any) -> dict[str, Any]:
+    rows = table[pd.to_numeric(table["threshold"], errors="coerce").notna()] if len(table) else table
+    thresholds = {str(label): value for label, value in zip(rows["label"], rows["threshold"], strict=True)}
+    return {"temperature": temperature, "thresholds": thresholds, "abstain_below": abstain_below}
+
+
+def _drawn(report: dict[str, Any], abstain_below: float) -> list[Any]:
+    charts = (reliability_chart(report), coverage_chart(report, abstain_below))
+    return [trust_table(report), *(plot(chart) for chart in charts)]
