@@ -140,12 +140,14 @@ def prediction_card(
         bars = _label_bars(prediction["scores"])
     else:
         bars = _number_bar(prediction["value"], limits)
-    note = f'<p class="quiet">{html.escape(prediction["note"])}</p>' if prediction.get("note") else ""
-    took = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
-    return (
-        f'<div class="prediction">{head}<p class="answer">{html.escape(prediction["label"])}</p>{bars}{note}'
-        f"{took}</div>"
+    silent = "Not sure enough for an answer, by the rule saved with the run." * bool(
+        prediction.get("abstained")
     )
+    notes = filter(None, (silent, prediction.get("note")))
+    note = "".join(f'<p class="quiet">{html.escape(one)}</p>' for one in notes)
+    took = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
+    label = "?" if silent else html.escape(prediction["label"])
+    return f'<div class="prediction">{head}<p class="answer">{label}</p>{bars}{note}{took}</div>'
 
 
 def _figures(result: Mapping[str, Any]) -> str:
