@@ -36,12 +36,14 @@ class ModelPreset:
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A data set by name: its labels in order, and the mean length of its texts in BERT tokens."""
+    """A data set by name: its labels in order, the mean length of its texts in BERT tokens, and their
+    language (ISO 639-1)."""
 
     label: str
     label_names: tuple[str, ...]
     mean_tokens: int
     embedded: bool = False
+    language: str = "en"
 
 
 def _frozen(**config: Any) -> Mapping[str, Any]:

@@ -61,6 +61,11 @@ def hub_commit(revision: str | None) -> str | None:
     return None if revision is None or revision.startswith("sha256:") else revision
 
 
+def from_hub(name: str, revision: str | None) -> bool:
+    """Whether a base model with this recorded revision is one that others can fetch from the Hub."""
+    return name == EMBEDDED_MODEL or hub_commit(revision) is not None
+
+
 def is_local(name: str) -> bool:
     """Whether a name is a folder on this machine rather than a Hub id."""
     return os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name)
@@ -96,14 +101,14 @@ def check_repo_id(name: str, kind: str) -> None:
 
 def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
     """What a Hub error means for a person, or None if it is not one."""
-    for seen in _chain(error):
+    for seen in causes(error):
         if isinstance(seen, GatedRepoError):
             return f"The {kind} {name!r} is gated: accept its terms on the Hub and log in, or choose another."
         if isinstance(seen, RevisionNotFoundError):
             return f"The {kind} {name!r} has no such revision; check the branch, tag or commit."
         if isinstance(seen, RepositoryNotFoundError):
             return f"There is no {kind} {name!r} on the Hub, or it is private; check the spelling."
-    if any(isinstance(seen, _NO_NETWORK) for seen in _chain(error)):
+    if any(isinstance(seen, _NO_NETWORK) for seen in causes(error)):
         return _unreachable(name, kind)
     return None
 
@@ -118,7 +123,8 @@ def _unreachable(name: str, kind: str) -> str:
 _NO_NETWORK = (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came of, the nearest first."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:

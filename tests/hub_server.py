@@ -101,6 +101,7 @@ class Commit:
     files: dict[str, RepoFile]
     gated: bool
     drop_after: int | None
+    private: bool = False
 
     @property
     def sha(self) -> str:
@@ -115,7 +116,7 @@ class Commit:
             "sha": self.sha,
             "lastModified": DATE,
             "createdAt": DATE,
-            "private": False,
+            "private": self.private,
             "gated": "manual" if self.gated else False,
             "disabled": False,
             "downloads": 1,
@@ -199,12 +200,19 @@ class HubServer:
         self._repos: dict[tuple[str, str], dict[str, Commit]] = {}
 
     def add_repo(
-        self, kind: Kind, repo_id: str, folder: Path, *, gated: bool = False, drop_after: int | None = None
+        self,
+        kind: Kind,
+        repo_id: str,
+        folder: Path,
+        *,
+        gated: bool = False,
+        drop_after: int | None = None,
+        private: bool = False,
     ) -> str:
         """Publish a folder as the main branch of a repository and return its commit; older commits remain."""
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files = {name: RepoFile.read(name, path) for name, path in sorted(paths.items())}
-        commit = Commit(kind, repo_id, files, gated, drop_after)
+        commit = Commit(kind, repo_id, files, gated, drop_after, private)
         self._repos.setdefault((kind, repo_id), {}).update({commit.sha: commit, "main": commit})
         return commit.sha
 
@@ -215,6 +223,10 @@ class HubServer:
         if (revision or "main") not in commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commits[revision or "main"]
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """What answers a request."""
+        return Handler
 
     def downloads(self) -> list[str]:
         """The paths inside their repositories of the files whose content was asked for, in order."""
@@ -237,7 +249,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, hub: HubServer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), hub.handler())
         self.hub = hub
         self._open: set[Any] = set()
 
@@ -263,7 +275,9 @@ class _Server(ThreadingHTTPServer):
                 request.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers whoever reads from a hub."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server

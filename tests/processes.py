@@ -17,11 +17,19 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), **changes}
 
 
-def python(*arguments: str, timeout: float = 180, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The finished process of `python arguments...`, run in the repository."""
+def python(
+    *arguments: str, timeout: float = 180, stdin: str | None = None, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """The finished process of `python arguments...`, run in the repository with these words as its input."""
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(**changes), capture_output=True, text=True, timeout=timeout
+        command,
+        cwd=ROOT,
+        env=environment(**changes),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 

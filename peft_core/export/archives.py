@@ -14,12 +14,7 @@ def zip_of(run: Run, kind: str) -> Path:
 
     Safetensors do not compress, so files are stored as they are. Raises RunError if there is nothing to take.
     """
-    if kind not in KINDS:
-        raise RunError(f"There is no download {kind!r}; it is one of {', '.join(KINDS)}.")
-    folder = run.folder / kind
-    if not any(folder.glob("*.safetensors")):
-        step = "train it first" if kind == "adapter" else "merge it first"
-        raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
+    folder = folder_of(run, kind)
     path = run.folder / f"{run.run_id}-{kind}.zip"
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     if path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in files):
@@ -28,3 +23,14 @@ def zip_of(run: Run, kind: str) -> Path:
         for file in files:
             archive.write(file, file.relative_to(folder))
     return path
+
+
+def folder_of(run: Run, kind: str) -> Path:
+    """A run's `adapter/` or `merged/` folder; RunError if it has none, or nothing is called that."""
+    if kind not in KINDS:
+        raise RunError(f"There is no download {kind!r}; it is one of {', '.join(KINDS)}.")
+    folder = run.folder / kind
+    if not any(folder.glob("*.safetensors")):
+        step = "train it first" if kind == "adapter" else "merge it first"
+        raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
+    return folder

@@ -1,0 +1,400 @@
+"""Adapters and merged models pushed to a loopback hub by one process and loaded from there by another."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_write_server import DROP, WritableHub
+from offline import NOBODY
+from processes import answer, python
+
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.decision import Decision
+from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.rows import judged_rows
+from peft_core.runs import Run
+
+TOKEN, BASE = "hf_AliceMayWriteHere", "someone/tiny-base"
+PUSH = """
+import json, logging, resource, sys, traceback
+logging.basicConfig(level=logging.DEBUG)
+from pathlib import Path
+from huggingface_hub.utils import logging as hub_logging
+from peft_core.errors import PeftCoreError
+from peft_core.export.hub import push
+from peft_core.export.hub_account import check_token
+from peft_core.runs import Run
+
+hub_logging.set_verbosity_debug()
+found = []
+for call in json.load(sys.stdin):
+    told, stop = [], call.pop("stop", None)
+
+    def progress(share, what):
+        told.append((share, what))
+        if stop and what.startswith(stop):
+            raise KeyboardInterrupt
+
+    try:
+        if call.pop("full_disk", False):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        if "run" in call:
+            value = push(Run(Path(call.pop("run"))), **call, progress=progress)
+        else:
+            value = check_token(**call)
+        case = {"value": value}
+    except BaseException as error:
+        case = {"message": f"{error}", "ours": isinstance(error, PeftCoreError), "kind": type(error).__name__}
+        traceback.print_exc()
+    found.append({**case, "progress": told})
+print(json.dumps(found))
+"""
+LOAD = """
+import json, os, re, sys
+import numpy as np, pandas as pd, torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+def load(source, rows, token):
+    if token:
+        try:
+            hf_hub_download(source, "README.md")
+            raise SystemExit("a private repository was handed out")
+        except RepositoryNotFoundError:
+            os.environ["HF_TOKEN"] = token
+    with open(hf_hub_download(source, "README.md"), encoding="utf-8") as file:
+        code = re.search("```python\\n(.*?)\\n```", file.read(), re.DOTALL)[1]
+    head, use = code.split("\\n\\ninputs = ")
+    names, logits, answers = {}, [], []
+    exec(head, names)
+    for _, row in pd.read_parquet(rows).iterrows():
+        here = "inputs = " + use.replace('"A text to classify."', repr(row["text"]))
+        exec(here.replace('"The second text of the pair."', repr(row.get("text_pair"))), names)
+        logits.append(names["logits"][0].tolist())
+        answers.append(names["answer"])
+    return {"logits": logits, "answers": answers, "libraries": sorted({"peft_core"} & set(sys.modules))}
+
+print()
+print(json.dumps({source: load(source, *given) for source, given in json.loads(sys.argv[1]).items()}))
+"""
+
+
+@dataclass
+class Client:
+    """Pushes in fresh processes to one endpoint, with a home folder of its own and no token in it."""
+
+    endpoint: str
+    home: Path
+
+    def ask(self, *calls: dict[str, Any], **changes: str) -> list[dict[str, Any]]:
+        """What each call returned or raised; no token may be in what was printed or written."""
+        settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        done = python("-c", PUSH, stdin=json.dumps(calls), **{**settings, **changes})
+        assert done.returncode == 0, done.stderr
+        for token in {call["token"] for call in calls if len(str(call["token"])) > 8}:
+            assert token not in done.stdout + done.stderr
+            folders = {self.home, *(Path(call["run"]) for call in calls if "run" in call)}
+            for file in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+                assert token.encode() not in file.read_bytes()
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def push(self, run: Run, kind: str, repo_id: str, **options: Any) -> dict[str, Any]:
+        return self.ask(
+            {"run": str(run.folder), "kind": kind, "repo_id": repo_id, "token": TOKEN, **options}
+        )[0]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model: Path) -> Iterator[WritableHub]:
+    with WritableHub(tmp_path / "hub") as server:
+        server.add_repo("model", BASE, tiny_model)
+        server.add_person(TOKEN, "alice", ("alice",))
+        yield server
+
+
+@pytest.fixture
+def client(hub: WritableHub, tmp_path: Path) -> Client:
+    return Client(hub.endpoint, tmp_path / "home")
+
+
+def of_the_hub(run: Run, hub: WritableHub, runs_dir: Path) -> Run:
+    """A copy of a run whose base model is the same one, as the hub has it."""
+    copy = Run(shutil.copytree(run.folder, runs_dir / run.run_id))
+    commit = hub.find("model", BASE, None).sha
+    for name, revision in (("classifier.json", "base_revision"), ("adapter_config.json", "revision")):
+        path = copy.adapter / name
+        if path.is_file():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            held |= {"base_model_name_or_path": BASE, revision: commit}
+            path.write_text(json.dumps(held), encoding="utf-8")
+    return copy
+
+
+def decide(run: Run, **chosen: Any) -> None:
+    labels = Classifier.read(run).labels
+    Decision.of(chosen, len(labels)).save(run, labels)
+
+
+def call(run: Run, repo_id: str, kind: str = "adapter", token: str = TOKEN, **options: Any) -> dict[str, Any]:
+    return {"run": str(run.folder), "kind": kind, "repo_id": repo_id, "token": token, **options}
+
+
+def refused(case: dict[str, Any], *words: str) -> None:
+    assert case.get("ours"), case
+    assert "\n" not in case["message"]
+    for word in words:
+        assert word in case["message"], case
+
+
+def expected_answers(run: Run) -> list[Any]:
+    """What the run's decision says of its test rows, as the card's code tells it."""
+    rows, decision, classifier = judged_rows(run), Decision.read(run), Classifier.read(run)
+    task, labels = classifier.problem_type, classifier.labels
+    decided = decision.decide(rows.logits, task)
+    if task == REGRESSION:
+        return [pytest.approx(value, abs=1e-4) for value in decided]
+    unsure = decision.abstains(rows.logits, task)
+    found = [[labels[i] for i in np.flatnonzero(row)] for row in decided] if task == MULTI else labels
+    answers = found if task == MULTI else [labels[i] for i in decided]
+    return [None if doubt else given for doubt, given in zip(unsure, answers, strict=True)]
+
+
+def test_what_is_pushed_loads_again_by_the_code_of_its_card(
+    hub: WritableHub,
+    client: Client,
+    merged_run: Run,
+    topics: Run,
+    stars: Run,
+    pairs: Run,
+    train_here: Callable[..., Run],
+    tmp_path: Path,
+) -> None:
+    head_only = train_here(method="head_only", num_train_epochs=1)
+    plain = of_the_hub(merged_run, hub, tmp_path / "plain")
+    runs = {
+        "merged": (plain, "merged"),
+        "decided": (of_the_hub(merged_run, hub, tmp_path / "decided"), "adapter"),
+        "topics": (of_the_hub(topics, hub, tmp_path), "adapter"),
+        "stars": (of_the_hub(stars, hub, tmp_path), "adapter"),
+        "pairs": (of_the_hub(pairs, hub, tmp_path), "adapter"),
+        "head-only": (of_the_hub(head_only, hub, tmp_path), "adapter"),
+        "private": (plain, "adapter"),
+    }
+    chosen = Decision(temperature=2.5, thresholds=(0.8, 0.2))
+    sure = np.sort(chosen.confidence(judged_rows(plain).logits, SINGLE))
+    middle = float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())
+    decide(runs["decided"][0], temperature=2.5, thresholds=[0.8, 0.2], abstain_below=middle)
+    decide(runs["topics"][0], temperature=0.5, thresholds=[0.3, 0.5, 0.7])
+    calls = [
+        call(run, f"alice/{name}", kind, private=name == "private") for name, (run, kind) in runs.items()
+    ]
+    for case in client.ask(*calls):
+        assert "value" in case, case
+    asked = {
+        f"alice/{name}": (str(run.evaluation), TOKEN if name == "private" else None)
+        for name, (run, _) in runs.items()
+    }
+    loaded = answer(LOAD, json.dumps(asked), HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "other"))
+    for name, (run, _) in runs.items():
+        found = loaded[f"alice/{name}"]
+        assert not found["libraries"], "stock libraries alone"
+        assert np.abs(np.array(found["logits"]) - judged_rows(run).logits).max() <= 1e-5, name
+        assert found["answers"] == expected_answers(run), name
+    assert loaded["alice/decided"]["answers"].count(None) == len(sure) // 2, "the less sure half"
+
+
+def test_one_commit_holds_the_folder_and_the_card(hub: WritableHub, client: Client, merged_run: Run) -> None:
+    run = merged_run
+    case = client.push(run, "merged", "Reviews", private=False)
+    assert case["value"]["repo_id"] == "alice/Reviews"
+    assert case["value"]["url"] == f"{hub.endpoint}/alice/Reviews"
+    commit = hub.find("model", "alice/Reviews", None)
+    assert case["value"]["commit"] == commit.sha
+    assert not commit.private
+    assert [pushed.repo_id for pushed in hub.pushed] == ["alice/Reviews"], "one commit"
+    held = {path: file.source.read_bytes() for path, file in commit.files.items()}
+    assert held.pop(".gitattributes")
+    assert held.pop("README.md").startswith(b"---\nlibrary_name: transformers")
+    assert held == {file.name: file.read_bytes() for file in run.merged.iterdir()}
+    shares = [share for share, _ in case["progress"]]
+    assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
+    assert not (run.merged / "README.md").exists()
+
+
+def test_it_is_private_by_default_and_names_no_folder_of_this_machine(
+    hub: WritableHub, client: Client, finished_run: Run, tiny_model: Path
+) -> None:
+    assert "value" in client.push(finished_run, "adapter", "alice/own")
+    commit = hub.find("model", "alice/own", None)
+    assert commit.private
+    for path, file in commit.files.items():
+        assert str(tiny_model.parent).encode() not in file.source.read_bytes(), path
+    told = json.loads(commit.files["adapter_config.json"].source.read_text(encoding="utf-8"))
+    assert told["base_model_name_or_path"] == tiny_model.name
+    kept = (finished_run.adapter / "adapter_config.json").read_text(encoding="utf-8")
+    assert json.loads(kept)["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_overwriting_leaves_the_new_files_alone(hub: WritableHub, client: Client, merged_run: Run) -> None:
+    first = call(merged_run, "alice/both", "adapter")
+    again = call(merged_run, "alice/both", "merged")
+    cases = client.ask(first, again, {**again, "overwrite": True}, {**again, "overwrite": True})
+    assert "value" in cases[0]
+    refused(cases[1], "'alice/both' exists already", "another name")
+    assert set(hub.find("model", "alice/both", None).files) == {
+        ".gitattributes",
+        "README.md",
+        *(file.name for file in merged_run.merged.iterdir()),
+    }
+    assert hub.pushed[1].deleted == ["adapter_config.json", "adapter_model.safetensors", "classifier.json"]
+    assert cases[3]["value"]["commit"] == cases[2]["value"]["commit"], "nothing had changed"
+    assert len(hub.pushed) == 2
+    hub.publish("alice/open", {"config.json": b"{}"}, private=False)
+    before = hub.find("model", "alice/open", None).sha
+    refused(client.push(merged_run, "merged", "alice/open", overwrite=True), "'alice/open' is public")
+    assert hub.find("model", "alice/open", None).sha == before
+
+
+def test_a_token_or_name_that_will_not_do_gets_one_sentence(
+    hub: WritableHub, client: Client, own_run: Run
+) -> None:
+    fine = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": []}}
+    fine["fineGrained"]["scoped"] = [
+        {"entity": {"type": "org", "name": "team"}, "permissions": ["repo.content.read", "repo.write"]},
+        {"entity": {"type": "user", "name": "alice"}, "permissions": ["repo.content.read"]},
+        {"entity": {"type": "model", "name": "alice/only"}, "permissions": ["repo.write"]},
+    ]
+    orgs = ({"name": "team", "roleInOrg": "write"}, {"name": "watched", "roleInOrg": "read"})
+    hub.add_person("hf_ReadsOnly", "alice", access={"role": "read"})
+    hub.add_person("hf_FineGrained", "alice", ("team", "alice/only"), access=fine, orgs=orgs)
+    hub.add_person("hf_oauth_Visitor", "bob", ("bob", "team"), access={}, orgs=orgs)
+    hub.add_person("hf_oauth_NoScope", "carol", access={})
+    hub.publish("alice/only", {"config.json": b"{}"}, private=True)
+    bad_names = ["", "a/b/c", "alice/has space", "alice/--", "alice/x.git", "alice/é", "a" * 97, "../up"]
+    bad_tokens = ["", " ", "hf_two\nlines: x", "hf_über_and_out", None]
+    found = client.ask(
+        *(call(own_run, name) for name in bad_names),
+        *(call(own_run, "alice/x", token=token) for token in bad_tokens),
+        HF_TOKEN=TOKEN,
+    )
+    for case in found[: len(bad_names)]:
+        refused(case, "cannot name a repository")
+    for case in found[len(bad_names) :]:
+        refused(case, "token is empty or holds characters")
+    assert hub.requests == [], "nothing was asked"
+    asked = {
+        "unknown": call(own_run, "alice/x", token="hf_NobodyKnowsMe"),
+        "reads": call(own_run, "alice/x", token="hf_ReadsOnly"),
+        "other": call(own_run, "somebody/x"),
+        "fine": call(own_run, "alice/x", token="hf_FineGrained"),
+        "watched": call(own_run, "watched/x", token="hf_oauth_Visitor"),
+        "scope": call(own_run, "carol/x", token="hf_oauth_NoScope"),
+        "not merged": call(own_run, "alice/x", kind="merged"),
+        "no kind": call(own_run, "alice/x", kind="../adapter"),
+        "team": call(own_run, "team/x", token="hf_FineGrained"),
+        "only": call(own_run, "alice/only", token="hf_FineGrained", overwrite=True),
+        "oauth": call(own_run, "TEAM/y".lower(), token="hf_oauth_Visitor"),
+        "who reads": {"token": "hf_ReadsOnly"},
+        "who fine": {"token": "hf_FineGrained"},
+        "who oauth": {"token": "hf_oauth_Visitor"},
+    }
+    case = dict(zip(asked, client.ask(*asked.values()), strict=True))
+    refused(case["unknown"], "does not know this token")
+    refused(case["reads"], "'alice' may only read", "write rights")
+    refused(case["other"], "may not write to 'somebody'", "may write to alice")
+    refused(case["fine"], "may not write to 'alice'", "team, alice/only")
+    refused(case["watched"], "may not write to 'watched'", "bob, team")
+    refused(case["scope"], "does not let this token write to 'carol/x'", "rights to create")
+    refused(case["not merged"], "merge it first")
+    refused(case["no kind"], "no download")
+    refused(case["who reads"], "may only read")
+    assert case["who fine"]["value"] == {"name": "alice", "namespaces": ["team"], "repos": ["alice/only"]}
+    assert case["who oauth"]["value"] == {"name": "bob", "namespaces": ["bob", "team"], "repos": []}
+    assert [pushed.repo_id for pushed in hub.pushed] == ["team/x", "alice/only", "team/y"]
+    assert not any(hub.exists(name) for name in ("alice/x", "somebody/x", "watched/x", "carol/x"))
+
+
+def test_a_push_that_fails_midway_leaves_nothing(hub: WritableHub, client: Client, finished_run: Run) -> None:
+    faults = {
+        "whoami": (503, "status 503"),
+        "create": (503, "status 503"),
+        "preupload": (403, "does not let this token write"),
+        "batch": (422, "status 422 (as the test wished)"),
+        "validate": (400, "status 400 (as the test wished)"),
+        "verify": (404, "any more"),  # before the hub holds the weights, which it asks for once
+        "commit": (500, "status 500"),
+    }
+    calls, words = [], []
+    for route, (status, sentence) in faults.items():
+        hub.add_person(f"hf_{route}_fails", "alice", ("alice",), faults={route: status})
+        calls.append(call(finished_run, f"alice/{route}", token=f"hf_{route}_fails"))
+        words.append(sentence)
+    for route in ("whoami", "create", "commit"):
+        hub.add_person(f"hf_{route}_drops", "alice", ("alice",), faults={route: DROP})
+        calls.append(call(finished_run, f"alice/{route}-drops", token=f"hf_{route}_drops"))
+        words.append("cannot be reached")
+    hub.add_person("hf_busy_token", "alice", ("alice",), faults={"whoami": 429})
+    calls.append(call(finished_run, "alice/busy", token="hf_busy_token"))
+    words.append("wait a few minutes")
+    calls.append(call(finished_run, "alice/stopped", stop="Uploading"))
+    *found, stopped = client.ask(*calls)
+    for case, sentence in zip(found, words, strict=True):
+        refused(case, sentence)
+    assert stopped["kind"] == "KeyboardInterrupt"
+    assert not [asked["repo_id"] for asked in calls if hub.exists(asked["repo_id"])]
+    assert hub.pushed == []
+    assert ("DELETE", "/api/repos/delete") in hub.requests
+
+
+def test_what_cannot_be_removed_again_is_named(hub: WritableHub, client: Client, finished_run: Run) -> None:
+    hub.add_person("hf_stuck_token", "alice", ("alice",), faults={"commit": 500, "delete": 500})
+    kept = hub.publish("alice/kept", {"config.json": b"{}"}, private=True).sha
+    left, old = client.ask(
+        call(finished_run, "alice/left", token="hf_stuck_token"),
+        call(finished_run, "alice/kept", token="hf_stuck_token", overwrite=True),
+    )
+    refused(left, "status 500", f"is left at {hub.endpoint}/alice/left: delete it by hand")
+    refused(old, "status 500")
+    assert "delete it" not in old["message"]
+    assert hub.find("model", "alice/kept", None).sha == kept, "what was there before stays"
+
+
+@pytest.mark.parametrize("endpoint", [NOBODY, "http://no-such-host.invalid"])
+def test_without_a_network_it_says_so(endpoint: str, finished_run: Run, tmp_path: Path) -> None:
+    case = Client(endpoint, tmp_path).push(finished_run, "adapter", "alice/x")
+    refused(case, "cannot be reached", "check the network")
+
+
+def test_a_full_disk_does_not_matter(hub: WritableHub, client: Client, finished_run: Run) -> None:
+    assert "value" in client.push(finished_run, "adapter", "alice/x", full_disk=True)
+    assert hub.exists("alice/x")
+
+
+def test_large_files_also_go_by_the_xet_protocol(
+    hub: WritableHub, client: Client, merged_run: Run, tmp_path: Path
+) -> None:
+    asked = call(merged_run, "alice/xet", "merged")
+    case = client.ask(asked, HF_HUB_DISABLE_XET="0")[0]
+    assert case["value"]["commit"] == hub.find("model", "alice/xet", None).sha
+    assert len(hub.pushed) == 1
+    assert list(hub.pushed[0].large) == ["model.safetensors"]
+    weights = merged_run.merged / "model.safetensors"
+    fetched = answer(FETCH, str(weights), str(hub.xet_store), str(tmp_path / "again"))
+    assert fetched == weights.stat().st_size
+    assert (tmp_path / "again").read_bytes() == weights.read_bytes()
+
+
+FETCH = """
+import json, sys
+from hf_xet import XetFileInfo, XetSession, hash_files
+weights, store, target = sys.argv[1:]
+info = hash_files([weights])[0]
+with XetSession().new_file_download_group(endpoint=f"local://{store}") as group:
+    group.start_download_file(XetFileInfo(info.hash, info.file_size), target)
+print(info.file_size)
+"""
