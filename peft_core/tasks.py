@@ -12,14 +12,18 @@ from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
-from peft_core.errors import DataError, PeftCoreError
+from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
 from peft_core.inference import calibration, tables
+from peft_core.inference.attribution import attribute
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
+from peft_core.inference.review import search_rows
 from peft_core.inference.sharing import ModelCache, SharedWeights
+from peft_core.inference.suspects import suspected_labels
 from peft_core.losses import check_class_weight
+from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
 from peft_core.worker import report
@@ -145,6 +149,45 @@ def save_rule(run_dir: str, values: dict[str, Any]) -> None:
     run = Run(Path(run_dir))
     labels = Classifier.read(run).labels
     Decision.of(values, labels).save(run, labels)
+
+
+def explain(
+    run_dir: str, text: str, label: str | None, text_pair: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Each variant's attribution as `attribution.attribute` gives it, or `error` where it has none.
+
+    Where no label is asked for, all explain the one that the adapter predicts.
+    """
+    merged = [MERGED] * (Run(Path(run_dir)).merged / "model.safetensors").is_file()
+    found: dict[str, dict[str, Any]] = {}
+    for variant in (ADAPTER, BASE, *merged):
+        try:
+            found[variant] = attribute(_predictor(run_dir, variant), text, text_pair, label)
+            label = found[variant]["label"]
+        except (RunError, ModelError) as error:
+            found[variant] = {"error": str(error)}
+    return {variant: found[variant] for variant in (BASE, ADAPTER, *merged)}
+
+
+def review(
+    run_dir: str, kind: str, query: str, true: str | None, predicted: str | None, most: int
+) -> dict[str, Any]:
+    """`total` and `rows` of the run's test rows: `all`, the `hardest` mistakes, or `suspected` labels."""
+    run = Run(Path(run_dir))
+    if kind == "suspected":
+        rows = suspected_labels(run, most=most)
+        return {"total": len(rows), "rows": rows}
+    hard = kind == "hardest"
+    wrong = hard and run.result()["problem_type"] != REGRESSION
+    return search_rows(
+        run, query, true=true, predicted=predicted, only_wrong=wrong, hardest_first=hard, most=most
+    )
+
+
+def row(run_dir: str, number: int) -> dict[str, Any]:
+    """One test row by its number, from 1."""
+    (found,) = search_rows(Run(Path(run_dir)), start=number - 1, most=1)["rows"]
+    return found
 
 
 def _told(decision: Decision, run: Run) -> dict[str, Any]:

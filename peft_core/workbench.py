@@ -186,6 +186,24 @@ class Workbench:
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
 
+    def explain(
+        self, text: str, run_id: str, label: str | None = None, text_pair: str | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """What each word of a text adds to a label (by default the predicted one) in every variant."""
+        typed, pair = self._checked_texts(text, text_pair)
+        return self.worker.run("explain", str(self.find(run_id).folder), typed, label, pair)
+
+    def review(
+        self, run_id: str, kind: str, query: str, true: str, predicted: str, most: int
+    ) -> dict[str, Any]:
+        """Test rows: `all` or the `hardest` that match, or those with `suspected` labels."""
+        folder = str(self.find(run_id).folder)
+        return self.worker.run("review", folder, kind, query, true or None, predicted or None, most)
+
+    def row(self, run_id: str, number: int) -> dict[str, Any]:
+        """One test row by its number."""
+        return self.worker.run("row", str(self.find(run_id).folder), number)
+
     def rule(self, run_id: str) -> dict[str, Any]:
         """`temperature`, `thresholds` by label (empty: plain) and `abstain_below`, as saved with the run."""
         return self.worker.run("rule", str(self.find(run_id).folder))

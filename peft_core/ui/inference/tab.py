@@ -10,6 +10,7 @@ from peft_core.ui.events import PRIVATE
 from peft_core.ui.inference.files import build_files
 from peft_core.ui.inference.texts import build_texts
 from peft_core.ui.inference.trust import build_trust
+from peft_core.ui.inference.why import build_why
 from peft_core.workbench import Workbench
 
 
@@ -23,6 +24,8 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
             build_files(workbench, picker)
         with gr.Tab("Can I trust it?", id="trust") as trust:
             build_trust(workbench, picker, trust)
+        with gr.Tab("Why?", id="why") as why:
+            build_why(workbench, picker, why)
     picker.change(_picked, picker, picked, **PRIVATE)
 
 

@@ -1,0 +1,112 @@
+"""Why a model answers as it does: a text's words weighed, and the test rows to look at and search."""
+
+from typing import Any
+
+import gradio as gr
+
+from peft_core.errors import PeftCoreError
+from peft_core.pictures.explained import explained
+from peft_core.pictures.pieces import message
+from peft_core.ui.events import PRIVATE, sentence
+from peft_core.workbench import Workbench
+
+KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
+TITLES = {"base": "Base", "adapter": "Adapter", "merged": "Merged"}
+COLUMNS = {"Row": "row", "Text": "text", "True": "true", "Predicted": "predicted", "Confidence": "confidence"}
+ROWS = 50  # shown at a time
+
+
+def build_why(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+    """A text and its words on the left, the run's test rows on the right; a click on a row explains it."""
+    with gr.Row():
+        with gr.Column(scale=5):
+            text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
+            second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
+            with gr.Row():
+                label = gr.Dropdown([], label="Label to explain", elem_id="why-label")
+                go = gr.Button("Explain", variant="primary", elem_id="explain")
+            words = gr.HTML(elem_id="explained")
+        with gr.Column(scale=6):
+            kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
+            with gr.Row() as filtering:
+                query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
+                true = gr.Dropdown([], label="True", elem_id="rows-true")
+                said = gr.Dropdown([], label="Predicted", elem_id="rows-predicted")
+            count = gr.HTML(elem_id="rows-count")
+            rows = gr.Dataframe(
+                headers=list(COLUMNS),
+                value=[],
+                interactive=False,
+                wrap=True,
+                max_height=520,
+                show_label=False,
+                elem_id="rows",
+                column_widths=["9%", "46%", "15%", "15%", "15%"],
+            )
+    filters = [kind, query, true, said]
+
+    def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> str:
+        if not run_id:
+            return message("Pick a finished run at the side first.", "note")
+        try:
+            return _explained(typed, pair, workbench.explain(typed, run_id, chosen or None, pair or None))
+        except PeftCoreError as error:
+            return message(str(error))
+
+    def search(run_id: str | None, *chosen: Any) -> list[Any]:
+        if not run_id:
+            return ["", []]
+        try:
+            found = workbench.review(run_id, *chosen, most=ROWS)
+        except PeftCoreError as error:
+            return [message(str(error)), []]
+        return [_count(found), [[_cell(row, name) for name in COLUMNS.values()] for row in found["rows"]]]
+
+    def look(run_id: str | None) -> list[Any]:
+        try:
+            result = workbench.find(run_id).result() if run_id else {}
+        except PeftCoreError:
+            result = {}
+        names = [(name, name) for name in result.get("labels", [])]
+        any_label, predicted = ("any", ""), ("the predicted one", "")
+        chosen, *labels = (
+            gr.update(choices=[first, *names], value="", visible=bool(names))
+            for first in (predicted, any_label, any_label)
+        )
+        pair = gr.update(visible=bool(result.get("text_pair")), value="")
+        return ["", pair, chosen, "", "all", "", *labels, *search(run_id, "all", "", "", "")]
+
+    def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
+        row = workbench.row(run_id, int(event.row_value[0]))
+        return [row["text"], row["text_pair"] or ""]
+
+    asked = [picker, text, second, label]
+    gr.on([go.click, text.submit], explain, asked, words, **PRIVATE)
+    kind.input(lambda chosen: gr.update(visible=chosen != "suspected"), kind, filtering, **PRIVATE)
+    searching = [picker, *filters], [count, rows]
+    gr.on([kind.input, query.input, true.input, said.input, tab.select], search, *searching, **PRIVATE)
+    picker.change(look, picker, [text, second, label, words, *filters, count, rows], **PRIVATE)
+    rows.select(sentence(take), picker, [text, second], **PRIVATE).success(explain, asked, words, **PRIVATE)
+
+
+def _explained(text: str, pair: str, found: dict[str, dict[str, Any]]) -> str:
+    """Each model's words, and why one of them has none."""
+    drawn = {TITLES[name]: answer for name, answer in found.items() if "error" not in answer}
+    refused = {TITLES[name]: answer["error"] for name, answer in found.items() if "error" in answer}
+    picture = explained(text, pair or None, drawn) if drawn else ""
+    return picture + "".join(message(f"{title}: {why}", "note") for title, why in refused.items())
+
+
+def _count(found: dict[str, Any]) -> str:
+    shown = f", the first {len(found['rows'])} are shown" if found["total"] > len(found["rows"]) else ""
+    return (
+        f'<p class="quiet" data-testid="rows-count">{found["total"]:,} rows{shown}. A click explains one.</p>'
+    )
+
+
+def _cell(row: dict[str, Any], name: str) -> Any:
+    if name == "text" and row["text_pair"]:
+        return f"{row['text']} · {row['text_pair']}"
+    if name == "confidence":
+        return f"{row['loss']:.4g}" if row["confidence"] is None else f"{row['confidence']:.3f}"
+    return row[name]
