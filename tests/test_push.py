@@ -1,5 +1,6 @@
 """Adapters and merged models pushed to a loopback hub by one process and loaded from there by another."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from hub_write_server import DROP, WritableHub
 from offline import NOBODY
 from processes import answer, python
 
+from peft_core.errors import RunError
+from peft_core.export.hub_account import hub_in_words
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE
@@ -210,7 +213,8 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
 
 def test_one_commit_holds_the_folder_and_the_card(hub: WritableHub, client: Client, merged_run: Run) -> None:
     run = merged_run
-    case = client.push(run, "merged", "Reviews", private=False)
+    asked = call(run, "Reviews", "merged", private=False)
+    case = client.ask(asked, HF_TOKEN="hf_OfTheMachinesOwner")[0]  # which this hub would refuse
     assert case["value"]["repo_id"] == "alice/Reviews"
     assert case["value"]["url"] == f"{hub.endpoint}/alice/Reviews"
     commit = hub.find("model", "alice/Reviews", None)
@@ -373,6 +377,8 @@ def test_without_a_network_it_says_so(endpoint: str, finished_run: Run, tmp_path
 def test_a_full_disk_does_not_matter(hub: WritableHub, client: Client, finished_run: Run) -> None:
     assert "value" in client.push(finished_run, "adapter", "alice/x", full_disk=True)
     assert hub.exists("alice/x")
+    with pytest.raises(RunError, match="The disk is full"), hub_in_words("alice/x"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a client that keeps files may say
 
 
 def test_large_files_also_go_by_the_xet_protocol(

@@ -15,7 +15,7 @@ from peft_core.export.hub_account import check_name, check_rights, find_account,
 from peft_core.export.model_card import model_card
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.pictures.pieces import size
-from peft_core.runs import Run, disk_full_in_words
+from peft_core.runs import Run
 from peft_core.sources import from_hub
 
 Progress = Callable[[float, str], None]
@@ -136,5 +136,5 @@ def _upload(
     old = [file.rfilename for file in there.siblings] if there else []
     gone = [CommitOperationDelete(path) for path in old if path not in new and path != _KEPT]
     parent = there.sha if there else None  # so that nobody's change in between is lost
-    with hub_in_words(repo_id), disk_full_in_words():
+    with hub_in_words(repo_id):
         return api.create_commit(repo_id, [*gone, *files], commit_message=message, parent_commit=parent).oid

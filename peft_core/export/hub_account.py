@@ -14,6 +14,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from peft_core.errors import HubError, PeftCoreError
 from peft_core.export.markdown import plain
+from peft_core.runs import disk_full_in_words
 from peft_core.sources import HUB_TIMEOUT, causes
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what a header can carry
@@ -121,7 +122,8 @@ def check_rights(account: Account, repo_id: str) -> None:
 
 @contextlib.contextmanager
 def hub_in_words(repo_id: str = "") -> Iterator[None]:
-    """Turn what goes wrong between here and the Hub into a HubError of one sentence; other errors pass."""
+    """Turn what goes wrong between here and the Hub into a HubError of one sentence, and a full disk into a
+    RunError; other errors pass."""
     try:
         yield
     except PeftCoreError:
@@ -129,7 +131,8 @@ def hub_in_words(repo_id: str = "") -> Iterator[None]:
     except Exception as error:
         sentence = _sentence(error, repo_id)
         if sentence is None:
-            raise
+            with disk_full_in_words():  # the xet client keeps files of its own
+                raise
         raise HubError(sentence) from error
 
 
