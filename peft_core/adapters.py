@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
-from peft_core.methods import METHODS, unworkable_on
+from peft_core.methods import METHODS, peft_settings, unworkable_on
 from peft_core.modules import (
     HEAD_NAMES,
     check_target_modules,
@@ -29,10 +29,8 @@ from peft_core.modules import (
     feedforward_modules,
     layer_norms,
 )
+from peft_core.schedule import adalora_schedule
 from peft_core.sources import Source
-
-_NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
-_ADALORA_WARM_UP, _ADALORA_REST = 0.1, 0.3  # shares of all steps before the ranks fall, and after
 
 
 def apply_method(
@@ -145,7 +143,7 @@ def merged_model(model: nn.Module) -> nn.Module:
 def _peft_config(model: nn.Module, config: TrainConfig, untrained: Sequence[str], steps: int) -> PeftConfig:
     """PEFT's own config; every module that starts untrained is trained whole and saved with the adapter."""
     method = METHODS[config.method]
-    own = {name: getattr(config, name) for name in method.settings if name not in _NOT_PEFTS}
+    own = peft_settings(config.to_dict())
     beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
     if method.takes_target_modules:
         check_target_modules(model, config.target_modules)
@@ -166,8 +164,7 @@ def _lora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
 
 
 def _adalora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
-    first, last = int(_ADALORA_WARM_UP * steps), int(_ADALORA_REST * steps)
-    return {"total_step": max(steps, 1), "tinit": first, "tfinal": last, "deltaT": max(1, steps // 100)}
+    return adalora_schedule(steps)
 
 
 def _ia3(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:

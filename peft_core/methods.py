@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 LORA, ALL_LINEAR = "lora", "all-linear"
+HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
 _PROMPT = "it is text put before the text, not a change of weights"
 _READS_ONE = "The head reads one vector that the frozen model makes"
 _NO_CACHE = "its transformers model takes no past keys and values, which the prefix is made of"
@@ -211,6 +212,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )  # fmt: skip
 _STARTS_FROM_WEIGHTS = ("pissa", "olora")
+_NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
 
 
 def defaults_of(method: Any, target_modules: Any = ()) -> Mapping[str, Any]:
@@ -269,3 +271,9 @@ def virtual_tokens(settings: Mapping[str, Any]) -> int:
 def bits_of(settings: Mapping[str, Any]) -> int:
     """Bits of a frozen base weight in training; 32 for methods that take no quantised base."""
     return settings["load_in_bits"] if "load_in_bits" in METHODS[settings["method"]].settings else 32
+
+
+def peft_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's own settings that its PEFT config takes as they are, whatever the model."""
+    own = METHODS[settings["method"]].settings
+    return {name: settings[name] for name in own if name not in _NOT_PEFTS}

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from peft_core.errors import ModelError
-from peft_core.methods import ALL_LINEAR
+from peft_core.methods import ALL_LINEAR, HEAD_NAMES
 
-HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
 QUERY, KEY, VALUE = "attention query", "attention key", "attention value"
 FUSED, ATTENTION_OUTPUT = "attention query, key and value in one", "attention output"
 MLP_IN, MLP_OUT = "MLP in", "MLP out"

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import platform
 import shutil
@@ -49,11 +48,7 @@ from peft_core.runs import (
     whole_folder,
     write_json,
 )
-
-CURVE_ROWS = 256  # validation rows that the live curve uses; the result comes from the test rows alone
-CURVE_POINTS = 4
-LOSS_POINTS = 40
-START_BATCHES = 64  # of the training rows, where the method starts from them
+from peft_core.schedule import CURVE_ROWS, START_BATCHES, curve_steps, loss_steps, total_steps
 
 
 class Stopped(Exception):
@@ -114,7 +109,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         config,
         base.untrained,
         base=base.source,
-        steps=_steps(config, len(data.train)),
+        steps=total_steps(config, len(data.train)),
     )
     _stage(run, "encoding the texts")
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
@@ -171,11 +166,6 @@ def _stage(run: Run, name: str) -> None:
     run.update(stage=name)
 
 
-def _steps(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of the whole training."""
-    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) * config.num_train_epochs)
-
-
 def _trainer(
     run: Run,
     config: TrainConfig,
@@ -186,8 +176,7 @@ def _trainer(
     loss: Loss | None,
     scale: LabelScale | None,
 ) -> CheckpointingTrainer:
-    steps = _steps(config, len(rows))
-    curve_steps = max(1, steps // CURVE_POINTS)
+    steps = total_steps(config, len(rows))
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
@@ -199,10 +188,10 @@ def _trainer(
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=64,
         eval_strategy="no" if curve_rows is None else "steps",
-        eval_steps=curve_steps,
+        eval_steps=curve_steps(steps),
         save_strategy="steps",
-        save_steps=curve_steps,
-        logging_steps=max(1, steps // LOSS_POINTS),
+        save_steps=curve_steps(steps),
+        logging_steps=loss_steps(steps),
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         report_to=[],
