@@ -17,7 +17,6 @@ from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import RunError
 from peft_core.export.markdown import escaped, fenced, plain
 from peft_core.export.model_card import model_card
-from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run, write_json
@@ -207,10 +206,7 @@ def test_a_certificate_of_another_adapter_is_not_shown(merged_run: Run, tmp_path
 
 
 def test_a_decision_is_told_with_what_it_does(own_run: Run) -> None:
-    labels = Classifier.read(own_run).labels
-    Decision.of({"temperature": 2.0, "thresholds": [0.3, 0.7], "abstain_below": 0.999}, 2).save(
-        own_run, labels
-    )
+    Decision(2.0, (0.3, 0.7), 0.999).save(own_run, ("bad", "good"))
     card = ModelCard(model_card(own_run, "adapter"))
     assert (
         "a temperature of 2," in card.text and "Below a confidence of 0.999 there is no answer" in card.text

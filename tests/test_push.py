@@ -138,11 +138,6 @@ def of_the_hub(run: Run, hub: WritableHub, runs_dir: Path) -> Run:
     return copy
 
 
-def decide(run: Run, **chosen: Any) -> None:
-    labels = Classifier.read(run).labels
-    Decision.of(chosen, len(labels)).save(run, labels)
-
-
 def call(run: Run, repo_id: str, kind: str = "adapter", token: str = TOKEN, **options: Any) -> dict[str, Any]:
     return {"run": str(run.folder), "kind": kind, "repo_id": repo_id, "token": token, **options}
 
@@ -191,8 +186,8 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
     chosen = Decision(temperature=2.5, thresholds=(0.8, 0.2))
     sure = np.sort(chosen.confidence(judged_rows(plain).logits, SINGLE))
     middle = float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())
-    decide(runs["decided"][0], temperature=2.5, thresholds=[0.8, 0.2], abstain_below=middle)
-    decide(runs["topics"][0], temperature=0.5, thresholds=[0.3, 0.5, 0.7])
+    Decision(2.5, (0.8, 0.2), middle).save(runs["decided"][0], ("bad", "good"))
+    Decision(0.5, (0.3, 0.5, 0.7)).save(runs["topics"][0], Classifier.read(topics).labels)
     calls = [
         call(run, f"alice/{name}", kind, private=name == "private") for name, (run, kind) in runs.items()
     ]
