@@ -13,6 +13,7 @@ from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
+from peft_core.export import making
 from peft_core.inference import calibration, tables
 from peft_core.inference.attribution import attribute
 from peft_core.inference.classifier import Classifier
@@ -22,6 +23,7 @@ from peft_core.inference.predictor import Predictor
 from peft_core.inference.review import search_rows
 from peft_core.inference.sharing import ModelCache, SharedWeights
 from peft_core.inference.suspects import suspected_labels
+from peft_core.inference.vectors import neighbours as nearest_rows
 from peft_core.losses import check_class_weight
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
@@ -188,6 +190,21 @@ def row(run_dir: str, number: int) -> dict[str, Any]:
     """One test row by its number, from 1."""
     (found,) = search_rows(Run(Path(run_dir)), start=number - 1, most=1)["rows"]
     return found
+
+
+def make(run_dir: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """As `making.make`."""
+    return making.make(kind, run_dir, options, report)
+
+
+def code(run_dir: str, kind: str, url: str) -> str:
+    """As `making.code`."""
+    return making.code(run_dir, kind, url)
+
+
+def neighbours(run_dir: str, query: str) -> dict[str, list[dict[str, Any]]]:
+    """The test rows nearest to a query under the base and the adapted encoder."""
+    return nearest_rows(run_dir, query)
 
 
 def _told(decision: Decision, run: Run) -> dict[str, Any]:

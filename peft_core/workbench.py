@@ -10,10 +10,11 @@ from peft_core import runs
 from peft_core.config import Limits, TrainConfig
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
+from peft_core.export import hub
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
-from peft_core.worker import Report, Worker
+from peft_core.worker import Report, Worker, in_thread
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,29 @@ class Workbench:
     def save_rule(self, run_id: str, rule: Mapping[str, Any]) -> None:
         """Keep a rule with the run: predictions and exports go by it."""
         self.worker.run("save_rule", str(self.find(run_id).folder), dict(rule))
+
+    def make(self, kind: str, run_id: str, **options: Any) -> Iterator[Report]:
+        """Reports while `onnx` (option max_drop), `embeddings`, a `page` or a `script` is made; the last has
+        its report, and the zip is `taken`'s."""
+        if kind == "script":  # the training rows are not for everyone who comes by
+            options["rows"] = self.limits is None
+        return self.jobs.stream("make", str(self.find(run_id).folder), kind, options)
+
+    def push(
+        self, run_id: str, kind: str, repo_id: str, token: str, private: bool, overwrite: bool
+    ) -> Iterator[Report]:
+        """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
+        run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
+        return in_thread(lambda progress: hub.push(run, kind, repo_id, token, progress=progress, **asked))
+
+    def code(self, run_id: str, kind: str, url: str) -> str:
+        """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
+        return self.worker.run("code", str(self.find(run_id).folder), kind, url)
+
+    def neighbours(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
+        """The test rows nearest to a query, under `base` and `adapted`."""
+        self.check_text(query)
+        return self.worker.run("neighbours", str(self.find(run_id).folder), query)
 
     def cancel(self, name: str) -> None:
         """End a job that was started under this name."""

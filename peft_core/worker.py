@@ -6,11 +6,11 @@ import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from peft_core.errors import PeftCoreError
@@ -128,6 +128,17 @@ class Worker:
             f"The worker process died while it did {task!r}, most likely for want of memory; it starts again "
             "with the next try. Close other programs or choose a smaller model."
         )
+
+
+def in_thread(task: Callable[[Callable[[float, str], None]], Any]) -> Iterator[Report]:
+    """Reports of a task that waits rather than computes, in a thread of this process; as `Worker.stream`."""
+    heard: SimpleQueue[Report] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(task, lambda share, what: heard.put(Report(share, what)))
+        while not future.done():
+            with contextlib.suppress(Empty):
+                yield heard.get(timeout=0.2)
+        yield Report(1.0, "Done", future.result())
 
 
 def report(share: float, what: str) -> None:

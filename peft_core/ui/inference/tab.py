@@ -8,6 +8,7 @@ import gradio as gr
 from peft_core.pictures.pieces import message
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.inference.files import build_files
+from peft_core.ui.inference.taking import build_taking
 from peft_core.ui.inference.texts import build_texts
 from peft_core.ui.inference.trust import build_trust
 from peft_core.ui.inference.why import build_why
@@ -26,6 +27,8 @@ def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
             build_trust(workbench, picker, trust)
         with gr.Tab("Why?", id="why") as why:
             build_why(workbench, picker, why)
+        with gr.Tab("Take away", id="take") as take:
+            build_taking(workbench, picker, take)
     picker.change(_picked, picker, picked, **PRIVATE)
 
 

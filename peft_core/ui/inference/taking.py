@@ -1,0 +1,180 @@
+"""What a person takes away: files made and proved in the run's folder, the Hub, and the code."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from peft_core.errors import PeftCoreError
+from peft_core.export.archives import zip_of
+from peft_core.pictures.pieces import message, working
+from peft_core.pictures.taken import (
+    embeddings_report,
+    neighbours_table,
+    onnx_report,
+    page_report,
+    pushed,
+)
+from peft_core.ui.events import PRIVATE, download_by_click, sentence
+from peft_core.workbench import Workbench
+
+EMBEDDINGS = (
+    "The adapted encoder without its head: sentence vectors for search, read by sentence-transformers."
+)
+ONNX = "One file for ONNX Runtime in float32 and one in int8, judged on the test rows before you take them."
+PAGE = (
+    "A folder with one HTML page that runs the classifier in the visitor's browser: host it anywhere that "
+    "serves files. The text never leaves the visitor's machine."
+)
+HUB = "Under your own account, with a model card that fills itself. The token is used once and kept nowhere."
+PUSHED = [("Adapter", "adapter"), ("Merged model", "merged")]
+
+
+def build_taking(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+    """Files on the left, the Hub and the code on the right."""
+    with gr.Row():
+        with gr.Column():
+            _zips(workbench, picker)
+            with gr.Accordion("ONNX", open=True):
+                drop = gr.Number(
+                    0.5, label="Largest drop, points", minimum=0, maximum=100, elem_id="max-drop"
+                )
+                _maker(workbench, picker, "onnx", ONNX, onnx_report, {"max_drop": drop})
+            with gr.Accordion("Embeddings", open=False):
+                _maker(workbench, picker, "embeddings", EMBEDDINGS, embeddings_report)
+                _neighbours(workbench, picker)
+            with gr.Accordion("A page of its own", open=False):
+                _maker(workbench, picker, "page", PAGE, page_report)
+        with gr.Column():
+            with gr.Accordion("Push to the Hub", open=True):
+                _hub(workbench, picker)
+            with gr.Accordion("The code", open=True):
+                _code(workbench, picker, tab)
+
+
+def _zips(workbench: Workbench, picker: gr.Radio) -> None:
+    with gr.Row():
+        for kind, title in (("adapter", "Adapter zip"), ("merged", "Merged zip")):
+            button = gr.Button(title, elem_id=f"take-{kind}")
+            download_by_click(button, _zip_path(workbench, kind), [picker], f"taken-{kind}")
+
+
+def _zip_path(workbench: Workbench, kind: str) -> Callable[[str], str]:
+    return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
+
+
+def _maker(
+    workbench: Workbench,
+    picker: gr.Radio,
+    kind: str,
+    words: str,
+    report: Callable[[dict[str, Any]], str],
+    options: dict[str, Any] | None = None,
+) -> None:
+    """A button that makes something in the run's folder, what came of it, and its zip."""
+    gr.HTML(f'<p class="quiet">{words}</p>')
+    with gr.Row():
+        make = gr.Button("Make", elem_id=f"make-{kind}", variant="primary")
+        take = gr.Button("Download zip", elem_id=f"take-{kind}", interactive=False)
+    shown = gr.HTML(elem_id=f"made-{kind}")
+
+    def made(run_id: str | None, *values: Any) -> Iterator[list[Any]]:
+        if not run_id:
+            yield [message("Pick a finished run at the side first.", "note"), gr.update(interactive=False)]
+            return
+        try:
+            for step in workbench.make(kind, run_id, **dict(zip(options or {}, values, strict=True))):
+                yield [working(step.share, step.what), gr.update(interactive=False)]
+            yield [report(step.result), gr.update(interactive=True)]
+        except PeftCoreError as error:
+            yield [message(str(error)), gr.update(interactive=False)]
+
+    make.click(made, [picker, *(options or {}).values()], [shown, take], **PRIVATE)
+    picker.change(lambda: ["", gr.update(interactive=False)], None, [shown, take], **PRIVATE)
+    download_by_click(take, _zip_path(workbench, kind), [picker], f"taken-{kind}")
+
+
+def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
+    """A search over the test rows: the neighbours under the base and under the adapted encoder."""
+    with gr.Row():
+        query = gr.Textbox(label="Search the test rows by meaning", elem_id="neighbours-query", scale=4)
+        find = gr.Button("Search", elem_id="neighbours-go", scale=1)
+    shown = gr.HTML(elem_id="neighbours")
+
+    def search(run_id: str | None, typed: str) -> str:
+        if not run_id:
+            return message("Pick a finished run at the side first.", "note")
+        try:
+            return neighbours_table(workbench.neighbours(typed, run_id))
+        except PeftCoreError as error:
+            return message(str(error))
+
+    gr.on([find.click, query.submit], search, [picker, query], shown, **PRIVATE)
+    picker.change(lambda: "", None, shown, **PRIVATE)
+
+
+def _hub(workbench: Workbench, picker: gr.Radio) -> None:
+    gr.HTML(f'<p class="quiet">{HUB}</p>')
+    kind = gr.Radio(PUSHED, value="adapter", show_label=False, elem_id="push-kind")
+    with gr.Row():
+        name = gr.Textbox(label="Repository", placeholder="name, or owner/name", elem_id="push-name")
+        token = gr.Textbox(label="Hub token with write rights", type="password", elem_id="push-token")
+    with gr.Row():
+        private = gr.Checkbox(True, label="Private", elem_id="push-private")
+        overwrite = gr.Checkbox(False, label="Overwrite what is there", elem_id="push-overwrite")
+        go = gr.Button("Push", variant="primary", elem_id="push")
+    shown = gr.HTML(elem_id="pushed")
+
+    def push(run_id: str | None, *values: Any) -> Iterator[list[Any]]:
+        if not run_id:
+            yield [message("Pick a finished run at the side first.", "note"), gr.skip()]
+            return
+        try:
+            for step in workbench.push(run_id, *values):
+                yield [working(step.share, step.what), ""]
+            yield [pushed(step.result), ""]
+        except PeftCoreError as error:
+            yield [message(str(error)), gr.skip()]
+
+    go.click(push, [picker, kind, name, token, private, overwrite], [shown, token], **PRIVATE)
+
+
+def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+    """The script that reproduces the run, and the app's own API with the run's id filled in."""
+    kinds = {
+        "script": "This run, in plain Python",
+        "python": "API: Python",
+        "curl": "API: curl",
+        "mcp": "API: MCP",
+    }
+    kind = gr.Radio(
+        [(title, name) for name, title in kinds.items()],
+        value="script",
+        show_label=False,
+        elem_id="code-kind",
+    )
+    code = gr.Code(language="python", interactive=False, show_label=False, elem_id="code", max_lines=24)
+    with gr.Row():
+        take = gr.Button("Download the script and its rows", elem_id="take-script")
+
+    def write(run_id: str | None, chosen: str, request: gr.Request) -> Any:
+        if not run_id:
+            return gr.update(value="")
+        language = {"curl": "shell", "mcp": "json"}.get(chosen, "python")
+        try:
+            return gr.update(value=workbench.code(run_id, chosen, _address(request)), language=language)
+        except PeftCoreError as error:
+            return gr.update(value=f"# {error}", language="python")
+
+    gr.on([tab.select, picker.change, kind.input], write, [picker, kind], code, **PRIVATE)
+
+    def packed(run_id: str) -> str:
+        *_, last = workbench.make("script", run_id)
+        return last.result["zip"]
+
+    download_by_click(take, sentence(packed), [picker], "taken-script")
+
+
+def _address(request: gr.Request) -> str:
+    """Where this page is served, as the visitor's browser knows it."""
+    return str(request.request.base_url).rstrip("/") if request else ""
