@@ -10,7 +10,7 @@ import pytest
 import torch
 from app_server import Server, serve
 from browser import FLAGS, MISSING, find_chromium
-from family_runs import family_run  # noqa: F401 - a fixture, for every test file
+from family_runs import family_runs  # noqa: F401 - a fixture, for every test file
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from processes import python
 from small_data import write_small_data

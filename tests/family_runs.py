@@ -1,4 +1,4 @@
-"""A merged LoRA run of each family of encoders, as a fixture of conftest.py."""
+"""Merged LoRA runs, one of each family of encoders, as a fixture of conftest.py."""
 
 from pathlib import Path
 
@@ -13,17 +13,15 @@ from peft_core.runs import Run
 from peft_core.train import train
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def family_run(
-    request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    """Trained for one epoch in this process, and merged; to be read only."""
-    folder = tmp_path_factory.mktemp(request.param)
-    settings = settings_of({"method": "lora", "num_train_epochs": 1}, request.param)
-    names = {
-        "model_name_or_path": str(make_tiny(folder / "model", request.param)),
-        "dataset_name": str(tiny_data),
-    }
+@pytest.fixture(scope="session")
+def family_runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """By family; trained for one epoch in this process, and merged; to be read only."""
+    return {family: _run(family, tiny_data, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def _run(family: str, data: Path, folder: Path) -> Run:
+    settings = settings_of({"method": "lora", "num_train_epochs": 1}, family)
+    names = {"model_name_or_path": str(make_tiny(folder / "model", family)), "dataset_name": str(data)}
     run = runs.create(folder, TrainConfig.from_dict({**settings, **names}))
     train(run.folder)
     merge(run.folder)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matrix import FAMILIES
 from task_runs import TOPICS
 from tiny import LABEL_WORDS, make_tiny_bert, make_yelp_parquet
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -101,9 +102,12 @@ def test_more_steps_come_closer(finished_run: Run) -> None:
     assert many < few / 10
 
 
-def test_every_family_is_explained_and_merging_changes_nothing(family_run: Run) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_explained_and_merging_changes_nothing(
+    family: str, family_runs: dict[str, Run]
+) -> None:
     adapter, merged = (
-        attribute(Predictor(family_run.folder, variant), BAD) for variant in ("adapter", "merged")
+        attribute(Predictor(family_runs[family].folder, variant), BAD) for variant in ("adapter", "merged")
     )
     assert abs(adapter["delta"]) <= 1e-5 + 0.01 * abs(adapter["value"] - adapter["start"])
     assert any(abs(word["score"]) > 1e-6 for word in adapter["words"])
@@ -135,12 +139,13 @@ def test_a_word_is_what_spaces_part_and_a_token_where_there_are_none(finished_ru
 
 
 def test_a_long_text_is_read_up_to_its_limit_in_batches_of_a_bounded_size(finished_run: Run) -> None:
-    predictor, text, sizes = Predictor(finished_run.folder), "awful pizza " * 200_000, []
+    predictor, text, sizes, shares = Predictor(finished_run.folder), "awful pizza " * 200_000, [], []
     watch = predictor.model.get_input_embeddings().register_forward_pre_hook(
         lambda module, given: sizes.append(given[0].shape)
     )
-    answer = attribute(predictor, text)
+    answer = attribute(predictor, text, progress=shares.append)
     watch.remove()
+    assert len(shares) > 4 and shares == sorted(shares) and shares[-1] == 1.0
     assert len(answer["tokens"]) == 64
     assert max(rows * length for rows, length in sizes) <= BATCH_TOKENS
     *read, rest = answer["words"]

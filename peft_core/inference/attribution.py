@@ -44,6 +44,7 @@ def attribute(
     label: str | None = None,
     *,
     steps: int = STEPS,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """What each word adds to one output of a model, by integrated gradients (Sundararajan et al. 2017,
     arXiv:1703.01365) from a text of [MASK] tokens to this text.
@@ -54,6 +55,7 @@ def attribute(
     and `pair_words` (None without a second text), each `text`, `start`, `end` (characters) and `score`, where
     the part that was not read comes last and has the score None; `tokens`, each `text` and `score`; `steps`;
     and `delta`, by which the scores' sum misses value - start. The tokenizer's own tokens are kept, score 0.
+    Each step costs a pass forward and back; `progress` hears the share of them that is done.
 
     Raises DataError for an empty text or a second text too many or missing, ConfigError for an unknown label
     or number of steps, RunError where there is no head to explain, ModelError for a tokenizer that does not
@@ -70,7 +72,7 @@ def attribute(
     index = _index(predictor, logits, label)
     texts = [text] if text_pair in (None, "") else [text, text_pair]
     reading = _read(predictor, texts)
-    scores, value, start = _integrate(predictor, reading, index, steps)
+    scores, value, start = _integrate(predictor, reading, index, steps, progress)
     ids = reading.inputs["input_ids"][0].tolist()
     tokens = zip(predictor.tokenizer.convert_ids_to_tokens(ids), scores, strict=True)
     words = [_words(one, side, reading, scores) for side, one in enumerate(texts)]
@@ -123,17 +125,28 @@ def _read(predictor: Predictor, texts: Sequence[str]) -> _Reading:
 
 
 def _integrate(
-    predictor: Predictor, reading: _Reading, index: int | None, steps: int
+    predictor: Predictor,
+    reading: _Reading,
+    index: int | None,
+    steps: int,
+    progress: Callable[[float], None],
 ) -> tuple[list[float], float, float]:
     """Scores of the tokens, the output for them, and the output where the path starts."""
-    model, inputs = predictor.model, dict(reading.inputs)
+    model, inputs, done = predictor.model, dict(reading.inputs), 0
     model.requires_grad_(False)  # else every layer keeps its input for gradients that nobody asks for
     ids = inputs.pop("input_ids")
     start = _start(predictor.tokenizer, ids, reading.sides)
     output = _output(model, tuple(inputs), predictor.classifier.problem_type, index)
     with torch.no_grad():
         ends = [float(output(one, *inputs.values())) for one in (ids, start)]
-    gradients = LayerIntegratedGradients(output, model.get_input_embeddings()).attribute(
+
+    def heard(*given: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        done += len(given[0])
+        progress(min(1.0, done / (steps + 2)))  # Captum first looks at both ends of the path
+        return output(*given)
+
+    gradients = LayerIntegratedGradients(heard, model.get_input_embeddings()).attribute(
         ids,
         baselines=start,
         additional_forward_args=tuple(inputs.values()),
