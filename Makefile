@@ -10,7 +10,7 @@ run: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """The certificate that proves a merge: what was compared, and whether it holds."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -85,3 +86,17 @@ def read_certificate(run: Run) -> MergeCertificate | None:
         return MergeCertificate(**held)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def certificate_of_merged(run: Run) -> MergeCertificate | None:
+    """The certificate of `merged/` if it is there, holds, and is of the very adapter that the run has now."""
+    found = read_certificate(run)
+    if found is None or not found.holds or not (run.merged / "model.safetensors").is_file():
+        return None
+    return found if found.adapter_sha256 == sha256_of_adapter(run) else None
+
+
+def sha256_of_adapter(run: Run) -> str:
+    """The hash of the trained weights' file, as the certificate names it."""
+    with (run.adapter / "adapter_model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

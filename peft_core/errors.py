@@ -27,3 +27,7 @@ class RunError(PeftCoreError):
 
 class MergeError(PeftCoreError):
     """An adapter that cannot be merged, or a merge whose certificate does not hold."""
+
+
+class ExportError(PeftCoreError):
+    """A model that cannot be written in the form asked for, or is not the trained one once written."""

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import merged_model
-from peft_core.certificate import MergeCertificate, read_certificate, tolerance
+from peft_core.certificate import MergeCertificate, certificate_of_merged, sha256_of_adapter, tolerance
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
 from peft_core.inference.batching import batched_logits
@@ -59,8 +59,8 @@ def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) ->
     """
     run = Run(Path(run_dir))
     classifier = Classifier.read(run)
-    adapter_sha256 = _sha256((run.adapter / "adapter_model.safetensors").read_bytes())
-    earlier = _earlier_certificate(run, adapter_sha256)
+    adapter_sha256 = sha256_of_adapter(run)
+    earlier = certificate_of_merged(run)
     if earlier is not None:
         return earlier
     _refuse_unmergeable(run)
@@ -166,13 +166,6 @@ def _refuse_unmergeable(run: Run) -> None:
         )
 
 
-def _earlier_certificate(run: Run, adapter_sha256: str) -> MergeCertificate | None:
-    """A certificate that already holds for these very adapter bytes."""
-    found = read_certificate(run)
-    merged = (run.merged / "model.safetensors").is_file()
-    return found if merged and found and found.holds and found.adapter_sha256 == adapter_sha256 else None
-
-
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
     """The largest absolute difference; infinite where a value is no number."""
     worst = np.abs(one - other).max()
@@ -194,10 +187,6 @@ def _head_sha256(model: nn.Module) -> str:
     for name in sorted(held):
         digest.update(name.encode() + held[name].detach().to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def main(arguments: list[str]) -> int:

@@ -57,6 +57,10 @@ class Run:
         return self.folder / "merged"
 
     @property
+    def onnx(self) -> Path:
+        return self.folder / "onnx"
+
+    @property
     def certificate(self) -> Path:
         return self.folder / "certificate.json"
 

@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,21 @@ def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
         return run
 
     return trained
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of so many kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={request.param}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(
+            "a small disk can be mounted by root alone; the test of a file that may not grow stands in"
+        )
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def copy_of(run: Run, runs_dir: Path) -> Run:

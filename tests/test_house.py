@@ -120,6 +120,7 @@ def test_what_the_code_imports_is_asked_for() -> None:
     }
     named = {module.split(".")[0] for path in SOURCES.values() for module in imports(path)}
     third_party = named - set(sys.stdlib_module_names) - {"peft_core", "app"}
-    sold_as = packages_distributions()  # sklearn is of scikit-learn
-    bought = {sold_as[module][0].lower().replace("-", "_") for module in third_party}
-    assert bought <= asked | behind
+    packages = packages_distributions()  # protobuf is imported as google
+    for module in third_party:
+        sold_as = {name.lower().replace("-", "_") for name in packages.get(module, [module])}
+        assert sold_as & (asked | behind), f"{module} is imported, but not asked for"

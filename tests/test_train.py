@@ -324,21 +324,6 @@ def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_pa
     assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk of so many kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    size = f"size={request.param}k"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(
-            "a small disk can be mounted by root alone; the test of a file that may not grow stands in"
-        )
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("small_disk", [16, 24, 40, 64, 96], indirect=True)
 def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
     small_disk: Path, settings: dict[str, Any]

@@ -6,7 +6,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from peft_core.errors import RunError
 from peft_core.export import card_sections as sections
-from peft_core.export.archives import KINDS
 from peft_core.export.card_facts import Facts
 from peft_core.export.loading_code import loading_code
 from peft_core.export.markdown import escaped, fenced, listed
@@ -14,6 +13,7 @@ from peft_core.pictures.cards import measured
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run
 
+CARDS = ("adapter", "merged")
 PIPELINE = "text-classification"
 _TASKS = {
     SINGLE: "Text classification",
@@ -39,8 +39,8 @@ def model_card(run: Run, kind: str, repo_id: str | None = None) -> str:
 
     Raises RunError for a run that has no adapter, or has lost files of it.
     """
-    if kind not in KINDS:
-        raise RunError(f"There is no model card of {kind!r}; it is one of {', '.join(KINDS)}.")
+    if kind not in CARDS:
+        raise RunError(f"There is no model card of {kind!r}; it is one of {', '.join(CARDS)}.")
     facts = Facts.read(run)
     title = repo_id.rpartition("/")[2] if repo_id else run.run_id
     header = metadata(facts, kind, title).to_yaml(original_order=["base_model", "base_model_relation"])

@@ -64,8 +64,8 @@ class Decision:
         return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
-        """Write it into the adapter, and into the merged model where there is one: exports take it along."""
-        for folder in (run.adapter, run.merged):
+        """Write it into the adapter, and beside the merged and the ONNX model where they are."""
+        for folder in (run.adapter, run.merged, run.onnx):
             if folder.is_dir():
                 self.write(folder, labels)
 

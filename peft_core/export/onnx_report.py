@@ -1,0 +1,124 @@
+"""What an ONNX export says of itself: its report, and the README that tells how to load it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from peft_core.certificate import sha256_of_adapter
+from peft_core.problems import MULTI, REGRESSION, SINGLE, TITLES
+from peft_core.runs import Run
+
+REPORT_FILE = "report.json"
+_LOAD = """\
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+folder = Path(".")  # where this README lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = onnxruntime.InferenceSession(folder / "{file}")
+labels = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"].values())
+choice = folder / "decision.json"  # temperature and thresholds, where they were chosen
+choice = json.loads(choice.read_text(encoding="utf-8")) if choice.exists() else {{}}
+
+{texts}
+inputs = tokenizer({sides}, padding=True, truncation=True, return_tensors="np")
+wanted = [each.name for each in session.get_inputs()]
+logits = session.run(["logits"], {{name: inputs[name] for name in wanted}})[0]
+"""
+_DECIDE = {
+    SINGLE: """\
+raw = logits / choice.get("temperature", 1.0)
+odds = np.exp(raw - raw.max(-1, keepdims=True))
+probabilities = odds / odds.sum(-1, keepdims=True)
+thresholds = list(choice.get("thresholds", {}).values()) or 1.0
+answers = [labels[i] for i in (probabilities / thresholds).argmax(-1)]
+""",
+    MULTI: """\
+probabilities = 1 / (1 + np.exp(-logits / choice.get("temperature", 1.0)))
+thresholds = list(choice.get("thresholds", {}).values()) or 0.5
+answers = [[labels[i] for i in np.flatnonzero(row)] for row in probabilities >= thresholds]
+""",
+    REGRESSION: "answers = logits[:, 0].tolist()\n",
+}
+_TITLES = {"original": "the model in torch", "fp32": "`{}`, float32", "int8": "`{}`, int8"}
+
+
+def read_onnx_report(run: Run) -> dict[str, Any] | None:
+    """What `export_onnx` returned, or None if nothing is exported, or it is of an earlier adapter."""
+    try:
+        report = json.loads((run.onnx / REPORT_FILE).read_text(encoding="utf-8"))
+        return report if report["adapter_sha256"] == sha256_of_adapter(run) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def readme(report: Mapping[str, Any], text_pair: bool) -> str:
+    """The folder's README.md: what lies where, Python that runs as it stands, and what was measured."""
+    task, int8 = report["problem_type"], report["int8"]
+    texts = 'texts = ["A text to read."]' + ('\nseconds = ["Its second text."]' if text_pair else "")
+    best = int8 if int8["kept"] else report["fp32"]
+    code = _LOAD.format(file=best["file"], texts=texts, sides="texts, seconds" if text_pair else "texts")
+    return "\n".join(
+        [
+            f"# {report['run_id']} as ONNX",
+            "",
+            "A text classifier that runs without torch. It needs `pip install onnxruntime transformers`.",
+            "",
+            *_files(report),
+            "",
+            "```python",
+            code + _DECIDE[task] + "print(answers)",
+            "```",
+            "",
+            _in_javascript(task, best is int8),
+            "",
+            f"Measured on {report['rows']:,} evaluation rows, on {report['threads']} CPU threads:",
+            "",
+            *_table(report),
+            "",
+        ]
+    )
+
+
+def _files(report: Mapping[str, Any]) -> list[str]:
+    int8 = report["int8"]
+    kept = "a quarter of the size and faster, a little less exact"
+    lost = (
+        f"left out: it lost {int8['drop']:.2f} points of {TITLES[report['headline']]}, and at most "
+        f"{report['max_drop']:g} were allowed"
+    )
+    return [
+        f"- `{report['fp32']['file']}`: the weights in float32, as exact as the model in torch.",
+        f"- `{int8['file']}`: the weights in int8, {kept if int8['kept'] else lost}.",
+        "- `tokenizer.json` and `config.json`: how texts are cut into tokens, and the labels.",
+    ]
+
+
+def _in_javascript(task: str, int8: bool) -> str:
+    if task == REGRESSION:
+        return "transformers.js loads this folder too; read `logits`, for its pipeline knows labels only."
+    kind = "q8" if int8 else "fp32"
+    return (
+        "transformers.js loads this folder as it is: `pipeline('text-classification', folder, "
+        f"{{dtype: '{kind}'}})`. It does not read `decision.json`."
+    )
+
+
+def _table(report: Mapping[str, Any]) -> list[str]:
+    headline = report["headline"]
+    lines = [f"| | {TITLES[headline]} | labels changed | MB | texts a second |", "|---|---|---|---|---|"]
+    for name, title in _TITLES.items():
+        one = report[name]
+        cells = [
+            title.format(one.get("file", "")),
+            f"{one['metrics'][headline]:.4f}",
+            f"{one.get('labels_flipped', 0)}",
+            f"{one['bytes'] / 1e6:.1f}",
+            f"{one['rows_per_second']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -1,0 +1,35 @@
+"""Runs with their ONNX folders, one of each task, as fixtures of conftest.py."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from peft_core.export.onnx_model import export_onnx
+from peft_core.runs import Run
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of the finished run with its ONNX folder; to be read only."""
+    return _exported(finished_run, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def exported_tasks(
+    topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
+    """The same of several labels, of a number and of pairs."""
+    runs = {"topics": topics, "stars": stars, "pairs": pairs}
+    return {name: _exported(run, tmp_path_factory.mktemp(name)) for name, run in runs.items()}
+
+
+@pytest.fixture(params=["reviews", "topics", "stars", "pairs"])
+def each_task(request: pytest.FixtureRequest, exported: Run, exported_tasks: dict[str, Run]) -> Run:
+    return {"reviews": exported, **exported_tasks}[request.param]
+
+
+def _exported(run: Run, folder: Path) -> Run:
+    copy = Run(shutil.copytree(run.folder, folder / run.run_id))
+    export_onnx(copy.folder)
+    return copy

@@ -1,0 +1,46 @@
+"""Folders served on loopback for the tests of an exported page, with a record of what was asked for."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class Folder:
+    """A folder at an address, and the paths that were asked of it."""
+
+    url: str
+    asked: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def serve_folder(folder: Path) -> Iterator[Folder]:
+    """Files as any static host sends them, with leave for pages of other origins to read them."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.asked.append(self.path)
+            with contextlib.suppress(ConnectionError):  # a page that is left stops reading
+                super().do_GET()
+
+        def end_headers(self) -> None:
+            self.send_header("Access-Control-Allow-Origin", "*")
+            super().end_headers()
+
+        def log_message(self, *words: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    served = Folder(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

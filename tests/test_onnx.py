@@ -1,0 +1,338 @@
+"""ONNX: a folder that stock libraries load, judged against torch; exports refused or cut short."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pandas as pd
+import pytest
+import torch
+from conftest import copy_of
+from matrix import SMALL
+from processes import ROOT, answer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from peft_core.errors import ConfigError, ExportError, ModelError, RunError
+from peft_core.export import onnx_graph, onnx_model
+from peft_core.export.archives import zip_of
+from peft_core.export.onnx_graph import write_int8
+from peft_core.export.onnx_model import export_onnx
+from peft_core.export.onnx_report import read_onnx_report
+from peft_core.inference.decision import Decision
+from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx
+from peft_core.merge import merge
+from peft_core.runs import Run
+
+FILES = {
+    "README.md", "config.json", "report.json", "tokenizer.json", "tokenizer_config.json",
+    FP32_FILE, INT8_FILE,
+}  # fmt: skip
+WITHOUT_TORCH = """
+import os, sys
+sys.modules |= dict.fromkeys(["torch", "peft", "peft_core"])  # None: an import of them fails
+os.chdir(sys.argv[1])
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of the finished run with its ONNX folder; to be read only."""
+    run = copy_of(finished_run, tmp_path_factory.mktemp("exported"))
+    export_onnx(run.folder)
+    return run
+
+
+@pytest.fixture(scope="session")
+def exported_tasks(
+    topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
+    """The same of several labels, of a number and of pairs."""
+    runs = {}
+    for name, run in {"topics": topics, "stars": stars, "pairs": pairs}.items():
+        runs[name] = copy_of(run, tmp_path_factory.mktemp(name))
+        export_onnx(runs[name].folder)
+    return runs
+
+
+@pytest.fixture
+def own_export(exported: Run, tmp_path: Path) -> Run:
+    """A copy of the exported run to break."""
+    return copy_of(exported, tmp_path / "own")
+
+
+@pytest.fixture
+def without_exporter(exported: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch's exporter takes seconds for, it has done before: for copies of the exported run."""
+    written = exported.onnx / FP32_FILE
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.load(written)))
+
+
+@pytest.fixture(params=["reviews", "topics", "stars", "pairs"])
+def each_task(request: pytest.FixtureRequest, exported: Run, exported_tasks: dict[str, Run]) -> Run:
+    return {"reviews": exported, **exported_tasks}[request.param]
+
+
+def test_the_folder_is_laid_out_as_the_hubs_tools_expect(exported: Run) -> None:
+    assert names(exported.onnx) == FILES
+    config = AutoConfig.from_pretrained(exported.onnx)
+    assert config.architectures == ["BertForSequenceClassification"]
+    assert config.id2label == {0: "bad", 1: "good"}
+    assert not list(exported.folder.glob(".*"))
+
+
+def test_no_path_of_this_machine_leaves_with_it(exported: Run) -> None:
+    base = exported.config().model_name_or_path
+    for name in names(exported.onnx):
+        content = (exported.onnx / name).read_bytes()
+        for path in (str(ROOT), base, "site-packages", ".py"):
+            assert path.encode() not in content, f"{name} holds {path}"
+
+
+def test_the_report_says_what_was_measured(each_task: Run) -> None:
+    report = read_onnx_report(each_task)
+    assert report is not None
+    result, first = each_task.result(), report["headline"]
+    assert report["problem_type"] == result["problem_type"]
+    assert report["rows"] == result["eval_rows"]
+    assert report["threads"] == torch.get_num_threads()
+    for metric, value in report["original"]["metrics"].items():
+        assert value == pytest.approx(result[metric], abs=1e-4), metric
+    assert report["fp32"]["max_logit_diff"] <= 1e-5 * max(1.0, abs(result.get("points", [[1]])[0][0]))
+    assert (report["fp32"]["labels_flipped"], report["fp32"]["drop"]) == (0, pytest.approx(0, abs=1e-3))
+    assert 0 < report["int8"]["max_logit_diff"] < 0.5
+    assert report["int8"]["bytes"] < report["fp32"]["bytes"]
+    for name in ("fp32", "int8"):
+        one, before = report[name], report["original"]
+        assert one["bytes"] == (each_task.onnx / one["file"]).stat().st_size
+        assert one["drop"] == pytest.approx(
+            100 * (before["metrics"][first] - one["metrics"][first]), abs=1e-4
+        )
+        assert one["within"] and one["kept"]
+        assert one["speed_ratio"] == pytest.approx(one["rows_per_second"] / before["rows_per_second"])
+
+
+def stock_answers(run: Run) -> dict[str, tuple[list, np.ndarray]]:
+    """In a fresh process without torch: what the program in the folder's README answers to the evaluation
+    rows, and its logits, with each ONNX file."""
+    rows, text = pd.read_parquet(run.evaluation), (run.onnx / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    for example, name in (("A text to read.", "text"), ("Its second text.", "text_pair")):
+        if name in rows:
+            assert code.count(json.dumps([example])) == 1
+            code = code.replace(json.dumps([example]), json.dumps(rows[name].tolist()))
+    program, files = WITHOUT_TORCH + "found = {}\n", [FP32_FILE, INT8_FILE]
+    assert code.count(INT8_FILE) == 1
+    for file in files:
+        program += code.replace(INT8_FILE, file) + f"found[{file!r}] = answers, logits.tolist()\n"
+    found = answer(program + "print(json.dumps(found))", str(run.onnx))
+    return {file: (answers, np.asarray(logits)) for file, (answers, logits) in found.items()}
+
+
+def test_stock_libraries_answer_in_a_fresh_process(each_task: Run) -> None:
+    """As the adapter did at the end of its training."""
+    rows, report = pd.read_parquet(each_task.evaluation), read_onnx_report(each_task)
+    expected, labels = np.stack(rows["logits"]), each_task.result().get("labels")
+    found = stock_answers(each_task)
+    exact, rounded = (np.abs(found[file][1] - expected).max() for file in (FP32_FILE, INT8_FILE))
+    assert exact <= 2e-5 * max(1, np.abs(expected).max())
+    assert exact < rounded <= 3 * report["int8"]["max_logit_diff"], "in another batch, rounded otherwise"
+    answers, given = found[FP32_FILE][0], rows["predicted"].tolist()
+    if labels is None:
+        assert answers == pytest.approx(given, abs=1e-4)
+    elif isinstance(answers[0], list):
+        assert answers == [[labels[i] for i in np.flatnonzero(row)] for row in given]
+    else:
+        assert answers == [labels[i] for i in given]
+
+
+@pytest.mark.usefixtures("without_exporter")
+def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(own_export: Run) -> None:
+    heard: list[float] = []
+    (own_export.onnx / "left over").touch()
+    Decision(temperature=2.0, thresholds=(0.3, 0.7)).save(own_export, ("bad", "good"))
+    export_onnx(own_export.folder, 1, lambda share, what: heard.append(share))
+    assert heard == sorted(heard)
+    assert (heard[0], heard[-1]) == (0.0, 1.0)
+    assert names(own_export.onnx) == FILES | {"decision.json"}
+    held = json.loads((own_export.onnx / "decision.json").read_text(encoding="utf-8"))
+    assert held == {"temperature": 2.0, "thresholds": {"bad": 0.3, "good": 0.7}, "abstain_below": 0.0}
+
+
+def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> None:
+    labels = ("bad", "good")
+    zips = []
+    for decision in (Decision(), Decision(abstain_below=0.6), Decision()):
+        decision.save(own_export, labels)
+        with zipfile.ZipFile(zip_of(own_export, "onnx")) as archive:
+            zips.append(set(archive.namelist()))
+    assert zips == [FILES, FILES | {"decision.json"}, FILES]
+
+
+def test_a_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
+    assert read_onnx_report(own_export) is not None
+    path = own_export.adapter / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    assert read_onnx_report(own_export) is None
+    for content in ("", "[]", "{}"):
+        (own_export.onnx / "report.json").write_text(content, encoding="utf-8")
+        assert read_onnx_report(own_export) is None
+
+
+@pytest.fixture
+def own_base(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the base model to break."""
+    return shutil.copytree(tiny_model, tmp_path / "base")
+
+
+def test_int8_that_loses_too_much_is_reported_but_not_kept(
+    own_base: Path, train_here: Callable[..., Run]
+) -> None:
+    """One word, of no text, whose numbers are so large that all others round to nothing."""
+    path = own_base / "model.safetensors"
+    tensors = load_file(path)
+    tensors["embeddings.word_embeddings.weight"][5] = 1000.0
+    save_file(tensors, path, {"format": "pt"})
+    run = train_here(model_name_or_path=str(own_base))
+    report = export_onnx(run.folder, 2.5)
+    int8 = report["int8"]
+    assert report["original"]["metrics"]["accuracy"] > 0.9
+    assert int8["drop"] > 2.5
+    assert not int8["within"] and not int8["kept"]
+    assert int8["float32_matrices"] == 2, "the second try left out one matrix of each layer"
+    assert int8["labels_flipped"] > 0
+    assert names(run.onnx) == FILES - {INT8_FILE}
+    readme = (run.onnx / "README.md").read_text(encoding="utf-8")
+    assert f"it lost {int8['drop']:.2f} points of accuracy, and at most 2.5 were allowed" in readme
+    assert f'InferenceSession(folder / "{FP32_FILE}")' in readme
+
+
+@pytest.mark.usefixtures("without_exporter")
+def test_int8_is_tried_again_without_its_most_sensitive_matrices(
+    own_export: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(source: Path, path: Path, left_out: list[str]) -> None:
+        write_int8(source, path, left_out)
+        if not left_out:
+            model = onnx.load(path)
+            head = next(
+                weight for weight in model.graph.initializer if weight.name.endswith("classifier.bias")
+            )
+            head.raw_data = np.asarray([1e3, -1e3], dtype=np.float32).tobytes()
+            onnx.save(model, path)
+
+    monkeypatch.setattr(onnx_model, "write_int8", spoilt)
+    int8 = export_onnx(own_export.folder)["int8"]
+    assert int8["kept"] and int8["float32_matrices"] == 2
+    weights = onnx.load(own_export.onnx / INT8_FILE).graph.initializer
+    wide = [list(weight.dims) for weight in weights if weight.data_type == onnx.TensorProto.FLOAT]
+    assert wide.count([64, 32]) == 2
+
+
+@pytest.mark.usefixtures("without_exporter")
+def test_a_file_that_is_not_the_trained_model_is_not_kept(
+    own_export: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_onnx_report(own_export)
+    monkeypatch.setattr(onnx_model, "FP32_TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="is not the trained model: a logit differs by"):
+        export_onnx(own_export.folder)
+    assert read_onnx_report(own_export) == before, "the earlier export is still there"
+    assert not list(own_export.folder.glob(".*"))
+
+
+def test_a_base_that_is_gone_is_needed_only_by_what_is_not_merged(
+    own_base: Path, train_here: Callable[..., Run]
+) -> None:
+    run = train_here(model_name_or_path=str(own_base))
+    away = own_base.rename(own_base.with_name("away"))
+    with pytest.raises(ModelError, match="config.json"):
+        export_onnx(run.folder)
+    assert not names(run.folder) & {"onnx", ".onnx"}
+    away.rename(own_base)
+    merge(run.folder)
+    shutil.rmtree(own_base)
+    report = export_onnx(run.folder)
+    assert report["original"]["metrics"]["accuracy"] == run.result()["accuracy"]
+    assert report["fp32"]["labels_flipped"] == 0
+
+
+@pytest.mark.parametrize("max_drop", [-1, 101, float("nan"), "1", None, True])
+def test_a_drop_that_is_no_number_of_points_is_refused(max_drop: Any, finished_run: Run) -> None:
+    with pytest.raises(ConfigError, match="max_drop is"):
+        export_onnx(finished_run.folder, max_drop)
+
+
+@pytest.mark.parametrize(
+    "lost", ["adapter/adapter_model.safetensors", "adapter/classifier.json", "evaluation.parquet"]
+)
+def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
+    (own_run.folder / lost).unlink()
+    with pytest.raises(RunError, match=own_run.run_id):
+        export_onnx(own_run.folder)
+    assert not names(own_run.folder) & {"onnx", ".onnx"}
+
+
+def test_a_lost_or_damaged_file_is_not_loaded(own_export: Run) -> None:
+    with pytest.raises(RunError, match=r"onnx/none.onnx of .* is lost or damaged; export it again"):
+        load_onnx(own_export.onnx, "onnx/none.onnx")
+    path = own_export.onnx / INT8_FILE
+    for content in (b"", path.read_bytes()[:1000], b"pickle"):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match="lost or damaged"):
+            load_onnx(own_export.onnx, INT8_FILE)
+
+
+@pytest.mark.usefixtures("without_exporter")
+@pytest.mark.parametrize("small_disk", [150, 230, 310], indirect=True)
+def test_a_full_disk_leaves_nothing_half_made(small_disk: Path, finished_run: Run) -> None:
+    run = copy_of(finished_run, small_disk)
+    with pytest.raises(RunError, match="The disk is full"):
+        export_onnx(run.folder)
+    assert not {path.name for path in run.folder.iterdir()} & {"onnx", ".onnx"}
+
+
+def test_texts_come_back_in_order_whatever_their_length(exported: Run) -> None:
+    model, heard = load_onnx(exported.onnx, threads=1), []
+    texts = [f"the food was {'good ' * (i % 37)}" for i in range(70)]
+    together = model.logits(texts, progress=heard.append)
+    alone = np.concatenate([model.logits([text]) for text in texts])
+    assert together.shape == (70, 2) and together.dtype == np.float32
+    assert np.abs(together - alone).max() < 1e-5
+    assert heard == sorted(heard) and heard[-1] == 1.0 and len(heard) == 3
+    assert model.logits([]).shape == (0, 2)
+    assert np.isfinite(model.logits(["word " * 50_000])).all()
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(
+    own_export: Run, without_exporter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "ONE_FILE_BYTES", 10_000)
+    report = export_onnx(own_export.folder)
+    assert names(own_export.onnx) == FILES | {f"{FP32_FILE}_data"}
+    assert report["fp32"]["labels_flipped"] == report["fp32"]["drop"] == 0
+    assert report["fp32"]["bytes"] > 100_000 > (own_export.onnx / FP32_FILE).stat().st_size
+    config = json.loads((own_export.onnx / "config.json").read_text(encoding="utf-8"))
+    assert config["transformers.js_config"] == {"use_external_data_format": {"model.onnx": True}}
+    found = stock_answers(own_export)
+    assert found[FP32_FILE][0] == found[INT8_FILE][0]
+
+
+def test_a_prompt_is_exported_as_it_is(train_here: Callable[..., Run]) -> None:
+    run = train_here(**SMALL, method="prompt_tuning")
+    report = export_onnx(run.folder)
+    assert report["original"]["metrics"]["accuracy"] == run.result()["accuracy"]
+    assert report["fp32"]["labels_flipped"] == 0
+    expected = np.stack(pd.read_parquet(run.evaluation)["logits"])
+    assert np.abs(stock_answers(run)[FP32_FILE][1] - expected).max() <= 2e-5

@@ -1,0 +1,73 @@
+"""The ONNX files themselves: every family and prompt, in float32 and int8, against the model in torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matrix import FAMILIES, SMALL
+from tiny import MAX_TOKENS, make_tiny
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from peft_core.adapters import apply_method
+from peft_core.config import TrainConfig
+from peft_core.errors import ExportError
+from peft_core.export.onnx_graph import write_fp32, write_int8
+from peft_core.inference.batching import batched_logits
+from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
+
+
+def spread_out(model: torch.nn.Module) -> torch.nn.Module:
+    """With numbers so large that a graph which is not the model's shows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.3)
+    return model.eval()
+
+
+def largest_difference(model: torch.nn.Module, tokenizer: Any, exported: OnnxModel) -> float:
+    """Of texts of many lengths, alone and beside others; relative to the largest logit."""
+    texts = ["good", "the food was " + "really " * 90 + "bad", "We had salad.", "a b c " * 30]
+    found = exported.logits(texts), np.concatenate([exported.logits([text]) for text in texts])
+    expected = batched_logits(model, tokenizer, texts, tokenizer.model_max_length)
+    assert np.ptp(expected, axis=0).min() > 0.1, "a model that says the same of all texts proves nothing"
+    return max(np.abs(one - expected).max() for one in found) / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])  # bert: test_onnx.py
+def test_every_family_is_written_in_float32_and_int8(family: str, tmp_path: Path) -> None:
+    layers = 2 if family == "modernbert" else 1  # its first reads all of a text, its second what is near
+    folder = make_tiny(tmp_path / "model", family, num_hidden_layers=layers)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    check_both_files(spread_out(model), AutoTokenizer.from_pretrained(folder), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "p_tuning"])  # prompt_tuning: test_onnx.py
+def test_what_cannot_merge_is_written_with_its_prompt(method: str, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "model", "bert", num_hidden_layers=1)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    config = TrainConfig.from_dict({**SMALL, "method": method, "model_name_or_path": str(folder)})
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS - 4)
+    check_both_files(spread_out(apply_method(model, config)), tokenizer, tmp_path)
+
+
+def check_both_files(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
+    (folder / "onnx").mkdir()
+    tokenizer.save_pretrained(folder)
+    assert not write_fp32(model, tokenizer, folder / FP32_FILE)
+    write_int8(folder / FP32_FILE, folder / INT8_FILE)
+    assert largest_difference(model, tokenizer, load_onnx(folder, FP32_FILE, 1)) < 1e-5
+    assert 0 < largest_difference(model, tokenizer, load_onnx(folder, INT8_FILE, 1)) < 0.2
+
+
+def test_what_torch_cannot_write_gets_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    model.classifier.forward = lambda pooled: pooled if bool(pooled.sum() > 0) else -pooled
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    with pytest.raises(ExportError, match="torch cannot write this bert model as ONNX; take the adapter"):
+        write_fp32(model, tokenizer, tmp_path / "model.onnx")
+    assert model.config._attn_implementation == "sdpa", "it is as it was before"
+    assert not list(tmp_path.iterdir())
