@@ -28,7 +28,6 @@ from peft_core.export.onnx_model import export_onnx
 from peft_core.export.onnx_report import read_onnx_report
 from peft_core.inference.decision import Decision
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx
-from peft_core.merge import merge
 from peft_core.runs import Run
 
 FILES = {
@@ -73,10 +72,11 @@ def own_export(exported: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def without_exporter(exported: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch's exporter takes seconds for, it has done before: for copies of the exported run."""
-    written = exported.onnx / FP32_FILE
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.load(written)))
+def written_before(exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What torch's exporter takes seconds for, it has done before: an ONNX file for copies of that run."""
+    path = shutil.copy(exported.onnx / FP32_FILE, tmp_path / "written.onnx")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.load(path)))
+    return path
 
 
 @pytest.fixture(params=["reviews", "topics", "stars", "pairs"])
@@ -157,7 +157,7 @@ def test_stock_libraries_answer_in_a_fresh_process(each_task: Run) -> None:
         assert answers == [labels[i] for i in given]
 
 
-@pytest.mark.usefixtures("without_exporter")
+@pytest.mark.usefixtures("written_before")
 def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(own_export: Run) -> None:
     heard: list[float] = []
     (own_export.onnx / "left over").touch()
@@ -190,35 +190,32 @@ def test_a_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
         assert read_onnx_report(own_export) is None
 
 
-@pytest.fixture
-def own_base(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the base model to break."""
-    return shutil.copytree(tiny_model, tmp_path / "base")
-
-
-def test_int8_that_loses_too_much_is_reported_but_not_kept(
-    own_base: Path, train_here: Callable[..., Run]
-) -> None:
+def test_int8_that_loses_too_much_is_reported_but_not_kept(own_export: Run, written_before: Path) -> None:
     """One word, of no text, whose numbers are so large that all others round to nothing."""
-    path = own_base / "model.safetensors"
-    tensors = load_file(path)
-    tensors["embeddings.word_embeddings.weight"][5] = 1000.0
-    save_file(tensors, path, {"format": "pt"})
-    run = train_here(model_name_or_path=str(own_base))
-    report = export_onnx(run.folder, 2.5)
-    int8 = report["int8"]
-    assert report["original"]["metrics"]["accuracy"] > 0.9
+    model = onnx.load(written_before)
+    words = initializer(model, "word_embeddings.weight")
+    numbers = onnx.numpy_helper.to_array(words).copy()
+    numbers[5] = 1000.0
+    words.raw_data = numbers.tobytes()
+    onnx.save(model, written_before)
+    report = export_onnx(own_export.folder, 2.5)
+    fp32, int8 = report["fp32"], report["int8"]
+    assert fp32["drop"] == 0 and fp32["kept"]
     assert int8["drop"] > 2.5
     assert not int8["within"] and not int8["kept"]
     assert int8["float32_matrices"] == 2, "the second try left out one matrix of each layer"
     assert int8["labels_flipped"] > 0
-    assert names(run.onnx) == FILES - {INT8_FILE}
-    readme = (run.onnx / "README.md").read_text(encoding="utf-8")
+    assert names(own_export.onnx) == FILES - {INT8_FILE}
+    readme = (own_export.onnx / "README.md").read_text(encoding="utf-8")
     assert f"it lost {int8['drop']:.2f} points of accuracy, and at most 2.5 were allowed" in readme
     assert f'InferenceSession(folder / "{FP32_FILE}")' in readme
 
 
-@pytest.mark.usefixtures("without_exporter")
+def initializer(model: onnx.ModelProto, end: str) -> onnx.TensorProto:
+    return next(weight for weight in model.graph.initializer if weight.name.endswith(end))
+
+
+@pytest.mark.usefixtures("written_before")
 def test_int8_is_tried_again_without_its_most_sensitive_matrices(
     own_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +237,7 @@ def test_int8_is_tried_again_without_its_most_sensitive_matrices(
     assert wide.count([64, 32]) == 2
 
 
-@pytest.mark.usefixtures("without_exporter")
+@pytest.mark.usefixtures("written_before")
 def test_a_file_that_is_not_the_trained_model_is_not_kept(
     own_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,19 +249,21 @@ def test_a_file_that_is_not_the_trained_model_is_not_kept(
     assert not list(own_export.folder.glob(".*"))
 
 
+@pytest.mark.usefixtures("written_before")
 def test_a_base_that_is_gone_is_needed_only_by_what_is_not_merged(
-    own_base: Path, train_here: Callable[..., Run]
+    merged_run: Run, own_run: Run, tmp_path: Path
 ) -> None:
-    run = train_here(model_name_or_path=str(own_base))
-    away = own_base.rename(own_base.with_name("away"))
-    with pytest.raises(ModelError, match="config.json"):
-        export_onnx(run.folder)
-    assert not names(run.folder) & {"onnx", ".onnx"}
-    away.rename(own_base)
-    merge(run.folder)
-    shutil.rmtree(own_base)
-    report = export_onnx(run.folder)
-    assert report["original"]["metrics"]["accuracy"] == run.result()["accuracy"]
+    merged = copy_of(merged_run, tmp_path / "merged")
+    for run in (merged, own_run):
+        path = run.adapter / "classifier.json"
+        held = json.loads(path.read_text(encoding="utf-8"))
+        held["base_model_name_or_path"] = str(tmp_path / "gone")
+        path.write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(ModelError, match="gone"):
+        export_onnx(own_run.folder)
+    assert not {path.name for path in own_run.folder.iterdir()} & {"onnx", ".onnx"}
+    report = export_onnx(merged.folder)
+    assert report["original"]["metrics"]["accuracy"] == merged.result()["accuracy"]
     assert report["fp32"]["labels_flipped"] == 0
 
 
@@ -281,7 +280,7 @@ def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
     (own_run.folder / lost).unlink()
     with pytest.raises(RunError, match=own_run.run_id):
         export_onnx(own_run.folder)
-    assert not names(own_run.folder) & {"onnx", ".onnx"}
+    assert not {path.name for path in own_run.folder.iterdir()} & {"onnx", ".onnx"}
 
 
 def test_a_lost_or_damaged_file_is_not_loaded(own_export: Run) -> None:
@@ -294,7 +293,7 @@ def test_a_lost_or_damaged_file_is_not_loaded(own_export: Run) -> None:
             load_onnx(own_export.onnx, INT8_FILE)
 
 
-@pytest.mark.usefixtures("without_exporter")
+@pytest.mark.usefixtures("written_before")
 @pytest.mark.parametrize("small_disk", [150, 230, 310], indirect=True)
 def test_a_full_disk_leaves_nothing_half_made(small_disk: Path, finished_run: Run) -> None:
     run = copy_of(finished_run, small_disk)
@@ -316,7 +315,7 @@ def test_texts_come_back_in_order_whatever_their_length(exported: Run) -> None:
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(
-    own_export: Run, without_exporter: None, monkeypatch: pytest.MonkeyPatch
+    own_export: Run, written_before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_graph, "ONE_FILE_BYTES", 10_000)
     report = export_onnx(own_export.folder)

@@ -21,6 +21,7 @@ from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.export.facts import ModelFacts, RunFacts
 from peft_core.export.script import copied_part, training_script
+from peft_core.export.script_data import rows_come_from
 from peft_core.export.script_model import base_lines, load_block, method_block
 from peft_core.export.source import imports_of
 from peft_core.inference.batching import batched_logits
@@ -253,6 +254,26 @@ def test_no_text_changes_what_a_script_does(name: str) -> None:
         assert name.strip() in values or name in values
         assert all(char.isprintable() or char == "\n" for char in text)
         text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "record", "found"),
+    [
+        ({}, {"source": "embedded", "rows": {"train": 6824}}, "embedded"),
+        ({"max_train_samples": 8000}, {"source": "embedded", "rows": {"train": 6824}}, "files"),
+        ({"remedies": ["duplicates"]}, {"source": "embedded", "rows": {"train": 6824}}, "files"),
+        ({"dataset_name": "a/b"}, {"source": "Hub", "rows": {"train": 9}, "splits": {"train": 9}}, "Hub"),
+        ({"dataset_name": "a/b"}, {"source": "Hub", "rows": {"train": 9}, "splits": {"train": 99}}, "files"),
+        ({"dataset_name": "a/b"}, {"source": "Hub", "held_out": ["test"]}, "files"),
+        ({"dataset_name": "a.csv"}, {"source": "files", "rows": {"train": 9}}, "files"),
+    ],
+)
+def test_rows_that_few_lines_would_not_read_the_same_come_from_files(
+    changes: dict[str, Any], record: dict[str, Any], found: str
+) -> None:
+    config = TrainConfig.from_dict(changes)
+    used = {"train": min(6000, config.max_train_samples), "validation": 20, "test": 40}
+    assert rows_come_from(config, hand_made(config, record={"used": used, **record})) == found
 
 
 def test_every_script_passes_the_linter(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def rows_come_from(config: TrainConfig, facts: RunFacts) -> str:
     """EMBEDDED or HUB where a few lines read the same rows in the same order, else FILES."""
     record, preset = facts.record, DATASETS.get(config.dataset_name)
     source = record.get("source")
-    if record.get("dropped") or source not in (EMBEDDED, HUB):
+    if config.remedies or source not in (EMBEDDED, HUB):
         return FILES
     if source == EMBEDDED:
         return FILES if _held_out_of_the_sample(config, facts) else EMBEDDED

@@ -27,7 +27,8 @@ _METRICS = {
     predicted = (logits >= 0).astype(int)  # a probability of one half or more
     return {
         "micro_f1": f1_score(labels, predicted, average="micro", zero_division=0),
-        "macro_f1": f1_score(labels, predicted, average="macro", zero_division=np.nan),  # of used labels
+        # a label that no text has and none is given does not count
+        "macro_f1": f1_score(labels, predicted, average="macro", zero_division=np.nan),
         "subset_accuracy": accuracy_score(labels, predicted),
     }""",
     REGRESSION: """def metrics(logits, labels):
@@ -210,7 +211,7 @@ def train_block(config: TrainConfig, facts: ModelFacts) -> str:
 
 
 def evaluate_block() -> str:
-    """Lines that print the metrics of the test rows and keep them."""
+    """Lines that print the metrics of the test rows."""
     return """# Texts of like length in one batch need little padding.
 order = np.argsort([-len(tokens) for tokens in test["input_ids"]], kind="stable")
 test = test.select(order)

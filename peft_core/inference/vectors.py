@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from peft_core.adapters import merged_model
-from peft_core.data.labelled import cut
 from peft_core.errors import DataError, MergeError
-from peft_core.inference.batching import BATCH_SIZE
+from peft_core.inference.batching import logits_of_batches
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
+from peft_core.inference.probe import mean_vectors
 from peft_core.inference.review import Judged
 from peft_core.methods import METHODS
 from peft_core.problems import MULTI, REGRESSION
@@ -39,24 +39,13 @@ def vectors(
     progress: Callable[[float], None] = lambda share: None,
 ) -> np.ndarray:
     """Mean of an encoder's last hidden states over each text's tokens, of length 1: float32 (texts, size)."""
-    short = [cut(text, max_length) for text in texts]
-    rows = tokenizer(short, truncation=True, max_length=max_length)
-    order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-    out = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-    for start in range(0, len(order), BATCH_SIZE):
-        chosen = order[start : start + BATCH_SIZE]
-        batch = tokenizer.pad({key: [rows[key][i] for i in chosen] for key in rows}, return_tensors="pt")
-        with torch.inference_mode():
-            out[chosen] = _mean_pooled(model, batch.to(model.device)).cpu().numpy()
-        progress(min(1.0, (start + BATCH_SIZE) / len(order)))
-    return out
+    return logits_of_batches(
+        lambda batch: _mean_pooled(model, batch), tokenizer, texts, max_length, progress, device=model.device
+    )
 
 
 def _mean_pooled(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    states = model(**batch).last_hidden_state.float()
-    mask = batch["attention_mask"].unsqueeze(-1).to(states)
-    mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-    return nn.functional.normalize(mean, dim=-1)
+    return nn.functional.normalize(mean_vectors(model, batch).float(), dim=-1)
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
