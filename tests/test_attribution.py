@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_core.errors import ConfigError, DataError, ModelError, RunError
 from peft_core.inference.attribution import BATCH_TOKENS, attribute
+from peft_core.inference.decision import Decision
 from peft_core.inference.predictor import Predictor
 from peft_core.runs import Run
 
@@ -94,6 +95,12 @@ def test_of_two_labels_the_other_gets_the_opposite(finished_run: Run) -> None:
     assert good["value"] == pytest.approx(-bad["value"], abs=1e-4)
     for one, other in zip(bad["words"], good["words"], strict=True):
         assert one["score"] == pytest.approx(-other["score"], abs=1e-3)
+
+
+def test_what_is_explained_is_the_label_that_the_runs_own_rule_gives(own_run: Run) -> None:
+    predictor = Predictor(own_run.folder)
+    Decision(thresholds=(0.999, 0.001)).save(own_run, ("bad", "good"))
+    assert predictor.predict([BAD])[0].label == attribute(predictor, BAD, steps=2)["label"] == "good"
 
 
 def test_more_steps_come_closer(finished_run: Run) -> None:
@@ -200,18 +207,29 @@ def test_pairs_have_words_of_both_texts(pairs: Run) -> None:
         attribute(Predictor(pairs.folder), text)
 
 
-def test_a_base_with_a_head_is_explained_and_one_without_says_so(
+def test_a_base_is_explained_by_its_own_head_or_by_its_probe(
     finished_run: Run, train_here: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("own-head")
     model, data = make_tiny_bert(folder / "stars"), make_yelp_parquet(folder / "yelp")
-    run = train_here(model_name_or_path=str(model), dataset_name=str(data), num_train_epochs=1)
-    base, adapter = (attribute(Predictor(run.folder, variant), BAD) for variant in ("base", "adapter"))
-    assert base["label"] in ("1 star", "2 star", "3 stars", "4 stars", "5 stars")
-    assert abs(base["delta"]) <= 1e-5 + 0.01 * abs(base["value"] - base["start"])
-    assert base["words"] != adapter["words"]
-    with pytest.raises(RunError, match="no trained head"):
-        attribute(Predictor(finished_run.folder, "base"), BAD)
+    own = train_here(model_name_or_path=str(model), dataset_name=str(data), num_train_epochs=1)
+    for run, labels in (
+        (own, ("1 star", "2 star", "3 stars", "4 stars", "5 stars")),
+        (finished_run, ("bad", "good")),
+    ):
+        base, adapter = (attribute(Predictor(run.folder, variant), BAD) for variant in ("base", "adapter"))
+        assert base["label"] in labels
+        assert abs(base["delta"]) <= 1e-5 + 0.01 * abs(base["value"] - base["start"])
+        assert base["words"] != adapter["words"]
+
+
+def test_where_nothing_but_a_constant_stands_in_there_is_nothing_to_explain(own_run: Run) -> None:
+    (own_run.folder / "probe.safetensors").unlink(missing_ok=True)
+    config = json.loads((own_run.folder / "config.json").read_text(encoding="utf-8"))
+    config["dataset_name"] = str(own_run.folder / "gone")
+    (own_run.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(RunError, match="nothing to explain"):
+        attribute(Predictor(own_run.folder, "base"), BAD)
 
 
 @pytest.mark.parametrize("text", ["", " \n", None])

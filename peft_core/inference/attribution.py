@@ -12,7 +12,7 @@ from captum.attr import LayerIntegratedGradients
 
 from peft_core.data.labelled import cut
 from peft_core.errors import ConfigError, ModelError, RunError
-from peft_core.inference.predictor import Predictor
+from peft_core.inference.predictor import Prediction, Predictor
 from peft_core.problems import REGRESSION, SINGLE
 
 STEPS, MOST_STEPS = 32, 256
@@ -58,18 +58,18 @@ def attribute(
     Each step costs a pass forward and back; `progress` hears the share of them that is done.
 
     Raises DataError for an empty text or a second text too many or missing, ConfigError for an unknown label
-    or number of steps, RunError where there is no head to explain, ModelError for a tokenizer that does not
-    tell where its tokens stand.
+    or number of steps, RunError where a constant answer stands in for a base without a head, ModelError for
+    a tokenizer that does not tell where its tokens stand.
     """
     if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"steps is {steps!r}; it must be a whole number from 1 to {MOST_STEPS}.")
-    logits = predictor.predict([text], [text_pair])[0].logits
+    prediction = predictor.predict([text], [text_pair])[0]
     if predictor.shows_baseline:
         raise RunError(
-            f"The base model of {predictor.run.run_id!r} has no trained head, so it has no answer to "
-            "explain; look at the adapter."
+            f"The base model of {predictor.run.run_id!r} has no trained head and answers alike to any text, "
+            "so there is nothing to explain; look at the adapter."
         )
-    index = _index(predictor, logits, label)
+    index = _index(predictor, prediction, label)
     texts = [text] if text_pair in (None, "") else [text, text_pair]
     reading = _read(predictor, texts)
     scores, value, start = _integrate(predictor, reading, index, steps, progress)
@@ -88,15 +88,15 @@ def attribute(
     }
 
 
-def _index(predictor: Predictor, logits: Sequence[float], label: str | None) -> int | None:
+def _index(predictor: Predictor, prediction: Prediction, label: str | None) -> int | None:
     """Which label is explained; None for a number."""
-    names = predictor.classifier.labels
-    if predictor.classifier.problem_type == REGRESSION:
+    names, task = predictor.classifier.labels, predictor.classifier.problem_type
+    if task == REGRESSION:
         if label is not None:
             raise ConfigError(f"There is no label {label!r}; this model answers with a number.")
         return None
     if label is None:
-        return max(range(len(logits)), key=logits.__getitem__)
+        label = prediction.label if task == SINGLE else max(prediction.scores, key=prediction.scores.get)
     if label not in names:
         raise ConfigError(f"There is no label {label!r}; it is one of {', '.join(names[:20])}.")
     return names.index(label)
