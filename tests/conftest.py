@@ -11,7 +11,9 @@ import pytest
 import torch
 from app_server import Server, serve
 from browser import FLAGS, MISSING, find_chromium
+from exported_runs import each_task, exported, exported_tasks, own_export  # noqa: F401 - fixtures
 from family_runs import family_runs  # noqa: F401 - a fixture, for every test file
+from page_library import fetch_library
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from processes import python
 from small_data import write_small_data
@@ -126,6 +128,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
     with serve(folder / "runs", **nobody) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def library(pytestconfig: pytest.Config) -> Path:
+    """The library that an exported page runs on, as npm has it."""
+    return fetch_library(pytestconfig.cache.mkdir("page-library"))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """Runs with their ONNX folders, one of each task, as fixtures of conftest.py."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from peft_core.export.onnx_model import export_onnx
-from peft_core.runs import Run
+from peft_core.runs import Run, write_json
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,26 @@ def each_task(request: pytest.FixtureRequest, exported: Run, exported_tasks: dic
     return {"reviews": exported, **exported_tasks}[request.param]
 
 
+@pytest.fixture
+def own_export(exported: Run, tmp_path: Path) -> Run:
+    """A copy of the exported run to break."""
+    return _copied(exported, tmp_path / "own")
+
+
+def refuse_int8(run: Run) -> None:
+    """As an export leaves it whose int8 model lost too much."""
+    path = run.onnx / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    report["int8"] |= {"kept": False, "drop": 1.25}
+    write_json(path, report)
+    (run.onnx / "onnx/model_quantized.onnx").unlink()
+
+
 def _exported(run: Run, folder: Path) -> Run:
-    copy = Run(shutil.copytree(run.folder, folder / run.run_id))
+    copy = _copied(run, folder)
     export_onnx(copy.folder)
     return copy
+
+
+def _copied(run: Run, folder: Path) -> Run:
+    return Run(shutil.copytree(run.folder, folder / run.run_id))

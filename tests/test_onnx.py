@@ -45,43 +45,12 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="session")
-def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of the finished run with its ONNX folder; to be read only."""
-    run = copy_of(finished_run, tmp_path_factory.mktemp("exported"))
-    export_onnx(run.folder)
-    return run
-
-
-@pytest.fixture(scope="session")
-def exported_tasks(
-    topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Run]:
-    """The same of several labels, of a number and of pairs."""
-    runs = {}
-    for name, run in {"topics": topics, "stars": stars, "pairs": pairs}.items():
-        runs[name] = copy_of(run, tmp_path_factory.mktemp(name))
-        export_onnx(runs[name].folder)
-    return runs
-
-
-@pytest.fixture
-def own_export(exported: Run, tmp_path: Path) -> Run:
-    """A copy of the exported run to break."""
-    return copy_of(exported, tmp_path / "own")
-
-
 @pytest.fixture
 def written_before(exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What torch's exporter takes seconds for, it has done before: an ONNX file for copies of that run."""
     path = shutil.copy(exported.onnx / FP32_FILE, tmp_path / "written.onnx")
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.load(path)))
     return path
-
-
-@pytest.fixture(params=["reviews", "topics", "stars", "pairs"])
-def each_task(request: pytest.FixtureRequest, exported: Run, exported_tasks: dict[str, Run]) -> Run:
-    return {"reviews": exported, **exported_tasks}[request.param]
 
 
 def test_the_folder_is_laid_out_as_the_hubs_tools_expect(exported: Run) -> None:

@@ -1,0 +1,399 @@
+"""A page of its own, in a real browser: Python's answers, nothing sent, nothing unchecked run."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import copy_of
+from exported_runs import refuse_int8
+from page_server import Folder, serve_folder
+from playwright.sync_api import Browser, Page, Route, expect
+from tiny import COMMON_WORDS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from peft_core.data.labelled import cut
+from peft_core.export.weblibrary import LIBRARY_URL, PAGE, library_files, read_record
+from peft_core.export.webpage import export_page
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.decision import Decision
+from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.rows import judged_rows
+from peft_core.runs import Run, write_json
+
+TOLERANCE = 0.01  # of a probability: the rounding of two machines can tip a value over a step of int8
+SCRIPT, LOADER, WASM = (file["name"] for file in read_record()["files"])
+HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
+ODD = [
+    "x",
+    "good " * 300,
+    "Éclair naïve café, really?!",
+    "漢字 と かな",
+    "[SEP] good [MASK] bad",
+    "a\tb\nc\u200bd",
+    "\N{GRINNING FACE} ﬁne ²",
+    "É" * 12_000 + " good",
+]
+READY, ERROR = "#classify:enabled", "#error"
+LOGITS = """async (rows) => {
+  const { classifier } = await (await import("./page.js")).ready;
+  const found = [];
+  for (const [text, pair] of rows) found.push(Array.from((await classifier.logits(text, pair)).raw));
+  return found;
+}"""
+DECIDE = """async ([rows, task, decision]) => {
+  const { decide } = await import("/decision.js");
+  return rows.map((row) => decide(row, task, decision));
+}"""
+ENCODE = """async ([rows, length]) => {
+  const { env, AutoTokenizer } = await import("/transformers.min.js");
+  const { encode } = await import("/tokens.js");
+  Object.assign(env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: "/" });
+  const tokenizer = await AutoTokenizer.from_pretrained("tokenizer");
+  return rows.map(([text, pair]) => encode(tokenizer, text, pair, length));
+}"""
+Visit = Callable[..., tuple[Page, Folder]]
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Visit]:
+    """Serves a folder and opens its page; an error that the page does not show fails the test."""
+    errors: list[str] = []
+    with contextlib.ExitStack() as stack:
+
+        def visited(
+            folder: Path, wait: str = READY, prepare: Callable[[Page], None] = lambda page: None, **view: Any
+        ) -> tuple[Page, Folder]:
+            context = chromium.new_context(**view)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            prepare(page)
+            served = stack.enter_context(serve_folder(folder))
+            page.goto(served.url)
+            expect(page.locator(wait)).to_be_visible(timeout=30_000)
+            return page, served
+
+        yield visited
+    assert not errors
+
+
+def page_folder(run: Run, library: Path, **options: Any) -> Path:
+    return Path(export_page(run.folder, library=library, **options)["folder"])
+
+
+def python_logits(folder: Path, rows: list[tuple[str, str | None]], most: int) -> np.ndarray:
+    """Raw outputs of the page's own ONNX file in Python, a text at a time as the page does."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = next((folder / "model/onnx").iterdir())
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    found = []
+    for row in rows:
+        sides = [cut(text, most) for text in row if text is not None]
+        read = tokenizer(*sides, truncation=True, max_length=most, return_tensors="np")
+        found.append(session.run(["logits"], {name: read[name].astype(np.int64) for name in names})[0][0])
+    return np.stack(found)
+
+
+def test_the_browser_answers_as_python_does(
+    each_task: Run, tmp_path: Path, library: Path, visit: Visit
+) -> None:
+    run = copy_of(each_task, tmp_path / "runs")
+    task, rows, rule = run.result()["problem_type"], judged_rows(run), Decision.read(run)
+    texts = [*rows.texts, *ODD]
+    pairs = [*rows.pairs, *reversed(ODD)] if rows.pairs else [None] * len(texts)
+    both = list(zip(texts, pairs, strict=True))
+    folder = page_folder(run, library)
+    page, _ = visit(folder)
+    found = np.array(page.evaluate(LOGITS, both))
+    wanted = python_logits(folder, both, Classifier.read(run).max_length)
+    assert np.abs(rule.probabilities(found, task) - rule.probabilities(wanted, task)).max() <= TOLERANCE
+    if task != REGRESSION:
+        judged = slice(len(rows))
+        assert np.array_equal(rule.decide(found, task)[judged], rule.decide(wanted, task)[judged])
+
+
+def test_the_fp32_model_agrees_to_rounding(own_export: Run, library: Path, visit: Visit) -> None:
+    refuse_int8(own_export)
+    folder = page_folder(own_export, library)
+    rows = [(text, None) for text in ODD]
+    page, _ = visit(folder)
+    found = np.array(page.evaluate(LOGITS, rows))
+    assert np.abs(found - python_logits(folder, rows, 64)).max() < 1e-5
+
+
+def _decisions(task: str) -> list[Decision]:
+    plain = [Decision(), Decision(temperature=2.5, abstain_below=0.7)]
+    return plain if task == REGRESSION else [*plain, Decision(0.8, (0.2, 0.5, 0.9), 0.4)]
+
+
+@pytest.mark.parametrize("task", [SINGLE, MULTI, REGRESSION])
+def test_the_page_decides_as_decision_does(task: str, visit: Visit) -> None:
+    rng = np.random.default_rng(0)
+    hard = [[0, 0, 0], [1000, -1000, 0], [-800, -800, -800], [2, 2, -2]]
+    logits = np.concatenate([hard, rng.normal(0, 2, (200, 3))])[:, : 1 if task == REGRESSION else 3]
+    page, served = visit(PAGE, wait="body")
+    page.goto(f"{served.url}/page.css")  # a document without a policy
+    for rule in _decisions(task):
+        settings = {"temperature": rule.temperature, "thresholds": list(rule.thresholds)}
+        settings["abstain_below"] = rule.abstain_below
+        found = page.evaluate(DECIDE, [logits.tolist(), task, settings])
+        assert [one["abstains"] for one in found] == rule.abstains(logits, task).tolist()
+        assert np.allclose([one["confidence"] for one in found], rule.confidence(logits, task), atol=1e-12)
+        given = rule.decide(logits, task)
+        if task == REGRESSION:
+            assert [one["value"] for one in found] == given.tolist()
+            continue
+        assert np.allclose([one["shares"] for one in found], rule.probabilities(logits, task), atol=1e-12)
+        labels = [[value] for value in given] if task == SINGLE else [np.flatnonzero(row) for row in given]
+        assert [one["chosen"] for one in found] == [list(row) for row in labels]
+
+
+def _byte_level(words: list[str]) -> PreTrainedTokenizerFast:
+    """As RoBERTa has it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", model_input_names=names
+    )
+
+
+def _unigram(words: list[str]) -> PreTrainedTokenizerFast:
+    """As XLM-R has it, cut on the left."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", truncation_side="left"
+    )
+
+
+@pytest.mark.parametrize("kind", ["word_piece", "byte_level", "unigram"])
+def test_texts_are_read_and_cut_as_python_does(
+    kind: str, tiny_model: Path, library: Path, tmp_path: Path, visit: Visit
+) -> None:
+    words = [COMMON_WORDS, *COMMON_WORDS.split()]
+    make = {"byte_level": _byte_level, "unigram": _unigram}
+    tokenizer = make[kind](words) if kind in make else AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for path in (PAGE / "tokens.js", library / SCRIPT):
+        shutil.copy(path, tmp_path)
+    texts = [*ODD[:7], "the food was good", "very " * 9]
+    rows = [(text, pair) for text in texts for pair in (None, *texts)]
+    page, _ = visit(tmp_path, wait="body")
+    found = page.evaluate(ENCODE, [rows, 17])
+    for (text, pair), read in zip(rows, found, strict=True):
+        sides = [text] if pair is None else [text, pair]
+        wanted = tokenizer(*sides, truncation=True, max_length=17, return_token_type_ids=True)
+        whole = tokenizer(*sides, verbose=False)["input_ids"]
+        assert read["ids"] == wanted["input_ids"], (text, pair)
+        if "token_type_ids" in tokenizer.model_input_names:
+            assert read["types"] == wanted["token_type_ids"], (text, pair)
+        assert read["cut"] == (len(whole) > 17)
+
+
+def test_nothing_is_asked_of_anyone_else_and_nothing_once_it_is_ready(
+    own_export: Run, library: Path, visit: Visit
+) -> None:
+    """The library at its real address, which the browser is led to the package's files for."""
+    folder = Path(export_page(own_export.folder)["folder"])
+    files = {file["url"]: library / file["name"] for file in library_files()}
+    led, requests = [], []
+
+    def lead(route: Route) -> None:
+        led.append(route.request.url)
+        route.fulfill(path=files[route.request.url], headers={"access-control-allow-origin": "*"})
+
+    def prepare(page: Page) -> None:
+        page.context.on("request", lambda request: requests.append(request.url))
+        page.route(f"{LIBRARY_URL}**", lead)
+
+    page, served = visit(folder, prepare=prepare)
+    assert sorted(led) == sorted(files)
+    allowed = (f"{served.url}/", *files, f"blob:{served.url}/", "data:")
+    assert [url for url in requests if not url.startswith(allowed)] == []
+    asked = len(requests), len(served.asked)
+    page.fill("#text", "The food was awful and the waiter rude.")
+    page.click("#classify")
+    expect(page.locator("#answer")).to_have_text("bad")
+    assert (len(requests), len(served.asked)) == asked
+    attempts = """async (urls) => Promise.all(urls.map((url) => fetch(url).then(() => "sent", () => "no")))"""
+    assert page.evaluate(attempts, [served.url, f"{served.url}/page.json?text=secret", *files]) == ["no"] * 5
+    page.evaluate("(url) => { new Image().src = url; navigator.sendBeacon(url, 'secret'); }", served.url)
+    page.wait_for_timeout(300)
+    assert len(served.asked) == asked[1] and len(led) == 3
+
+
+def _spoil(path: Path) -> None:
+    """The same size, one byte another; a script first of all says that it ran."""
+    content = path.read_bytes()
+    evil = b"globalThis.evil = 1;" if path.suffix in (".js", ".mjs") else bytes([content[0] ^ 1])
+    path.write_bytes(evil + content[len(evil) :])
+
+
+@pytest.mark.parametrize(
+    "name", [f"vendor/{SCRIPT}", f"vendor/{LOADER}", f"vendor/{WASM}", "model/onnx/model_quantized.onnx"]
+)
+def test_a_tampered_file_is_refused(name: str, own_export: Run, library: Path, visit: Visit) -> None:
+    folder = page_folder(own_export, library)
+    _spoil(folder / name)
+    page, _ = visit(folder, wait=ERROR)
+    shown = name.removeprefix("vendor/")
+    expect(page.locator(ERROR)).to_have_text(
+        f"{shown} is not the file that this page was made with (its checksum differs), so it is not used."
+    )
+    assert page.evaluate("globalThis.evil") is None
+    expect(page.locator("#classify")).to_be_disabled()
+
+
+def test_a_library_tampered_with_elsewhere_is_refused(
+    own_export: Run, library: Path, tmp_path: Path, visit: Visit
+) -> None:
+    """The library at an address that the exporter chose, which a page of another origin loads it from."""
+    for file in read_record()["files"]:
+        target = tmp_path / "far" / file["package"] / file["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library / file["name"], target)
+    _spoil(next((tmp_path / "far").rglob(SCRIPT)))
+    with serve_folder(tmp_path / "far") as far:
+        page, _ = visit(Path(export_page(own_export.folder, library_url=f"{far.url}/")["folder"]), wait=ERROR)
+    expect(page.locator(ERROR)).to_contain_text(f"{SCRIPT} is not the file")
+    assert f"/{read_record()['files'][0]['package']}/dist/{SCRIPT}" in far.asked
+    assert page.evaluate("globalThis.evil") is None
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda folder: (folder / "model/tokenizer.json").unlink(), "the server answered 404"),
+        (lambda folder: (folder / "page.json").unlink(), "put the whole folder on the server"),
+        (
+            lambda folder: (folder / "model/onnx/model_quantized.onnx").write_text("version https://git-lfs"),
+            "model_quantized.onnx is not the file",
+        ),
+        (lambda folder: shutil.rmtree(folder / "vendor"), f"{SCRIPT} could not be loaded (no connection)"),
+    ],
+)
+def test_what_is_lost_on_the_way_gets_one_sentence(
+    change: Callable[[Path], Any], words: str, own_export: Run, library: Path, visit: Visit
+) -> None:
+    folder = page_folder(own_export, library, library_url="http://127.0.0.1:9/")
+    change(folder)
+    page, _ = visit(folder, wait=ERROR)
+    expect(page.locator(ERROR)).to_contain_text(words)
+    expect(page.locator("#progress")).to_be_hidden()
+
+
+def test_a_place_where_files_cannot_be_checked_is_told(own_export: Run, library: Path, visit: Visit) -> None:
+    without = "Object.defineProperty(crypto, 'subtle', { value: undefined })"
+    page, _ = visit(
+        page_folder(own_export, library), wait=ERROR, prepare=lambda page: page.add_init_script(without)
+    )
+    expect(page.locator(ERROR)).to_contain_text("https or localhost")
+
+
+def test_a_page_opened_as_a_file_says_what_to_do(own_export: Run, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto((Path(export_page(own_export.folder)["folder"]) / "index.html").as_uri())
+    expect(page.locator("#unserved")).to_be_visible()
+    expect(page.locator("#unserved")).to_contain_text("python -m http.server")
+    page.close()
+
+
+def test_a_person_tries_texts(own_export: Run, library: Path, visit: Visit) -> None:
+    """With the library beside the page, nothing is asked of another host."""
+    requests: list[str] = []
+    folder = page_folder(own_export, library)
+    page, served = visit(
+        folder, prepare=lambda page: page.on("request", lambda one: requests.append(one.url))
+    )
+    assert {f"/vendor/{name}" for name in (SCRIPT, LOADER, WASM)} <= set(served.asked)
+    assert not [url for url in requests if not url.startswith((f"{served.url}/", "blob:", "data:"))]
+    expect(page.locator("#unserved")).to_be_hidden()
+    page.fill("#text", "Excellent and wonderful, the best pizza.")
+    page.press("#text", "Control+Enter")
+    expect(page.locator("#answer")).to_have_text("good")
+    shares = [float(words) for words in page.locator("#shares b").all_inner_texts()]
+    assert page.locator("#shares span").all_inner_texts() == ["bad", "good"]
+    assert sum(shares) == pytest.approx(1, abs=0.002) and shares[1] > 0.5
+    expect(page.locator("#took")).to_contain_text("ms on this machine")
+    page.fill("#text", "   ")
+    page.click("#classify")
+    expect(page.locator(ERROR)).to_have_text("The text is empty; type a sentence to classify.")
+    page.fill("#text", "awful " * 400)
+    page.click("#classify")
+    expect(page.locator("#note")).to_have_text("Only the first 64 tokens were read.")
+    expect(page.locator(ERROR)).to_be_hidden()
+    page.fill("#text", "漢字")
+    page.click("#classify")
+    expect(page.locator("#note")).to_contain_text("knows none of these characters")
+    text = page.locator(".example").first.inner_text()
+    page.locator(".example").first.click()
+    expect(page.locator("#note")).to_be_hidden()
+    assert page.input_value("#text") == text
+
+
+def test_pairs_have_two_fields(
+    exported_tasks: dict[str, Run], library: Path, tmp_path: Path, visit: Visit
+) -> None:
+    page, _ = visit(page_folder(copy_of(exported_tasks["pairs"], tmp_path / "runs"), library))
+    page.fill("#text", "How was the food?")
+    page.fill("#pair", " ")
+    page.click("#classify")
+    expect(page.locator(ERROR)).to_contain_text("The second text is empty")
+    page.fill("#pair", "It was terrible.")
+    page.click("#classify")
+    expect(page.locator("#answer")).to_have_text("bad")
+
+
+def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visit: Visit) -> None:
+    Decision(abstain_below=0.9999).write(own_export.adapter, ("bad", "good"))
+    page, _ = visit(page_folder(own_export, library))
+    page.fill("#text", "The food was awful.")
+    page.click("#classify")
+    expect(page.locator("#answer")).to_have_text("No answer")
+    expect(page.locator("#note")).to_contain_text("is below 0.9999")
+    expect(page.locator("#shares .chosen")).to_have_count(0)
+
+
+def test_labels_are_text_in_both_themes_on_a_narrow_screen(
+    own_export: Run, library: Path, visit: Visit
+) -> None:
+    path = own_export.adapter / "classifier.json"
+    held = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**held, "id2label": {"0": HOSTILE, "1": "good" * 20}})
+    folder = page_folder(own_export, library)
+    page, _ = visit(folder, viewport={"width": 380, "height": 800}, color_scheme="light")
+    page.fill("#text", "The food was awful and the waiter rude.")
+    page.click("#classify")
+    expect(page.locator("#answer")).to_have_text(HOSTILE)
+    assert page.locator("img").count() == 0
+    assert page.title().startswith("Text classifier: <img src=x")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(ground) != light
+    assert HOSTILE not in (folder / "index.html").read_text(encoding="utf-8")
