@@ -34,9 +34,25 @@ def test_a_zip_is_written_anew_only_when_the_folder_has_changed(own_run: Run) ->
         assert archive.read("classifier.json") == b"{}"
 
 
-@pytest.mark.parametrize("kind", ["merged", "config.json", "..", ""])
+def test_a_zip_forgets_a_file_that_is_gone(own_run: Run) -> None:
+    before = {file.name for file in own_run.adapter.iterdir()}
+    (own_run.adapter / "decision.json").write_text("{}", encoding="utf-8")
+    zip_of(own_run, "adapter")
+    (own_run.adapter / "decision.json").unlink()
+    with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
+        assert set(archive.namelist()) == before
+
+
+def test_a_damaged_zip_is_written_anew(own_run: Run) -> None:
+    path = zip_of(own_run, "adapter")
+    path.write_bytes(path.read_bytes()[:500])
+    with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("kind", ["merged", "onnx", "config.json", "..", ""])
 def test_what_is_not_there_gets_one_sentence(kind: str, own_run: Run) -> None:
-    with pytest.raises(RunError, match="merge it first|no download"):
+    with pytest.raises(RunError, match="merge it first|export it first|no download"):
         zip_of(own_run, kind)
     assert not list(own_run.folder.glob("*.zip"))
 

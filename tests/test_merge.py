@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import copy_of
 from processes import answer, python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -77,6 +78,17 @@ def test_the_merged_model_stands_alone(merged_run: Run) -> None:
 def test_merging_again_gives_the_same_certificate(merged_run: Run) -> None:
     first = read_certificate(merged_run)
     assert merge(merged_run.folder) == first
+
+
+def test_a_merged_model_of_an_earlier_adapter_has_no_certificate(merged_run: Run, tmp_path: Path) -> None:
+    run = copy_of(merged_run, tmp_path)
+    assert certificate.certificate_of_merged(run) == read_certificate(run)
+    path = run.adapter / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    assert certificate.certificate_of_merged(run) is None
+    path.write_bytes((merged_run.adapter / path.name).read_bytes())
+    shutil.rmtree(run.merged)
+    assert certificate.certificate_of_merged(run) is None
 
 
 def test_progress_goes_forward(own_run: Run) -> None:

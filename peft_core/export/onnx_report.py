@@ -76,7 +76,7 @@ def readme(report: Mapping[str, Any], text_pair: bool) -> str:
             "",
             _in_javascript(task, best is int8),
             "",
-            f"Measured on {report['rows']:,} evaluation rows, on {report['threads']} CPU threads:",
+            f"Measured on {report['rows']:,} evaluation rows (CPU threads: {report['threads']}):",
             "",
             *_table(report),
             "",
@@ -85,14 +85,15 @@ def readme(report: Mapping[str, Any], text_pair: bool) -> str:
 
 
 def _files(report: Mapping[str, Any]) -> list[str]:
-    int8 = report["int8"]
-    kept = "a quarter of the size and faster, a little less exact"
+    fp32, int8 = report["fp32"], report["int8"]
+    size, speed = (int8[key] / fp32[key] for key in ("bytes", "rows_per_second"))
+    kept = f"{size:.0%} of the size, {speed:.1f} times as fast, a little less exact"
     lost = (
         f"left out: it lost {int8['drop']:.2f} points of {TITLES[report['headline']]}, and at most "
         f"{report['max_drop']:g} were allowed"
     )
     return [
-        f"- `{report['fp32']['file']}`: the weights in float32, as exact as the model in torch.",
+        f"- `{fp32['file']}`: the weights in float32, as exact as the model in torch.",
         f"- `{int8['file']}`: the weights in int8, {kept if int8['kept'] else lost}.",
         "- `tokenizer.json` and `config.json`: how texts are cut into tokens, and the labels.",
     ]
