@@ -10,7 +10,8 @@ run: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .

@@ -120,6 +120,7 @@ def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
         "adapter",
         "config.json",
         "evaluation.parquet",
+        "validation.parquet",
         "lock",
         "metrics.jsonl",
         "result.json",
@@ -285,7 +286,13 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     state = run.state()
     assert state["status"] == "FAILED"
     assert "ended without a word at step" in state["error"]
-    assert not names(run.folder) & {"adapter", ".adapter", "result.json", "evaluation.parquet"}
+    assert not names(run.folder) & {
+        "adapter",
+        ".adapter",
+        "result.json",
+        "evaluation.parquet",
+        "validation.parquet",
+    }
     train(run.folder)
     assert run.state()["status"] == "FINISHED"
     assert run.result()["resumed_from"] > 0
