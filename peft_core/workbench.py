@@ -72,6 +72,10 @@ class Workbench:
         """The run's state, its settings, and its result once there is one."""
         return self.describe(self.find(run_id))
 
+    def result_of(self, run_id: str | None) -> dict[str, Any]:
+        """What a run measured; empty for no run, and for one that has nothing yet or is gone."""
+        return (_or_none(lambda: self.find(run_id).result()) or {}) if run_id else {}
+
     def describe(self, run: Run) -> dict[str, Any]:
         """As `status`, of a run at hand; parts whose files are lost are None."""
         state = run.state()

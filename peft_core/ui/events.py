@@ -10,7 +10,9 @@ from gradio.components.plot import AltairPlotData
 
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.charts import Spec
+from peft_core.pictures.pieces import message
 
+PICK_A_RUN = message("Pick a finished run at the side first.", "note")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 

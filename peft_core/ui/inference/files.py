@@ -11,7 +11,7 @@ from peft_core.data.files import SUFFIXES
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import PRIVATE
+from peft_core.ui.events import PICK_A_RUN, PRIVATE
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -47,12 +47,12 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
         if not path:
             return cleared
         if not run_id:
-            return {**cleared, shown: message("Pick a finished run at the side first.")}
+            return {**cleared, shown: PICK_A_RUN}
         try:
             seen = workbench.look_at_file(Path(path), run_id)
         except PeftCoreError as error:
             return {**cleared, shown: message(str(error))}
-        return {**cleared, **_choices(seen, columns, _reads_pairs(workbench, run_id))}
+        return {**cleared, **_choices(seen, columns, bool(workbench.result_of(run_id).get("text_pair")))}
 
     def predict(path: str | None, run_id: str | None, chosen: str, *names: str) -> Iterator[dict[Any, Any]]:
         if not path or not run_id:
@@ -74,7 +74,7 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
         except PeftCoreError as error:
             yield {shown: message(str(error))}
         finally:
-            workbench.cancel(name)
+            workbench.cancel(name)  # whoever closed the page waits for nothing any more
         yield {stop: gr.update(interactive=False)}
 
     gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **PRIVATE)
@@ -84,20 +84,11 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
 
 def _choices(seen: dict[str, Any], columns: list[gr.Dropdown], pairs: bool) -> dict[Any, Any]:
     """The file's columns in each drop-down, with those that the run would read."""
-    roles = ("text", "text_pair", "label")
-    found = {}
-    for one, role in zip(columns, roles, strict=True):
-        none = [("none", "")] if role == "label" else []
-        choices = [*none, *((name, name) for name in seen["columns"])]
-        visible = pairs if role == "text_pair" else True
-        found[one] = gr.update(choices=choices, value=seen[role] or ("" if none else None), visible=visible)
-    if not pairs:
-        found[columns[1]] = gr.update(choices=[], value=None, visible=False)
-    return found
-
-
-def _reads_pairs(workbench: Workbench, run_id: str) -> bool:
-    try:
-        return bool(workbench.find(run_id).result().get("text_pair"))
-    except PeftCoreError:
-        return False
+    text, pair, label = columns
+    names = [(name, name) for name in seen["columns"]]
+    second = {"choices": names, "value": seen["text_pair"]} if pairs else {"choices": [], "value": None}
+    return {
+        text: gr.update(choices=names, value=seen["text"]),
+        pair: gr.update(**second, visible=pairs),
+        label: gr.update(choices=[("none", ""), *names], value=seen["label"] or ""),
+    }

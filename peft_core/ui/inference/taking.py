@@ -15,7 +15,7 @@ from peft_core.pictures.taken import (
     page_report,
     pushed,
 )
-from peft_core.ui.events import PRIVATE, download_by_click, sentence
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, download_by_click, sentence
 from peft_core.workbench import Workbench
 
 EMBEDDINGS = (
@@ -36,9 +36,7 @@ def build_taking(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
         with gr.Column():
             _zips(workbench, picker)
             with gr.Accordion("ONNX", open=True):
-                drop = gr.Number(
-                    0.5, label="Largest drop, points", minimum=0, maximum=100, elem_id="max-drop"
-                )
+                drop = gr.Number(0.5, label="Largest drop, points", elem_id="max-drop")
                 _maker(workbench, picker, "onnx", ONNX, onnx_report, {"max_drop": drop})
             with gr.Accordion("Embeddings", open=False):
                 _maker(workbench, picker, "embeddings", EMBEDDINGS, embeddings_report)
@@ -80,7 +78,7 @@ def _maker(
 
     def made(run_id: str | None, *values: Any) -> Iterator[list[Any]]:
         if not run_id:
-            yield [message("Pick a finished run at the side first.", "note"), gr.update(interactive=False)]
+            yield [PICK_A_RUN, gr.update(interactive=False)]
             return
         try:
             for step in workbench.make(kind, run_id, **dict(zip(options or {}, values, strict=True))):
@@ -103,7 +101,7 @@ def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
 
     def search(run_id: str | None, typed: str) -> str:
         if not run_id:
-            return message("Pick a finished run at the side first.", "note")
+            return PICK_A_RUN
         try:
             return neighbours_table(workbench.neighbours(typed, run_id))
         except PeftCoreError as error:
@@ -127,7 +125,7 @@ def _hub(workbench: Workbench, picker: gr.Radio) -> None:
 
     def push(run_id: str | None, *values: Any) -> Iterator[list[Any]]:
         if not run_id:
-            yield [message("Pick a finished run at the side first.", "note"), gr.skip()]
+            yield [PICK_A_RUN, gr.skip()]
             return
         try:
             for step in workbench.push(run_id, *values):

@@ -24,20 +24,9 @@ DEFAULT_EXAMPLES = [
 
 def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
     """Text (or a pair) and examples on top, the cards below, a thin strip and other runs under them."""
-    most = workbench.limits.max_characters if workbench.limits else None
     with gr.Row():
         with gr.Column(scale=6):
-            text = gr.Textbox(
-                label="Text",
-                lines=3,
-                max_lines=8,
-                placeholder="Type a sentence",
-                elem_id="text",
-                max_length=most,
-            )
-            second = gr.Textbox(
-                label="Second text", lines=2, max_lines=8, elem_id="text-pair", max_length=most, visible=False
-            )
+            text, second = _textboxes(workbench.limits.max_characters if workbench.limits else None)
         go = gr.Button("Predict", variant="primary", elem_id="classify", scale=1, min_width=120)
     examples = gr.Dataset(
         components=[text], samples=DEFAULT_EXAMPLES, type="index", label="Examples", elem_id="examples"
@@ -53,7 +42,7 @@ def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
     def classify(run_id: str | None, typed: str, typed_second: str, more: list[str]) -> list[str]:
         if not run_id:
             return [*_cards({}), message("Pick a finished run at the side, or train one first."), ""]
-        result = _result(workbench, run_id)
+        result = workbench.result_of(run_id)
         pair = typed_second if result.get("text_pair") else None
         try:
             answer = workbench.compare(typed, run_id, pair)
@@ -63,7 +52,7 @@ def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
         return [*_cards(answer, result.get("train_label_range", ())), _strip(answer), runs_table(found)]
 
     def look(run_id: str | None) -> list[Any]:
-        pairs = bool(_result(workbench, run_id).get("text_pair"))
+        pairs = bool(workbench.result_of(run_id).get("text_pair"))
         samples = [[" · ".join(sample)] for sample in _examples(workbench, run_id)]
         finished = [run.run_id for run in workbench.list_runs() if run.has_adapter and run.run_id != run_id]
         return [
@@ -87,6 +76,14 @@ def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
     picker.change(look, picker, [second, examples, others, *outputs], **PRIVATE)
 
 
+def _textboxes(most: int | None) -> tuple[gr.Textbox, gr.Textbox]:
+    """The text, and the second text of a pair; both take at most so many characters."""
+    bounds = {"max_lines": 8, "max_length": most}
+    text = gr.Textbox(label="Text", lines=3, placeholder="Type a sentence", elem_id="text", **bounds)
+    second = gr.Textbox(label="Second text", lines=2, elem_id="text-pair", visible=False, **bounds)
+    return text, second
+
+
 def _cards(answer: dict[str, Any], limits: Sequence[float] = ()) -> list[str]:
     waiting = "Type a text and press Predict."
     merged = "Not merged yet: press Merge in the Train tab." if "adapter" in answer else waiting
@@ -107,14 +104,6 @@ def _strip(answer: dict[str, Any]) -> str:
     )
 
 
-def _result(workbench: Workbench, run_id: str | None) -> dict[str, Any]:
-    """What a run measured; empty for a run that has nothing yet, or is gone."""
-    try:
-        return workbench.find(run_id).result() if run_id else {}
-    except PeftCoreError:
-        return {}
-
-
 def _examples(workbench: Workbench, run_id: str | None) -> list[list[str]]:
     """Texts (or pairs) of the run's own test rows: one it got right for each label, and two it got wrong."""
     try:
@@ -124,7 +113,7 @@ def _examples(workbench: Workbench, run_id: str | None) -> list[list[str]]:
     if rows is None or not {"text", "label", "predicted"} <= set(rows.columns):
         return DEFAULT_EXAMPLES
     rows = rows[rows["text"].str.len() < 300]
-    if _result(workbench, run_id).get("problem_type") == REGRESSION:
+    if workbench.result_of(run_id).get("problem_type") == REGRESSION:
         right, wrong = _near_and_far(rows)
     else:
         rows = rows.assign(label=rows["label"].map(_plain), predicted=rows["predicted"].map(_plain))

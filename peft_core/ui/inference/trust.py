@@ -1,5 +1,7 @@
 """Whether to trust the answers: a rule chosen on validation rows, judged on test rows, kept with the run."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -8,7 +10,7 @@ import pandas as pd
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import coverage_chart, reliability_chart, trust_table
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import PRIVATE, plot
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, plot
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -18,71 +20,91 @@ HELP = (
 )
 
 
+@dataclass(frozen=True)
+class RuleForm:
+    """The choice of a rule: its values, how it is fitted, and the buttons."""
+
+    temperature: gr.Number
+    thresholds: gr.Dataframe
+    abstain: gr.Number
+    fit_thresholds: gr.Checkbox
+    at_least: gr.Number
+    fit: gr.Button
+    plain: gr.Button
+    save: gr.Button
+    said: gr.HTML
+
+    @property
+    def values(self) -> list[Any]:
+        """The components that make up a rule, in the order that `_rule` takes."""
+        return [self.temperature, self.thresholds, self.abstain]
+
+
 def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
     """The choice on the left, what it brings on the right."""
     with gr.Row():
         with gr.Column(scale=4):
-            gr.HTML(f'<p class="quiet">{HELP}</p>')
-            with gr.Row():
-                temperature = gr.Number(
-                    1.0, label="Temperature", minimum=0.01, maximum=100, elem_id="temperature", step=0.01
-                )
-                abstain = gr.Number(
-                    0.0, label="Least confidence", minimum=0, maximum=1, elem_id="abstain", step=0.01
-                )
-            thresholds = gr.Dataframe(
-                headers=["label", "threshold"],
-                datatype=["str", "number"],
-                value=[],
-                static_columns=[0],
-                label="Thresholds (empty: the likeliest label)",
-                elem_id="thresholds",
-                max_height=220,
-            )
-            with gr.Row():
-                weigh = gr.Checkbox(False, label="Fit thresholds (best F1)", elem_id="fit-thresholds")
-                at_least = gr.Number(0, label="Right answers, at least % (0: any)", elem_id="at-least")
-            with gr.Row():
-                fit = gr.Button("Fit", elem_id="fit")
-                plain = gr.Button("Plain rule", elem_id="plain-rule")
-                save = gr.Button("Save with the run", variant="primary", elem_id="save-rule")
-            said = gr.HTML(elem_id="rule-said")
+            form = _rule_form()
         with gr.Column(scale=6):
             table = gr.HTML(elem_id="trust-table")
             with gr.Row():
                 reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
                 coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
-    chosen = [temperature, thresholds, abstain]
-    shown = [table, reliability, coverage, said]
+    _wire(workbench, picker, tab, form, [table, reliability, coverage, form.said])
+
+
+def _rule_form() -> RuleForm:
+    """Layout alone."""
+    gr.HTML(f'<p class="quiet">{HELP}</p>')
+    with gr.Row():
+        temperature = gr.Number(1.0, label="Temperature", elem_id="temperature", step=0.01)
+        abstain = gr.Number(0.0, label="Least confidence", elem_id="abstain", step=0.01)
+    thresholds = gr.Dataframe(
+        headers=["label", "threshold"],
+        datatype=["str", "number"],
+        value=[],
+        static_columns=[0],
+        label="Thresholds (empty: the likeliest label)",
+        elem_id="thresholds",
+        max_height=220,
+    )
+    with gr.Row():
+        fit_thresholds = gr.Checkbox(False, label="Fit thresholds (best F1)", elem_id="fit-thresholds")
+        at_least = gr.Number(0, label="Right answers, at least % (0: any)", elem_id="at-least")
+    with gr.Row():
+        fit = gr.Button("Fit", elem_id="fit")
+        plain = gr.Button("Plain rule", elem_id="plain-rule")
+        save = gr.Button("Save with the run", variant="primary", elem_id="save-rule")
+    said = gr.HTML(elem_id="rule-said")
+    return RuleForm(temperature, thresholds, abstain, fit_thresholds, at_least, fit, plain, save, said)
+
+
+def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, shown: list[Any]) -> None:
+    """A rule is judged as it changes; `shown` are its table, its two charts and a sentence."""
 
     def judge(run_id: str | None, *values: Any) -> list[Any]:
         if not run_id:
-            return ["", None, None, message("Pick a finished run at the side first.", "note")]
+            return ["", None, None, PICK_A_RUN]
         try:
             return [*_drawn(workbench.judge_rule(run_id, _rule(*values)), values[2]), ""]
         except PeftCoreError as error:
             return ["", None, None, message(str(error))]
 
-    def read(run_id: str | None) -> list[Any]:
+    def show(run_id: str | None, find: Callable[[str], dict[str, Any]]) -> list[Any]:
         try:
-            rule = workbench.rule(run_id) if run_id else {}
-        except PeftCoreError:
-            rule = {}
-        values = _values(rule)
-        return [*values, *judge(run_id, *values)]
-
-    def suggest(run_id: str | None, weighed: bool, share: float | None) -> list[Any]:
-        try:
-            rule = workbench.suggest_rule(run_id, weighed, share)
+            values = _values(find(run_id) if run_id else {})
         except PeftCoreError as error:
-            return [*[gr.skip() for _ in (*chosen, *shown[:-1])], message(str(error))]
-        values = _values(rule)
+            return [*(gr.skip() for _ in (*form.values, *shown[:-1])), message(str(error))]
         return [*values, *judge(run_id, *values)]
 
-    def forget(run_id: str | None) -> list[Any]:
-        labels = workbench.rule(run_id)["labels"] if run_id else []
-        values = _values({"labels": labels})
-        return [*values, *judge(run_id, *values)]
+    def saved(run_id: str | None) -> list[Any]:
+        return show(run_id, workbench.rule)
+
+    def suggested(run_id: str | None, thresholds: bool, percent_right: float | None) -> list[Any]:
+        return show(run_id, lambda name: workbench.suggest_rule(name, thresholds, percent_right))
+
+    def plain(run_id: str | None) -> list[Any]:
+        return show(run_id, lambda name: {"labels": workbench.rule(name)["labels"]})
 
     def keep(run_id: str | None, *values: Any) -> str:
         try:
@@ -91,11 +113,12 @@ def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             return message(str(error))
         return message("Saved: predictions and exports of this run go by it.", "note")
 
-    gr.on([tab.select, picker.change], read, picker, [*chosen, *shown], **PRIVATE)
-    fit.click(suggest, [picker, weigh, at_least], [*chosen, *shown], **PRIVATE)
-    plain.click(forget, picker, [*chosen, *shown], **PRIVATE)
-    gr.on([temperature.input, abstain.input, thresholds.input], judge, [picker, *chosen], shown, **PRIVATE)
-    save.click(keep, [picker, *chosen], said, **PRIVATE)
+    everything = [*form.values, *shown]
+    gr.on([tab.select, picker.change], saved, picker, everything, **PRIVATE)
+    form.fit.click(suggested, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
+    form.plain.click(plain, picker, everything, **PRIVATE)
+    gr.on([one.input for one in form.values], judge, [picker, *form.values], shown, **PRIVATE)
+    form.save.click(keep, [picker, *form.values], form.said, **PRIVATE)
 
 
 def _values(rule: dict[str, Any]) -> list[Any]:

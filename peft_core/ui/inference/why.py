@@ -1,5 +1,7 @@
 """Why a model answers as it does: a text's words weighed, and the test rows to look at and search."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -7,7 +9,7 @@ import gradio as gr
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import PRIVATE, sentence
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, sentence
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
@@ -16,42 +18,119 @@ COLUMNS = {"Row": "row", "Text": "text", "True": "true", "Predicted": "predicted
 ROWS = 50  # shown at a time
 
 
+@dataclass(frozen=True)
+class Question:
+    """The text to explain, and where its words are drawn."""
+
+    text: gr.Textbox
+    second: gr.Textbox
+    label: gr.Dropdown
+    go: gr.Button
+    words: gr.HTML
+
+
+@dataclass(frozen=True)
+class RowsPanel:
+    """The run's test rows and what is asked of them."""
+
+    kind: gr.Radio
+    filtering: gr.Row
+    query: gr.Textbox
+    true: gr.Dropdown
+    predicted: gr.Dropdown
+    count: gr.HTML
+    table: gr.Dataframe
+
+    @property
+    def filters(self) -> list[Any]:
+        return [self.kind, self.query, self.true, self.predicted]
+
+
 def build_why(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
     """A text and its words on the left, the run's test rows on the right; a click on a row explains it."""
     with gr.Row():
         with gr.Column(scale=5):
-            text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
-            second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
-            with gr.Row():
-                label = gr.Dropdown([], label="Label to explain", elem_id="why-label")
-                go = gr.Button("Explain", variant="primary", elem_id="explain")
-            words = gr.HTML(elem_id="explained")
+            question = _question()
         with gr.Column(scale=6):
-            kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
-            with gr.Row() as filtering:
-                query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
-                true = gr.Dropdown([], label="True", elem_id="rows-true")
-                said = gr.Dropdown([], label="Predicted", elem_id="rows-predicted")
-            count = gr.HTML(elem_id="rows-count")
-            rows = gr.Dataframe(
-                headers=list(COLUMNS),
-                value=[],
-                interactive=False,
-                wrap=True,
-                max_height=520,
-                show_label=False,
-                elem_id="rows",
-                column_widths=["9%", "46%", "15%", "15%", "15%"],
-            )
-    filters = [kind, query, true, said]
+            rows = _test_rows()
+    explain, asked = _wire_question(workbench, picker, question)
+    search = _wire_rows(workbench, picker, tab, rows)
+
+    def look(run_id: str | None) -> list[Any]:
+        result = workbench.result_of(run_id)
+        names = [(name, name) for name in result.get("labels", [])]
+        chosen, true, predicted = (
+            gr.update(choices=[(first, ""), *names], value="", visible=bool(names))
+            for first in ("the predicted one", "any", "any")
+        )
+        pair = gr.update(visible=bool(result.get("text_pair")), value="")
+        return ["", pair, chosen, "", "all", "", true, predicted, *search(run_id, "all", "", "", "")]
+
+    def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
+        row = workbench.row(run_id, int(event.row_value[0]))
+        return [row["text"], row["text_pair"] or ""]
+
+    texts = [question.text, question.second]
+    shown = [*texts, question.label, question.words, *rows.filters, rows.count, rows.table]
+    picker.change(look, picker, shown, **PRIVATE)
+    rows.table.select(sentence(take), picker, texts, **PRIVATE).success(
+        explain, asked, question.words, **PRIVATE
+    )
+
+
+def _question() -> Question:
+    """Layout alone."""
+    text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
+    second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
+    with gr.Row():
+        label = gr.Dropdown([], label="Label to explain", elem_id="why-label")
+        go = gr.Button("Explain", variant="primary", elem_id="explain")
+    return Question(text, second, label, go, gr.HTML(elem_id="explained"))
+
+
+def _test_rows() -> RowsPanel:
+    """Layout alone."""
+    kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
+    with gr.Row() as filtering:
+        query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
+        true = gr.Dropdown([], label="True", elem_id="rows-true")
+        predicted = gr.Dropdown([], label="Predicted", elem_id="rows-predicted")
+    count = gr.HTML(elem_id="rows-count")
+    table = gr.Dataframe(
+        headers=list(COLUMNS),
+        value=[],
+        interactive=False,
+        wrap=True,
+        max_height=520,
+        show_label=False,
+        elem_id="rows",
+        column_widths=["9%", "46%", "15%", "15%", "15%"],
+    )
+    return RowsPanel(kind, filtering, query, true, predicted, count, table)
+
+
+def _wire_question(
+    workbench: Workbench, picker: gr.Radio, question: Question
+) -> tuple[Callable[..., str], list[Any]]:
+    """Explain by the button or Enter; what comes back is the handler and its inputs."""
 
     def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> str:
         if not run_id:
-            return message("Pick a finished run at the side first.", "note")
+            return PICK_A_RUN
         try:
             return _explained(typed, pair, workbench.explain(typed, run_id, chosen or None, pair or None))
         except PeftCoreError as error:
             return message(str(error))
+
+    asked = [picker, question.text, question.second, question.label]
+    gr.on([question.go.click, question.text.submit], explain, asked, question.words, **PRIVATE)
+    return explain, asked
+
+
+def _wire_rows(
+    workbench: Workbench, picker: gr.Radio, tab: gr.Tab, rows: RowsPanel
+) -> Callable[..., list[Any]]:
+    """The rows follow their filters; what comes back is the handler."""
 
     def search(run_id: str | None, *chosen: Any) -> list[Any]:
         if not run_id:
@@ -62,31 +141,12 @@ def build_why(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             return [message(str(error)), []]
         return [_count(found), [[_cell(row, name) for name in COLUMNS.values()] for row in found["rows"]]]
 
-    def look(run_id: str | None) -> list[Any]:
-        try:
-            result = workbench.find(run_id).result() if run_id else {}
-        except PeftCoreError:
-            result = {}
-        names = [(name, name) for name in result.get("labels", [])]
-        any_label, predicted = ("any", ""), ("the predicted one", "")
-        chosen, *labels = (
-            gr.update(choices=[first, *names], value="", visible=bool(names))
-            for first in (predicted, any_label, any_label)
-        )
-        pair = gr.update(visible=bool(result.get("text_pair")), value="")
-        return ["", pair, chosen, "", "all", "", *labels, *search(run_id, "all", "", "", "")]
-
-    def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
-        row = workbench.row(run_id, int(event.row_value[0]))
-        return [row["text"], row["text_pair"] or ""]
-
-    asked = [picker, text, second, label]
-    gr.on([go.click, text.submit], explain, asked, words, **PRIVATE)
-    kind.input(lambda chosen: gr.update(visible=chosen != "suspected"), kind, filtering, **PRIVATE)
-    searching = [picker, *filters], [count, rows]
-    gr.on([kind.input, query.input, true.input, said.input, tab.select], search, *searching, **PRIVATE)
-    picker.change(look, picker, [text, second, label, words, *filters, count, rows], **PRIVATE)
-    rows.select(sentence(take), picker, [text, second], **PRIVATE).success(explain, asked, words, **PRIVATE)
+    changed = [*(one.input for one in rows.filters), tab.select]
+    gr.on(changed, search, [picker, *rows.filters], [rows.count, rows.table], **PRIVATE)
+    rows.kind.input(
+        lambda chosen: gr.update(visible=chosen != "suspected"), rows.kind, rows.filtering, **PRIVATE
+    )
+    return search
 
 
 def _explained(text: str, pair: str, found: dict[str, dict[str, Any]]) -> str:
