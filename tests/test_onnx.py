@@ -26,8 +26,10 @@ from peft_core.export.archives import zip_of
 from peft_core.export.onnx_graph import write_int8
 from peft_core.export.onnx_model import export_onnx
 from peft_core.export.onnx_report import read_onnx_report
+from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx
+from peft_core.rows import judged_rows
 from peft_core.runs import Run
 
 FILES = {
@@ -137,6 +139,28 @@ def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(
     assert names(own_export.onnx) == FILES | {"decision.json"}
     held = json.loads((own_export.onnx / "decision.json").read_text(encoding="utf-8"))
     assert held == {"temperature": 2.0, "thresholds": {"bad": 0.3, "good": 0.7}, "abstain_below": 0.0}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_program_beside_the_model_answers_by_the_choice(
+    several: bool, own_export: Run, exported_tasks: dict[str, Run], tmp_path: Path
+) -> None:
+    run = copy_of(exported_tasks["topics"], tmp_path) if several else own_export
+    classifier, rows = Classifier.read(run), judged_rows(run)
+    bounds = (0.3, 0.8, 0.6) if several else (0.2, 0.8)
+    task = classifier.problem_type
+    sure = np.unique(Decision(4.0, bounds).confidence(rows.logits, task))
+    middle = len(sure) // 2
+    rule = Decision(4.0, bounds, abstain_below=float(sure[middle - 1 : middle + 1].mean()))
+    rule.save(run, classifier.labels)
+    decided, silent = rule.decide(rows.logits, task), rule.abstains(rows.logits, task)
+    named = [
+        [classifier.labels[i] for i in np.flatnonzero(one)] if several else classifier.labels[one]
+        for one in decided
+    ]
+    wanted = [None if no else name for name, no in zip(named, silent, strict=True)]
+    assert 0 < silent.sum() < len(silent)
+    assert stock_answers(run)[FP32_FILE][0] == wanted
 
 
 def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> None:

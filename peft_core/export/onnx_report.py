@@ -21,7 +21,7 @@ folder = Path(".")  # where this README lies
 tokenizer = AutoTokenizer.from_pretrained(folder)
 session = onnxruntime.InferenceSession(folder / "{file}")
 labels = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"].values())
-choice = folder / "decision.json"  # temperature and thresholds, where they were chosen
+choice = folder / "decision.json"  # temperature, thresholds, abstaining
 choice = json.loads(choice.read_text(encoding="utf-8")) if choice.exists() else {{}}
 
 {texts}
@@ -35,12 +35,17 @@ raw = logits / choice.get("temperature", 1.0)
 odds = np.exp(raw - raw.max(-1, keepdims=True))
 probabilities = odds / odds.sum(-1, keepdims=True)
 thresholds = list(choice.get("thresholds", {}).values()) or 1.0
-answers = [labels[i] for i in (probabilities / thresholds).argmax(-1)]
+best = (probabilities / thresholds).argmax(-1)
+sure = probabilities[np.arange(len(best)), best] >= choice.get("abstain_below", 0.0)
+answers = [labels[i] if said else None for i, said in zip(best, sure)]  # None: too unsure to say
 """,
     MULTI: """\
 probabilities = 1 / (1 + np.exp(-logits / choice.get("temperature", 1.0)))
 thresholds = list(choice.get("thresholds", {}).values()) or 0.5
-answers = [[labels[i] for i in np.flatnonzero(row)] for row in probabilities >= thresholds]
+given = probabilities >= thresholds
+sure = np.where(given, probabilities, 1 - probabilities).min(-1) >= choice.get("abstain_below", 0.0)
+named = [[labels[i] for i in np.flatnonzero(row)] for row in given]
+answers = [row if said else None for row, said in zip(named, sure)]  # None: too unsure to say
 """,
     REGRESSION: "answers = logits[:, 0].tolist()\n",
 }
