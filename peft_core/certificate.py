@@ -91,7 +91,7 @@ def read_certificate(run: Run) -> MergeCertificate | None:
 def certificate_of_merged(run: Run) -> MergeCertificate | None:
     """The certificate of `merged/` if it is there, holds, and is of the very adapter that the run has now."""
     found = read_certificate(run)
-    if found is None or not found.holds or not (run.merged / "model.safetensors").is_file():
+    if found is None or not found.holds or not run.is_merged:
         return None
     return found if found.adapter_sha256 == sha256_of_adapter(run) else None
 

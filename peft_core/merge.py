@@ -15,23 +15,21 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_core.adapters import merged_model
 from peft_core.certificate import MergeCertificate, certificate_of_merged, sha256_of_adapter, tolerance
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
-from peft_core.inference.loading import load_adapter, load_adapter_base
+from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import HEAD_NAMES
 from peft_core.problems import label_flips
+from peft_core.progress import Progress, unheard
 from peft_core.quantise import FULL
 from peft_core.rows import judged_texts
 from peft_core.runs import Run, whole_folder, write_json
 from peft_core.sources import hub_commit
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class _Comparison:
     quantised: np.ndarray | None
 
 
-def merge(run_dir: str | Path, progress: Progress = lambda share, what: None) -> MergeCertificate:
+def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate:
     """Write `merged/` and `certificate.json`, or neither `merged/` nor anything half-made.
 
     `progress` hears a share from 0 to 1 and what is being done. Raises RunError (no adapter, lost rows),
@@ -108,10 +106,7 @@ def _merge_into(
     base = load_adapter_base(run, classifier)
     model = load_adapter(run, base)
     adapter, head = logits(model, base.tokenizer, 0.25, "Adapter"), _head_sha256(model)
-    try:
-        merged = merged_model(model)
-    except ValueError as error:
-        raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
+    merged = merged_weights(run, model)
     in_memory = logits(merged, base.tokenizer, 0.5, "Merged")
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

@@ -57,6 +57,10 @@ class Run:
         return self.folder / "merged"
 
     @property
+    def is_merged(self) -> bool:
+        return (self.merged / "model.safetensors").is_file()
+
+    @property
     def onnx(self) -> Path:
         return self.folder / "onnx"
 

@@ -1,5 +1,6 @@
 """What the worker process does for the page; each function takes and returns plain values."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from peft_core.inference.predictor import Predictor
 from peft_core.inference.review import search_rows
 from peft_core.inference.sharing import ModelCache, SharedWeights
 from peft_core.inference.suspects import suspected_labels
-from peft_core.inference.vectors import neighbours as nearest_rows
+from peft_core.inference.vectors import Neighbours
 from peft_core.losses import check_class_weight
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
@@ -103,7 +104,7 @@ def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None)
 
 def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
-    variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).merged.is_dir()
+    variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).is_merged
     predictions = {
         variant: _predictor(run_dir, variant).predict([text], [text_pair])[0] for variant in variants
     }
@@ -160,7 +161,7 @@ def explain(
 
     Where no label is asked for, all explain the one that the adapter predicts.
     """
-    merged = [MERGED] * (Run(Path(run_dir)).merged / "model.safetensors").is_file()
+    merged = [MERGED] * Run(Path(run_dir)).is_merged
     found: dict[str, dict[str, Any]] = {}
     for variant in (ADAPTER, BASE, *merged):
         try:
@@ -204,12 +205,13 @@ def code(run_dir: str, kind: str, url: str) -> str:
 
 def neighbours(run_dir: str, query: str) -> dict[str, list[dict[str, Any]]]:
     """The test rows nearest to a query under the base and the adapted encoder."""
-    return nearest_rows(run_dir, query)
+    return _neighbours(run_dir, _written(Run(Path(run_dir)).adapter)).nearest(query)
 
 
-def _told(decision: Decision, run: Run) -> dict[str, Any]:
-    labels = Classifier.read(run).labels
-    return {**decision.to_dict(labels), "labels": list(labels)}
+@lru_cache(maxsize=1)
+def _neighbours(run_dir: str, written: tuple[int, ...]) -> Neighbours:
+    """A run's two encoders and its rows' vectors, loaded again if the adapter was written anew."""
+    return Neighbours(run_dir, report)
 
 
 def look_at_file(run_dir: str, path: str) -> dict[str, Any]:
@@ -223,6 +225,11 @@ def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any])
     return tables.predict_file(_predictor(run_dir, variant), tables.Request(Path(path), **request), report)
 
 
+def _told(decision: Decision, run: Run) -> dict[str, Any]:
+    labels = Classifier.read(run).labels
+    return {**decision.to_dict(labels), "labels": list(labels)}
+
+
 def _predictor(run_dir: str, variant: str) -> Predictor:
     """A loaded predictor, loaded again if the files behind it were written anew.
 
@@ -230,8 +237,12 @@ def _predictor(run_dir: str, variant: str) -> Predictor:
     """
     run = Run(Path(run_dir))
     folder = run.merged if variant == MERGED else run.adapter
-    written = tuple(file.stat().st_mtime_ns for file in sorted(folder.glob("*.safetensors")))
-    return _models.get((run_dir, variant, written), lambda: _loaded(run_dir, variant))
+    return _models.get((run_dir, variant, _written(folder)), lambda: _loaded(run_dir, variant))
+
+
+def _written(folder: Path) -> tuple[int, ...]:
+    """When each file of weights was written, in nanoseconds."""
+    return tuple(file.stat().st_mtime_ns for file in sorted(folder.glob("*.safetensors")))
 
 
 def _loaded(run_dir: str, variant: str) -> Predictor:

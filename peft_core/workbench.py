@@ -87,7 +87,7 @@ class Workbench:
             "settings": config.to_dict() if config else None,
             "can_continue": state["status"] in (runs.FAILED, runs.KILLED) and run.can_continue,
             "has_adapter": run.has_adapter,
-            "merged": (run.merged / "model.safetensors").is_file(),
+            "merged": run.is_merged,
             "result": result,
         }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import copy_of
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from peft_core.errors import ConfigError, RunError
@@ -58,7 +59,7 @@ def test_losses_are_scikit_learns() -> None:
     logits, labels = drawn(500, 2)
     shares = PLAIN.probabilities(logits, SINGLE)
     assert calibration.log_loss(shares, labels, SINGLE) == pytest.approx(log_loss(labels, shares))
-    found = calibration._brier(shares, labels, SINGLE)
+    found = calibration.brier_score(shares, labels, SINGLE)
     assert found == pytest.approx(2 * brier_score_loss(labels, shares[:, 1]))
 
 
@@ -101,14 +102,14 @@ def test_the_curve_goes_from_the_surest_answer_to_all() -> None:
 def test_abstaining_keeps_the_promise_on_the_rows_it_was_chosen_on() -> None:
     logits, labels = drawn(2000, 3)
     rows = rows_of(logits, labels)
-    bound = calibration._bound(rows, PLAIN, SINGLE, 0.95)
+    bound = calibration.least_confidence(rows, PLAIN, SINGLE, 0.95)
     rule = Decision(abstain_below=bound)
     kept = ~rule.abstains(logits, SINGLE)
     assert 0.2 < kept.mean() < 0.9
     assert (logits.argmax(-1) == labels)[kept].mean() >= 0.949
     with pytest.raises(RunError, match="No confidence makes 100% of the answers right"):
-        calibration._bound(rows_of(-logits, labels), PLAIN, SINGLE, 1.0)
-    assert calibration._bound(rows, PLAIN, SINGLE, 0.1) == 0.0
+        calibration.least_confidence(rows_of(-logits, labels), PLAIN, SINGLE, 1.0)
+    assert calibration.least_confidence(rows, PLAIN, SINGLE, 0.1) == 0.0
 
 
 def test_a_runs_report_judges_the_test_rows_before_and_after(finished_run: Run) -> None:
@@ -150,8 +151,6 @@ def test_numbers_have_no_probability_and_few_rows_no_choice(stars: Run, own_run:
 def test_a_choice_is_kept_and_travels_and_the_plain_rule_leaves_no_trace(
     merged_run: Run, tmp_path: Path
 ) -> None:
-    from conftest import copy_of  # noqa: PLC0415 - a fixture would keep the copy for all tests
-
     run = copy_of(merged_run, tmp_path)
     rule, labels = Decision(1.5, (0.4, 0.6), 0.7), ("bad", "good")
     rule.save(run, labels)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.probe import PROBE_FILE, _solve
+from peft_core.inference.probe import PROBE_FILE, fit_linear
 from peft_core.rows import judged_rows
 from peft_core.runs import Run
 
@@ -39,5 +39,5 @@ def test_labels_that_no_row_has_are_never_given(labels: list[int]) -> None:
 
     data = SimpleNamespace(problem_type="single_label_classification", num_labels=3)
     vectors = np.eye(3)
-    weight, bias = _solve(data, vectors, np.array(labels))
+    weight, bias = fit_linear(data, vectors, np.array(labels))
     assert set((vectors @ weight.T + bias).argmax(-1)) <= set(labels)

@@ -1,6 +1,5 @@
 """Rows in pieces: the cells that reading the whole gives, and written back with columns beside them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peft_core.data import streams
+from peft_core.data import streams, writers
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import neutral, writer_for
@@ -22,7 +21,7 @@ ROWS = [("Grüße, „Welt“", "gut"), ('sie sagte "nein"', "schlecht"), ("", "
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a hundred rows come in many chunks."""
-    for module in (streams, __import__("peft_core.data.writers", fromlist=["ROWS"])):
+    for module in (streams, writers):
         monkeypatch.setattr(module, "ROWS", 7)
 
 
@@ -136,8 +135,6 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "＝1+1"])
 def test_what_a_spreadsheet_would_run_is_text(text: str, tmp_path: Path) -> None:
     assert neutral(text) == f"'{text}"
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"text": text, "n": "good"}) + "\n", encoding="utf-8")
     pd.DataFrame({"text": [text, "x"], "label": ["a", "b"]}).to_csv(tmp_path / "b.csv", index=False)
     out, writer = rewritten(tmp_path / "b.csv")
     assert writer.neutralised == 1
@@ -154,4 +151,4 @@ def test_what_a_spreadsheet_would_run_is_text(text: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["-5", "+3.25", "-1,000.5", "-3 %", "good", "a=b", ""])
 def test_numbers_and_plain_words_stay(text: str) -> None:
-    assert neutral(text) in (text, f"'{text}" if text == "-3 %" else text)
+    assert neutral(text) == text

@@ -271,12 +271,18 @@ def _sheet(name: str, data: bytes) -> tuple[str, list[tuple[int, list]]]:
             raise DataError(
                 f"{name!r} has over {MOST_CELLS:,} cells; delete the columns that are not needed."
             )
-        values = [cell(value) for value in row]
-        while values and values[-1] in (None, ""):
-            values.pop()
+        values = filled_cells(row)
         if values:
             rows.append((number, values))
     return sheet.title, rows
+
+
+def filled_cells(row: Sequence[Any]) -> list[Any]:
+    """A sheet's row without the empty cells at its end."""
+    values = [cell(value) for value in row]
+    while values and values[-1] in (None, ""):
+        values.pop()
+    return values
 
 
 def open_book(name: str, file: Any) -> openpyxl.Workbook:

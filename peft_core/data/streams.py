@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peft_core.data.delimited import DELIMITERS, QUOTING, delimiter_of, has_header, quoting_of, unique_names
-from peft_core.data.files import MOST_UNPACKED, SUFFIXES, cell, decode, open_book, read_table, shown
+from peft_core.data.files import (
+    MOST_UNPACKED,
+    SUFFIXES,
+    cell,
+    decode,
+    filled_cells,
+    open_book,
+    read_table,
+    shown,
+)
 from peft_core.errors import DataError
 
 ROWS = 4096  # in a chunk
@@ -215,12 +224,7 @@ class ExcelRows(RowStream):
                 book = open_book(self.path.name, self.path)
                 sheet = book.worksheets[0]
                 sheet.reset_dimensions()  # what a file claims of its own size may be wrong
-                for row in sheet.iter_rows(values_only=True):
-                    values = [cell(value) for value in row]
-                    while values and values[-1] in (None, ""):
-                        values.pop()
-                    if values:
-                        yield values
+                yield from filter(None, map(filled_cells, sheet.iter_rows(values_only=True)))
                 book.close()
         except DataError:
             raise

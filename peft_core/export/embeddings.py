@@ -17,7 +17,6 @@ from peft_core.inference.vectors import (
     ADAPTED,
     BASE,
     NEAREST,
-    Progress,
     RowVectors,
     encoder_of,
     label_precision,
@@ -26,6 +25,7 @@ from peft_core.inference.vectors import (
     vectors,
 )
 from peft_core.methods import METHODS
+from peft_core.progress import Progress, unheard
 from peft_core.runs import Run, whole_folder, write_json, write_text
 from peft_core.sources import hub_commit
 
@@ -47,7 +47,7 @@ class _Made:
     lacks_pooler: bool
 
 
-def export_embeddings(run_dir: str | Path, progress: Progress = lambda share, what: None) -> dict[str, Any]:
+def export_embeddings(run_dir: str | Path, progress: Progress = unheard) -> dict[str, Any]:
     """Write the run's `embeddings/` or nothing: the encoder with the adapter in its weights, its tokenizer,
     and what tells sentence-transformers to take the mean of the tokens and bring it to length 1.
 

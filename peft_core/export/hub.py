@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from peft_core.export.hub_account import check_name, check_rights, find_account,
 from peft_core.export.model_card import model_card
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.pictures.pieces import size
+from peft_core.progress import Progress, unheard
 from peft_core.runs import Run
 from peft_core.sources import from_hub
 
-Progress = Callable[[float, str], None]
 CARD = "README.md"
 _KEPT = ".gitattributes"  # the Hub's own file, without which large files are not found
 _NAMES_BASE = ("adapter_config.json", CLASSIFIER_FILE)
@@ -32,7 +32,7 @@ def push(
     *,
     private: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda share, what: None,
+    progress: Progress = unheard,
 ) -> dict[str, str]:
     """Upload `adapter` or `merged` with its card in one commit; what comes back is `{url, commit, repo_id}`.
 

@@ -1,6 +1,5 @@
 """Everything that can be made in a run's folder to take away, by name: it runs in a worker process."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from peft_core.export.onnx_model import MAX_DROP, export_onnx
 from peft_core.export.onnx_report import read_onnx_report
 from peft_core.export.reproduction import reproduction_zip, script_of
 from peft_core.export.webpage import export_page
+from peft_core.progress import Progress
 from peft_core.rows import judged_rows
 from peft_core.runs import Run
 
 MADE = ("onnx", "embeddings", "page", "script")
-Progress = Callable[[float, str], None]
 
 
 def make(kind: str, run_dir: str, options: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -10,29 +10,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from peft_core.adapters import merged_model
 from peft_core.certificate import certificate_of_merged, sha256_of_adapter
 from peft_core.encoder import model_config, refuse_quantised
-from peft_core.errors import ConfigError, ExportError, MergeError
+from peft_core.errors import ConfigError, ExportError
 from peft_core.export.onnx_graph import narrowing_matrices, write_fp32, write_int8
 from peft_core.export.onnx_judge import Judge
 from peft_core.export.onnx_report import REPORT_FILE, readme
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
-from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant
+from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant, merged_weights
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
 from peft_core.methods import METHODS
+from peft_core.progress import Progress, unheard
 from peft_core.rows import judged_rows
 from peft_core.runs import Run, whole_folder, write_json, write_text
 from peft_core.sources import hub_commit
 
 MAX_DROP = 0.5  # points of the headline metric that int8 may cost
 FP32_TOLERANCE = 1e-3  # of a logit, or of the largest if that is above 1: the same weights in other kernels
-Progress = Callable[[float, str], None]
 
 
 def export_onnx(
-    run_dir: str | Path, max_drop: float = MAX_DROP, progress: Progress = lambda share, what: None
+    run_dir: str | Path, max_drop: float = MAX_DROP, progress: Progress = unheard
 ) -> dict[str, Any]:
     """Write `onnx/`, whole or not at all, and return its report as JSON types.
 
@@ -92,10 +91,7 @@ def _trained_model(run: Run, classifier: Classifier) -> tuple[nn.Module, Any]:
     model = load_adapter(run, base)
     if METHODS[run.config().method].cannot_merge:
         return model.eval(), base.tokenizer
-    try:
-        return merged_model(model).eval(), base.tokenizer
-    except ValueError as error:
-        raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
+    return merged_weights(run, model), base.tokenizer
 
 
 def _write_float32(folder: Path, classifier: Classifier, model: nn.Module, tokenizer: Any) -> None:

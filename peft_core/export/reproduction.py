@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
@@ -13,10 +12,9 @@ from peft_core.errors import RunError
 from peft_core.export.facts import RunFacts
 from peft_core.export.script import SCRIPT_FILE, training_script
 from peft_core.export.script_data import FILES, ROW_FILES, parts_of, rows_come_from
+from peft_core.progress import Progress, unheard
 from peft_core.rows import judged_texts
 from peft_core.runs import Run, whole_file
-
-Progress = Callable[[float, str], None]
 
 
 def script_of(run: Run) -> str:
@@ -24,7 +22,7 @@ def script_of(run: Run) -> str:
     return training_script(run.config(), RunFacts.read(run))
 
 
-def reproduction_zip(run: Run, progress: Progress = lambda share, what: None, *, rows: bool = True) -> Path:
+def reproduction_zip(run: Run, progress: Progress = unheard, *, rows: bool = True) -> Path:
     """`RUN_ID-script.zip` in the run's folder: `train.py`, and its Parquet files where it reads such.
 
     With `rows` False the script alone, for where the training rows are not for everyone to take. `progress`

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from peft_core.export.weblibrary import LIBRARY_URL, PAGE, described, library_fi
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, TITLES, headline
+from peft_core.progress import Progress, unheard
 from peft_core.rows import JudgedRows, judged_rows
 from peft_core.runs import Run, whole_file, whole_folder, write_json
 
@@ -29,7 +29,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 def export_page(
     run_dir: str | Path,
-    progress: Callable[[float, str], None] = lambda share, words: None,
+    progress: Progress = unheard,
     *,
     title: str = "",
     examples: int = 4,

@@ -14,6 +14,7 @@ from peft_core.data.labelled import cut
 from peft_core.errors import ConfigError, ModelError, RunError
 from peft_core.inference.predictor import Prediction, Predictor
 from peft_core.problems import REGRESSION, SINGLE
+from peft_core.progress import unheard
 
 STEPS, MOST_STEPS = 32, 256
 BATCH_TOKENS = 512  # of all steps that are computed together: it bounds the memory, not the result
@@ -44,7 +45,7 @@ def attribute(
     label: str | None = None,
     *,
     steps: int = STEPS,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = unheard,
 ) -> dict[str, Any]:
     """What each word adds to one output of a model, by integrated gradients (Sundararajan et al. 2017,
     arXiv:1703.01365) from a text of [MASK] tokens to this text.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from peft_core.data.labelled import cut
+from peft_core.progress import unheard
 
 BATCH_TOKENS = 4096  # of a batch, padding counted
 BATCH_TEXTS = 256
@@ -17,12 +18,12 @@ def batched_logits(
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = unheard,
     *,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
     """A classifier's raw outputs, float32 (texts, labels), in the order of the texts."""
-    return logits_of_batches(
+    return batched_outputs(
         lambda batch: model(**batch).logits,
         tokenizer,
         texts,
@@ -33,12 +34,12 @@ def batched_logits(
     )
 
 
-def logits_of_batches(
+def batched_outputs(
     outputs: Callable[[Any], torch.Tensor],
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = unheard,
     *,
     device: torch.device,
     text_pairs: Sequence[str] | None = None,
@@ -60,15 +61,16 @@ def logits_of_batches(
     return out
 
 
-def batches(lengths: np.ndarray, most_tokens: int = BATCH_TOKENS, most: int = BATCH_TEXTS) -> Iterator[list]:
+def batches(
+    lengths: Sequence[int], most_tokens: int = BATCH_TOKENS, most: int = BATCH_TEXTS
+) -> Iterator[np.ndarray]:
     """The places of the texts, the longest first, cut so that a padded batch stays within `most_tokens`.
 
     A text longer than that is a batch of its own.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
+    order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
     while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
+        longest = max(1, lengths[order[start]])
         stop = start + max(1, min(most, most_tokens // longest))
         yield order[start:stop]
         start = stop

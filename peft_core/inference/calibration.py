@@ -5,6 +5,7 @@ what they bring is told by its test rows.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,9 @@ def suggest(run: Run, *, thresholds: bool = False, at_least: float | None = None
         )
     chosen = Decision(temperature=fit_temperature(rows.logits, rows.labels, task))
     if thresholds:
-        chosen = Decision(chosen.temperature, best_thresholds(rows, chosen, task))
+        chosen = replace(chosen, thresholds=best_thresholds(rows, chosen, task))
     if at_least is not None:
-        bound = _bound(rows, chosen, task, at_least)
-        chosen = Decision(chosen.temperature, chosen.thresholds, bound)
+        chosen = replace(chosen, abstain_below=least_confidence(rows, chosen, task, at_least))
     return chosen
 
 
@@ -134,13 +134,10 @@ def best_thresholds(rows: JudgedRows, decision: Decision, task: str) -> tuple[fl
 def coverage_curve(rows: JudgedRows, decision: Decision, task: str) -> list[dict[str, float]]:
     """From all answers to the surest alone: `threshold`, `coverage`, and the share of right answers
     (`accuracy`; of several labels the share of texts with all labels right)."""
-    confidence, right = _confidence_and_right(rows, decision, task)
-    order = np.argsort(-confidence, kind="stable")
-    sure, shares = confidence[order], np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))  # rows of one confidence stand together
+    sure, right, ends = _surest_first(rows, decision, task)
     places = ends[np.unique(np.linspace(0, len(ends) - 1, _POINTS).round().astype(int))]
     return [
-        {"threshold": float(sure[i]), "coverage": (i + 1) / len(sure), "accuracy": float(shares[i])}
+        {"threshold": float(sure[i]), "coverage": (i + 1) / len(sure), "accuracy": float(right[i])}
         for i in places
     ]
 
@@ -150,12 +147,6 @@ def _task(run: Run) -> str:
     if task == REGRESSION:
         raise RunError(f"The run {run.run_id!r} predicts numbers, which have no probability to calibrate.")
     return task
-
-
-def _confidence_and_right(rows: JudgedRows, decision: Decision, task: str) -> tuple[np.ndarray, np.ndarray]:
-    decided = decision.decide(rows.logits, task)
-    right = decided == rows.labels if task == SINGLE else (decided == rows.labels).all(-1)
-    return decision.confidence(rows.logits, task), right.astype(np.float64)
 
 
 def _judged(rows: JudgedRows, decision: Decision, task: str) -> dict[str, Any]:
@@ -168,7 +159,7 @@ def _judged(rows: JudgedRows, decision: Decision, task: str) -> dict[str, Any]:
         "metrics": metrics,
         "coverage": float(answered.mean()),
         "ece": expected_calibration_error(sure, right),
-        "brier": _brier(shares, rows.labels, task),
+        "brier": brier_score(shares, rows.labels, task),
         "log_loss": log_loss(shares, rows.labels, task),
         "bins": reliability(sure, right),
     }
@@ -182,7 +173,7 @@ def _calibrated_on(shares: np.ndarray, labels: np.ndarray, task: str) -> tuple[n
     return np.where(given, shares, 1 - shares).ravel(), (given == (labels == 1)).ravel().astype(np.float64)
 
 
-def _brier(shares: np.ndarray, labels: np.ndarray, task: str) -> float:
+def brier_score(shares: np.ndarray, labels: np.ndarray, task: str) -> float:
     """Mean squared distance of probabilities and truth: summed over labels, or their mean for several."""
     if task == SINGLE:
         return float(((shares - np.eye(shares.shape[1])[labels]) ** 2).sum(-1).mean())
@@ -210,17 +201,27 @@ def _macro_f1(shares: np.ndarray, labels: np.ndarray, thresholds: Sequence[float
     return float(np.mean([_f1(decided == i, labels == i) for i in np.unique(labels)]))
 
 
-def _bound(rows: JudgedRows, decision: Decision, task: str, at_least: float) -> float:
-    """The lowest confidence from which on enough answers are right."""
-    confidence, right = _confidence_and_right(rows, decision, task)
-    order = np.argsort(-confidence, kind="stable")
-    sure, shares = confidence[order], np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
-    enough = [i for i in ends if shares[i] >= at_least]
+def least_confidence(rows: JudgedRows, decision: Decision, task: str, at_least: float) -> float:
+    """The lowest confidence (0 to 1) from which on this share of the answers is right; RunError if none."""
+    sure, right, ends = _surest_first(rows, decision, task)
+    enough = [i for i in ends if right[i] >= at_least]
     if not enough:
         raise RunError(
             f"No confidence makes {at_least:.0%} of the answers right on the validation rows; the surest "
-            f"reach {max(shares[ends]):.0%}. Ask for less."
+            f"reach {max(right[ends]):.0%}. Ask for less."
         )
     last = max(enough)
     return 0.0 if last == len(sure) - 1 else float(np.floor(sure[last] * 1e4) / 1e4)
+
+
+def _surest_first(
+    rows: JudgedRows, decision: Decision, task: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidences in falling order, the share of right answers up to each, and the places where a confidence
+    ends: rows of one confidence are answered together or not at all."""
+    decided = decision.decide(rows.logits, task)
+    right = decided == rows.labels if task == SINGLE else (decided == rows.labels).all(-1)
+    confidence = decision.confidence(rows.logits, task)
+    order = np.argsort(-confidence, kind="stable")
+    sure, shares = confidence[order], np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    return sure, shares, np.flatnonzero(np.append(sure[1:] != sure[:-1], True))

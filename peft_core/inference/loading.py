@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_core.adapters import merged_model
 from peft_core.encoder import BaseModel, has_tokenizer, load_base
-from peft_core.errors import ModelError, RunError
+from peft_core.errors import MergeError, ModelError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.methods import METHODS, bits_of
 from peft_core.quantise import FULL
@@ -25,7 +26,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 def load_variant(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
     """A model and its tokenizer; RunError, ModelError or HubError for files that are lost or changed."""
     if variant == MERGED:
-        if not (run.merged / "model.safetensors").is_file():
+        if not run.is_merged:
             raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
         return _load_merged(run)
     if variant == BASE:
@@ -63,6 +64,14 @@ def load_adapter(run: Run, base: BaseModel) -> nn.Module:
         return PeftModel.from_pretrained(base.model, run.adapter)
     except _DAMAGED as error:
         raise RunError(f"The adapter of {run.run_id!r} has lost or damaged files; train it again.") from error
+
+
+def merged_weights(run: Run, model: nn.Module) -> nn.Module:
+    """The model with the adapter in its weights; MergeError if one of them would not be a number."""
+    try:
+        return merged_model(model).eval()
+    except ValueError as error:
+        raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> nn.Module:

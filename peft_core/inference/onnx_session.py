@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 
 from peft_core.data.labelled import cut
 from peft_core.errors import RunError
+from peft_core.inference.batching import batches
+from peft_core.progress import unheard
 
 FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 BATCH_ROWS, BATCH_TOKENS = 32, 8192  # a batch's most texts, and most tokens with its padding
@@ -32,7 +34,7 @@ class OnnxModel:
         self,
         texts: Sequence[str],
         text_pairs: Sequence[str] | None = None,
-        progress: Callable[[float], None] = lambda share: None,
+        progress: Callable[[float], None] = unheard,
     ) -> np.ndarray:
         """Raw outputs, float32 (texts, labels) in the order given; batched by length, so little is padded.
 
@@ -46,7 +48,7 @@ class OnnxModel:
         if not len(texts):
             return out
         rows, done = self.tokenizer(*short, truncation=True), 0
-        for chosen in _batches([len(ids) for ids in rows["input_ids"]]):
+        for chosen in batches([len(ids) for ids in rows["input_ids"]], BATCH_TOKENS, BATCH_ROWS):
             out[chosen] = self._run({name: [rows[name][i] for i in chosen] for name in rows})
             done += len(chosen)
             progress(done / len(texts))
@@ -74,13 +76,3 @@ def load_onnx(folder: Path, file: str = FP32_FILE, threads: int = 0) -> OnnxMode
         raise RunError(
             f"The {file} of {folder.parent.name!r} is lost or damaged; export it again."
         ) from error
-
-
-def _batches(lengths: Sequence[int]) -> list[np.ndarray]:
-    """Row numbers, the longest texts first, in batches within both bounds."""
-    order, start, found = np.argsort(-np.asarray(lengths), kind="stable"), 0, []
-    while start < len(order):
-        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // lengths[order[start]]))
-        found.append(order[start : start + rows])
-        start += rows
-    return found

@@ -16,6 +16,7 @@ from peft_core.inference.decision import PLAIN, Decision
 from peft_core.inference.loading import ADAPTER, BASE, VARIANTS, load_adapter_base, load_variant
 from peft_core.inference.probe import probe_of
 from peft_core.problems import MULTI, REGRESSION, joined
+from peft_core.progress import unheard
 from peft_core.runs import Run
 
 
@@ -116,7 +117,7 @@ class Predictor:
         self,
         texts: Sequence[str],
         text_pairs: Sequence[str] | None = None,
-        progress: Callable[[float], None] = lambda share: None,
+        progress: Callable[[float], None] = unheard,
     ) -> np.ndarray:
         """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
         most = self.classifier.max_length

@@ -15,7 +15,7 @@ from torch import nn
 
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.encoder import BaseModel
-from peft_core.inference.batching import logits_of_batches
+from peft_core.inference.batching import batched_outputs
 from peft_core.problems import MULTI, REGRESSION
 from peft_core.runs import Run, whole_file
 
@@ -77,7 +77,7 @@ def _fit(run: Run, base: BaseModel) -> Fitted:
     data = load_labelled_text(config)
     rows = data.train.select(range(min(MOST_ROWS, len(data.train))))
     vectors = _vectors(base, rows, config.max_length)
-    weight, bias = _solve(data, vectors, np.asarray(rows["label"][: len(vectors)]))
+    weight, bias = fit_linear(data, vectors, np.asarray(rows["label"][: len(vectors)]))
     fitted = Fitted(
         torch.tensor(weight, dtype=torch.float32),
         torch.tensor(bias, dtype=torch.float32),
@@ -96,7 +96,7 @@ def _vectors(base: BaseModel, rows: Any, max_length: int) -> np.ndarray:
     for first in range(0, len(rows), LEAST_ROWS):
         part = rows[first : first + LEAST_ROWS]
         found.append(
-            logits_of_batches(
+            batched_outputs(
                 lambda batch: mean_vectors(encoder, batch),
                 base.tokenizer,
                 part["text"],
@@ -110,7 +110,7 @@ def _vectors(base: BaseModel, rows: Any, max_length: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _solve(data: LabelledText, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_linear(data: LabelledText, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight (labels, width) and bias (labels,) of a ridge or of logistic regressions."""
     if data.problem_type == REGRESSION:
         ridge = Ridge().fit(vectors, labels)

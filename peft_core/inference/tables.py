@@ -17,11 +17,11 @@ from peft_core.errors import DataError, RunError
 from peft_core.inference.predictor import Predictor
 from peft_core.metrics import headline_interval, task_metrics
 from peft_core.problems import MULTI, REGRESSION, headline, joined
+from peft_core.progress import Progress, unheard
 from peft_core.runs import Run, whole_file
 
 PREDICTIONS = "predictions"  # the folder in a run that keeps what was predicted
 _KEPT = 5  # files in it; older ones go
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def look(path: Path, run: Run) -> dict[str, Any]:
     return {"columns": stream.columns, "rows": first[:5], **found}
 
 
-def predict_file(
-    predictor: Predictor, request: Request, progress: Progress = lambda share, what: None
-) -> dict[str, Any]:
+def predict_file(predictor: Predictor, request: Request, progress: Progress = unheard) -> dict[str, Any]:
     """`path` of the written file, and what it holds: columns, rows, empty, abstained, neutralised, seconds,
     `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels.
 

@@ -12,15 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from peft_core.adapters import merged_model
 from peft_core.errors import DataError, MergeError
-from peft_core.inference.batching import logits_of_batches
+from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.loading import load_adapter, load_adapter_base
+from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.inference.probe import mean_vectors
 from peft_core.inference.review import Judged
 from peft_core.methods import METHODS
 from peft_core.problems import MULTI, REGRESSION
+from peft_core.progress import Progress, unheard
 from peft_core.runs import Run, whole_file
 
 BASE, ADAPTED = "base", "adapted"
@@ -28,18 +28,16 @@ VECTORS_FILE = "vectors.safetensors"
 NEAREST, MOST = 10, 100
 _BLOCK = 1024  # rows whose similarities to all others are held at a time
 
-Progress = Callable[[float, str], None]
-
 
 def vectors(
     model: nn.Module,
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = unheard,
 ) -> np.ndarray:
     """Mean of an encoder's last hidden states over each text's tokens, of length 1: float32 (texts, size)."""
-    return logits_of_batches(
+    return batched_outputs(
         lambda batch: _mean_pooled(model, batch), tokenizer, texts, max_length, progress, device=model.device
     )
 
@@ -66,10 +64,7 @@ def refuse_vectors(run: Run) -> None:
 
 def merged_encoder(run: Run, model: nn.Module) -> nn.Module:
     """The encoder with the adapter in its weights; MergeError if a weight would not be a number."""
-    try:
-        return merged_model(model).base_model.eval()
-    except ValueError as error:
-        raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
+    return merged_weights(run, model).base_model
 
 
 def label_precision(found: np.ndarray, judged: Judged, k: int = NEAREST) -> float | None:
@@ -143,7 +138,7 @@ class Neighbours:
     files that are lost or changed.
     """
 
-    def __init__(self, run_dir: str | Path, progress: Progress = lambda share, what: None) -> None:
+    def __init__(self, run_dir: str | Path, progress: Progress = unheard) -> None:
         run = Run(Path(run_dir))
         self._classifier = Classifier.read(run)
         refuse_vectors(run)
