@@ -10,7 +10,7 @@ from peft_core import runs
 from peft_core.config import Limits, TrainConfig
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
-from peft_core.export import hub
+from peft_core.export.hub.push import push as push_to_hub
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
@@ -240,7 +240,7 @@ class Workbench:
     ) -> Iterator[Report]:
         """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
         run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
-        return in_thread(lambda progress: hub.push(run, kind, repo_id, token, progress=progress, **asked))
+        return in_thread(lambda progress: push_to_hub(run, kind, repo_id, token, progress=progress, **asked))
 
     def code(self, run_id: str, kind: str, url: str) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_core.export.onnx_model import export_onnx
+from peft_core.export.onnx.model import export_onnx
 from peft_core.runs import Run, write_json
 
 

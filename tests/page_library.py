@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from peft_core.export.weblibrary import RECORD, described, read_record
+from peft_core.export.page.weblibrary import RECORD, described, read_record
 
 PACKAGE = "@huggingface/transformers"
 RUNTIME = "onnxruntime-web"  # in the version that the package itself asks for

@@ -12,8 +12,8 @@ import pytest
 from processes import ROOT
 from safetensors.torch import load_file
 
-from peft_core.export.reproduction import save_rows, script_of
-from peft_core.export.script import SCRIPT_FILE
+from peft_core.export.script.compose import SCRIPT_FILE
+from peft_core.export.script.reproduction import save_rows, script_of
 from peft_core.runs import Run
 
 

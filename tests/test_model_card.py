@@ -15,8 +15,8 @@ from markdown_it.token import Token
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import RunError
-from peft_core.export.markdown import escaped, fenced, plain
-from peft_core.export.model_card import model_card
+from peft_core.export.hub.markdown import escaped, fenced, plain
+from peft_core.export.hub.model_card import model_card
 from peft_core.inference.decision import Decision
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run, write_json

@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from peft_core.errors import ConfigError, ExportError, ModelError, RunError
-from peft_core.export import onnx_graph, onnx_model
 from peft_core.export.archives import zip_of
-from peft_core.export.onnx_graph import write_int8
-from peft_core.export.onnx_model import export_onnx
-from peft_core.export.onnx_report import read_onnx_report
+from peft_core.export.onnx import graph as onnx_graph
+from peft_core.export.onnx import model as onnx_model
+from peft_core.export.onnx.graph import write_int8
+from peft_core.export.onnx.model import export_onnx
+from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx

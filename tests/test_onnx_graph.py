@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.errors import ExportError
-from peft_core.export.onnx_graph import write_fp32, write_int8
+from peft_core.export.onnx.graph import write_fp32, write_int8
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
 

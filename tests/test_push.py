@@ -15,7 +15,7 @@ from offline import NOBODY
 from processes import answer, python
 
 from peft_core.errors import RunError
-from peft_core.export.hub_account import hub_in_words
+from peft_core.export.hub.account import hub_in_words
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE
@@ -29,8 +29,8 @@ logging.basicConfig(level=logging.DEBUG)
 from pathlib import Path
 from huggingface_hub.utils import logging as hub_logging
 from peft_core.errors import PeftCoreError
-from peft_core.export.hub import push
-from peft_core.export.hub_account import check_token
+from peft_core.export.hub.push import push
+from peft_core.export.hub.account import check_token
 from peft_core.runs import Run
 
 hub_logging.set_verbosity_debug()

@@ -21,15 +21,15 @@ from tiny import make_tiny_bert, make_yelp_parquet
 from peft_core import runs
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import DataError, RunError
-from peft_core.export.reproduction import reproduction_zip, save_rows, script_of
-from peft_core.export.script import SCRIPT_FILE, copied_part
+from peft_core.export.script.compose import SCRIPT_FILE, copied_part
+from peft_core.export.script.reproduction import reproduction_zip, save_rows, script_of
 from peft_core.presets import RECIPES, embedded_model_folder, embedded_reviews_file
 from peft_core.runs import KILLED, Run
 
 YELP = "Yelp/yelp_review_full"
 LIGHT = """
 import json, sys
-import peft_core.export.script, peft_core.export.snippets
+import peft_core.export.script.compose, peft_core.export.snippets
 print(json.dumps(sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))))
 """
 READ = """
@@ -39,9 +39,9 @@ from pathlib import Path
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import encode, load_labelled_text
 from peft_core.encoder import load_base
-from peft_core.export.facts import ModelFacts, RunFacts
-from peft_core.export.script import training_script
-from peft_core.export.script_data import rows_come_from
+from peft_core.export.script.facts import ModelFacts, RunFacts
+from peft_core.export.script.compose import training_script
+from peft_core.export.script.data import rows_come_from
 
 def case(settings):
     config = TrainConfig.from_dict(settings)

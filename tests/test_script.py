@@ -19,11 +19,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
-from peft_core.export.facts import ModelFacts, RunFacts
-from peft_core.export.script import copied_part, training_script
-from peft_core.export.script_data import rows_come_from
-from peft_core.export.script_model import base_lines, load_block, method_block
-from peft_core.export.source import imports_of
+from peft_core.export.script.compose import copied_part, training_script
+from peft_core.export.script.data import rows_come_from
+from peft_core.export.script.facts import ModelFacts, RunFacts
+from peft_core.export.script.model import base_lines, load_block, method_block
+from peft_core.export.script.source import imports_of
 from peft_core.inference.batching import batched_logits
 from peft_core.methods import METHODS, unworkable_on
 from peft_core.problems import MULTI, REGRESSION, SINGLE

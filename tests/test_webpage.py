@@ -16,9 +16,9 @@ from page_library import fetch_library
 from processes import answer
 
 from peft_core.errors import ConfigError, RunError
-from peft_core.export import webpage
-from peft_core.export.weblibrary import LIBRARY_URL, described, library_files, read_record
-from peft_core.export.webpage import default_title, export_page
+from peft_core.export.page import webpage
+from peft_core.export.page.weblibrary import LIBRARY_URL, described, library_files, read_record
+from peft_core.export.page.webpage import default_title, export_page
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE
@@ -126,9 +126,8 @@ def test_a_title_from_the_labels(task: str, labels: tuple[str, ...], title: str)
 
 def test_it_needs_no_torch() -> None:
     heavy = '{"torch", "transformers", "peft", "onnxruntime"}'
-    code = (
-        f"import json, sys, peft_core.export.webpage; print(json.dumps(sorted({heavy} & set(sys.modules))))"
-    )
+    told = f"print(json.dumps(sorted({heavy} & set(sys.modules))))"
+    code = f"import json, sys, peft_core.export.page.webpage; {told}"
     assert answer(code) == []
 
 

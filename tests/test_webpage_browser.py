@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from peft_core.data.labelled import cut
-from peft_core.export.weblibrary import LIBRARY_URL, PAGE, library_files, read_record
-from peft_core.export.webpage import export_page
+from peft_core.export.page.weblibrary import LIBRARY_URL, PAGE, library_files, read_record
+from peft_core.export.page.webpage import export_page
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE

@@ -6,10 +6,10 @@ from typing import Any
 from peft_core.errors import RunError
 from peft_core.export import snippets
 from peft_core.export.embeddings import export_embeddings
-from peft_core.export.onnx_model import MAX_DROP, export_onnx
-from peft_core.export.onnx_report import read_onnx_report
-from peft_core.export.reproduction import reproduction_zip, script_of
-from peft_core.export.webpage import export_page
+from peft_core.export.onnx.model import MAX_DROP, export_onnx
+from peft_core.export.onnx.report import read_onnx_report
+from peft_core.export.page.webpage import export_page
+from peft_core.export.script.reproduction import reproduction_zip, script_of
 from peft_core.progress import Progress
 from peft_core.rows import judged_rows
 from peft_core.runs import Run

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
-from peft_core.export.source import assign, call, literal
+from peft_core.export.script.source import assign, call, literal
 
 SERVER = "peft-workbench"
 SHORT = 88  # characters that a line of a copied text may have

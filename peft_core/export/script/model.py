@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.export.facts import ModelFacts
-from peft_core.export.source import Argument, call, indented, literal
+from peft_core.export.script.facts import ModelFacts
+from peft_core.export.script.source import Argument, call, indented, literal
 from peft_core.methods import ALL_LINEAR, HEAD_NAMES, METHODS, bits_of, peft_settings
 from peft_core.problems import SINGLE
 from peft_core.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule

@@ -9,9 +9,9 @@ from datasets import Dataset
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labelled_text
 from peft_core.errors import RunError
-from peft_core.export.facts import RunFacts
-from peft_core.export.script import SCRIPT_FILE, training_script
-from peft_core.export.script_data import FILES, ROW_FILES, parts_of, rows_come_from
+from peft_core.export.script.compose import SCRIPT_FILE, training_script
+from peft_core.export.script.data import FILES, ROW_FILES, parts_of, rows_come_from
+from peft_core.export.script.facts import RunFacts
 from peft_core.progress import Progress, unheard
 from peft_core.rows import judged_texts
 from peft_core.runs import Run, whole_file

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_core.errors import ConfigError
 
-PAGE = Path(__file__).parent / "page"  # what every page is made of, and the record of the library
+PAGE = Path(__file__).parent / "static"  # what every page is made of, and the record of the library
 RECORD = PAGE / "library.json"
 # Browsers load the library here unless a page brings its own; the checksums hold wherever it comes from.
 LIBRARY_URL = "https://cdn.jsdelivr.net/npm/"

@@ -8,8 +8,8 @@ import numpy as np
 
 from peft_core.config import REMEDIES, SETTINGS
 from peft_core.errors import RunError
-from peft_core.export.card_facts import LANGUAGES, Facts
-from peft_core.export.markdown import escaped, folded, listed, name, table
+from peft_core.export.hub.card_facts import LANGUAGES, Facts
+from peft_core.export.hub.markdown import escaped, folded, listed, name, table
 from peft_core.methods import bits_of
 from peft_core.pictures.cards import MATRIX, measured
 from peft_core.pictures.pieces import duration, size

@@ -13,9 +13,9 @@ from torch import nn
 from peft_core.certificate import certificate_of_merged, sha256_of_adapter
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import ConfigError, ExportError
-from peft_core.export.onnx_graph import narrowing_matrices, write_fp32, write_int8
-from peft_core.export.onnx_judge import Judge
-from peft_core.export.onnx_report import REPORT_FILE, readme
+from peft_core.export.onnx.graph import narrowing_matrices, write_fp32, write_int8
+from peft_core.export.onnx.judge import Judge
+from peft_core.export.onnx.report import REPORT_FILE, readme
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant, merged_weights

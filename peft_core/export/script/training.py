@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from peft_core.config import TrainConfig
-from peft_core.export.facts import ModelFacts
-from peft_core.export.source import Argument, call, literal
+from peft_core.export.script.facts import ModelFacts
+from peft_core.export.script.source import Argument, call, literal
 from peft_core.methods import HEAD_NAMES, METHODS
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.schedule import START_BATCHES, curve_steps, loss_steps

@@ -5,10 +5,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from peft_core.errors import RunError
-from peft_core.export import card_sections as sections
-from peft_core.export.card_facts import Facts
-from peft_core.export.loading_code import loading_code
-from peft_core.export.markdown import escaped, fenced, listed
+from peft_core.export.hub import card_sections as sections
+from peft_core.export.hub.card_facts import Facts
+from peft_core.export.hub.loading_code import loading_code
+from peft_core.export.hub.markdown import escaped, fenced, listed
 from peft_core.pictures.cards import measured
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run

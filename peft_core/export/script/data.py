@@ -2,8 +2,8 @@
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.export.facts import RunFacts
-from peft_core.export.source import literal
+from peft_core.export.script.facts import RunFacts
+from peft_core.export.script.source import literal
 from peft_core.presets import DATASETS
 from peft_core.problems import SINGLE
 from peft_core.schedule import CURVE_ROWS

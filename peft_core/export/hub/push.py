@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from peft_core.errors import HubError
 from peft_core.export.archives import folder_of
-from peft_core.export.hub_account import check_name, check_rights, find_account, hub_in_words
-from peft_core.export.model_card import model_card
+from peft_core.export.hub.account import check_name, check_rights, find_account, hub_in_words
+from peft_core.export.hub.model_card import model_card
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.pictures.pieces import size
 from peft_core.progress import Progress, unheard

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.export.facts import ModelFacts, RunFacts
-from peft_core.export.script_data import (
+from peft_core.export.script.data import (
     EMBEDDED,
     FILES,
     PACKAGE_FOLDER,
@@ -14,8 +13,10 @@ from peft_core.export.script_data import (
     parts_of,
     rows_come_from,
 )
-from peft_core.export.script_model import base_lines, load_block, merge_block, method_block
-from peft_core.export.script_training import (
+from peft_core.export.script.facts import ModelFacts, RunFacts
+from peft_core.export.script.model import base_lines, load_block, merge_block, method_block
+from peft_core.export.script.source import assign, imports_of, literal
+from peft_core.export.script.training import (
     evaluate_block,
     loss_block,
     metrics_block,
@@ -24,7 +25,6 @@ from peft_core.export.script_training import (
     train_block,
     trainer_block,
 )
-from peft_core.export.source import assign, imports_of, literal
 from peft_core.methods import METHODS, bits_of
 from peft_core.presets import DATASETS
 from peft_core.problems import REGRESSION, SINGLE

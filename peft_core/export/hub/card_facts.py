@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.certificate import MergeCertificate, read_certificate
-from peft_core.export.markdown import LONGEST, escaped, name, plain
+from peft_core.export.hub.markdown import LONGEST, escaped, name, plain
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.methods import METHODS, Method

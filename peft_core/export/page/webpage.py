@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from peft_core.errors import RunError
-from peft_core.export.onnx_report import read_onnx_report
-from peft_core.export.weblibrary import LIBRARY_URL, PAGE, described, library_files, read_record
+from peft_core.export.onnx.report import read_onnx_report
+from peft_core.export.page.weblibrary import LIBRARY_URL, PAGE, described, library_files, read_record
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, TITLES, headline

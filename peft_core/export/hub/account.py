@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
 from peft_core.errors import HubError, PeftCoreError
-from peft_core.export.markdown import plain
+from peft_core.export.hub.markdown import plain
 from peft_core.runs import disk_full_in_words
 from peft_core.sources import HUB_TIMEOUT, causes
 

@@ -1,0 +1,1 @@
+"""Pushing to the Hub under a person's own account, with a model card that fills itself."""

@@ -1,0 +1,1 @@
+"""A run as one script in plain transformers, PEFT and datasets."""
