@@ -28,6 +28,7 @@ from peft_core.train import train
 WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]
 
+expect.set_options(timeout=20_000)  # two browsers and two servers share two cores
 torch.set_num_threads(1)  # as in the processes that these tests start
 
 

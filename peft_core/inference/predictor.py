@@ -80,7 +80,7 @@ class Predictor:
         """A probe on the frozen base, or nothing but words where the training rows are gone."""
         base = load_adapter_base(self.run, self.classifier)
         try:
-            probe, fitted = probe_of(self.run, base)
+            probe, fitted = probe_of(self.run, base, self.classifier)
         except (DataError, HubError):
             task = self.classifier.problem_type
             what = {MULTI: "most frequent set of labels", REGRESSION: "median"}.get(task, "majority class")

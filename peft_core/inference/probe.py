@@ -15,7 +15,9 @@ from torch import nn
 
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.encoder import BaseModel
+from peft_core.errors import DataError
 from peft_core.inference.batching import batched_outputs
+from peft_core.inference.classifier import Classifier
 from peft_core.problems import MULTI, REGRESSION
 from peft_core.runs import Run, whole_file
 
@@ -63,18 +65,20 @@ def mean_vectors(encoder: Any, batch: Any) -> torch.Tensor:
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def probe_of(run: Run, base: BaseModel) -> tuple[Probe, Fitted]:
+def probe_of(run: Run, base: BaseModel, classifier: Classifier) -> tuple[Probe, Fitted]:
     """The run's probe, fitted on its training rows when first asked for and kept in its folder.
 
-    Raises DataError or HubError if those rows are gone.
+    Raises DataError or HubError if those rows are gone, or name other labels than the classifier by now.
     """
-    fitted = _read(run.folder / PROBE_FILE) or _fit(run, base)
+    fitted = _read(run.folder / PROBE_FILE) or _fit(run, base, classifier)
     return Probe(base.model.base_model, fitted.weight, fitted.bias), fitted
 
 
-def _fit(run: Run, base: BaseModel) -> Fitted:
+def _fit(run: Run, base: BaseModel, classifier: Classifier) -> Fitted:
     start, config = time.perf_counter(), run.config()
     data = load_labelled_text(config)
+    if not _agree(data, classifier):
+        raise DataError(f"The training rows of {run.run_id!r} have other labels now than when it trained.")
     rows = data.train.select(range(min(MOST_ROWS, len(data.train))))
     vectors = _vectors(base, rows, config.max_length)
     weight, bias = fit_linear(data, vectors, np.asarray(rows["label"][: len(vectors)]))
@@ -88,6 +92,16 @@ def _fit(run: Run, base: BaseModel) -> Fitted:
         facts = {"rows": str(fitted.rows), "seconds": f"{fitted.seconds:.3f}"}
         save_file({"weight": fitted.weight, "bias": fitted.bias}, staging, metadata=facts)
     return fitted
+
+
+def _agree(data: LabelledText, classifier: Classifier) -> bool:
+    """Whether rows read anew are of the task and the labels that were trained; bare numbers have no names."""
+    names = data.label_names if data.named and data.problem_type != REGRESSION else classifier.labels
+    return (data.problem_type, data.num_labels, names) == (
+        classifier.problem_type,
+        len(classifier.labels),
+        classifier.labels,
+    )
 
 
 def _vectors(base: BaseModel, rows: Any, max_length: int) -> np.ndarray:

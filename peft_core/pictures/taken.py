@@ -47,8 +47,8 @@ def page_report(report: Mapping[str, Any]) -> str:
     note = f"<p>{html.escape(report['note'])}</p>" if report.get("note") else ""
     return (
         f'<div class="facts" data-testid="page-report"><p>{report["bytes"] / 1e6:,.1f} MB to load once, in '
-        f"{html.escape(report['precision'])}, with {report['examples']} examples from the test rows, which "
-        f"whoever opens the page can read.</p>{note}</div>"
+        f"{html.escape(report['precision'])}, with {report['examples']} examples.</p>"
+        f"{note}</div>"
     )
 
 

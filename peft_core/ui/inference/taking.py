@@ -24,7 +24,8 @@ EMBEDDINGS = (
 ONNX = "One file for ONNX Runtime in float32 and one in int8, judged on the test rows before you take them."
 PAGE = (
     "A folder with one HTML page that runs the classifier in the visitor's browser: host it anywhere that "
-    "serves files. The text never leaves the visitor's machine."
+    "serves files. The text never leaves the visitor's machine. A few short test rows become its examples, "
+    "which whoever opens the page can read."
 )
 HUB = "Under your own account, with a model card that fills itself. The token is used once and kept nowhere."
 PUSHED = [("Adapter", "adapter"), ("Merged model", "merged")]

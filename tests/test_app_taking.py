@@ -1,0 +1,83 @@
+"""The Take away part of the Inference tab in a real Chromium: made, downloaded, copied, refused."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_server import Server, serve
+from conftest import Open, copy_of
+from playwright.sync_api import Page, expect
+
+from peft_core.runs import Run
+
+
+@pytest.fixture(scope="module")
+def server(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The app over one merged run."""
+    folder = tmp_path_factory.mktemp("app") / "runs"
+    copy_of(merged_run, folder)
+    with serve(folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(folder.parent / "hf")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(open_page: Open, merged_run: Run) -> Page:
+    page = open_page(f"?run={merged_run.run_id}")
+    page.get_by_role("tab", name="Inference").click()
+    page.get_by_role("tab", name="Take away").click()
+    return page
+
+
+def names_in(page: Page, button: str, path: Path) -> set[str]:
+    """What the zip behind a button holds."""
+    with page.expect_download() as download:
+        page.click(button)
+    download.value.save_as(path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        return set(archive.namelist())
+
+
+def test_what_is_made_is_judged_before_it_is_taken(page: Page, tmp_path: Path) -> None:
+    expect(page.locator("#take-onnx")).to_be_disabled()
+    page.fill("#max-drop input", "100")
+    page.click("#make-onnx")
+    expect(page.get_by_test_id("onnx-report")).to_contain_text("ONNX, int8", timeout=120_000)
+    held = names_in(page, "#take-onnx", tmp_path / "onnx.zip")
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "tokenizer.json"} < held
+    page.get_by_role("button", name="A page of its own").click()
+    page.click("#make-page")
+    expect(page.get_by_test_id("page-report")).to_contain_text("in int8", timeout=120_000)
+    assert {"index.html", "page.json"} < names_in(page, "#take-page", tmp_path / "page.zip")
+
+
+def test_vectors_are_made_and_searched(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Embeddings").click()
+    page.click("#make-embeddings")
+    expect(page.get_by_test_id("embeddings-report")).to_contain_text("40 test rows", timeout=120_000)
+    assert {"model.safetensors", "modules.json"} < names_in(page, "#take-embeddings", tmp_path / "e.zip")
+    page.fill("#neighbours-query input, #neighbours-query textarea", "The pizza was great.")
+    page.click("#neighbours-go")
+    neighbours = page.get_by_test_id("neighbours")
+    expect(neighbours.locator("ol")).to_have_count(2, timeout=60_000)
+    expect(neighbours.locator("li")).to_have_count(20)
+
+
+def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) -> None:
+    code = page.locator("#code .cm-content")
+    expect(code).to_contain_text("from peft import", timeout=60_000)
+    page.get_by_label("API: curl").check()
+    expect(code).to_contain_text(merged_run.run_id, timeout=60_000)
+    expect(code).to_contain_text("/call/predict")
+    assert "train.py" in names_in(page, "#take-script", tmp_path / "script.zip")
+
+
+def test_a_push_that_cannot_be_is_one_sentence(page: Page) -> None:
+    page.fill("#push-name input, #push-name textarea", "alice/reviews")
+    page.click("#push")
+    said = page.locator("#pushed [role=alert]")
+    expect(said).to_contain_text("The Hub token is empty", timeout=30_000)
+    page.fill("#push-token input", "hf_NobodyKnowsThisOne")
+    page.click("#push")
+    expect(said).to_contain_text("cannot be reached", timeout=30_000)
