@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix bench bench-methods clean
+.PHONY: run test style screenshots matrix exports bench bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -23,11 +23,17 @@ screenshots: .venv/installed-tests
 matrix: .venv/installed-tests
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m matrix
 
+exports: .venv/installed-tests
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
+
 bench: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py
 
 bench-methods: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python tests/bench_methods.py tests/methods.jsonl
+
+bench-inference: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_inference.py
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from peft_core.errors import ModelError
 from peft_core.modules import HEAD_NAMES, whole_modules
 from peft_core.presets import MODELS
-from peft_core.quantise import FULL, quantisation_arguments
+from peft_core.quantise import FULL, compute_in_float32, quantisation_arguments
 from peft_core.sources import Source, model_source
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
@@ -123,6 +123,7 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+    compute_in_float32(model)
     model.name_or_path = model.config.name_or_path = source.name
     base = BaseModel(model, tokenizer, _untrained(report), source)
     if named or base.head_is_fresh:

@@ -1,11 +1,11 @@
 """A base model with its frozen weights in 8 or 4 bits (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from peft_core.errors import ModelError
@@ -30,7 +30,6 @@ def quantisation_arguments(bits: int, kept: Sequence[str]) -> dict[str, Any]:
     check_quantisation(bits)
     if bits == FULL:
         return {}
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast at every matrix product
     four = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
@@ -42,3 +41,14 @@ def quantisation_arguments(bits: int, kept: Sequence[str]) -> dict[str, Any]:
         "quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=list(kept), **how),
         "device_map": {"": 0 if torch.cuda.is_available() else "cpu"},
     }
+
+
+def compute_in_float32(model: nn.Module) -> None:
+    """Let quantised weights answer in float32 on every processor.
+
+    Where a processor has AVX512-BF16, bitsandbytes 0.50 answers in bfloat16 outside training, and fails on
+    matrices narrower than its blocks.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

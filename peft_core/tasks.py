@@ -198,9 +198,14 @@ def make(run_dir: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     return making.make(kind, run_dir, options, report)
 
 
-def code(run_dir: str, kind: str, url: str) -> str:
+def code(run_dir: str, kind: str, url: str, auth: bool) -> str:
     """As `making.code`."""
-    return making.code(run_dir, kind, url)
+    return making.code(run_dir, kind, url, auth)
+
+
+def training_code(settings: dict[str, Any], kind: str, url: str, auth: bool) -> str:
+    """As `making.training_code`."""
+    return making.training_code(TrainConfig.from_dict(settings), kind, url, auth)
 
 
 def neighbours(run_dir: str, query: str) -> dict[str, list[dict[str, Any]]]:

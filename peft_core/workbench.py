@@ -242,9 +242,13 @@ class Workbench:
         run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
         return in_thread(lambda progress: push_to_hub(run, kind, repo_id, token, progress=progress, **asked))
 
-    def code(self, run_id: str, kind: str, url: str) -> str:
+    def code(self, run_id: str, kind: str, url: str, auth: bool = False) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
-        return self.worker.run("code", str(self.find(run_id).folder), kind, url)
+        return self.worker.run("code", str(self.find(run_id).folder), kind, url, auth)
+
+    def training_code(self, settings: Mapping[str, Any], kind: str, url: str, auth: bool = False) -> str:
+        """As `code`, of settings with which nothing is trained yet."""
+        return self.worker.run("training_code", self.config(settings).to_dict(), kind, url, auth)
 
     def neighbours(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
         """The test rows nearest to a query, under `base` and `adapted`."""

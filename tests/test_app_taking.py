@@ -67,7 +67,7 @@ def test_vectors_are_made_and_searched(page: Page, tmp_path: Path) -> None:
 def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) -> None:
     code = page.locator("#code .cm-content")
     expect(code).to_contain_text("from peft import", timeout=60_000)
-    page.get_by_label("API: curl").check()
+    page.locator("#code-kind").get_by_label("API: curl").check()
     expect(code).to_contain_text(merged_run.run_id, timeout=60_000)
     expect(code).to_contain_text("/call/predict")
     assert "train.py" in names_in(page, "#take-script", tmp_path / "script.zip")
@@ -81,3 +81,19 @@ def test_a_push_that_cannot_be_is_one_sentence(page: Page) -> None:
     page.fill("#push-token input", "hf_NobodyKnowsThisOne")
     page.click("#push")
     expect(said).to_contain_text("cannot be reached", timeout=30_000)
+
+
+def test_the_settings_are_there_to_copy_before_anything_is_trained(open_page: Open) -> None:
+    page = open_page()
+    page.click("#show-code")
+    code = page.locator("#settings-code .cm-content")
+    expect(code).to_contain_text("r=8", timeout=60_000)
+    page.get_by_role("button", name="3  Method").click()
+    page.fill("#r input", "4")
+    page.locator("#r input").press("Tab")
+    expect(code).to_be_hidden()  # it would be of other settings
+    page.click("#show-code")
+    expect(code).to_contain_text("r=4", timeout=60_000)
+    page.locator("#settings-code-kind").get_by_label("API: MCP").check()
+    expect(code).to_contain_text('"name": "train"', timeout=60_000)
+    expect(code).to_contain_text('"r": 4')

@@ -7,6 +7,7 @@ import gradio as gr
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED
+from peft_core.ui.code import code_kinds, code_view, served, shown
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import PRIVATE, sentence
 from peft_core.ui.fields import Form
@@ -33,6 +34,10 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
                 go = gr.Button("Train", variant="primary", elem_id="train")
                 resume = gr.Button("Continue", elem_id="continue", visible=False)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
+                show_code = gr.Button("As code", elem_id="show-code", scale=0, min_width=110)
+            with gr.Column(visible=False) as codes:
+                kind = code_kinds("These settings, in plain Python", "settings-code-kind")
+                code = code_view("settings-code")
         with gr.Column(scale=6, min_width=320, elem_classes="happening"):
             panel = build_run_panel()
     seen = gr.State("")
@@ -63,6 +68,11 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
         return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
 
+    def write_code(values: dict, request: gr.Request) -> list[Any]:
+        settings, chosen = settings_of(form, values), values[kind]
+        text = shown(lambda: workbench.training_code(settings, chosen, *served(request)), chosen)
+        return [text, gr.update(visible=True)]
+
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
@@ -70,7 +80,8 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
-    gr.on(edits, lambda: "", None, refused, **PRIVATE)
+    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **PRIVATE)
+    gr.on([show_code.click, kind.input], write_code, {*form.values(), kind}, [code, codes], **PRIVATE)
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form

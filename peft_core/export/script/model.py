@@ -33,6 +33,10 @@ with torch.device("meta"):
     skeleton = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained({base}))
 kept = [name for name, _ in skeleton.named_children() if name != skeleton.base_model_prefix]
 kept += [name for name, _ in skeleton.named_modules() if name.endswith(("pooler", "pooler.dense"))]"""
+_IN_FLOAT32 = """
+for module in model.modules():  # else bitsandbytes answers in bfloat16 where the processor can
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False"""
 _WHOLE_PARTS = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
 for name, module in list(model.named_modules()):
     if isinstance(module, ModulesToSaveWrapper):
@@ -65,6 +69,8 @@ def load_block(config: TrainConfig, facts: ModelFacts) -> str:
         arguments += ['device_map={"": 0 if torch.cuda.is_available() else "cpu"}']
     left = "model" if facts.untrained is not None else "model, report"
     load = call(f"{left} = AutoModelForSequenceClassification.from_pretrained", arguments)
+    if bits == 4:
+        load += _IN_FLOAT32
     return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({where})"])
 
 

@@ -15,6 +15,7 @@ from peft_core.pictures.taken import (
     page_report,
     pushed,
 )
+from peft_core.ui.code import code_kinds, code_view, served, shown
 from peft_core.ui.events import PICK_A_RUN, PRIVATE, download_by_click, sentence
 from peft_core.workbench import Workbench
 
@@ -140,30 +141,15 @@ def _hub(workbench: Workbench, picker: gr.Radio) -> None:
 
 def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
     """The script that reproduces the run, and the app's own API with the run's id filled in."""
-    kinds = {
-        "script": "This run, in plain Python",
-        "python": "API: Python",
-        "curl": "API: curl",
-        "mcp": "API: MCP",
-    }
-    kind = gr.Radio(
-        [(title, name) for name, title in kinds.items()],
-        value="script",
-        show_label=False,
-        elem_id="code-kind",
-    )
-    code = gr.Code(language="python", interactive=False, show_label=False, elem_id="code", max_lines=24)
+    kind = code_kinds("This run, in plain Python", "code-kind")
+    code = code_view("code")
     with gr.Row():
         take = gr.Button("Download the script and its rows", elem_id="take-script")
 
     def write(run_id: str | None, chosen: str, request: gr.Request) -> Any:
         if not run_id:
             return gr.update(value="")
-        language = {"curl": "shell", "mcp": "json"}.get(chosen, "python")
-        try:
-            return gr.update(value=workbench.code(run_id, chosen, _address(request)), language=language)
-        except PeftCoreError as error:
-            return gr.update(value=f"# {error}", language="python")
+        return shown(lambda: workbench.code(run_id, chosen, *served(request)), chosen)
 
     gr.on([tab.select, picker.change, kind.input], write, [picker, kind], code, **PRIVATE)
 
@@ -172,8 +158,3 @@ def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
         return last.result["zip"]
 
     download_by_click(take, sentence(packed), [picker], "taken-script")
-
-
-def _address(request: gr.Request) -> str:
-    """Where this page is served, as the visitor's browser knows it."""
-    return str(request.request.base_url).rstrip("/") if request else ""

@@ -1,0 +1,171 @@
+"""Measures batch prediction beside transformers' own pipeline on the same texts; prints README's table.
+
+`make bench-inference` trains the default run, merges and exports it, asks every way the same texts in turns,
+and predicts a file of 100,000 rows in a process of its own to see what memory it takes. About ten minutes.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_default import cpu_name, default_run
+from datasets import disable_progress_bars
+from matrix import put_into_readme
+from transformers import pipeline
+
+from peft_core.config import TrainConfig
+from peft_core.data.labelled import load_labelled_text
+from peft_core.export.onnx.model import export_onnx
+from peft_core.inference.onnx_session import INT8_FILE, load_onnx
+from peft_core.inference.predictor import Predictor
+from peft_core.inference.tables import Request, predict_file
+from peft_core.merge import merge
+from peft_core.runs import Run
+
+MARKS = ("<!-- inference -->", "<!-- end of inference -->")
+MAX_LENGTH = 512
+SHORT, LONG = 1000, 150  # texts of a turn
+TURNS = 5
+FILE_ROWS = 100_000
+DEFAULTS, BATCHED = "transformers.pipeline, its defaults", "transformers.pipeline, batch_size=32"
+ADAPTER, MERGED, INT8 = "Workbench, adapter", "Workbench, merged", "Workbench, ONNX int8"
+BARS = {  # of README's promise: times as fast as the pipeline, on short and on long texts
+    (MERGED, DEFAULTS): (4.0, 1.6),
+    (MERGED, BATCHED): (2.0, 3.0),
+    (INT8, DEFAULTS): (6.0, None),
+}
+Way = Callable[[Sequence[str]], np.ndarray]
+
+
+def main() -> None:
+    """Measure, and put the table into README."""
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        run, _, _ = default_run(Path(folder), 42)
+        merge(run.folder)
+        export_onnx(run, max_drop=100.0)
+        ways = all_ways(run)
+        texts = {"short": short_texts(), "long": long_texts()}
+        speeds = {kind: measure(ways, some) for kind, some in texts.items()}
+        file = file_of_rows(Path(folder), run)
+    put_into_readme(MARKS, table(texts, speeds, file))
+
+
+def short_texts() -> list[str]:
+    """Sentences of film reviews."""
+    return load_labelled_text(TrainConfig(max_eval_samples=SHORT)).eval["text"][:SHORT]
+
+
+def long_texts() -> list[str]:
+    """Whole film reviews, cut at the model's 512 tokens."""
+    config = TrainConfig(dataset_name="imdb", max_train_samples=100, max_eval_samples=LONG)
+    return load_labelled_text(config).eval["text"][:LONG]
+
+
+def all_ways(run: Run) -> dict[str, Way]:
+    """Each way from texts to the index of each one's label, loaded and ready."""
+    classify = pipeline("text-classification", str(run.merged), device="cpu")
+    places = classify.model.config.label2id
+    onnx = load_onnx(run.folder / "onnx", INT8_FILE.removeprefix("onnx/"))
+    onnx.tokenizer.model_max_length = MAX_LENGTH
+
+    def asked(**options: int) -> Way:
+        def way(texts: Sequence[str]) -> np.ndarray:
+            found = classify(list(texts), truncation=True, max_length=MAX_LENGTH, **options)
+            return np.array([places[row["label"]] for row in found])
+
+        return way
+
+    own = {name: reader(run, name) for name in ("adapter", "merged")}
+    return {
+        DEFAULTS: asked(),
+        BATCHED: asked(batch_size=32),
+        ADAPTER: lambda texts: own["adapter"].logits(texts).argmax(-1),
+        MERGED: lambda texts: own["merged"].logits(texts).argmax(-1),
+        INT8: lambda texts: onnx.logits(texts).argmax(-1),
+    }
+
+
+def reader(run: Run, variant: str) -> Predictor:
+    """A run's model that reads as much of a text as the pipeline does."""
+    predictor = Predictor(run.folder, variant)
+    predictor.classifier = dataclasses.replace(predictor.classifier, max_length=MAX_LENGTH)
+    return predictor
+
+
+def measure(ways: dict[str, Way], texts: list[str]) -> dict[str, tuple[float, int]]:
+    """Texts a second, the median of turns that follow one another, and labels unlike the pipeline's."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    labels = {name: way(texts) for name, way in ways.items()}  # and warms it
+    for _ in range(TURNS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(texts)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: (len(texts) / statistics.median(seconds[name]), int((labels[name] != labels[DEFAULTS]).sum()))
+        for name in ways
+    }
+
+
+def file_of_rows(folder: Path, run: Run) -> dict[str, float]:
+    """Seconds and memory of a CSV of 100,000 different short rows, in a process of its own."""
+    texts, path = short_texts(), folder / "rows.csv"
+    with path.open("w", encoding="utf-8") as file:
+        file.write("text\n")
+        for number in range(FILE_ROWS):
+            text = texts[number % len(texts)].replace('"', '""')
+            file.write(f'"{text} {number}"\n')
+    command = [sys.executable, "-W", "ignore", __file__, str(run.folder), str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def predict_rows(run_dir: str, path: str) -> None:
+    """Predict the file, and print the seconds and the bytes beyond the loaded, warmed model."""
+    predictor = Predictor(run_dir, "merged")
+    predictor.predict(["One text to warm the model."])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = predict_file(predictor, Request(Path(path), "text"))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"rows": done["rows"], "seconds": done["seconds"], "bytes": (after - before) * 1024}))
+
+
+def table(texts: dict[str, list[str]], speeds: dict[str, dict], file: dict[str, float]) -> str:
+    """Markdown for README."""
+    lines = [
+        f"{len(texts['short']):,} sentences and {len(texts['long']):,} whole reviews cut at {MAX_LENGTH} "
+        f"tokens, {TURNS} turns each, medians; {os.cpu_count()} cores of {cpu_name()}, torch "
+        f"{torch.__version__} (`make bench-inference`):",
+        "",
+        "| Texts a second | short | other labels | long | other labels |",
+        "|---|---|---|---|---|",
+    ]
+    for name in speeds["short"]:
+        cells = [f"{speed:,.1f} | {unlike}" for speed, unlike in (speeds[kind][name] for kind in speeds)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "| Times as fast | short | bar | long | bar |", "|---|---|---|---|---|"]
+    for (own, other), bars in BARS.items():
+        ratios = [speeds[kind][own][0] / speeds[kind][other][0] for kind in speeds]
+        cells = [f"{ratio:.2f} | {bar or '–'}" for ratio, bar in zip(ratios, bars, strict=True)]
+        lines.append(f"| {own}, against {other} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"A CSV of {file['rows']:,} short rows took {file['seconds']:.0f} s and "
+        f"{file['bytes'] / 1e6:,.0f} MB beyond the loaded model.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    predict_rows(*sys.argv[1:]) if len(sys.argv) > 1 else main()
