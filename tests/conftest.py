@@ -1,5 +1,6 @@
 """Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -34,6 +35,10 @@ torch.set_num_threads(1)  # as in the processes that these tests start
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures time, so it runs before anything else is started")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # every training collects garbage, and would look through all that was imported
 
 
 def pytest_report_header() -> str:

@@ -3,6 +3,7 @@
 `make matrix` prints the table into README.
 """
 
+import gc
 import json
 import shutil
 import sys
@@ -94,6 +95,7 @@ def settings_of(variant: Mapping[str, Any], family: str) -> dict[str, Any]:
 def train_family(family: str, folder: Path, data: Path) -> list[Cell]:
     """A run of each variant under `folder`, or the reason why there is none."""
     model = make_tiny(folder / "model", family)
+    gc.freeze()  # every training collects garbage twice, and would look through all that was imported
     return [_trained(name, one, family, folder, model, data) for name, one in variants().items()]
 
 
