@@ -183,10 +183,11 @@ class Workbench:
     ) -> Iterator[Report]:
         """Reports, the last with `path` and what the written file holds; `cancel(name)` ends it.
 
-        `columns` names `text`, and `text_pair` and `label` where there are any.
+        `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
         """
         self._check_bytes(path)
-        request = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
+        request: dict[str, Any] = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
+        request["exact"] = bool(columns.get("exact"))
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)

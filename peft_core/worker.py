@@ -115,12 +115,18 @@ class Worker:
         return self._pool
 
     def _drain(self, ticket: int) -> Iterator[Report]:
-        """The reports of one task; those of a task that nobody listened to the end are dropped."""
+        """The newest report of one task, if there is one; a page cannot show hundreds a second.
+
+        Those of a task that nobody listened to the end are dropped.
+        """
+        newest = None
         with contextlib.suppress(Empty):
             while True:
                 sender, share, what = self._queue.get_nowait()
                 if sender == ticket:
-                    yield Report(share, what)
+                    newest = Report(share, what)
+        if newest is not None:
+            yield newest
 
     def _broken(self, task: str) -> WorkerError:
         self.close()

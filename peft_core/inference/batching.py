@@ -9,8 +9,9 @@ import torch
 from peft_core.data.labelled import cut
 from peft_core.progress import unheard
 
-BATCH_TOKENS = 4096  # of a batch, padding counted
-BATCH_TEXTS = 256
+BATCH_TEXTS = 256  # the most of a batch
+# Tokens of a batch with its padding: on a CPU what its cache holds of the widest layer, elsewhere more.
+CPU_TOKENS, OTHER_TOKENS = 1024, 16384
 
 
 def batched_logits(
@@ -50,7 +51,7 @@ def batched_outputs(
     rows = tokenizer(*short, truncation=True, max_length=max_length)
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
     out, done = None, 0
-    for chosen in batches(lengths):
+    for chosen in batches(lengths, CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS):
         batch = tokenizer.pad({key: [rows[key][i] for i in chosen] for key in rows}, return_tensors="pt")
         with torch.inference_mode():
             found = outputs(batch.to(device)).float().cpu().numpy()
@@ -62,7 +63,7 @@ def batched_outputs(
 
 
 def batches(
-    lengths: Sequence[int], most_tokens: int = BATCH_TOKENS, most: int = BATCH_TEXTS
+    lengths: Sequence[int], most_tokens: int = CPU_TOKENS, most: int = BATCH_TEXTS
 ) -> Iterator[np.ndarray]:
     """The places of the texts, the longest first, cut so that a padded batch stays within `most_tokens`.
 

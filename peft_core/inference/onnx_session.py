@@ -16,7 +16,6 @@ from peft_core.inference.batching import batches
 from peft_core.progress import unheard
 
 FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
-BATCH_ROWS, BATCH_TOKENS = 32, 8192  # a batch's most texts, and most tokens with its padding
 _DAMAGED = (
     OSError, ValueError, KeyError, TypeError, ort.NoSuchFile, ort.InvalidProtobuf, ort.InvalidGraph, ort.Fail,
     ort.InvalidArgument, ort.RuntimeException,
@@ -48,7 +47,7 @@ class OnnxModel:
         if not len(texts):
             return out
         rows, done = self.tokenizer(*short, truncation=True), 0
-        for chosen in batches([len(ids) for ids in rows["input_ids"]], BATCH_TOKENS, BATCH_ROWS):
+        for chosen in batches([len(ids) for ids in rows["input_ids"]]):
             out[chosen] = self._run({name: [rows[name][i] for i in chosen] for name in rows})
             done += len(chosen)
             progress(done / len(texts))

@@ -14,6 +14,7 @@ from peft_core.data.files import shown
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
+from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
 from peft_core.inference.predictor import Predictor
 from peft_core.metrics import headline_interval, task_metrics
 from peft_core.problems import MULTI, REGRESSION, headline, joined
@@ -33,6 +34,7 @@ class Request:
     text_pair: str | None = None
     label: str | None = None
     most_rows: int | None = None
+    exact: bool = False  # answer in float32 whatever the time
 
 
 def look(path: Path, run: Run) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def look(path: Path, run: Run) -> dict[str, Any]:
 
 def predict_file(predictor: Predictor, request: Request, progress: Progress = unheard) -> dict[str, Any]:
     """`path` of the written file, and what it holds: columns, rows, empty, abstained, neutralised, seconds,
-    `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels.
+    `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels, and the `form` of
+    the model that answered, as `precision.quicker` describes it (None where it was not looked for).
 
     The file is read twice: first to count and check every row, so that nothing is written of one that cannot
     be read whole. Raises DataError, one sentence; a full disk gives RunError and leaves nothing.
@@ -60,6 +63,7 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     stream = open_rows(request.path)
     job = _Job(predictor, request, stream, progress)
     job.check()
+    form = job.take_quicker_form()
     folder = predictor.run.folder / PREDICTIONS
     folder.mkdir(exist_ok=True)
     kind = writer_for(stream)
@@ -82,6 +86,7 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
         "neutralised": writer.neutralised,
         "seconds": time.perf_counter() - start,
         "metrics": job.metrics(),
+        "form": form,
     }
 
 
@@ -94,6 +99,7 @@ class _Job:
         self.rule = predictor.decision
         self.places = _places(stream, request, predictor)
         self.total = self.done = self.empty = self.abstained = 0
+        self._sample: list[list[str]] = []  # the first rows' texts
         self._logits: list[np.ndarray] = []
         self._truth: list[Any] = []
 
@@ -113,6 +119,7 @@ class _Job:
             for number, label in enumerate(self._labels(rows), self.total + 1):
                 self._check_label(number, label)
             self.total += len(rows)
+            self._sample += self._texts(rows)[1][: SAMPLE - len(self._sample)]
             if most is not None and self.total > most:
                 raise DataError(
                     f"{self.request.path.name!r} has more than {most:,} rows, the most that this public demo "
@@ -122,17 +129,21 @@ class _Job:
         if not self.total:
             raise DataError(f"The file {self.request.path.name!r} holds no rows; add some.")
 
+    def take_quicker_form(self) -> dict[str, Any] | None:
+        """Let the rows be answered by a quicker form of the model, where there are enough of them."""
+        if self.request.exact or self.total < WORTH_IT or not self._sample:
+            return None
+        self.progress(0.0, "Looking for the fastest way")
+        texts, *pair = map(list, zip(*self._sample, strict=True))
+        self.predictor, form = quicker(self.predictor, texts, *pair)
+        return form
+
     def answers(self, rows: Chunk) -> list[list[Any]]:
         """The added cells of each row; a row without text gets none."""
-        sides = [
-            [as_text(row[self.places[side]]) for row in rows]
-            for side in ("text", "text_pair")
-            if side in self.places
-        ]
-        full = [i for i in range(len(rows)) if all(side[i].strip() for side in sides)]
+        full, sides = self._texts(rows)
         cells: list[list[Any]] = [[None] * len(self.added)] * len(rows)
         if full:
-            texts, *pair = [[side[i] for i in full] for side in sides]
+            texts, *pair = map(list, zip(*sides, strict=True))
             logits = self.predictor.logits(texts, pair[0] if pair else None, self._heard(len(rows)))
             for i, answer in zip(full, self._cells(logits), strict=True):
                 cells[i] = answer
@@ -153,6 +164,13 @@ class _Job:
             "interval": list(headline_interval(self.task, decided, truth)),
             "judged": len(truth),
         }
+
+    def _texts(self, rows: Chunk) -> tuple[list[int], list[list[str]]]:
+        """The rows that have text, and the text of each, or both of its texts."""
+        places = [self.places[side] for side in ("text", "text_pair") if side in self.places]
+        read = [[as_text(row[place]) for place in places] for row in rows]
+        full = [i for i, texts in enumerate(read) if all(text.strip() for text in texts)]
+        return full, [read[i] for i in full]
 
     def _heard(self, rows: int) -> Callable[[float], None]:
         before = self.done

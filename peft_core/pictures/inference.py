@@ -42,10 +42,22 @@ def file_result(done: Mapping[str, Any], variant: str) -> str:
         f"{done['neutralised']:,} cells that a spreadsheet would run begin with ' now."
         if done["neutralised"]
         else "",
+        _form(done["form"]),
     ]
     return (
         f'<div class="result" data-testid="file-result"><p>{" ".join(filter(None, parts))}</p>'
         f"{_file_metrics(done['metrics'])}</div>"
+    )
+
+
+def _form(form: Mapping[str, Any] | None) -> str:
+    """What is to be known of the numbers in which a file was answered; nothing of float32."""
+    if form is None or form["dtype"] == "float32":
+        return ""
+    return (
+        f"Answered in {html.escape(form['dtype'])}, {form['speed_ratio']:.1f} times as fast here: on the "
+        f"first {form['rows']} rows the largest logit difference from float32 was "
+        f"{form['max_logit_diff']:.3f}, and {form['labels_changed']} labels changed."
     )
 
 

@@ -32,6 +32,12 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
                 pair = gr.Dropdown([], label="Second text", elem_id="file-pair", visible=False)
                 label = gr.Dropdown([], label="Label column", info="Empty: no metrics.", elem_id="file-label")
             variant = gr.Radio(VARIANTS, value="adapter", label="Model", elem_id="file-model")
+            exact = gr.Checkbox(
+                False,
+                label="Float32 throughout",
+                info="Else a long file is answered in bfloat16 where this machine gains by it.",
+                elem_id="file-exact",
+            )
             with gr.Row():
                 go = gr.Button("Predict the file", variant="primary", elem_id="predict-file")
                 stop = gr.Button("Cancel", elem_id="cancel-file", interactive=False)
@@ -54,7 +60,9 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
             return {**cleared, shown: message(str(error))}
         return {**cleared, **_choices(seen, columns, bool(workbench.result_of(run_id).get("text_pair")))}
 
-    def predict(path: str | None, run_id: str | None, chosen: str, *names: str) -> Iterator[dict[Any, Any]]:
+    def predict(
+        path: str | None, run_id: str | None, chosen: str, whole: bool, *names: str
+    ) -> Iterator[dict[Any, Any]]:
         if not path or not run_id:
             yield {shown: message("Pick a run at the side and a file first.")}
             return
@@ -65,7 +73,7 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
             result: gr.update(visible=False),
             shown: working(0.0, "Starting"),
         }
-        request = dict(zip(("text", "text_pair", "label"), names, strict=True))
+        request = {**dict(zip(("text", "text_pair", "label"), names, strict=True)), "exact": whole}
         try:
             for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
                 done = report.result
@@ -78,7 +86,7 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
         yield {stop: gr.update(interactive=False)}
 
     gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **PRIVATE)
-    go.click(predict, [upload, picker, variant, *columns], [job, stop, result, shown], **PRIVATE)
+    go.click(predict, [upload, picker, variant, exact, *columns], [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 
 

@@ -50,7 +50,7 @@ def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             with gr.Row():
                 reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
                 coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
-    _wire(workbench, picker, tab, form, [table, reliability, coverage, form.said])
+    _wire(workbench, picker, tab, form, [table, reliability, coverage])
 
 
 def _rule_form() -> RuleForm:
@@ -80,21 +80,21 @@ def _rule_form() -> RuleForm:
 
 
 def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, shown: list[Any]) -> None:
-    """A rule is judged as it changes; `shown` are its table, its two charts and a sentence."""
+    """A rule is judged as it changes; `shown` are its table, or a sentence in its place, and its charts."""
 
     def judge(run_id: str | None, *values: Any) -> list[Any]:
         if not run_id:
-            return ["", None, None, PICK_A_RUN]
+            return [PICK_A_RUN, None, None]
         try:
-            return [*_drawn(workbench.judge_rule(run_id, _rule(*values)), values[2]), ""]
+            return _drawn(workbench.judge_rule(run_id, _rule(*values)), values[2])
         except PeftCoreError as error:
-            return ["", None, None, message(str(error))]
+            return [message(str(error)), None, None]
 
     def show(run_id: str | None, find: Callable[[str], dict[str, Any]]) -> list[Any]:
         try:
             values = _values(find(run_id) if run_id else {})
         except PeftCoreError as error:
-            return [*(gr.skip() for _ in (*form.values, *shown[:-1])), message(str(error))]
+            return [*(gr.skip() for _ in form.values), message(str(error)), gr.skip(), gr.skip()]
         return [*values, *judge(run_id, *values)]
 
     def saved(run_id: str | None) -> list[Any]:
@@ -117,7 +117,10 @@ def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, s
     gr.on([tab.select, picker.change], saved, picker, everything, **PRIVATE)
     form.fit.click(suggested, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
     form.plain.click(plain, picker, everything, **PRIVATE)
-    gr.on([one.input for one in form.values], judge, [picker, *form.values], shown, **PRIVATE)
+    edits = [one.input for one in form.values]
+    gr.on(edits, judge, [picker, *form.values], shown, **PRIVATE)
+    others = [tab.select, picker.change, form.fit.click, form.plain.click]
+    gr.on([*edits, *others], None, None, form.said, js="() => ''")  # of another choice
     form.save.click(keep, [picker, *form.values], form.said, **PRIVATE)
 
 
