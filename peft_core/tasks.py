@@ -15,6 +15,7 @@ from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
 from peft_core.export import making
+from peft_core.export.page.webpage import refresh_rule
 from peft_core.inference import calibration, tables
 from peft_core.inference.attribution import attribute
 from peft_core.inference.classifier import Classifier
@@ -148,10 +149,11 @@ def suggest_rule(run_dir: str, thresholds: bool, at_least: float | None) -> dict
 
 
 def save_rule(run_dir: str, values: dict[str, Any]) -> None:
-    """Keep a decision with the run."""
+    """Keep a decision with the run, and with what was made of it to take away."""
     run = Run(Path(run_dir))
     labels = Classifier.read(run).labels
     Decision.of(values, labels).save(run, labels)
+    refresh_rule(run)
 
 
 def explain(
@@ -162,10 +164,15 @@ def explain(
     Where no label is asked for, all explain the one that the adapter predicts.
     """
     merged = [MERGED] * Run(Path(run_dir)).is_merged
-    found: dict[str, dict[str, Any]] = {}
-    for variant in (ADAPTER, BASE, *merged):
+    asked, found = (ADAPTER, BASE, *merged), {}
+    for number, variant in enumerate(asked):
+
+        def heard(share: float, number: int = number, variant: str = variant) -> None:
+            report((number + share) / len(asked), f"Weighing each word in the {variant}")
+
+        heard(0.0)
         try:
-            found[variant] = attribute(_predictor(run_dir, variant), text, text_pair, label)
+            found[variant] = attribute(_predictor(run_dir, variant), text, text_pair, label, progress=heard)
             label = found[variant]["label"]
         except (RunError, ModelError) as error:
             found[variant] = {"error": str(error)}

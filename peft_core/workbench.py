@@ -194,10 +194,11 @@ class Workbench:
 
     def explain(
         self, text: str, run_id: str, label: str | None = None, text_pair: str | None = None
-    ) -> dict[str, dict[str, Any]]:
-        """What each word of a text adds to a label (by default the predicted one) in every variant."""
+    ) -> Iterator[Report]:
+        """Reports, the last with what each word of a text adds to a label (by default the predicted one) in
+        every variant."""
         typed, pair = self._checked_texts(text, text_pair)
-        return self.worker.run("explain", str(self.find(run_id).folder), typed, label, pair)
+        return self.worker.stream("explain", str(self.find(run_id).folder), typed, label, pair)
 
     def review(
         self, run_id: str, kind: str, query: str, true: str, predicted: str, most: int

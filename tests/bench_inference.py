@@ -7,16 +7,17 @@ and predicts a file of 100,000 rows in a process of its own to see what memory i
 import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from bench_default import cpu_name, default_run
 from datasets import disable_progress_bars
@@ -137,13 +138,22 @@ def file_of_rows(folder: Path, run: Run) -> dict[str, float]:
 
 
 def predict_rows(run_dir: str, path: str) -> None:
-    """Predict the file, and print the seconds and the bytes beyond the loaded, warmed model."""
+    """Predict the file, and print the seconds and the most bytes held beyond the loaded, warmed model."""
     predictor = Predictor(run_dir, "merged")
     predictor.predict(["One text to warm the model."])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held, ended, process = [], threading.Event(), psutil.Process()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            held.append(process.memory_info().rss)
+
+    before, watcher = process.memory_info().rss, threading.Thread(target=look)
+    watcher.start()
     done = predict_file(predictor, Request(Path(path), "text"))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"rows": done["rows"], "seconds": done["seconds"], "bytes": (after - before) * 1024}))
+    ended.set()
+    watcher.join()
+    found = {"rows": done["rows"], "seconds": done["seconds"], "bytes": max(held) - before}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def table(texts: dict[str, list[str]], speeds: dict[str, dict], file: dict[str, float]) -> str:

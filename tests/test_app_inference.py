@@ -121,3 +121,18 @@ def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, o
     expect(page.get_by_test_id("other-runs")).to_contain_text(topics.run_id, timeout=60_000)
     expect(page.locator("#card-2 .answer")).to_have_text("good")
     expect(page.locator("#card-0")).to_contain_text("logistic regression")
+
+
+def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, open_page: Open) -> None:
+    page = questions(open_page, merged_run, "Why?")
+    expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
+    page.fill("#why-text textarea", "Wonderful, the best pizza.")
+    page.click("#explain")
+    drawn = page.get_by_test_id("explained")
+    expect(drawn).to_contain_text("Wonderful", timeout=60_000)
+    expect(drawn).to_contain_text("Merged")
+    assert drawn.locator("span.for, span.against").count() > 0
+    page.locator("#rows .virtual-row").nth(2).click()
+    text = judged_rows(merged_run).texts[2]
+    expect(page.locator("#why-text textarea")).to_have_value(text, timeout=20_000)
+    expect(drawn).to_contain_text(text.split()[1], timeout=60_000)

@@ -3,8 +3,10 @@
 import os
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
+from conftest import copy_of
 
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
@@ -48,6 +50,15 @@ def test_a_damaged_zip_is_written_anew(own_run: Run) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
         assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("small_disk", [200], indirect=True)
+def test_a_full_disk_leaves_no_zip(small_disk: Path, finished_run: Run) -> None:
+    run = copy_of(finished_run, small_disk)
+    (run.adapter / "padding").write_bytes(b"0" * 80_000)
+    with pytest.raises(RunError, match="The disk is full"):
+        zip_of(run, "adapter")
+    assert not [path for path in run.folder.iterdir() if "zip" in path.name]
 
 
 @pytest.mark.parametrize("kind", ["merged", "onnx", "config.json", "..", ""])

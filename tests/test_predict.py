@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import copy_of
 from tiny import make_tiny_bert, make_yelp_parquet
 
+from peft_core import runs
 from peft_core.data.labelled import cut
 from peft_core.errors import DataError, RunError
 from peft_core.inference.classifier import Classifier
@@ -129,6 +132,45 @@ def test_an_adapter_with_lost_or_damaged_files_gets_one_sentence(
         Predictor(own_run.folder).predict([GOOD])
     assert own_run.run_id in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class Planted:
+    """What a pickle does when it is read: it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "lost"),
+    [
+        ("adapter", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
+        ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors"),
+        ("merged", "merged/model.safetensors", "merged/model.safetensors"),
+        ("merged", "merged/pytorch_model.bin", "merged/model.safetensors"),
+    ],
+)
+def test_a_pickle_dressed_as_weights_is_refused_unread(
+    variant: str, name: str, lost: str, merged_run: Run, tmp_path: Path
+) -> None:
+    run = copy_of(merged_run, tmp_path / "runs")
+    (run.folder / lost).unlink()
+    torch.save(Planted(tmp_path / "ran"), run.folder / name)
+    with pytest.raises(RunError, match="lost"):
+        Predictor(run.folder, variant)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("status", [runs.RUNNING, runs.FAILED, runs.SCHEDULED])
+def test_a_run_without_an_adapter_yet_says_how_it_stands(status: str, own_run: Run) -> None:
+    shutil.rmtree(own_run.adapter)
+    own_run.update(status=status)
+    for variant in ("adapter", "base"):
+        with pytest.raises(RunError, match=f"{own_run.run_id}.*no adapter.*pick a finished run"):
+            Predictor(own_run.folder, variant)
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -1,5 +1,6 @@
 """Rows in pieces: the cells that reading the whole gives, and written back with columns beside them."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peft_core.data import streams, writers
+from peft_core.data import files, streams, writers
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import neutral, writer_for
@@ -92,6 +93,15 @@ def test_damage_is_one_sentence(name: str, content: bytes, words: str, tmp_path:
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
         list(open_rows(path).chunks())
+
+
+def test_a_sheet_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(files, "MOST_UNPACKED", 1_000_000)
+    pd.DataFrame({"text": ["good"] * 5}).to_excel(tmp_path / "bomb.xlsx", index=False)
+    with zipfile.ZipFile(tmp_path / "bomb.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/padding.xml", b" " * 2_000_000)
+    with pytest.raises(DataError, match="unpacks to over 1 MB"):
+        list(open_rows(tmp_path / "bomb.xlsx").chunks())
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import copy_of
 
 from peft_core.data import streams, writers
 from peft_core.errors import DataError, RunError
@@ -153,6 +154,16 @@ def test_an_end_in_the_middle_leaves_no_file(own_run: Run, tmp_path: Path) -> No
     with pytest.raises(RunError, match="Cancelled"):
         predict_file(Predictor(own_run.folder), Request(file_of(own_run, tmp_path), "review"), stop)
     assert not list((own_run.folder / tables.PREDICTIONS).iterdir())
+
+
+@pytest.mark.parametrize("small_disk", [100], indirect=True)
+def test_a_full_disk_leaves_no_file(small_disk: Path, finished_run: Run, tmp_path: Path) -> None:
+    run = copy_of(finished_run, small_disk)
+    path = tmp_path / "many.csv"
+    path.write_text("review\n" + "The food was good.\n" * 2000, encoding="utf-8")
+    with pytest.raises(RunError, match="The disk is full"):
+        predict_file(Predictor(run.folder), Request(path, "review", exact=True))
+    assert not list((run.folder / tables.PREDICTIONS).iterdir())
 
 
 def test_a_look_finds_the_columns_of_the_run_or_the_longest_text(own_run: Run, tmp_path: Path) -> None:

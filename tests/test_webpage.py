@@ -15,7 +15,9 @@ from exported_runs import refuse_int8
 from page_library import fetch_library
 from processes import answer
 
+from peft_core import tasks
 from peft_core.errors import ConfigError, RunError
+from peft_core.export.archives import zip_of
 from peft_core.export.page import webpage
 from peft_core.export.page.weblibrary import LIBRARY_URL, described, library_files, read_record
 from peft_core.export.page.webpage import default_title, export_page
@@ -109,6 +111,15 @@ def test_the_rule_that_was_chosen_travels(own_export: Run) -> None:
     Decision(1.5, (0.3, 0.7), 0.6).write(own_export.adapter, ("bad", "good"))
     settings = json.loads((Path(export_page(own_export.folder)["folder"]) / "page.json").read_text("utf-8"))
     assert settings["decision"] == {"temperature": 1.5, "thresholds": [0.3, 0.7], "abstain_below": 0.6}
+
+
+def test_a_rule_saved_later_reaches_the_page_and_its_zip(own_export: Run) -> None:
+    export_page(own_export.folder)
+    rule = {"temperature": 2.0, "thresholds": {"bad": 0.4, "good": 0.6}, "abstain_below": 0.7}
+    tasks.save_rule(str(own_export.folder), rule)
+    with zipfile.ZipFile(zip_of(own_export, "page")) as archive:
+        settings = json.loads(archive.read("page.json"))
+    assert settings["decision"] == {"temperature": 2.0, "thresholds": [0.4, 0.6], "abstain_below": 0.7}
 
 
 @pytest.mark.parametrize(

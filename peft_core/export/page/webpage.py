@@ -24,6 +24,7 @@ STATIC = ("page.css", "page.js", "classifier.js", "decision.js", "tokens.js")
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 MOST_BYTES = 1_900_000_000  # of a model: browsers hold no more in one piece, nor does one ONNX file
 EXAMPLE_CHARACTERS = 280
+SETTINGS_FILE = "page.json"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -66,7 +67,7 @@ def export_page(
         if library:
             _copy_library(library, folder / "vendor")
         settings["about"] = _about(run, classifier, precision, model)
-        write_json(folder / "page.json", settings)
+        write_json(folder / SETTINGS_FILE, settings)
         _write_static(folder, settings)
         progress(0.6, "Packing")
         _zip(folder, archive)
@@ -79,6 +80,14 @@ def export_page(
         "examples": len(settings["examples"]),
         "note": note,
     }
+
+
+def refresh_rule(run: Run) -> None:
+    """Let a page that was made before answer by the decision that is saved with the run now."""
+    path = run.folder / "page" / SETTINGS_FILE
+    if path.is_file():
+        settings = json.loads(path.read_text("utf-8"))
+        write_json(path, {**settings, "decision": _decision(run, Classifier.read(run))})
 
 
 def default_title(classifier: Classifier) -> str:
@@ -109,7 +118,6 @@ def _smallest(run: Run) -> tuple[str, dict[str, Any], str]:
 
 def _rule(run: Run, classifier: Classifier) -> dict[str, Any]:
     """What turns texts into an answer: how they are read, and what the outputs decide."""
-    decision = Decision.read(run)
     try:
         model_type = json.loads((run.onnx / "config.json").read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,8 +128,13 @@ def _rule(run: Run, classifier: Classifier) -> dict[str, Any]:
         "problem_type": classifier.problem_type,
         "text_pair": classifier.text_pair,
         "max_length": classifier.max_length,
-        "decision": {**decision.to_dict(classifier.labels), "thresholds": list(decision.thresholds)},
+        "decision": _decision(run, classifier),
     }
+
+
+def _decision(run: Run, classifier: Classifier) -> dict[str, Any]:
+    decision = Decision.read(run)
+    return {**decision.to_dict(classifier.labels), "thresholds": list(decision.thresholds)}
 
 
 def _lost(run: Run, name: str) -> RunError:

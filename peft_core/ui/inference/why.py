@@ -1,6 +1,6 @@
 """Why a model answers as it does: a text's words weighed, and the test rows to look at and search."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import gradio as gr
 
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
-from peft_core.pictures.pieces import message
+from peft_core.pictures.pieces import message, working
 from peft_core.ui.events import PICK_A_RUN, PRIVATE, sentence
 from peft_core.workbench import Workbench
 
@@ -111,16 +111,19 @@ def _test_rows() -> RowsPanel:
 
 def _wire_question(
     workbench: Workbench, picker: gr.Radio, question: Question
-) -> tuple[Callable[..., str], list[Any]]:
+) -> tuple[Callable[..., Iterator[str]], list[Any]]:
     """Explain by the button or Enter; what comes back is the handler and its inputs."""
 
-    def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> str:
+    def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> Iterator[str]:
         if not run_id:
-            return PICK_A_RUN
+            yield PICK_A_RUN
+            return
         try:
-            return _explained(typed, pair, workbench.explain(typed, run_id, chosen or None, pair or None))
+            for step in workbench.explain(typed, run_id, chosen or None, pair or None):
+                yield working(step.share, step.what)
+            yield _explained(typed, pair, step.result)
         except PeftCoreError as error:
-            return message(str(error))
+            yield message(str(error))
 
     asked = [picker, question.text, question.second, question.label]
     gr.on([question.go.click, question.text.submit], explain, asked, question.words, **PRIVATE)
