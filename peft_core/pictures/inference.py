@@ -57,7 +57,7 @@ def _form(form: Mapping[str, Any] | None) -> str:
     return (
         f"Answered in {html.escape(form['dtype'])}, {form['speed_ratio']:.1f} times as fast here: on the "
         f"first {form['rows']} rows the largest logit difference from float32 was "
-        f"{form['max_logit_diff']:.3f}, and {form['labels_changed']} labels changed."
+        f"{form['max_logit_diff']:.3f}; labels that changed: {form['labels_changed']}."
     )
 
 

@@ -39,12 +39,12 @@ def build_taking(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             _zips(workbench, picker)
             with gr.Accordion("ONNX", open=True):
                 drop = gr.Number(0.5, label="Largest drop, points", elem_id="max-drop")
-                _maker(workbench, picker, "onnx", ONNX, onnx_report, {"max_drop": drop})
+                _maker(workbench, picker, tab, "onnx", ONNX, onnx_report, {"max_drop": drop})
             with gr.Accordion("Embeddings", open=False):
-                _maker(workbench, picker, "embeddings", EMBEDDINGS, embeddings_report)
+                _maker(workbench, picker, tab, "embeddings", EMBEDDINGS, embeddings_report)
                 _neighbours(workbench, picker)
             with gr.Accordion("A page of its own", open=False):
-                _maker(workbench, picker, "page", PAGE, page_report)
+                _maker(workbench, picker, tab, "page", PAGE, page_report)
         with gr.Column():
             with gr.Accordion("Push to the Hub", open=True):
                 _hub(workbench, picker)
@@ -66,6 +66,7 @@ def _zip_path(workbench: Workbench, kind: str) -> Callable[[str], str]:
 def _maker(
     workbench: Workbench,
     picker: gr.Radio,
+    tab: gr.Tab,
     kind: str,
     words: str,
     report: Callable[[dict[str, Any]], str],
@@ -90,7 +91,14 @@ def _maker(
             yield [message(str(error)), gr.update(interactive=False)]
 
     make.click(made, [picker, *(options or {}).values()], [shown, take], **PRIVATE)
-    picker.change(lambda: ["", gr.update(interactive=False)], None, [shown, take], **PRIVATE)
+    picker.change(lambda: "", None, shown, **PRIVATE)
+    gr.on(
+        [tab.select, picker.change],
+        lambda run_id: gr.update(interactive=workbench.holds(run_id, kind)),
+        picker,
+        take,
+        **PRIVATE,
+    )
     download_by_click(take, _zip_path(workbench, kind), [picker], f"taken-{kind}")
 
 
