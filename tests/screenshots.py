@@ -13,7 +13,7 @@ WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 380, "height": 800}
 
 
 def main() -> None:
-    """Train, merge, predict, compare; a picture at each stop. Takes about two minutes on two cores."""
+    """Train, merge, predict, compare; a picture at each stop. Takes about three minutes on two cores."""
     path = find_chromium()
     assert path is not None, MISSING
     with (
@@ -44,6 +44,17 @@ def main() -> None:
         page.click("#classify")
         expect(page.get_by_test_id("difference")).to_be_visible(timeout=60_000)
         shot(page, "inference")
+        page.get_by_role("tab", name="Why?").click()
+        page.locator("#rows .virtual-row").nth(2).click()
+        expect(page.get_by_test_id("explained")).to_be_visible(timeout=60_000)
+        shot(page, "why")
+        page.get_by_role("tab", name="Can I trust it?").click()
+        expect(page.locator("#coverage canvas")).to_be_visible(timeout=60_000)
+        shot(page, "trust")
+        page.get_by_role("tab", name="Take away").click()
+        page.click("#make-onnx")
+        expect(page.get_by_test_id("onnx-report")).to_be_visible(timeout=180_000)
+        shot(page, "take-away")
         address = page.url
         page.goto(f"{address}&__theme=dark")
         expect(page.get_by_test_id("result")).to_be_visible(timeout=60_000)

@@ -70,6 +70,12 @@ def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) 
     page.locator("#code-kind").get_by_label("API: curl").check()
     expect(code).to_contain_text(merged_run.run_id, timeout=60_000)
     expect(code).to_contain_text("/call/predict")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#code").get_by_role("button", name="Copy").click()
+    page.wait_for_function(
+        "() => navigator.clipboard.readText().then((text) => text.includes('/call/predict'))"
+    )
+    assert merged_run.run_id in page.evaluate("() => navigator.clipboard.readText()")
     assert "train.py" in names_in(page, "#take-script", tmp_path / "script.zip")
 
 

@@ -16,7 +16,7 @@ from peft_core.pictures.charts import parts_chart, parts_frame, runs_chart, runs
 from peft_core.pictures.pieces import message, size, working
 from peft_core.presets import MODELS
 from peft_core.problems import TITLES
-from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence_each
+from peft_core.ui.events import FOLLOWING, PRIVATE, download_by_click, plot, sentence_each
 from peft_core.ui.fields import Form
 from peft_core.ui.form import fill
 from peft_core.workbench import Workbench
@@ -159,7 +159,7 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
         return plot(runs_chart(runs_frame(workbench.list_runs()), chosen))
 
     tabs.change(own_runs, metric, [none, seen, metric, chart, table], **PRIVATE)
-    metric.input(redraw, metric, chart, **PRIVATE)
+    metric.input(redraw, metric, chart, **FOLLOWING)
 
 
 def config_of(row: dict[str, Any]) -> TrainConfig:

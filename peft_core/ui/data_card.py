@@ -15,7 +15,7 @@ from peft_core.methods import epochs_of
 from peft_core.pictures.data import data_facts, data_findings, data_preview
 from peft_core.pictures.pieces import message
 from peft_core.presets import DATASETS, suggested_epochs
-from peft_core.ui.events import PRIVATE
+from peft_core.ui.events import FOLLOWING, PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
 from peft_core.workbench import Workbench
 
@@ -147,7 +147,7 @@ def wire_data_card(
     accordion.expand(open_card, set(looked), shown, **PRIVATE)
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
-    gr.on(changes, show, {opened, *looked}, shown, trigger_mode="always_last", **PRIVATE)
+    gr.on(changes, show, {opened, *looked}, shown, **FOLLOWING)
     taken = [form["num_train_epochs"], card.epochs, form["dataset_name"], *_unset(form)]
     taken += [card.facts, card.preview, card.findings, card.balance]
     wait = card.upload.upload(

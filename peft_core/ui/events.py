@@ -14,6 +14,8 @@ from peft_core.pictures.pieces import message
 
 PICK_A_RUN = message("Pick a finished run at the side first.", "note")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+# For what follows its inputs: else a change that comes while an earlier one is answered would be dropped.
+FOLLOWING = {**PRIVATE, "trigger_mode": "always_last"}
 
 
 def sentence(handler: Callable) -> Callable:

@@ -13,7 +13,7 @@ from peft_core.methods import ALL_LINEAR, METHODS
 from peft_core.pictures.pieces import cost, message, method_picture, method_words, quantity
 from peft_core.presets import DATASETS, MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
-from peft_core.ui.events import PRIVATE
+from peft_core.ui.events import FOLLOWING
 from peft_core.ui.fields import DEFAULTS, Form, fields
 from peft_core.ui.method_card import (
     OWN_SETTINGS,
@@ -145,7 +145,7 @@ def wire_form(
     every = list(form.values())
     changes = [page.load, *[component.change for component in every]]
     outputs = [strip, picture, *cards.accordions]
-    gr.on(changes, show_cost, set(every), outputs, trigger_mode="always_last", **PRIVATE)
+    gr.on(changes, show_cost, set(every), outputs, **FOLLOWING)
     model = [form[name] for name in ("model_name_or_path", "revision")]
     told = [cards.facts, cards.method.missing, *every]
     gr.on(
@@ -153,9 +153,9 @@ def wire_form(
         read_model,
         [*model, form["method"], form["target_modules"], cards.data.epochs],
         told,
-        **PRIVATE,
+        **FOLLOWING,
     )
-    recipe.input(take_recipe, recipe, [cards.data.epochs, *every], **PRIVATE)
+    recipe.input(take_recipe, recipe, [cards.data.epochs, *every], **FOLLOWING)
     wire_method_card(cards.method, form, workbench, cards.data.epochs)
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of, epochs_of
 from peft_core.presets import MODELS
-from peft_core.ui.events import PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
 from peft_core.ui.fields import DEFAULTS, Form, field
 from peft_core.workbench import Workbench
 
@@ -70,9 +70,9 @@ def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, epochs:
     shown = [card.line, card.settings, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
     method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
-    method.input(partial(method_values, form), [method, epochs], filled, **PRIVATE)
+    method.input(partial(method_values, form), [method, epochs], filled, **FOLLOWING)
     rate = form["learning_rate"]
-    modules.input(rate_for, [method, modules, rate], rate, **PRIVATE)
+    modules.input(rate_for, [method, modules, rate], rate, **FOLLOWING)
     for button, kind in zip(card.buttons, QUICK.values(), strict=True):
 
         def take(name: str, revision: str, chosen: str, rate: float, kind: str = kind) -> list[Any]:

@@ -9,7 +9,7 @@ from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED
 from peft_core.ui.code import code_kinds, code_view, served, shown
 from peft_core.ui.data_card import wire_data_card
-from peft_core.ui.events import PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
 from peft_core.ui.run_panel import build_run_panel, updates, wire_run_panel
@@ -80,8 +80,8 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
-    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **PRIVATE)
-    gr.on([show_code.click, kind.input], write_code, {*form.values(), kind}, [code, codes], **PRIVATE)
+    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
+    gr.on([show_code.click, kind.input], write_code, {*form.values(), kind}, [code, codes], **FOLLOWING)
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form

@@ -11,7 +11,7 @@ from peft_core.data.files import SUFFIXES
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import PICK_A_RUN, PRIVATE
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -85,7 +85,7 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
             workbench.cancel(name)  # whoever closed the page waits for nothing any more
         yield {stop: gr.update(interactive=False)}
 
-    gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **PRIVATE)
+    gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **FOLLOWING)
     go.click(predict, [upload, picker, variant, exact, *columns], [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 

@@ -16,7 +16,7 @@ from peft_core.pictures.taken import (
     pushed,
 )
 from peft_core.ui.code import code_kinds, code_view, served, shown
-from peft_core.ui.events import PICK_A_RUN, PRIVATE, download_by_click, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, download_by_click, sentence
 from peft_core.workbench import Workbench
 
 EMBEDDINGS = (
@@ -97,7 +97,7 @@ def _maker(
         lambda run_id: gr.update(interactive=workbench.holds(run_id, kind)),
         picker,
         take,
-        **PRIVATE,
+        **FOLLOWING,
     )
     download_by_click(take, _zip_path(workbench, kind), [picker], f"taken-{kind}")
 
@@ -159,7 +159,7 @@ def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             return gr.update(value="")
         return shown(lambda: workbench.code(run_id, chosen, *served(request)), chosen)
 
-    gr.on([tab.select, picker.change, kind.input], write, [picker, kind], code, **PRIVATE)
+    gr.on([tab.select, picker.change, kind.input], write, [picker, kind], code, **FOLLOWING)
 
     def packed(run_id: str) -> str:
         *_, last = workbench.make("script", run_id)

@@ -10,7 +10,7 @@ import pandas as pd
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import coverage_chart, reliability_chart, trust_table
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import PICK_A_RUN, PRIVATE, plot
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, plot
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -114,11 +114,11 @@ def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, s
         return message("Saved: predictions and exports of this run go by it.", "note")
 
     everything = [*form.values, *shown]
-    gr.on([tab.select, picker.change], saved, picker, everything, **PRIVATE)
+    gr.on([tab.select, picker.change], saved, picker, everything, **FOLLOWING)
     form.fit.click(suggested, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
     form.plain.click(plain, picker, everything, **PRIVATE)
     edits = [one.input for one in form.values]
-    gr.on(edits, judge, [picker, *form.values], shown, **PRIVATE)
+    gr.on(edits, judge, [picker, *form.values], shown, **FOLLOWING)
     others = [tab.select, picker.change, form.fit.click, form.plain.click]
     gr.on([*edits, *others], None, None, form.said, js="() => ''")  # of another choice
     form.save.click(keep, [picker, *form.values], form.said, **PRIVATE)

@@ -9,7 +9,7 @@ import gradio as gr
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import PICK_A_RUN, PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, sentence
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
@@ -145,9 +145,9 @@ def _wire_rows(
         return [_count(found), [[_cell(row, name) for name in COLUMNS.values()] for row in found["rows"]]]
 
     changed = [*(one.input for one in rows.filters), tab.select]
-    gr.on(changed, search, [picker, *rows.filters], [rows.count, rows.table], **PRIVATE)
+    gr.on(changed, search, [picker, *rows.filters], [rows.count, rows.table], **FOLLOWING)
     rows.kind.input(
-        lambda chosen: gr.update(visible=chosen != "suspected"), rows.kind, rows.filtering, **PRIVATE
+        lambda chosen: gr.update(visible=chosen != "suspected"), rows.kind, rows.filtering, **FOLLOWING
     )
     return search
 
