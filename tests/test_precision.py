@@ -60,12 +60,16 @@ def test_it_stays_in_float32_where_nothing_is_gained_or_the_logits_move(
 
 
 @pytest.mark.usefixtures("gaining")
-def test_what_cannot_be_merged_or_is_quantised_is_left_as_it_is(train_here: Callable[..., Run]) -> None:
+def test_what_cannot_be_merged_or_is_quantised_or_stands_in_is_left_as_it_is(
+    train_here: Callable[..., Run],
+) -> None:
     prompt = train_here(method="prompt_tuning", num_train_epochs=0.2)
     texts = judged_rows(prompt).texts
     assert quicker(Predictor(prompt.folder), texts)[1]["merged"] is False
     rounded = Predictor(train_here(load_in_bits=8, num_train_epochs=0.2).folder)
     assert quicker(rounded, texts) == (rounded, {"merged": False, "dtype": "float32"})
+    probe = Predictor(prompt.folder, "base")
+    assert probe.standing_in and quicker(probe, texts) == (probe, {"merged": False, "dtype": "float32"})
 
 
 @pytest.mark.usefixtures("gaining")

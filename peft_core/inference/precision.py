@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peft_core.errors import MergeError
-from peft_core.inference.loading import ADAPTER, merged_weights
+from peft_core.inference.loading import ADAPTER, MERGED, merged_weights
 from peft_core.inference.predictor import Predictor
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import head_modules
@@ -36,10 +36,11 @@ def quicker(
     The adapter goes into a copy of the weights where the method can merge and the logits stay. The weights go
     to bfloat16, the head apart, where this machine multiplies such matrices faster, the texts are read at
     least GAIN times as fast, and no logit moves by more than HALF_DIFFERENCE: a label then changes only where
-    two were as good as equal. Quantised bases stay as they are. The given predictor is left as it is.
+    two were as good as equal. A quantised base, and a probe that stands in for one, stay as they are. The
+    given predictor is left as it is.
     """
-    facts: dict[str, Any] = {"merged": predictor.variant != ADAPTER, "dtype": "float32"}
-    if bits_of(predictor.run.config().to_dict()) != FULL:
+    facts: dict[str, Any] = {"merged": predictor.variant == MERGED, "dtype": "float32"}
+    if predictor.standing_in or bits_of(predictor.run.config().to_dict()) != FULL:
         return predictor, facts
     logits, before = _timed(predictor, texts, text_pairs)
     merged = _merged(predictor)

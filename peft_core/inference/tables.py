@@ -119,7 +119,8 @@ class _Job:
             for number, label in enumerate(self._labels(rows), self.total + 1):
                 self._check_label(number, label)
             self.total += len(rows)
-            self._sample += self._texts(rows)[1][: SAMPLE - len(self._sample)]
+            if len(self._sample) < SAMPLE:
+                self._sample += self._texts(rows)[1][: SAMPLE - len(self._sample)]
             if most is not None and self.total > most:
                 raise DataError(
                     f"{self.request.path.name!r} has more than {most:,} rows, the most that this public demo "
