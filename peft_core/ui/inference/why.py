@@ -104,7 +104,7 @@ def _test_rows() -> RowsPanel:
         max_height=520,
         show_label=False,
         elem_id="rows",
-        column_widths=["56px", "264px", "96px", "100px", "112px"],
+        column_widths=["48px", "240px", "88px", "92px", "104px"],
     )
     return RowsPanel(kind, filtering, query, true, predicted, count, table)
 
