@@ -48,10 +48,11 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     page.click("#train")
     expect(page.get_by_test_id("progress")).to_contain_text("tokens/s", timeout=60_000)
     expect(page.locator("#loss canvas")).to_be_visible()
-    early = page.locator("#loss canvas").screenshot()
+    drawn = "(canvas) => canvas.toDataURL()"  # a screenshot would wait for a canvas that is drawn anew
+    early = page.locator("#loss canvas").evaluate(drawn)
     width = page.locator(".bar i").get_attribute("style")
     page.wait_for_timeout(5000)
-    assert page.locator("#loss canvas").screenshot() != early, "the curve did not move"
+    assert page.locator("#loss canvas").evaluate(drawn) != early, "the curve did not move"
     assert page.locator(".bar i").get_attribute("style") != width, "the progress bar did not move"
 
     expect(page.get_by_test_id("result")).to_be_visible(timeout=180_000)

@@ -60,6 +60,12 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     expect(page.get_by_test_id("certificate")).to_contain_text("holds", timeout=120_000)
     config = json.loads((run.merged / "config.json").read_text(encoding="utf-8"))
     assert set(config["label2id"]) == set(TONES)
+    page.click("#try-it")  # what is asked of a run knows it as soon as it is trained
+    expect(page.locator("#examples")).to_contain_text(" war ", timeout=30_000)
+    page.get_by_role("tab", name="Why?").click()
+    expect(page.locator("#why-label")).to_be_visible()
+    page.click("#rows-true input")
+    expect(page.get_by_role("option")).to_have_count(1 + len(TONES))
 
 
 def test_train_pressed_at_once_trains_the_uploaded_file(

@@ -37,13 +37,14 @@ def build_page(workbench: Workbench) -> gr.Blocks:
             gr.HTML(f'<div class="message note">{workbench.limits.describe()}</div>', elem_id="limits")
         build_api(workbench)  # before the tabs, so that the endpoints get the plain names
         picker = build_sidebar(workbench)
+        standing = gr.State("")  # the picked run and how it stands: what is asked of it follows both
         with gr.Tabs(selected="train") as tabs:
             with gr.Tab("Train", id="train"):
-                form = build_train(page, workbench, picker, tabs)
+                form = build_train(page, workbench, picker, standing, tabs)
             with gr.Tab("Compare parameters", id="compare"):
                 build_compare(workbench, form, tabs)
             with gr.Tab("Inference", id="inference"):
-                build_inference(workbench, picker)
+                build_inference(workbench, picker, standing)
 
         def open_run(request: gr.Request) -> dict:
             """The run in the address, else the one that trains now."""

@@ -23,7 +23,9 @@ TO_THE_TOP = """() => {
 TICK = 1.0  # seconds between looks at the run folder
 
 
-def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs) -> Form:
+def build_train(
+    page: gr.Blocks, workbench: Workbench, picker: gr.Radio, standing: gr.State, tabs: gr.Tabs
+) -> Form:
     """Layout first, wiring at the foot; the form's fields come back for the other tabs to fill."""
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
@@ -53,6 +55,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
         return {
             seen: signature,
             picker: gr.update(choices=choices),
+            standing: f"{run_id} {_status(workbench, run_id)}",
             **parts,
             **dict(zip((go, resume, stop), buttons, strict=True)),
         }
@@ -76,7 +79,7 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
-    outputs = [seen, picker, *panel.shown, go, resume, stop]
+    outputs = [seen, picker, standing, *panel.shown, go, resume, stop]
     gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
@@ -85,6 +88,14 @@ def build_train(page: gr.Blocks, workbench: Workbench, picker: gr.Radio, tabs: g
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form
+
+
+def _status(workbench: Workbench, run_id: str | None) -> str:
+    """How the picked run stands; empty for none, and for one that is gone."""
+    try:
+        return workbench.find(run_id).state()["status"] if run_id else ""
+    except RunError:
+        return ""
 
 
 def _buttons(workbench: Workbench, run_id: str | None) -> list[Any]:

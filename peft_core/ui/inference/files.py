@@ -21,7 +21,7 @@ HELP = (
 VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
 
-def build_files(workbench: Workbench, picker: gr.Radio) -> None:
+def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
     """The upload and its columns on the left, what comes of it on the right."""
     with gr.Row():
         with gr.Column(scale=5):
@@ -85,7 +85,7 @@ def build_files(workbench: Workbench, picker: gr.Radio) -> None:
             workbench.cancel(name)  # whoever closed the page waits for nothing any more
         yield {stop: gr.update(interactive=False)}
 
-    gr.on([upload.change, picker.change], look, [upload, picker], [*columns, result, shown], **FOLLOWING)
+    gr.on([upload.change, standing.change], look, [upload, picker], [*columns, result, shown], **FOLLOWING)
     go.click(predict, [upload, picker, variant, exact, *columns], [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 

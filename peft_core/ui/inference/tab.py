@@ -15,20 +15,20 @@ from peft_core.ui.inference.why import build_why
 from peft_core.workbench import Workbench
 
 
-def build_inference(workbench: Workbench, picker: gr.Radio) -> None:
-    """The picked run on top, the kinds of question below."""
+def build_inference(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
+    """The picked run on top, the kinds of question below; `standing` changes when that run does."""
     picked = gr.HTML(_picked(None), elem_id="picked")
     with gr.Tabs(elem_id="questions"):
         with gr.Tab("A text", id="text"):
-            build_texts(workbench, picker)
+            build_texts(workbench, picker, standing)
         with gr.Tab("A file", id="file"):
-            build_files(workbench, picker)
+            build_files(workbench, picker, standing)
         with gr.Tab("Can I trust it?", id="trust") as trust:
-            build_trust(workbench, picker, trust)
+            build_trust(workbench, picker, standing, trust)
         with gr.Tab("Why?", id="why") as why:
-            build_why(workbench, picker, why)
+            build_why(workbench, picker, standing, why)
         with gr.Tab("Take away", id="take") as take:
-            build_taking(workbench, picker, take)
+            build_taking(workbench, picker, standing, take)
     picker.change(_picked, picker, picked, **PRIVATE)
 
 

@@ -32,24 +32,25 @@ HUB = "Under your own account, with a model card that fills itself. The token is
 PUSHED = [("Adapter", "adapter"), ("Merged model", "merged")]
 
 
-def build_taking(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+def build_taking(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
     """Files on the left, the Hub and the code on the right."""
+    opened = [tab.select, standing.change]
     with gr.Row():
         with gr.Column():
             _zips(workbench, picker)
             with gr.Accordion("ONNX", open=True):
                 drop = gr.Number(0.5, label="Largest drop, points", elem_id="max-drop")
-                _maker(workbench, picker, tab, "onnx", ONNX, onnx_report, {"max_drop": drop})
+                _maker(workbench, picker, opened, "onnx", ONNX, onnx_report, {"max_drop": drop})
             with gr.Accordion("Embeddings", open=False):
-                _maker(workbench, picker, tab, "embeddings", EMBEDDINGS, embeddings_report)
+                _maker(workbench, picker, opened, "embeddings", EMBEDDINGS, embeddings_report)
                 _neighbours(workbench, picker)
             with gr.Accordion("A page of its own", open=False):
-                _maker(workbench, picker, tab, "page", PAGE, page_report)
+                _maker(workbench, picker, opened, "page", PAGE, page_report)
         with gr.Column():
             with gr.Accordion("Push to the Hub", open=True):
                 _hub(workbench, picker)
             with gr.Accordion("The code", open=True):
-                _code(workbench, picker, tab)
+                _code(workbench, picker, opened)
 
 
 def _zips(workbench: Workbench, picker: gr.Radio) -> None:
@@ -66,7 +67,7 @@ def _zip_path(workbench: Workbench, kind: str) -> Callable[[str], str]:
 def _maker(
     workbench: Workbench,
     picker: gr.Radio,
-    tab: gr.Tab,
+    opened: list[Any],
     kind: str,
     words: str,
     report: Callable[[dict[str, Any]], str],
@@ -93,7 +94,7 @@ def _maker(
     make.click(made, [picker, *(options or {}).values()], [shown, take], **PRIVATE)
     picker.change(lambda: "", None, shown, **PRIVATE)
     gr.on(
-        [tab.select, picker.change],
+        opened,
         lambda run_id: gr.update(interactive=workbench.holds(run_id, kind)),
         picker,
         take,
@@ -147,7 +148,7 @@ def _hub(workbench: Workbench, picker: gr.Radio) -> None:
     go.click(push, [picker, kind, name, token, private, overwrite], [shown, token], **PRIVATE)
 
 
-def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> None:
     """The script that reproduces the run, and the app's own API with the run's id filled in."""
     kind = code_kinds("This run, in plain Python", "code-kind")
     code = code_view("code")
@@ -159,7 +160,7 @@ def _code(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             return gr.update(value="")
         return shown(lambda: workbench.code(run_id, chosen, *served(request)), chosen)
 
-    gr.on([tab.select, picker.change, kind.input], write, [picker, kind], code, **FOLLOWING)
+    gr.on([*opened, kind.input], write, [picker, kind], code, **FOLLOWING)
 
     def packed(run_id: str) -> str:
         *_, last = workbench.make("script", run_id)

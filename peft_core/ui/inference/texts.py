@@ -22,7 +22,7 @@ DEFAULT_EXAMPLES = [
 ]
 
 
-def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
+def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
     """Text (or a pair) and examples on top, the cards below, a thin strip and other runs under them."""
     with gr.Row():
         with gr.Column(scale=6):
@@ -73,7 +73,7 @@ def build_texts(workbench: Workbench, picker: gr.Radio) -> None:
     examples.click(example, [picker, examples], [text, second], **PRIVATE).then(
         classify, inputs, outputs, **PRIVATE
     )
-    picker.change(look, picker, [second, examples, others, *outputs], **PRIVATE)
+    standing.change(look, picker, [second, examples, others, *outputs], **PRIVATE)
 
 
 def _textboxes(most: int | None) -> tuple[gr.Textbox, gr.Textbox]:

@@ -40,7 +40,7 @@ class RuleForm:
         return [self.temperature, self.thresholds, self.abstain]
 
 
-def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
     """The choice on the left, what it brings on the right."""
     with gr.Row():
         with gr.Column(scale=4):
@@ -50,7 +50,7 @@ def build_trust(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
             with gr.Row():
                 reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
                 coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
-    _wire(workbench, picker, tab, form, [table, reliability, coverage])
+    _wire(workbench, picker, [tab.select, standing.change], form, [table, reliability, coverage])
 
 
 def _rule_form() -> RuleForm:
@@ -79,7 +79,9 @@ def _rule_form() -> RuleForm:
     return RuleForm(temperature, thresholds, abstain, fit_thresholds, at_least, fit, plain, save, said)
 
 
-def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, shown: list[Any]) -> None:
+def _wire(
+    workbench: Workbench, picker: gr.Radio, opened: list[Any], form: RuleForm, shown: list[Any]
+) -> None:
     """A rule is judged as it changes; `shown` are its table, or a sentence in its place, and its charts."""
 
     def judge(run_id: str | None, *values: Any) -> list[Any]:
@@ -114,13 +116,13 @@ def _wire(workbench: Workbench, picker: gr.Radio, tab: gr.Tab, form: RuleForm, s
         return message("Saved: predictions and exports of this run go by it.", "note")
 
     everything = [*form.values, *shown]
-    gr.on([tab.select, picker.change], saved, picker, everything, **FOLLOWING)
+    gr.on(opened, saved, picker, everything, **FOLLOWING)
     form.fit.click(suggested, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
     form.plain.click(plain, picker, everything, **PRIVATE)
     edits = [one.input for one in form.values]
     gr.on(edits, judge, [picker, *form.values], shown, **FOLLOWING)
-    others = [tab.select, picker.change, form.fit.click, form.plain.click]
-    gr.on([*edits, *others], None, None, form.said, js="() => ''")  # of another choice
+    of_another_choice = [*edits, *opened, form.fit.click, form.plain.click]
+    gr.on(of_another_choice, None, None, form.said, js="() => ''")
     form.save.click(keep, [picker, *form.values], form.said, **PRIVATE)
 
 

@@ -46,7 +46,7 @@ class RowsPanel:
         return [self.kind, self.query, self.true, self.predicted]
 
 
-def build_why(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
+def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
     """A text and its words on the left, the run's test rows on the right; a click on a row explains it."""
     with gr.Row():
         with gr.Column(scale=5):
@@ -72,7 +72,7 @@ def build_why(workbench: Workbench, picker: gr.Radio, tab: gr.Tab) -> None:
 
     texts = [question.text, question.second]
     shown = [*texts, question.label, question.words, *rows.filters, rows.count, rows.table]
-    picker.change(look, picker, shown, **PRIVATE)
+    standing.change(look, picker, shown, **PRIVATE)
     rows.table.select(sentence(take), picker, texts, **PRIVATE).success(
         explain, asked, question.words, **PRIVATE
     )
