@@ -71,11 +71,6 @@ def build_train(
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
         return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
 
-    def write_code(values: dict, request: gr.Request) -> list[Any]:
-        settings, chosen = settings_of(form, values), values[kind]
-        text = shown(lambda: workbench.training_code(settings, chosen, *served(request)), chosen)
-        return [text, gr.update(visible=True)]
-
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
@@ -84,10 +79,23 @@ def build_train(
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
     gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
-    gr.on([show_code.click, kind.input], write_code, {*form.values(), kind}, [code, codes], **FOLLOWING)
+    _wire_code(workbench, form, show_code, kind, [code, codes])
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form
+
+
+def _wire_code(
+    workbench: Workbench, form: Form, button: gr.Button, kind: gr.Radio, outputs: list[Any]
+) -> None:
+    """The settings of the form as code to copy; `outputs` are the code and what holds it."""
+
+    def write(values: dict, request: gr.Request) -> list[Any]:
+        settings, chosen = settings_of(form, values), values[kind]
+        text = shown(lambda: workbench.training_code(settings, chosen, *served(request)), chosen)
+        return [text, gr.update(visible=True)]
+
+    gr.on([button.click, kind.input], write, {*form.values(), kind}, outputs, **FOLLOWING)
 
 
 def _status(workbench: Workbench, run_id: str | None) -> str:

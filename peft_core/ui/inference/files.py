@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,28 @@ HELP = (
 VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
 
+@dataclass(frozen=True)
+class FileForm:
+    """The file, its columns (text, second text, label), and the model that reads it."""
+
+    upload: gr.File
+    columns: list[gr.Dropdown]
+    variant: gr.Radio
+    exact: gr.Checkbox
+
+
 def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
     """The upload and its columns on the left, what comes of it on the right."""
     with gr.Row():
         with gr.Column(scale=5):
-            upload = gr.File(label="A file of texts", file_types=list(SUFFIXES), elem_id="file", height=130)
-            gr.HTML(f'<p class="quiet">{HELP}</p>')
-            with gr.Row():
-                text = gr.Dropdown([], label="Text column", elem_id="file-text")
-                pair = gr.Dropdown([], label="Second text", elem_id="file-pair", visible=False)
-                label = gr.Dropdown([], label="Label column", info="Empty: no metrics.", elem_id="file-label")
-            variant = gr.Radio(VARIANTS, value="adapter", label="Model", elem_id="file-model")
-            exact = gr.Checkbox(
-                False,
-                label="Float32 throughout",
-                info="Else a long file is answered in bfloat16 where this machine gains by it.",
-                elem_id="file-exact",
-            )
+            form = _file_form()
             with gr.Row():
                 go = gr.Button("Predict the file", variant="primary", elem_id="predict-file")
                 stop = gr.Button("Cancel", elem_id="cancel-file", interactive=False)
         with gr.Column(scale=5):
             shown = gr.HTML(elem_id="file-shown")
             result = gr.DownloadButton("Download", visible=False, elem_id="get-file", variant="primary")
-    job = gr.State()
-    columns = [text, pair, label]
+    job, columns = gr.State(), form.columns
 
     def look(path: str | None, run_id: str | None) -> dict[Any, Any]:
         nothing = {one: gr.update(choices=[], value=None) for one in columns}
@@ -85,9 +83,34 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             workbench.cancel(name)  # whoever closed the page waits for nothing any more
         yield {stop: gr.update(interactive=False)}
 
-    gr.on([upload.change, standing.change], look, [upload, picker], [*columns, result, shown], **FOLLOWING)
-    go.click(predict, [upload, picker, variant, exact, *columns], [job, stop, result, shown], **PRIVATE)
+    gr.on(
+        [form.upload.change, standing.change],
+        look,
+        [form.upload, picker],
+        [*columns, result, shown],
+        **FOLLOWING,
+    )
+    asked = [form.upload, picker, form.variant, form.exact, *columns]
+    go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
+
+
+def _file_form() -> FileForm:
+    """Layout alone."""
+    upload = gr.File(label="A file of texts", file_types=list(SUFFIXES), elem_id="file", height=130)
+    gr.HTML(f'<p class="quiet">{HELP}</p>')
+    with gr.Row():
+        text = gr.Dropdown([], label="Text column", elem_id="file-text")
+        pair = gr.Dropdown([], label="Second text", elem_id="file-pair", visible=False)
+        label = gr.Dropdown([], label="Label column", info="Empty: no metrics.", elem_id="file-label")
+    variant = gr.Radio(VARIANTS, value="adapter", label="Model", elem_id="file-model")
+    exact = gr.Checkbox(
+        False,
+        label="Float32 throughout",
+        info="Else a long file is answered in bfloat16 where this machine gains by it.",
+        elem_id="file-exact",
+    )
+    return FileForm(upload, [text, pair, label], variant, exact)
 
 
 def _choices(seen: dict[str, Any], columns: list[gr.Dropdown], pairs: bool) -> dict[Any, Any]:
