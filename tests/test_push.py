@@ -32,7 +32,6 @@ from peft_core.errors import PeftCoreError
 from peft_core.export.hub.push import push
 from peft_core.export.hub.account import check_token
 from peft_core.runs import Run
-
 hub_logging.set_verbosity_debug()
 found = []
 for call in json.load(sys.stdin):

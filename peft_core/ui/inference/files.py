@@ -64,13 +64,8 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         if not path or not run_id:
             yield {shown: message("Pick a run at the side and a file first.")}
             return
-        name = secrets.token_hex(8)
-        yield {
-            job: name,
-            stop: gr.update(interactive=True),
-            result: gr.update(visible=False),
-            shown: working(0.0, "Starting"),
-        }
+        name, hidden = secrets.token_hex(8), gr.update(visible=False)
+        yield {job: name, stop: gr.update(interactive=True), result: hidden, shown: working(0.0, "Starting")}
         request = {**dict(zip(("text", "text_pair", "label"), names, strict=True)), "exact": whole}
         try:
             for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
@@ -83,14 +78,9 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             workbench.cancel(name)  # whoever closed the page waits for nothing any more
         yield {stop: gr.update(interactive=False)}
 
-    gr.on(
-        [form.upload.change, standing.change],
-        look,
-        [form.upload, picker],
-        [*columns, result, shown],
-        **FOLLOWING,
-    )
-    asked = [form.upload, picker, form.variant, form.exact, *columns]
+    file, changed = [form.upload, picker], [form.upload.change, standing.change]
+    gr.on(changed, look, file, [*columns, result, shown], **FOLLOWING)
+    asked = [*file, form.variant, form.exact, *columns]
     go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 
