@@ -228,6 +228,7 @@ def test_a_row_of_the_table_is_loaded_into_the_form(open_page: Open) -> None:
     tab(page, "Compare parameters")
     page.click("#count")
     expect(page.locator("#counts")).to_contain_text("590,594", timeout=60_000)
+    expect(page.locator("#parts canvas")).to_be_visible()
     page.locator("#counts").get_by_text("590,594").first.click()
     expect(page.get_by_test_id("cost")).to_contain_text("590,594")
 

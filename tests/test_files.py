@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from peft_core.data import files
@@ -280,6 +280,7 @@ labels = st.lists(
 
 
 @quick
+@example(names=["0", "label"], suffix=".csv")
 @given(names=labels, suffix=st.sampled_from((".csv", ".tsv", ".jsonl", ".json", ".parquet")))
 def test_labels_survive_a_round_trip(tmp_path_factory: Any, names: list[str], suffix: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"round{suffix}"

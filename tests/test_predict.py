@@ -145,21 +145,21 @@ class Planted:
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "lost"),
+    ("variant", "name", "lost", "words"),
     [
-        ("adapter", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
-        ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors"),
-        ("merged", "merged/model.safetensors", "merged/model.safetensors"),
-        ("merged", "merged/pytorch_model.bin", "merged/model.safetensors"),
+        ("adapter", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors", "damaged"),
+        ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors", "no adapter"),
+        ("merged", "merged/model.safetensors", "merged/model.safetensors", "lost files"),
+        ("merged", "merged/pytorch_model.bin", "merged/model.safetensors", "not merged"),
     ],
 )
 def test_a_pickle_dressed_as_weights_is_refused_unread(
-    variant: str, name: str, lost: str, merged_run: Run, tmp_path: Path
+    variant: str, name: str, lost: str, words: str, merged_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(merged_run, tmp_path / "runs")
     (run.folder / lost).unlink()
     torch.save(Planted(tmp_path / "ran"), run.folder / name)
-    with pytest.raises(RunError, match="lost"):
+    with pytest.raises(RunError, match=words):
         Predictor(run.folder, variant)
     assert not (tmp_path / "ran").exists()
 

@@ -58,14 +58,17 @@ def has_header(rows: list[list[str]]) -> bool:
         return False
     if not any(cell.strip() for cell in first[1:] or first):
         return False
-    for column, cell in enumerate(first):
-        below = [row[column] for row in rest if column < len(row)]
+    columns = [[row[i] for row in rest if i < len(row)] for i in range(len(first))]
+    known = [cell.strip().casefold() in KNOWN_NAMES for cell in first]
+    if any(
+        is_known and cell not in below for cell, is_known, below in zip(first, known, columns, strict=True)
+    ):
+        return True  # a name of columns that is no cell below
+    for cell, is_known, below in zip(first, known, columns, strict=True):
         repeats = len(below) >= 2 * len(set(below))
-        if cell and cell in below and (repeats or cell.strip().casefold() not in KNOWN_NAMES):
+        if cell and cell in below and (repeats or not is_known):
             return False
-    if {cell.strip().casefold() for cell in first} & KNOWN_NAMES:
-        return True
-    return not any(len(cell.split()) > 5 for cell in first)
+    return any(known) or not any(len(cell.split()) > 5 for cell in first)
 
 
 def unique_names(cells: list[str]) -> list[str]:
