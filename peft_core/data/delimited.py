@@ -60,11 +60,10 @@ def has_header(rows: list[list[str]]) -> bool:
         return False
     columns = [[row[i] for row in rest if i < len(row)] for i in range(len(first))]
     known = [cell.strip().casefold() in KNOWN_NAMES for cell in first]
-    if any(
-        is_known and cell not in below for cell, is_known, below in zip(first, known, columns, strict=True)
-    ):
-        return True  # a name of columns that is no cell below
-    for cell, is_known, below in zip(first, known, columns, strict=True):
+    triples = list(zip(first, known, columns, strict=True))
+    if any(is_known and cell not in below for cell, is_known, below in triples):
+        return True  # labels may well be called what the other columns are
+    for cell, is_known, below in triples:
         repeats = len(below) >= 2 * len(set(below))
         if cell and cell in below and (repeats or not is_known):
             return False
