@@ -26,6 +26,7 @@ REMEDIES = {
     "leakage": "Leave out training rows whose text is also judged on",
     "small_classes": "Leave out labels with too few rows to split",
 }
+ARITHMETIC = ("fast", "plain")
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -209,6 +210,14 @@ class TrainConfig:
     max_eval_samples: int = setting(
         1000, "Evaluation rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
     )
+    dropout: float = setting(
+        0.0, "Dropout", "Share of the model's own values dropped in training; most were made with 0.1.",
+        minimum=0.0, maximum=0.9,
+    )  # fmt: skip
+    arithmetic: str = setting(
+        "fast", "Arithmetic", "Plain keeps to float32 and stock modules: slower, the same to rounding.",
+        choices=ARITHMETIC,
+    )  # fmt: skip
     seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:

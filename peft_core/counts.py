@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,13 +15,14 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
+from peft_core.machine import product_rate
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
 from peft_core.presets import DATASETS
 from peft_core.quantise import check_quantisation
 
 FLOAT32_BYTES = 4
-_rates_seen: deque[float] = deque(maxlen=100)
+_rates_seen: deque[float] = deque(maxlen=20)
 _OPERATIONS = {"head_only": 2, "full": 6}  # a token and linear weight, where not four
 _EFFICIENCY = 0.5  # share of the matrix rate that a training step reaches, padding and optimizer included
 
@@ -87,11 +87,7 @@ def forecast_seconds(config: TrainConfig) -> float | None:
 
 def matrix_rate() -> float:
     """Float32 operations a second of this machine's matrix product, the best seen so far in this process."""
-    left, right = torch.ones(512, 768), torch.ones(768, 768)
-    for _ in range(5):
-        start = time.perf_counter()
-        left @ right
-        _rates_seen.append(2 * 512 * 768 * 768 / (time.perf_counter() - start))
+    _rates_seen.append(product_rate(torch.ones(512, 768), torch.ones(768, 768)))
     return max(_rates_seen)
 
 

@@ -133,6 +133,16 @@ def load_base(
     return base
 
 
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Have a model drop this share of its own values in training, wherever it drops any."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, share)
+
+
 def _quantised(name: str, source: Source, bits: int) -> dict[str, Any]:
     """Loading arguments that leave in full precision what a checkpoint may lack: the head and the pooler."""
     if bits == FULL:

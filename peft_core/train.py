@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import peft
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import set_seed
 
-from peft_core.adapters import (
-    RankSchedule,
-    apply_method,
-    optimizer_of,
-    start_from_data,
-    trained_state,
-)
-from peft_core.checkpoints import CheckpointingTrainer, latest_checkpoint, step_of
+from peft_core.adapters import RankSchedule, apply_method, start_from_data, trained_state
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data.labelled import LabelledText, encode, load_labelled_text
-from peft_core.encoder import BaseModel, check_max_length, load_base
+from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
+from peft_core.machine import keep_freed_memory
 from peft_core.methods import bits_of, virtual_tokens
-from peft_core.metrics import task_metrics
-from peft_core.problems import METRICS, REGRESSION, decide
+from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
 from peft_core.runs import (
     FAILED,
@@ -48,7 +42,11 @@ from peft_core.runs import (
     whole_folder,
     write_json,
 )
-from peft_core.schedule import CURVE_ROWS, START_BATCHES, curve_steps, loss_steps, total_steps
+from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
+from peft_core.training.checkpoints import latest_checkpoint, step_of
+from peft_core.training.reporting import RunProgress, log_result
+from peft_core.training.speedups import faster
+from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
 
 
 class Stopped(Exception):
@@ -104,41 +102,20 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         bits=bits_of(config.to_dict()),
     )
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
-    model = apply_method(
-        base.model,
-        config,
-        base.untrained,
-        base=base.source,
-        steps=total_steps(config, len(data.train)),
-    )
+    set_dropout(base.model, config.dropout)
+    steps = total_steps(config, len(data.train))
+    model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
     _stage(run, "encoding the texts")
-    checkpoint = latest_checkpoint(run.folder / "checkpoints")
-    if checkpoint is not None:
-        run.forget_metrics_after(step_of(checkpoint))
-    rows = encode(data.train, base.tokenizer, config.max_length)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
-    curve_rows = encode(curve, base.tokenizer, config.max_length) if len(curve) else None
-
+    rows, curve_rows = _encoded(config, data, base.tokenizer)
     loss, scale = _objective(config, model, base, data)
-    trainer = _trainer(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
-    progress = RunProgress(run, data.problem_type)
-    trainer.add_callback(progress)
-    trainer.add_callback(RankSchedule())
-    if checkpoint is None:
-        start_from_data(model, itertools.islice(trainer.get_train_dataloader(), START_BATCHES))
-    _stage(run, "training")
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - start
+    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
     if scale:
         scale.fold_into(model)
 
     run.update(stage="evaluating")
     result = _evaluate(run, config, model, base, data, loss)
-    result["data"] = data.record
-    result |= {"train_seconds": seconds, "resumed_from": step_of(checkpoint) if checkpoint else 0}
-    result |= progress.totals()
-    progress.log_result(result, trainer.state.epoch)
+    result |= {**trained, "data": data.record}
+    log_result(run, result)
     run.update(stage="saving")
     _save_adapter(run, config, model, base, data)
     write_json(run.folder / "result.json", result)
@@ -146,6 +123,64 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         return KILLED
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
+
+
+def _encoded(
+    config: TrainConfig, data: LabelledText, tokenizer: Any
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
+    rows = encode(data.train, tokenizer, config.max_length)
+    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    if not len(curve):
+        return rows, None
+    curve = encode(curve, tokenizer, config.max_length)
+    lengths = np.array([len(tokens) for tokens in curve["input_ids"][:]])
+    return rows, curve.select(np.argsort(-lengths, kind="stable"))
+
+
+def _fit(
+    run: Run,
+    config: TrainConfig,
+    model: Any,
+    tokenizer: Any,
+    rows: datasets.Dataset,
+    curve_rows: datasets.Dataset | None,
+    loss: Loss | None,
+    scale: LabelScale | None,
+) -> dict[str, Any]:
+    """Train the model, from the newest whole checkpoint if there is one; what the result says of it."""
+    checkpoint, before = latest_checkpoint(run.folder / "checkpoints"), None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+    batches = [
+        {name: value.to(device) for name, value in batch.items()}
+        for batch in itertools.islice(batch_loader(rows, tokenizer, config), START_BATCHES)
+    ]
+    if checkpoint is None:
+        start_from_data(model, batches)
+    else:
+        run.forget_metrics_after(step_of(checkpoint))
+        before = run.state().get("speedups")
+    _stage(run, "training")
+    start = time.perf_counter()
+    with faster(model, config, batches[0], before) as speedups:
+        run.update(speedups=speedups.to_dict())
+        arguments = training_arguments(
+            run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
+        )
+        trainer = build_trainer(model, config, arguments, tokenizer, rows, curve_rows, loss, scale)
+        progress = RunProgress(run, model.config.problem_type)
+        trainer.add_callback(progress)
+        trainer.add_callback(RankSchedule())
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return {
+        "train_seconds": time.perf_counter() - start,
+        "resumed_from": step_of(checkpoint) if checkpoint else 0,
+        "epochs": trainer.state.epoch,
+        "speedups": speedups.to_dict(),
+        **progress.totals(),
+    }
 
 
 def _objective(
@@ -164,115 +199,6 @@ def _stage(run: Run, name: str) -> None:
     if run.stop_requested():
         raise Stopped
     run.update(stage=name)
-
-
-def _trainer(
-    run: Run,
-    config: TrainConfig,
-    model: Any,
-    tokenizer: Any,
-    rows: datasets.Dataset,
-    curve_rows: datasets.Dataset | None,
-    loss: Loss | None,
-    scale: LabelScale | None,
-) -> CheckpointingTrainer:
-    steps = total_steps(config, len(rows))
-    gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(run.folder / "checkpoints"),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=64,
-        eval_strategy="no" if curve_rows is None else "steps",
-        eval_steps=curve_steps(steps),
-        save_strategy="steps",
-        save_steps=curve_steps(steps),
-        logging_steps=loss_steps(steps),
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        report_to=[],
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=gpu,
-    )
-    optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    return CheckpointingTrainer(
-        model,
-        arguments,
-        optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=rows,
-        eval_dataset=curve_rows,
-        processing_class=tokenizer,
-        compute_loss_func=loss,
-        compute_metrics=lambda seen: _curve_metrics(seen, model.config.problem_type, scale),
-    )
-
-
-def _curve_metrics(
-    seen: transformers.EvalPrediction, problem_type: str, scale: LabelScale | None
-) -> dict[str, float]:
-    decided = decide(seen.predictions, problem_type)
-    return task_metrics(problem_type, scale.real(decided) if scale else decided, seen.label_ids)
-
-
-class RunProgress(TrainerCallback):
-    """Writes what Trainer does into the run folder, and stops it when the folder says so."""
-
-    def __init__(self, run: Run, problem_type: str) -> None:
-        self.run, self.metrics = run, METRICS[problem_type]
-        self.step_seconds = 0.0
-        self.steps = self.tokens = 0
-        self._step_start = self._written = 0.0
-        self._steps_before = self._tokens_before = 0
-
-    def totals(self) -> dict[str, Any]:
-        """Steps, tokens (padding left out) and tokens a second of the steps alone."""
-        seen = self.tokens - self._tokens_before
-        speed = seen / self.step_seconds if self.step_seconds else 0.0
-        return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
-
-    def log_result(self, result: dict[str, Any], epoch: float) -> None:
-        """The result as a point of its own: it is of the test rows, the curve of the validation rows."""
-        row = {f"test_{name}": result[name] for name in self.metrics}
-        row["test_loss"] = result["eval_loss"]
-        self.run.log_metrics({"step": self.steps, "epoch": epoch, "time": time.time(), **row})
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._steps_before, self._tokens_before = state.global_step, int(state.num_input_tokens_seen)
-        self.run.update(step=state.global_step, max_steps=state.max_steps)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._step_start = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.perf_counter()
-        self.step_seconds += now - self._step_start
-        self.steps, self.tokens = state.global_step, int(state.num_input_tokens_seen)
-        if now - self._written > 0.5 or state.global_step == state.max_steps:
-            self._written = now
-            left = state.max_steps - state.global_step
-            speed = self.totals()["tokens_per_second"]
-            eta = left * self.step_seconds / (self.steps - self._steps_before)
-            self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
-        if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
-            control.should_evaluate, control.should_save = args.eval_strategy != "no", False
-        if self.run.stop_requested():
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        kept = ("loss", "learning_rate", "grad_norm", "eval_loss", *(f"eval_{name}" for name in self.metrics))
-        row = {key: float(logs[key]) for key in kept if key in logs}
-        if row:
-            self.run.log_metrics(
-                {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row}
-            )
 
 
 def _evaluate(
@@ -322,6 +248,7 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     datasets.disable_progress_bars()
+    keep_freed_memory()
     try:
         train(arguments[0])
     except PeftCoreError as error:

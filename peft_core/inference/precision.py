@@ -1,9 +1,7 @@
 """A model in a form that answers many texts sooner, where this machine gains by it and the answers stay."""
 
 import copy
-import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import nn
 from peft_core.errors import MergeError
 from peft_core.inference.loading import ADAPTER, MERGED, merged_weights
 from peft_core.inference.predictor import Predictor
+from peft_core.machine import GAIN, gains_by_half, seconds
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import head_modules
 from peft_core.problems import label_flips
@@ -22,8 +21,6 @@ WORTH_IT = 500  # rows from which the search for a quicker form pays
 SAMPLE = 64  # rows on which a form is judged
 MERGED_DIFFERENCE = 1e-4  # the most that weights with the adapter in them may move a logit
 HALF_DIFFERENCE = 0.05  # the same of half-width numbers, in standard deviations of the logits
-GAIN = 1.2  # times as fast, from which half-width numbers are taken
-_SIZE, _TRIES = 512, 5
 
 
 def quicker(
@@ -46,21 +43,21 @@ def quicker(
     merged = _merged(predictor)
     if merged is not None and _difference(merged.logits(texts, text_pairs), logits) <= MERGED_DIFFERENCE:
         predictor, facts = merged, {**facts, "merged": True}
-    if not _gains_by_half(predictor.model.device):
+    if not gains_by_half(predictor.model.device):
         return predictor, facts
     half = _with_model(predictor, _in_half(predictor.model))
     try:
-        found, seconds = _timed(half, texts, text_pairs)
+        found, after = _timed(half, texts, text_pairs)
     except RuntimeError:  # an architecture with an operation that bfloat16 does not have
         return predictor, facts
     difference = _difference(found, logits)
-    if difference > HALF_DIFFERENCE * float(logits.std()) or before / seconds < GAIN:
+    if difference > HALF_DIFFERENCE * float(logits.std()) or before / after < GAIN:
         return predictor, facts
     return half, {
         **facts,
         "dtype": "bfloat16",
         "rows": len(texts),
-        "speed_ratio": before / seconds,
+        "speed_ratio": before / after,
         "max_logit_diff": difference,
         "labels_changed": label_flips(predictor.classifier.problem_type, logits, found),
     }
@@ -86,29 +83,12 @@ def _in_half(model: nn.Module) -> nn.Module:
     return half.eval()
 
 
-@lru_cache
-def _gains_by_half(device: torch.device) -> bool:
-    """Whether this machine's product of bfloat16 matrices is faster; it takes milliseconds."""
-    return _product_seconds(torch.float32, device) / _product_seconds(torch.bfloat16, device) >= GAIN
-
-
-def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    left = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
-    return min(_seconds(lambda: (left @ left).sum().item()) for _ in range(_TRIES))
-
-
 def _timed(
     predictor: Predictor, texts: Sequence[str], text_pairs: Sequence[str] | None
 ) -> tuple[np.ndarray, float]:
     """Logits, and the seconds that they took when asked a second time."""
     logits = predictor.logits(texts, text_pairs)
-    return logits, _seconds(lambda: predictor.logits(texts, text_pairs))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return logits, seconds(lambda: predictor.logits(texts, text_pairs))
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,0 +1,1 @@
+"""What stands around Trainer: batches, checkpoints, reports, and what makes a step fast."""

@@ -1,0 +1,235 @@
+"""Makes a model's training step faster for as long as it trains, and checks that it stays the same step."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from peft_core.config import TrainConfig
+from peft_core.machine import gains_by_half
+from peft_core.training.first_token import encoder_layers, first_token_forward
+from peft_core.training.kernels import attention, lora_linear
+
+WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
+EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
+TRAINS_WEIGHTS = ("full", "bitfit")  # of the layers themselves, which must stay wide
+_ATTENTION = "peft_core"
+
+Undo = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What a training step was made faster by; `gradient_error` is of the whole against the plain step.
+
+    `dtype` is that of the layers' frozen weights. `autocast`: a GPU is to compute in bfloat16 all the same.
+    """
+
+    dtype: str = "float32"
+    first_token: bool = False
+    lora_layers: int = 0
+    autocast: bool = False
+    gradient_error: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def faster(
+    model: nn.Module,
+    config: TrainConfig,
+    batch: dict[str, torch.Tensor],
+    before: dict[str, Any] | None = None,
+) -> Iterator[Speedups]:
+    """The model with every speed-up that leaves this batch's gradient as it is; plain again at the end.
+
+    The last layer runs for the first token alone, and plain LoRA layers as one operation each: both move a
+    gradient by rounding alone (EXACT). Where the machine multiplies bfloat16 faster, the layers' frozen
+    weights go there; what is trained stays float32 (HALF). A change that moves the gradient by more is taken
+    back, whatever the reason. `before`, from a run that is continued, allows those of that run alone. With
+    the arithmetic "plain" there is none.
+    """
+    with contextlib.ExitStack() as stack:
+        done = Speedups()
+        if config.arithmetic == "fast":
+            done = _all_that_hold(stack, model, config.method, batch, Speedups(**before) if before else None)
+        yield done
+
+
+def _all_that_hold(
+    stack: contextlib.ExitStack,
+    model: nn.Module,
+    method: str,
+    batch: dict[str, torch.Tensor],
+    before: Speedups | None,
+) -> Speedups:
+    plain, done = _gradient(model, batch), Speedups()
+    for name, change, bound in (
+        ("first_token", _first_token, EXACT),
+        ("lora_layers", _lora_layers, EXACT),
+        ("dtype", _half, HALF),
+    ):
+        if before is not None and getattr(before, name) == getattr(done, name):
+            continue
+        undo, value = change(model, method)
+        if undo is None:
+            continue
+        error = _error(model, batch, plain)
+        if error <= bound:
+            stack.callback(undo)
+            done = replace(done, gradient_error=error, **{name: value})
+        else:
+            print(f"{name} stays as it is: the change would move the gradient by {error:.1e}")
+            undo()
+    return replace(done, autocast=done.dtype == "float32" and next(model.parameters()).is_cuda)
+
+
+def _first_token(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    layers = encoder_layers(model)
+    forward = first_token_forward(layers[-1]) if layers else None
+    if forward is None or method == "prefix_tuning":  # which gives each layer keys and values of its own
+        return None, None
+    return _replaced([(layers[-1], forward)]), True
+
+
+def _lora_layers(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    chosen = [m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear) and _is_plain(m)]
+    if not chosen:
+        return None, None
+    return _replaced([(layer, _one_operation(layer)) for layer in chosen]), len(chosen)
+
+
+def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    """The layers' frozen weights, and what flows between the layers, in bfloat16."""
+    layers = encoder_layers(model)
+    if layers is None or method in TRAINS_WEIGHTS or getattr(model, "is_quantized", False):
+        return None, None
+    own = getattr(model.base_model, "prefix", None)  # in the names of a method's own parameters
+    frozen = [
+        parameter
+        for name, parameter in layers.named_parameters()
+        if not parameter.requires_grad and not (own and own in name)
+    ]
+    device = next(model.parameters()).device
+    if sum(p.numel() for p in frozen) < WORTH_IT or not gains_by_half(device):
+        return None, None
+    kept = [(parameter, parameter.data) for parameter in frozen]
+    for parameter in frozen:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    hooks = [
+        layers[0].register_forward_pre_hook(_narrow, with_kwargs=True),
+        layers[-1].register_forward_hook(_widen),
+    ]
+    implementation = model.config._attn_implementation
+    if implementation == "sdpa":
+        model.config._attn_implementation = _ATTENTION
+
+    def undo() -> None:
+        model.config._attn_implementation = implementation
+        for hook in hooks:
+            hook.remove()
+        for parameter, data in kept:
+            parameter.data = data
+
+    return undo, "bfloat16"
+
+
+def _narrow(_: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return tuple(map(_to_half, given)), {name: _to_half(value) for name, value in named.items()}
+
+
+def _to_half(value: Any) -> Any:
+    is_wide = isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16) if is_wide else value
+
+
+def _widen(_: nn.Module, __: tuple, output: Any) -> Any:
+    return (output[0].float(), *output[1:]) if isinstance(output, tuple) else output.float()
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """`kernels.attention` as transformers calls it; what it does not do goes to transformers' own."""
+    if scaling is None or named.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
+        )
+    return attention(query, key, value, attention_mask, scaling, dropout).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a LoRA layer adds scaling B A to a linear layer's weight and nothing else."""
+    name = layer.active_adapters[0]
+    return (
+        len(layer.active_adapters) == 1
+        and isinstance(layer.get_base_layer(), nn.Linear)
+        and type(layer.get_base_layer()) is nn.Linear
+        and not layer.get_base_layer().weight.requires_grad
+        and isinstance(layer.lora_dropout[name], nn.Identity)
+        and name not in layer.lora_variant
+        and not layer.lora_bias[name]
+    )
+
+
+def _one_operation(layer: Any) -> Callable[..., torch.Tensor]:
+    base, name = layer.get_base_layer(), layer.active_adapters[0]
+
+    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        return lora_linear(x, base.weight, base.bias, a, b, layer.scaling[name])
+
+    return forward
+
+
+def _replaced(forwards: list[tuple[nn.Module, Callable]]) -> Undo:
+    """Give each module another `forward`, and return what takes it away again."""
+    for module, forward in forwards:
+        module.forward = forward
+
+    def undo() -> None:
+        for module, _ in forwards:
+            del module.forward
+
+    return undo
+
+
+def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor) -> float:
+    """How far this batch's gradient is from the plain one, in norms of that; infinite if there is none."""
+    try:
+        found = _gradient(model, batch)
+    except (RuntimeError, TypeError, AttributeError):  # an operation that does not take these numbers
+        return float("inf")
+    error = float((found - plain).norm() / plain.norm().clamp_min(1e-12))
+    return error if error == error else float("inf")
+
+
+def _gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the model's own loss, by what is trained and not large, without dropout; float32, one vector."""
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= WORTH_IT]
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        loss = model(**batch).loss
+        grads = torch.autograd.grad(loss, trained, allow_unused=True)
+    model.train(training)
+    return torch.cat([torch.zeros(1), *(g.float().flatten().cpu() for g in grads if g is not None)])

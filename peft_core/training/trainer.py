@@ -1,0 +1,157 @@
+"""Trainer with this project's batches, checkpoints and loss: every text counts the same."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from peft_core.adapters import optimizer_of
+from peft_core.config import TrainConfig
+from peft_core.losses import LabelScale, Loss
+from peft_core.metrics import task_metrics
+from peft_core.problems import decide
+from peft_core.runs import Run, whole_folder, write_json
+from peft_core.schedule import curve_steps, loss_steps, total_steps
+from peft_core.training.batches import TokenBatches, UnpaddedCollator
+from peft_core.training.checkpoints import (
+    MANIFEST,
+    STATE,
+    hashes,
+    list_checkpoints,
+    load_trained,
+    save_trained,
+)
+
+GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
+
+
+class RunTrainer(Trainer):
+    """Trainer on batches of about as many tokens each, whose checkpoints are whole or not there.
+
+    Its batches hold unlike numbers of texts, so a batch's mean loss counts by its texts: over an epoch every
+    text weighs the same. Stock Trainer writes checkpoints in place: a process killed while it saves leaves
+    one that cannot be used; here one appears under `output_dir` when every file of it is on disk.
+    """
+
+    loss_is_scaled_for_ga = False
+    _staging: Path | None = None
+
+    def __init__(self, *given: Any, loader: DataLoader, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._loader = loader
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self.accelerator.prepare(self._loader)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        texts = len(inputs["labels"])
+        found = super().compute_loss(model, inputs, return_outputs)
+        return found * (texts / self.args.train_batch_size) if model.training else found
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        save_trained(self.model, Path(output_dir or self.args.output_dir) / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint) / STATE)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self._staging = folder / ".staging"
+        try:
+            with whole_folder(self._staging / name, folder / name) as staging:
+                super()._save_checkpoint(model, trial)
+                write_json(staging / MANIFEST, hashes(staging))
+        finally:
+            self._staging = None
+        for older in list_checkpoints(folder)[1:]:
+            shutil.rmtree(older)
+
+
+def batch_loader(rows: datasets.Dataset, tokenizer: Any, config: TrainConfig) -> DataLoader:
+    """The padded training batches of an epoch; on a GPU they are made ahead, in pinned memory."""
+    lengths = [len(tokens) for tokens in rows["input_ids"][:]]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = TokenBatches(lengths, config.per_device_train_batch_size, config.seed, processes)
+    gpu = torch.cuda.is_available()
+    return DataLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=UnpaddedCollator(tokenizer),
+        num_workers=GPU_WORKERS if gpu else 0,
+        pin_memory=gpu,
+    )
+
+
+def training_arguments(
+    run: Run, config: TrainConfig, rows: int, *, curve: bool, autocast: bool
+) -> TrainingArguments:
+    """Trainer's own arguments for a run of so many rows; `curve`: it is measured on the way."""
+    steps, gpu = total_steps(config, rows), torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(run.folder / "checkpoints"),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.num_train_epochs,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=64,
+        eval_strategy="steps" if curve else "no",
+        eval_steps=curve_steps(steps),
+        save_strategy="steps",
+        save_steps=curve_steps(steps),
+        logging_steps=loss_steps(steps),
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        report_to=[],
+        disable_tqdm=True,
+        seed=config.seed,
+        use_cpu=not gpu,
+        bf16=autocast and gpu and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=gpu,
+    )
+
+
+def build_trainer(
+    model: Any,
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    tokenizer: Any,
+    rows: datasets.Dataset,
+    curve_rows: datasets.Dataset | None,
+    loss: Loss | None,
+    scale: LabelScale | None,
+) -> RunTrainer:
+    """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit."""
+    optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    return RunTrainer(
+        model,
+        arguments,
+        optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
+        data_collator=UnpaddedCollator(tokenizer),
+        train_dataset=rows,
+        loader=batch_loader(rows, tokenizer, config),
+        eval_dataset=curve_rows,
+        processing_class=tokenizer,
+        compute_loss_func=loss,
+        compute_metrics=lambda seen: _curve_metrics(seen, model.config.problem_type, scale),
+    )
+
+
+def _curve_metrics(
+    seen: transformers.EvalPrediction, problem_type: str, scale: LabelScale | None
+) -> dict[str, float]:
+    decided = decide(seen.predictions, problem_type)
+    return task_metrics(problem_type, scale.real(decided) if scale else decided, seen.label_ids)
