@@ -1,7 +1,6 @@
-"""What this machine multiplies how fast, and how its memory is handed out while it trains."""
+"""What this machine multiplies how fast, and how many compiled operations a process keeps."""
 
-import ctypes
-import sys
+import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,7 +10,6 @@ import torch
 
 GAIN = 1.2  # times as fast, from which half-width numbers are taken
 _SIZE, _TRIES = 512, 5
-_TRIM, _TOP_PAD, _MMAP = -1, -2, -3  # mallopt's names in glibc's malloc.h
 
 
 @lru_cache
@@ -26,15 +24,14 @@ def product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
     return 2 * left.shape[0] * left.shape[1] * right.shape[1] / _product_seconds((left, right))
 
 
-def keep_freed_memory() -> None:
-    """Have freed memory stay with this process: a step frees and asks for the same activations, and to get
-    their pages from the system anew takes up to a third of it. Nothing where the C library is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((_MMAP, 32 << 20), (_TRIM, 1 << 30), (_TOP_PAD, 64 << 20)):
-            mallopt(option, value)
+def keep_few_compiled() -> None:
+    """Have this process keep few compiled operations; only before its first one.
+
+    oneDNN keeps 1,024 of them, each compiled for one shape. A step needs a few dozen, and the next batch has
+    another shape, so the rest would only grow to hundreds of megabytes.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 
 def seconds(work: Callable[[], Any]) -> float:
