@@ -36,9 +36,7 @@ def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **gi
         return {**tokens, "labels": rows["label"]}
 
     model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=2)
-    lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"]
-    )
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
     sampling = {"train_sampling_strategy": "group_by_length"} if kind == GROUPED else {}
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -20,7 +20,7 @@ from peft_core.runs import Run
 @pytest.fixture
 def gaining(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which bfloat16 pays, however small the model."""
-    monkeypatch.setattr(precision, "_gains_by_half", lambda device: True)
+    monkeypatch.setattr(precision, "gains_by_half", lambda device: True)
     monkeypatch.setattr(precision, "GAIN", 0.0)
 
 
@@ -46,7 +46,7 @@ def test_every_family_answers_the_same_in_half(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("GAIN", 1e9), ("HALF_DIFFERENCE", 0.0), ("_gains_by_half", lambda device: False)]
+    ("name", "value"), [("GAIN", 1e9), ("HALF_DIFFERENCE", 0.0), ("gains_by_half", lambda device: False)]
 )
 def test_it_stays_in_float32_where_nothing_is_gained_or_the_logits_move(
     name: str, value: object, gaining: None, monkeypatch: pytest.MonkeyPatch, finished_run: Run

@@ -36,7 +36,7 @@ OWN_LINES = (  # their scripts have lines that no other's has; the rest differ i
     "lora", "adalora", "ia3", "ln_tuning", "prefix_tuning", "prompt_tuning", "p_tuning", "bitfit",
     "head_only", "full", "LoRA, all linear", "LoRA, LoRA+", "LoRA, EVA start",
 )  # fmt: skip
-FEW = {**SMALL, "max_train_samples": 64}  # four steps an epoch
+FEW = {**SMALL, "max_train_samples": 64, "arithmetic": "plain"}  # four steps an epoch
 SIZES = {"train": 100, "validation": 20, "test": 40}
 HOSTILE = (
     "\"); open('pwned', 'w') #",

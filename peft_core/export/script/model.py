@@ -37,6 +37,9 @@ _IN_FLOAT32 = """
 for module in model.modules():  # else bitsandbytes answers in bfloat16 where the processor can
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False"""
+_DROPOUT = """for module in model.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = {share}"""
 _WHOLE_PARTS = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
 for name, module in list(model.named_modules()):
     if isinstance(module, ModulesToSaveWrapper):
@@ -71,6 +74,7 @@ def load_block(config: TrainConfig, facts: ModelFacts) -> str:
     load = call(f"{left} = AutoModelForSequenceClassification.from_pretrained", arguments)
     if bits == 4:
         load += _IN_FLOAT32
+    load += f"\n{_DROPOUT.format(share=literal(config.dropout))}"
     return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({where})"])
 
 

@@ -4,16 +4,20 @@ import ast
 import math
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 WIDTH = 110
+_PACKAGE = Path(__file__).parents[2]
 Argument = str | tuple[str, str]  # of a call, in the second form with a comment
 _ALIASES = {"np": "numpy", "pd": "pandas"}
 _MODULES = ("hashlib", "json", "math", "torch")
 _NAMES = {
+    "collections.abc": ("Iterator", "Sequence"),
     "importlib.util": ("find_spec",),
     "itertools": ("islice",),
     "pathlib": ("Path",),
+    "typing": ("Any",),
     "datasets": ("Dataset", "load_dataset"),
     "peft": (
         "AdaLoraConfig", "BOFTConfig", "C3AConfig", "EvaConfig", "FourierFTConfig", "HiraConfig", "IA3Config",
@@ -28,11 +32,11 @@ _NAMES = {
         "accuracy_score", "f1_score", "matthews_corrcoef", "mean_absolute_error", "root_mean_squared_error",
     ),
     "torch.nn.functional": ("binary_cross_entropy_with_logits", "cross_entropy", "mse_loss"),
+    "torch.utils.data": ("DataLoader", "Sampler"),
     "transformers": (
-        "AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer", "BitsAndBytesConfig", "Trainer",
-        "TrainerCallback", "TrainingArguments", "set_seed",
+        "AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer", "BitsAndBytesConfig",
+        "DataCollatorWithPadding", "Trainer", "TrainerCallback", "TrainingArguments", "set_seed",
     ),
-    "transformers.trainer_pt_utils": ("LengthGroupedSampler",),
 }  # fmt: skip
 
 
@@ -81,6 +85,25 @@ def call(head: str, arguments: Iterable[Argument]) -> str:
 def indented(lines: Iterable[str]) -> str:
     """Lines four blanks further in."""
     return "\n".join(f"    {line}" if line else line for text in lines for line in text.split("\n"))
+
+
+def own_source(module: str, *paths: str) -> str:
+    """The text of these parts of one of this project's modules, read and not imported.
+
+    A path names a constant, a function or a class, or a class and a part of it, as `RunTrainer.compute_loss`.
+    """
+    text = (_PACKAGE / module).read_text(encoding="utf-8")
+    lines, tree = text.splitlines(), ast.parse(text)
+    found = [_part_of(tree.body, path.split(".")) for path in paths]
+    return "\n\n\n".join("\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found)
+
+
+def _part_of(nodes: list[ast.stmt], path: list[str]) -> ast.stmt:
+    for node in nodes:
+        names = [getattr(target, "id", None) for target in getattr(node, "targets", ())]
+        if path[0] in (getattr(node, "name", None), *names):
+            return node if len(path) == 1 else _part_of(node.body, path[1:])
+    raise LookupError(path[0])
 
 
 def imports_of(body: str) -> str:

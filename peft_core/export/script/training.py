@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from peft_core.config import TrainConfig
 from peft_core.export.script.facts import ModelFacts
-from peft_core.export.script.source import Argument, call, literal
+from peft_core.export.script.source import Argument, call, literal, own_source
 from peft_core.methods import HEAD_NAMES, METHODS
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.schedule import START_BATCHES, curve_steps, loss_steps
 
 EVAL_BATCH = 64
-_MACHINE = (
-    "use_cpu=not torch.cuda.is_available()",
-    "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()",
-)
+_HALF = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"
 _METRICS = {
     SINGLE: """def metrics(logits, labels):
     predicted = logits.argmax(-1)
@@ -40,19 +37,11 @@ _METRICS = {
         "rmse": root_mean_squared_error(labels, predicted),
     }""",
 }
-_SAMPLER = '''class EpochSampler(LengthGroupedSampler):
-    """Texts of like length together, in an order that the seed and the epoch alone decide."""
-
-    def set_epoch(self, epoch):
-        self.generator.manual_seed(SEED + epoch)
-
-
-class EpochTrainer(Trainer):
-    def _get_train_sampler(self, train_dataset=None):
+_LOADER = """    def get_train_dataloader(self):
         lengths = [len(tokens) for tokens in train["input_ids"]]
-        sampler = EpochSampler(self.args.train_batch_size, lengths=lengths, generator=torch.Generator())
-        sampler.set_epoch(0)
-        return sampler'''
+        batches = TokenBatches(lengths, self.args.train_batch_size, SEED)
+        loader = DataLoader(train, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
+        return self.accelerator.prepare(loader)"""
 _RANKS = '''class MoveRanks(TrainerCallback):
     """AdaLoRA looks at the gradients after each step, and gives rank to the matrices that need it."""
 
@@ -149,13 +138,13 @@ def trainer_block(config: TrainConfig, facts: ModelFacts, *, curve: bool) -> str
         *measured,
         'save_strategy="no"',
         f"logging_steps={loss_steps(facts.steps)}",
-        *_MACHINE,
+        *_machine(config),
     ]
     curve_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
     named = ["eval_dataset=validation"] * curve
     named += [curve_metrics] * (curve and facts.problem_type != REGRESSION)
-    classes = [_SAMPLER] + [_RANKS] * (config.method == "adalora")
-    return "\n\n\n".join([*classes, _built(config, facts, "EpochTrainer", arguments, named)])
+    classes = [_batches(), _trainer()] + [_RANKS] * (config.method == "adalora")
+    return "\n\n\n".join([*classes, _built(config, facts, "RunTrainer", arguments, named)])
 
 
 def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
@@ -165,11 +154,29 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
         *_own_arguments(config),
         ('train_sampling_strategy="group_by_length"', "texts of like length together"),
         'eval_strategy="epoch"',
-        *_MACHINE,
+        *_machine(config),
     ]
     classes = [f"{_RANKS}\n\n\n"] if config.method == "adalora" else []
     built = _built(config, facts, "Trainer", arguments, ["eval_dataset=validation"])
     return "".join([*classes, built])
+
+
+def _batches() -> str:
+    """The run's batches: this project's own code for them."""
+    module = "training/batches.py"
+    constants = "\n".join(own_source(module, name) for name in ("GROUP", "MOST_TEXTS"))
+    return f"{constants}\n\n\n{own_source(module, 'grouped', 'even_stops', 'filled', 'TokenBatches')}"
+
+
+def _trainer() -> str:
+    """Trainer with those batches, and with the loss that lets every text in them count the same."""
+    module, parts = "training/trainer.py", ("loss_is_scaled_for_ga", "compute_loss")
+    scaled, loss = (own_source(module, f"RunTrainer.{part}") for part in parts)
+    return f"class RunTrainer(Trainer):\n{scaled}\n\n{_LOADER}\n\n{loss}"
+
+
+def _machine(config: TrainConfig) -> list[str]:
+    return ["use_cpu=not torch.cuda.is_available()"] + [_HALF] * (config.arithmetic == "fast")
 
 
 def _own_arguments(config: TrainConfig) -> list[str]:
