@@ -26,6 +26,7 @@ REMEDIES = {
     "leakage": "Leave out training rows whose text is also judged on",
     "small_classes": "Leave out labels with too few rows to split",
 }
+COMPILES = ("auto", "on", "off")
 ARITHMETIC = ("fast", "plain")
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -217,6 +218,10 @@ class TrainConfig:
     arithmetic: str = setting(
         "fast", "Arithmetic", "Plain keeps to float32 and stock modules: slower, the same to rounding.",
         choices=ARITHMETIC,
+    )  # fmt: skip
+    torch_compile: str = setting(
+        "auto", "Compile", "Compile the layers with torch.compile; auto does where it pays within the run.",
+        choices=COMPILES,
     )  # fmt: skip
     seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)
 

@@ -164,7 +164,7 @@ def _fit(
         before = run.state().get("speedups")
     _stage(run, "training")
     start = time.perf_counter()
-    with faster(model, config, batches[0], before) as speedups:
+    with faster(model, config, batches[0], total_steps(config, len(rows)), before) as speedups:
         run.update(speedups=speedups.to_dict())
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -23,30 +25,66 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import encode, load_labelled_text
 from peft_core.encoder import load_base, set_dropout
-from peft_core.machine import keep_few_compiled
+from peft_core.machine import keep_few_compiled, product_rate
 from peft_core.presets import embedded_model_folder
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
 
-OURS, PLAIN = "workbench", "plain"
-TURNS, SKIPPED = 3, 3  # turns of each set-up; steps before the clock starts
-MINILM, BERT_BASE = "MiniLM (6 layers, 384 wide)", "BERT-base shapes (12 layers, 768 wide)"
-# case: model, data set, rows, max_length, set-ups with the steps that are timed
-CASES: dict[str, tuple[str, str, int, int, dict[str, int]]] = {
-    "short": (MINILM, "rotten_tomatoes", 1600, 512, {OURS: 90, GROUPED: 60, DYNAMIC: 60, ARTICLE: 5}),
-    "long": (MINILM, "imdb", 400, 512, {OURS: 12, GROUPED: 12}),
-    "base": (BERT_BASE, "rotten_tomatoes", 400, 512, {OURS: 12, GROUPED: 12}),
+OURS = {
+    "workbench": "PEFT Workbench",
+    "compiled": "PEFT Workbench, torch_compile on",
+    "plain": 'PEFT Workbench, arithmetic "plain"',
 }
+TURNS, SKIPPED, SKIPPED_COMPILED = 3, 3, 40  # turns of each set-up; steps before the clock starts
+GPU = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one kind of texts, and how many steps of each set-up are timed."""
+
+    words: str
+    layers: int
+    width: int
+    dataset: str
+    rows: int
+    batch: int
+    steps: dict[str, int]
+
+
+CPU_CASES = {
+    "short": Case(
+        "MiniLM, short reviews", 6, 384, "rotten_tomatoes", 1600, 16,
+        {"workbench": 90, "plain": 60, GROUPED: 60, DYNAMIC: 60, ARTICLE: 5},
+    ),
+    "long": Case("MiniLM, long reviews", 6, 384, "imdb", 400, 16, {"workbench": 14, GROUPED: 14}),
+    "base": Case(
+        "BERT-base shapes, short reviews", 12, 768, "rotten_tomatoes", 400, 16,
+        {"workbench": 14, GROUPED: 14},
+    ),
+}  # fmt: skip
+_ON_GPU = {"workbench": 100, "compiled": 100, GROUPED: 100}
+GPU_CASES = {
+    "short": Case("MiniLM, short reviews", 6, 384, "rotten_tomatoes", 8000, 128, {**_ON_GPU, ARTICLE: 20}),
+    "long": Case("MiniLM, long reviews", 6, 384, "imdb", 6000, 128, _ON_GPU),
+    "base": Case("BERT-base shapes, short reviews", 12, 768, "rotten_tomatoes", 8000, 128, _ON_GPU),
+    "base-long": Case("BERT-base shapes, long reviews", 12, 768, "imdb", 6000, 128, _ON_GPU),
+}
+CASES = GPU_CASES if GPU else CPU_CASES
+MAX_LENGTH = 512
 
 
 class Clock(TrainerCallback):
-    """Seconds and real tokens from the end of step SKIPPED to the end of the last."""
+    """Seconds and real tokens from the end of an early step to the end of the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: int) -> None:
+        self.skipped = skipped
         self.marks: list[tuple[float, int]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step in (SKIPPED, state.max_steps):
+        if state.global_step in (self.skipped, state.max_steps):
+            if GPU:
+                torch.cuda.synchronize()
             self.marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
     def rate(self) -> float:
@@ -55,18 +93,18 @@ class Clock(TrainerCallback):
         return (after - before) / (end - start)
 
 
-def measure(case: str, setup: str, folder: Path) -> dict[str, float]:
-    """One set-up's tokens a second and peak memory over the loaded model, in this process."""
-    model, dataset, rows, max_length, steps = CASES[case]
-    texts = load_labelled_text(
-        TrainConfig(dataset_name=dataset, max_train_samples=rows, max_eval_samples=50)
-    ).train
-    model_folder = embedded_model_folder() if model == MINILM else bert_base(folder)
-    clock, max_steps = Clock(), steps[setup] + SKIPPED
+def measure(name: str, setup: str, folder: Path) -> dict[str, float]:
+    """One set-up's tokens a second, peak memory over the loaded model and MFU, in this process."""
+    case = CASES[name]
+    config = TrainConfig(dataset_name=case.dataset, max_train_samples=case.rows, max_eval_samples=50)
+    texts = load_labelled_text(config).train
+    model_folder = embedded_model_folder() if case.width == 384 else bert_base(folder)
+    clock = Clock(SKIPPED_COMPILED if setup == "compiled" else SKIPPED)
+    max_steps = case.steps[setup] + clock.skipped
     if setup in WORDS:
-        trainer = stock_trainer(
-            setup, folder, texts, max_length, model_folder=model_folder, max_steps=max_steps
-        )
+        given = {"model_folder": model_folder, "max_steps": max_steps, "bf16": GPU}
+        given |= {} if setup == ARTICLE else {"per_device_train_batch_size": case.batch}
+        trainer = stock_trainer(setup, folder, texts, MAX_LENGTH, **given)
         trainer.add_callback(clock)
         warm_libraries()
         before = resident(trainer.model)
@@ -74,28 +112,35 @@ def measure(case: str, setup: str, folder: Path) -> dict[str, float]:
     else:
         keep_few_compiled()
         warm_libraries()
-        before = train_ours(setup, model_folder, texts, max_length, max_steps, clock, folder)
-    return {"tokens_per_second": clock.rate(), "peak_mb": (peak() - before) / 1e6}
+        before = train_ours(setup, case, model_folder, texts, max_steps, clock, folder)
+    lengths = np.array([len(t) for t in AutoTokenizer.from_pretrained(model_folder)(
+        texts["text"][:], truncation=True, max_length=MAX_LENGTH)["input_ids"]])  # fmt: skip
+    wide = setup == "plain" or not (GPU or setup in OURS)
+    share = clock.rate() * operations(case, lengths) / matrix_rate(torch.float32 if wide else torch.bfloat16)
+    return {"tokens_per_second": clock.rate(), "peak_mb": (peak() - before) / 1e6, "mfu": share}
 
 
 def train_ours(
-    setup: str, model_folder: Path, texts: Dataset, max_length: int, steps: int, clock: Clock, folder: Path
+    setup: str, case: Case, model_folder: Path, texts: Dataset, steps: int, clock: Clock, folder: Path
 ) -> int:
     """Train with this project's own steps; the bytes that the process held when the model was loaded."""
     set_seed(42)
     config = TrainConfig(
-        model_name_or_path=str(model_folder), max_length=max_length, learning_rate=5e-5,
-        arithmetic="plain" if setup == PLAIN else "fast", num_train_epochs=100,
+        model_name_or_path=str(model_folder), max_length=MAX_LENGTH, learning_rate=5e-5,
+        arithmetic="plain" if setup == "plain" else "fast", num_train_epochs=100,
+        torch_compile="on" if setup == "compiled" else "off", per_device_train_batch_size=case.batch,
     )  # fmt: skip
     base = load_base(config.model_name_or_path, None, ("negative", "positive"))
     set_dropout(base.model, config.dropout)
     model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
-    rows = encode(texts, base.tokenizer, max_length)
+    rows = encode(texts, base.tokenizer, MAX_LENGTH)
+    model.to("cuda" if GPU else "cpu")
     before = resident(model)
-    with faster(model, config, next(iter(batch_loader(rows, base.tokenizer, config)))):
-        arguments = training_arguments(
-            runs.create(folder / "runs", config), config, len(rows), curve=False, autocast=False
-        )
+    batch = {k: v.to(model.device) for k, v in next(iter(batch_loader(rows, base.tokenizer, config))).items()}
+    with faster(model, config, batch, steps) as speedups:
+        print(speedups, file=sys.stderr)
+        run = runs.create(folder / "runs", config)
+        arguments = training_arguments(run, config, len(rows), curve=False, autocast=speedups.autocast)
         arguments.max_steps, arguments.save_strategy = steps, "no"
         trainer = build_trainer(model, config, arguments, base.tokenizer, rows, None, None, None)
         trainer.add_callback(clock)
@@ -112,9 +157,24 @@ def bert_base(folder: Path) -> Path:
     return path
 
 
+def operations(case: Case, lengths: np.ndarray) -> float:
+    """Of a real token in a plain training step with frozen weights: two for each weight forward and two
+    backward, and those of attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)."""
+    weights = case.layers * 12 * case.width**2
+    attended = float((lengths**2).sum() / lengths.sum())
+    return 4 * weights + 12 * case.layers * case.width * attended
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Operations a second of this machine's product of two large matrices."""
+    size = 8192 if GPU else 2048
+    matrix = torch.randn(size, size, dtype=dtype, device="cuda" if GPU else "cpu")
+    return product_rate(matrix, matrix)
+
+
 def warm_libraries() -> None:
     """Load what the first training step loads, so that it does not count as the step's memory."""
-    Accelerator(cpu=True)
+    Accelerator(cpu=not GPU)
     for dtype in (torch.float32, torch.bfloat16):
         layer = torch.nn.Linear(64, 64).to(dtype)
         layer(torch.ones(64, 64, dtype=dtype)).sum().backward()
@@ -122,15 +182,20 @@ def warm_libraries() -> None:
 
 
 def resident(model: torch.nn.Module) -> int:
-    """Bytes of memory that this process holds with the whole model read, from where on `peak` counts."""
+    """Bytes of memory that are held with the whole model read, from where on `peak` counts."""
     for parameter in model.parameters():  # loading maps a file, which is read where it is touched
         parameter.sum()
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
     return psutil.Process().memory_info().rss
 
 
 def peak() -> int:
-    """The most bytes that this process held since `resident` was asked."""
+    """The most bytes that were held since `resident` was asked."""
+    if GPU:
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
@@ -138,36 +203,41 @@ def peak() -> int:
 def main(cases: list[str]) -> None:
     """Every set-up of every case in turn, TURNS times, each in a process of its own; a table, and JSON."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for case in cases or CASES:
-        found[case] = {setup: [] for setup in CASES[case][4]}
+    for name in cases or CASES:
+        found[name] = {setup: [] for setup in CASES[name].steps}
         for _ in range(TURNS):
-            for setup in found[case]:
-                found[case][setup].append(in_process(case, setup))
-                print(case, setup, found[case][setup][-1], file=sys.stderr)
+            for setup in found[name]:
+                found[name][setup].append(in_process(name, setup))
+                print(name, setup, found[name][setup][-1], file=sys.stderr)
     print_table(found)
     print(json.dumps(found))
 
 
-def in_process(case: str, setup: str) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", __file__, "--one", case, setup]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def in_process(name: str, setup: str) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, "--one", name, setup]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_table(found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
-    print(f"{os.cpu_count()} cores, {cpu_name()}, torch {torch.__version__}\n")
-    print("| | real tokens a second | times as fast | peak MB over the loaded model |")
-    print("|---|---|---|---|")
-    for case, setups in found.items():
+    where = torch.cuda.get_device_name() if GPU else f"{os.cpu_count()} cores, {cpu_name()}"
+    print(f"{where}, torch {torch.__version__}, LoRA r 8 on query and value\n")
+    print("| | real tokens a second | workbench is | MFU | peak memory over the loaded model |")
+    print("|---|---|---|---|---|")
+    for name, setups in found.items():
         middle = {
             setup: {key: statistics.median(one[key] for one in turns) for key in turns[0]}
             for setup, turns in setups.items()
         }
-        ours = middle[OURS]["tokens_per_second"]
-        for setup, numbers in middle.items():
-            name = f"{case}, {CASES[case][0]}: {WORDS.get(setup, setup)}"
-            rate = numbers["tokens_per_second"]
-            print(f"| {name} | {rate:,.0f} | {ours / rate:.2f} | {numbers['peak_mb']:,.0f} |")
+        ours = middle["workbench"]["tokens_per_second"]
+        for setup, one in middle.items():
+            rate, words = one["tokens_per_second"], {**WORDS, **OURS}[setup]
+            print(
+                f"| {CASES[name].words}: {words} | {rate:,.0f} | {ours / rate:.2f}x as fast "
+                f"| {one['mfu']:.2f} | {one['peak_mb']:,.0f} MB |"
+            )
 
 
 if __name__ == "__main__":

@@ -40,14 +40,12 @@ def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **gi
     sampling = {"train_sampling_strategy": "group_by_length"} if kind == GROUPED else {}
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=BATCH[kind],
         include_num_input_tokens_seen="non_padding",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         seed=seed,
-        **sampling,
-        **given,
+        **{"per_device_train_batch_size": BATCH[kind], **sampling, **given},
     )
     return Trainer(
         get_peft_model(model, lora),

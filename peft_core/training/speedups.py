@@ -13,12 +13,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_core.config import TrainConfig
-from peft_core.machine import gains_by_half
+from peft_core.machine import gains_by_half, seconds
 from peft_core.training.first_token import encoder_layers, first_token_forward
 from peft_core.training.kernels import attention, lora_linear
 
 WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
 EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
+COMPILING_TAKES, COMPILED_SAVES = 40.0, 0.3  # seconds, and the share of a step; on a GPU
 CHECKED = 4  # texts of the batch on which a step is compared: more would take more memory than training
 TRAINS_WEIGHTS = ("full", "bitfit")  # of the layers themselves, which must stay wide
 _ATTENTION = "peft_core"
@@ -36,6 +37,7 @@ class Speedups:
     dtype: str = "float32"
     first_token: bool = False
     lora_layers: int = 0
+    compiled: bool = False
     autocast: bool = False
     gradient_error: float = 0.0
 
@@ -48,20 +50,27 @@ def faster(
     model: nn.Module,
     config: TrainConfig,
     batch: dict[str, torch.Tensor],
+    steps: int,
     before: dict[str, Any] | None = None,
 ) -> Iterator[Speedups]:
     """The model with every speed-up that leaves this batch's gradient as it is; plain again at the end.
 
     The last layer runs for the first token alone, and plain LoRA layers as one operation each: both move a
     gradient by rounding alone (EXACT). Where the machine multiplies bfloat16 faster, the layers' frozen
-    weights go there; what is trained stays float32 (HALF). A change that moves the gradient by more is taken
-    back, whatever the reason. `before`, from a run that is continued, allows those of that run alone. With
-    the arithmetic "plain" there is none.
+    weights go there; what is trained stays float32 (HALF). On a GPU the layers are compiled where that pays
+    within so many `steps`. A change that moves the gradient by more is taken back, whatever the reason.
+    `before`, from a run that is continued, allows those of that run alone. With the arithmetic "plain" there
+    is none.
     """
     with contextlib.ExitStack() as stack:
         done = Speedups()
         if config.arithmetic == "fast":
-            done = _all_that_hold(stack, model, config.method, batch, Speedups(**before) if before else None)
+            compiles = config.torch_compile == "on" or (
+                config.torch_compile == "auto" and _compiling_pays(model, batch, steps)
+            )
+            done = _all_that_hold(
+                stack, model, config.method, batch, Speedups(**before) if before else None, compiles
+            )
         yield done
 
 
@@ -71,14 +80,16 @@ def _all_that_hold(
     method: str,
     batch: dict[str, torch.Tensor],
     before: Speedups | None,
+    compiles: bool,
 ) -> Speedups:
     batch = {name: value[:CHECKED] for name, value in batch.items()}
     plain, done = _gradient(model, batch), Speedups()
-    for name, change, bound in (
+    changes = [
         ("first_token", _first_token, EXACT),
         ("lora_layers", _lora_layers, EXACT),
         ("dtype", _half, HALF),
-    ):
+    ]
+    for name, change, bound in changes + [("compiled", _compiled, HALF)] * compiles:
         if before is not None and getattr(before, name) == getattr(done, name):
             continue
         undo, value = change(model, method)
@@ -142,6 +153,29 @@ def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
             parameter.data = data
 
     return undo, "bfloat16"
+
+
+def _compiled(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    """Each layer compiled for batches of any shape: one compilation serves them all."""
+    layers = encoder_layers(model)
+    if layers is None or getattr(model, "is_quantized", False):
+        return None, None
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+    def undo() -> None:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+    return undo, True
+
+
+def _compiling_pays(model: nn.Module, batch: dict[str, torch.Tensor], steps: int) -> bool:
+    """Whether a GPU would save more of so many steps than the compilation takes."""
+    if not next(model.parameters()).is_cuda:
+        return False
+    _gradient(model, batch)
+    return steps * COMPILED_SAVES * seconds(lambda: _gradient(model, batch)) > COMPILING_TAKES
 
 
 def _narrow(_: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
