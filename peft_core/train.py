@@ -23,7 +23,8 @@ from transformers import set_seed
 from peft_core.adapters import RankSchedule, apply_method, start_from_data, trained_state
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
-from peft_core.data.labelled import LabelledText, encode, load_labelled_text
+from peft_core.data.labelled import LabelledText, load_labelled_text
+from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
@@ -47,6 +48,8 @@ from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
+
+TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
 
 
 class Stopped(Exception):
@@ -106,7 +109,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     steps = total_steps(config, len(data.train))
     model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
     _stage(run, "encoding the texts")
-    rows, curve_rows = _encoded(config, data, base.tokenizer)
+    rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
     loss, scale = _objective(config, model, base, data)
     trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
     if scale:
@@ -126,14 +129,14 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
 
 
 def _encoded(
-    config: TrainConfig, data: LabelledText, tokenizer: Any
+    config: TrainConfig, data: LabelledText, tokenizer: Any, cache: Path
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
-    rows = encode(data.train, tokenizer, config.max_length)
+    rows = encode(data.train, tokenizer, config.max_length, cache)
     curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
     if not len(curve):
         return rows, None
-    curve = encode(curve, tokenizer, config.max_length)
+    curve = encode(curve, tokenizer, config.max_length, cache)
     lengths = np.array([len(tokens) for tokens in curve["input_ids"][:]])
     return rows, curve.select(np.argsort(-lengths, kind="stable"))
 

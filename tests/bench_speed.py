@@ -23,7 +23,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from peft_core import runs
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import encode, load_labelled_text
+from peft_core.data.labelled import load_labelled_text
+from peft_core.data.tokens import encode
 from peft_core.encoder import load_base, set_dropout
 from peft_core.machine import keep_few_compiled, product_rate
 from peft_core.presets import embedded_model_folder

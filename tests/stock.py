@@ -50,7 +50,9 @@ def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **gi
     return Trainer(
         get_peft_model(model, lora),
         arguments,
-        train_dataset=texts.map(encode, batched=True, remove_columns=texts.column_names),
+        train_dataset=texts.map(
+            encode, batched=True, remove_columns=texts.column_names, new_fingerprint=kind
+        ),
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )

@@ -19,11 +19,11 @@ from peft_core.config import TrainConfig
 from peft_core.data.labelled import (
     LabelledText,
     check_dataset_name,
-    encode,
     expected_num_labels,
     load_labelled_text,
 )
 from peft_core.data.splits import text_key
+from peft_core.data.tokens import encode
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.presets import DATASETS, DatasetPreset, embedded_model_folder
 from peft_core.runs import Run

@@ -37,7 +37,8 @@ import importlib.util, json, runpy, sys
 from pathlib import Path
 
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import encode, load_labelled_text
+from peft_core.data.labelled import load_labelled_text
+from peft_core.data.tokens import encode
 from peft_core.encoder import load_base
 from peft_core.export.script.facts import ModelFacts, RunFacts
 from peft_core.export.script.compose import training_script

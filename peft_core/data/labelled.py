@@ -112,20 +112,6 @@ def cut(text: str, max_length: int) -> str:
     return text[: max(10_000, CHARACTERS_PER_TOKEN * max_length)]
 
 
-def encode(rows: Dataset, tokenizer: Any, max_length: int) -> Dataset:
-    """Columns `input_ids`, `attention_mask` (lists of int, unpadded) and `labels`, as `label` is.
-
-    One row a text; a pair is one input, its two texts parted as the tokenizer does.
-    """
-
-    def batch(columns: dict[str, list]) -> dict[str, list]:
-        texts = [[cut(text, max_length) for text in columns[name]] for name in text_columns]
-        return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": columns["label"]}
-
-    text_columns = [name for name in ("text", "text_pair") if name in rows.column_names]
-    return rows.map(batch, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
-
-
 def _validation_of_preset(
     config: TrainConfig, train: Dataset, spare: Dataset, judged: Dataset
 ) -> tuple[Dataset, Dataset]:
