@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 GAIN = 1.2  # times as fast, from which half-width numbers are taken
-_SIZE, _TRIES = 512, 5
+_SIZE, _GPU_SIZE, _TRIES = 512, 4096, 5
 
 
 @lru_cache
 def gains_by_half(device: torch.device) -> bool:
     """Whether this machine's product of bfloat16 matrices is faster; it takes milliseconds."""
-    wide, half = (_square(dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    size = _GPU_SIZE if device.type == "cuda" else _SIZE  # a small one would measure the call alone
+    wide, half = (_square(size, dtype, device) for dtype in (torch.float32, torch.bfloat16))
     return _product_seconds(wide) / _product_seconds(half) >= GAIN
 
 
@@ -24,14 +25,16 @@ def product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
     return 2 * left.shape[0] * left.shape[1] * right.shape[1] / _product_seconds((left, right))
 
 
-def keep_few_compiled() -> None:
-    """Have this process keep few compiled operations; only before its first one.
+def expect_many_shapes() -> None:
+    """Prepare this process for batches that each have another shape; only before its first operation.
 
-    oneDNN keeps 1,024 of them, each compiled for one shape. A step needs a few dozen, and the next batch has
-    another shape, so the rest would only grow to hundreds of megabytes.
+    oneDNN keeps 1,024 operations, each compiled for one shape: a step needs a few dozen, and the rest would
+    only grow to hundreds of megabytes. cuDNN's attention makes a plan for each new shape, which takes a GPU
+    longer than many steps; its other kernels take any shape.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -41,8 +44,8 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _square(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    matrix = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
+def _square(size: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
     return matrix, matrix
 
 

@@ -29,7 +29,7 @@ from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropou
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.machine import keep_few_compiled
+from peft_core.machine import expect_many_shapes
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
@@ -251,7 +251,7 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     datasets.disable_progress_bars()
-    keep_few_compiled()
+    expect_many_shapes()
     try:
         train(arguments[0])
     except PeftCoreError as error:

@@ -55,8 +55,9 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-        low = rows @ a.t()
-        out = linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
+        with torch.autocast(x.device.type, enabled=False):
+            low = rows @ a.t()
+            out = linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (lora_a.dtype, lora_b.dtype)
         return out.view(*x.shape[:-1], -1)
