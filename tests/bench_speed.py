@@ -56,7 +56,7 @@ class Case:
 CPU_CASES = {
     "short": Case(
         "MiniLM, short reviews", 6, 384, "rotten_tomatoes", 1600, 16,
-        {"workbench": 90, "plain": 60, GROUPED: 60, DYNAMIC: 60, ARTICLE: 5},
+        {"workbench": 90, GROUPED: 60, DYNAMIC: 60, ARTICLE: 5},
     ),
     "long": Case("MiniLM, long reviews", 6, 384, "imdb", 400, 16, {"workbench": 14, GROUPED: 14}),
     "base": Case(

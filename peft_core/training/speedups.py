@@ -19,7 +19,7 @@ from peft_core.training.kernels import attention, lora_linear
 
 WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
 EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
-COMPILING_TAKES, COMPILED_SAVES = 40.0, 0.3  # seconds, and the share of a step; on a GPU
+COMPILING_TAKES, COMPILED_SAVES = 150.0, 0.3  # seconds, and the share of a step; on a GPU
 CHECKED = 4  # texts of the batch on which a step is compared: more would take more memory than training
 TRAINS_WEIGHTS = ("full", "bitfit")  # of the layers themselves, which must stay wide
 _ATTENTION = "peft_core"
