@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix exports bench bench-methods bench-inference clean
+.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-default bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -27,6 +27,12 @@ exports: .venv/installed-tests
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
 
 bench: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_speed.py
+
+bench-accuracy: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_accuracy.py
+
+bench-default: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py
 
 bench-methods: .venv/installed-tests

@@ -15,16 +15,16 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
-from peft_core.machine import product_rate
-from peft_core.methods import bits_of, virtual_tokens
+from peft_core.machine import gains_by_half, product_rate
+from peft_core.methods import TRAINS_LAYERS, bits_of, virtual_tokens
 from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
 from peft_core.presets import DATASETS
 from peft_core.quantise import check_quantisation
 
 FLOAT32_BYTES = 4
-_rates_seen: deque[float] = deque(maxlen=20)
+_rates_seen: dict[torch.dtype, deque[float]] = {}
 _OPERATIONS = {"head_only": 2, "full": 6}  # a token and linear weight, where not four
-_EFFICIENCY = 0.5  # share of the matrix rate that a training step reaches, padding and optimizer included
+_EFFICIENCY = {"fast": 0.45, "plain": 0.5}  # share of the matrix rate that a training run reaches
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,21 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     texts = config.max_train_samples * config.num_train_epochs
     tokens = texts * min(preset.mean_tokens, config.max_length)
-    return _OPERATIONS.get(config.method, 4) * weights * tokens / (_EFFICIENCY * matrix_rate())
+    rate = _EFFICIENCY[config.arithmetic] * matrix_rate(_arithmetic_dtype(config))
+    return _OPERATIONS.get(config.method, 4) * weights * tokens / rate
 
 
-def matrix_rate() -> float:
-    """Float32 operations a second of this machine's matrix product, the best seen so far in this process."""
-    _rates_seen.append(product_rate(torch.ones(512, 768), torch.ones(768, 768)))
-    return max(_rates_seen)
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Operations a second of this machine's matrix product, the best seen so far in this process."""
+    seen = _rates_seen.setdefault(dtype, deque(maxlen=20))
+    seen.append(product_rate(torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)))
+    return max(seen)
+
+
+def _arithmetic_dtype(config: TrainConfig) -> torch.dtype:
+    """In which numbers the layers will compute on this machine's processor."""
+    wide = config.arithmetic == "plain" or config.method in TRAINS_LAYERS
+    return torch.float32 if wide or not gains_by_half(torch.device("cpu")) else torch.bfloat16
 
 
 def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 LORA, ALL_LINEAR = "lora", "all-linear"
+TRAINS_LAYERS = ("full", "bitfit")  # weights of the encoder itself
 HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
 _PROMPT = "it is text put before the text, not a change of weights"
 _READS_ONE = "The head reads one vector that the frozen model makes"

@@ -221,6 +221,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         r=8,
         lora_alpha=16,
         lora_dropout=0.1,
+        dropout=0.1,
         learning_rate=5e-5,
         warmup_steps=0.0,
         num_train_epochs=3.0,

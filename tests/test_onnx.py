@@ -83,7 +83,7 @@ def test_the_report_says_what_was_measured(each_task: Run) -> None:
         assert value == pytest.approx(result[metric], abs=1e-4), metric
     assert report["fp32"]["max_logit_diff"] <= 5e-5
     assert (report["fp32"]["labels_flipped"], report["fp32"]["drop"]) == (0, pytest.approx(0, abs=1e-3))
-    assert 0 < report["int8"]["max_logit_diff"] < 0.5
+    assert 0 < report["int8"]["max_logit_diff"] < 1.0
     assert report["int8"]["bytes"] < report["fp32"]["bytes"]
     for name in ("fp32", "int8"):
         one, before = report[name], report["original"]

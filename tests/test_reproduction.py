@@ -102,7 +102,7 @@ def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_default_run_comes_out_the_same(small_default: Run, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
-    assert small_default.result()["mcc"] > 0.2  # so that equal numbers mean something
+    assert small_default.result()["mcc"] > 0.15  # so that equal numbers mean something
     words = run_alone(small_default, folder)
     assert_same(small_default, folder, {"result": last_json(words)})
     held = json.loads((folder / "output" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
@@ -196,6 +196,9 @@ def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> No
 
 
 def test_a_script_of_a_stopped_run_does_not_promise_its_numbers(own_run: Run) -> None:
+    assert "its numbers differ a little" in script_of(own_run)
+    settings = {**own_run.config().to_dict(), "arithmetic": "plain"}
+    (own_run.folder / "config.json").write_text(TrainConfig.from_dict(settings).to_json(), encoding="utf-8")
     assert "it gives the run's numbers" in script_of(own_run)
     own_run.update(status=KILLED)
     assert "it gives the run's numbers" not in script_of(own_run)

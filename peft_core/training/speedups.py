@@ -14,6 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_core.config import TrainConfig
 from peft_core.machine import gains_by_half, seconds
+from peft_core.methods import TRAINS_LAYERS
 from peft_core.training.first_token import encoder_layers, first_token_forward
 from peft_core.training.kernels import attention, lora_linear
 
@@ -21,7 +22,6 @@ WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbe
 EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
 COMPILING_TAKES, COMPILED_SAVES = 150.0, 0.3  # seconds, and the share of a step; on a GPU
 CHECKED = 4  # texts of the batch on which a step is compared: more would take more memory than training
-TRAINS_WEIGHTS = ("full", "bitfit")  # of the layers themselves, which must stay wide
 _ATTENTION = "peft_core"
 
 Undo = Callable[[], None]
@@ -123,7 +123,7 @@ def _lora_layers(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
 def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
     """The layers' frozen weights, and what flows between the layers, in bfloat16."""
     layers = encoder_layers(model)
-    if layers is None or method in TRAINS_WEIGHTS or getattr(model, "is_quantized", False):
+    if layers is None or method in TRAINS_LAYERS or getattr(model, "is_quantized", False):
         return None, None
     own = getattr(model.base_model, "prefix", None)  # in the names of a method's own parameters
     frozen = [

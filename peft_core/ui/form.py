@@ -57,6 +57,7 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
             ("per_device_train_batch_size", "max_length"),
             ("warmup_steps", "weight_decay"),
             ("lr_scheduler_type", "seed"),
+            ("dropout", "arithmetic", "torch_compile"),
         )
     accordions = [model, data, method, training]
     for card, label in zip(accordions, summaries(DEFAULTS.to_dict()), strict=True):

@@ -1,0 +1,272 @@
+"""A faster step is the same step: loss and gradients of each speed-up beside the plain way's."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft.tuners import lora
+from tiny import make_tiny
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AutoTokenizer
+
+from peft_core import runs
+from peft_core.adapters import apply_method
+from peft_core.config import TrainConfig
+from peft_core.encoder import load_base, set_dropout
+from peft_core.runs import Run
+from peft_core.training import speedups
+from peft_core.training.batches import UnpaddedCollator
+from peft_core.training.first_token import encoder_layers
+from peft_core.training.kernels import attention, lora_linear
+from peft_core.training.speedups import Speedups, faster
+from peft_core.training.trainer import build_trainer, training_arguments
+
+FIRST_TOKEN = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
+TARGETS = {"distilbert": ["q_lin", "v_lin"], "deberta-v2": ["query_proj"], "modernbert": ["Wqkv"]}
+TARGETS |= {"mpnet": ["q", "v"]}
+EXACT = 1e-5
+
+
+def built(folder: Path, family: str = "bert", **changes: Any) -> tuple[Any, TrainConfig]:
+    """A tiny model of a family whose adapter changes something, without dropout."""
+    own = {"target_modules": TARGETS.get(family, ["query", "value"]), **changes}
+    config = TrainConfig.from_dict({"model_name_or_path": str(make_tiny(folder, family)), **own})
+    base = load_base(str(folder), None, ("bad", "good"))
+    set_dropout(base.model, config.dropout)
+    torch.manual_seed(5)
+    model = apply_method(base.model, config, base.untrained, base=base.source, steps=20)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_" in name:
+                parameter.normal_(std=0.1)
+    return model.train(), config
+
+
+def batch_of(model: Any, texts: int = 6, tokens: int = 9, *, padded: bool = True) -> dict[str, torch.Tensor]:
+    """Random tokens, the last of every second text padding."""
+    torch.manual_seed(1)
+    ids = torch.randint(10, 60, (texts, tokens))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[::2, -3:] = 0
+        ids[::2, -3:] = model.config.pad_token_id
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(texts) % 2}
+
+
+def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return float(loss), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(one: Any, other: Any, bound: float = EXACT) -> None:
+    assert one[0] == pytest.approx(other[0], abs=bound)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        assert (gradient - other[1][name]).abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
+@pytest.mark.parametrize("family", FIRST_TOKEN)
+def test_the_last_layer_for_the_first_token_is_the_same_step(
+    family: str, padded: bool, tmp_path: Path
+) -> None:
+    model, config = built(tmp_path, family)
+    batch = batch_of(model, padded=padded)
+    plain = step(model, batch)
+    layers, seen = encoder_layers(model), []
+    with faster(model, config, batch, 1) as done:
+        assert done.first_token and done.lora_layers == 4
+        hook = layers[-1].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+        quick = step(model, batch)
+        hook.remove()
+    assert seen == [1]  # of nine tokens
+    assert_same_step(quick, plain)
+    assert_same_step(step(model, batch), plain, 0.0)  # and the model is plain again
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert", "mpnet", "albert"])
+def test_a_layer_of_another_build_stays_whole(family: str, tmp_path: Path) -> None:
+    model, config = built(tmp_path, family)
+    batch = batch_of(model)
+    plain = step(model, batch)
+    with faster(model, config, batch, 1) as done:
+        assert not done.first_token
+        assert_same_step(step(model, batch), plain)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["all-linear"]},
+        {"use_dora": True},
+        {"lora_dropout": 0.1},
+        {"method": "ia3"},
+        {"method": "prefix_tuning"},
+        {"method": "p_tuning"},
+        {"method": "full"},
+        {"method": "adalora"},
+    ],
+    ids=str,
+)
+def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) -> None:
+    model, config = built(tmp_path, **changes)
+    batch = batch_of(model)
+    model.eval()  # LoRA's own dropout apart, which no two steps share
+    plain = step(model, batch)
+    with faster(model, config, batch, 1) as done:
+        fused = not changes or "use_rslora" in changes or "target_modules" in changes
+        assert bool(done.lora_layers) == fused
+        assert_same_step(step(model, batch), plain)
+    assert not [m for m in model.modules() if "forward" in vars(m)]
+
+
+def test_a_head_that_reads_more_than_the_first_token_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, config = built(tmp_path)
+    pooler = model.base_model.model.bert.pooler
+    read = type(pooler).forward
+    pooler.forward = lambda hidden: read(pooler, hidden.mean(1, keepdim=True))
+    batch = batch_of(model)
+    plain = step(model, batch)
+    with faster(model, config, batch, 1) as done:
+        assert not done.first_token
+        assert_same_step(step(model, batch), plain)
+    assert "first_token stays as it is" in capsys.readouterr().out
+
+
+def test_half_width_layers_keep_the_step_about_and_the_weights_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speedups, "WORTH_IT", 1000)
+    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    model, config = built(tmp_path)
+    batch = batch_of(model)
+    plain, before = step(model, batch), {n: p.detach().clone() for n, p in model.named_parameters()}
+    with faster(model, config, batch, 1) as done:
+        assert done.dtype == "bfloat16" and 0 < done.gradient_error < speedups.HALF
+        widths = {n: p.dtype for n, p in model.named_parameters()}
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert {widths[n] for n in trained} == {torch.float32}
+        assert widths["base_model.model.bert.encoder.layer.0.attention.self.key.weight"] == torch.bfloat16
+        quick = step(model, batch)
+    assert quick[0] == pytest.approx(plain[0], abs=0.02)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32 and parameter.equal(before[name]), name
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORTH_IT", 10**9), ("HALF", 0.0), ("gains_by_half", lambda device: False)],
+)
+def test_layers_stay_wide_where_half_does_not_gain_or_hold(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speedups, "WORTH_IT", 1000)
+    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, name, value)
+    model, config = built(tmp_path)
+    with faster(model, config, batch_of(model), 1) as done:
+        assert done.dtype == "float32"
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_plain_arithmetic_changes_nothing_and_a_continued_run_changes_what_it_did_before(
+    tmp_path: Path,
+) -> None:
+    model, config = built(tmp_path, arithmetic="plain")
+    with faster(model, config, batch_of(model), 1) as done:
+        assert done == Speedups() and not [m for m in model.modules() if "forward" in vars(m)]
+    fast = TrainConfig.from_dict({**config.to_dict(), "arithmetic": "fast"})
+    before = Speedups(lora_layers=4).to_dict()
+    with faster(model, fast, batch_of(model), 1, before) as done:
+        assert done.lora_layers == 4 and not done.first_token
+
+
+def test_a_lora_layer_as_one_operation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 5, 8), (6, 8), (6,)))
+    a, b = torch.randn(2, 8, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    wanted = linear(x, weight, bias) + 1.7 * linear(linear(x, a), b)
+    assert torch.allclose(lora_linear(x, weight, bias, a, b, 1.7), wanted)
+    given = (x.requires_grad_(), a.requires_grad_(), b.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 1.7), given)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_by_plain_products(masked: bool) -> None:
+    torch.manual_seed(0)
+    wide = [torch.randn(3, 2, 7, 8, requires_grad=True) for _ in range(3)]
+    mask = None
+    if masked:
+        mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+        mask[1, ..., 4:] = False
+    half = [one.detach().to(torch.bfloat16).requires_grad_() for one in wide]
+    found = attention(*half, mask, 0.3)
+    wanted = scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.3)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, atol=0.03)
+    found.float().pow(2).sum().backward()
+    wanted.pow(2).sum().backward()
+    for one, other in zip(half, wide, strict=True):
+        assert (one.grad.float() - other.grad).norm() < 0.03 * other.grad.norm()
+
+
+def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
+    """The gradients of an epoch's batches add up to that of all its texts at once."""
+    model, config = built(tmp_path / "model", per_device_train_batch_size=4)
+    model.eval()
+    lengths = [3, 9, 4, 4, 20, 7, 3, 3, 3, 12, 5, 5, 6, 30]
+    texts = [{"input_ids": [5 + i] * n, "attention_mask": [1] * n} for i, n in enumerate(lengths)]
+    rows = Dataset.from_list([{**text, "labels": i % 2} for i, text in enumerate(texts)])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    run = runs.create(tmp_path / "runs", config)
+    arguments = training_arguments(run, config, len(rows), curve=False, autocast=False)
+    trainer = build_trainer(model, config, arguments, tokenizer, rows, None, None, None)
+    wanted = step(model, UnpaddedCollator(tokenizer)(list(rows)))[1]
+
+    model.zero_grad()
+    batches = list(trainer.get_train_dataloader())
+    for batch in batches:
+        model.training = True  # of the model alone: no dropout, but the loss of a training step
+        trainer.compute_loss(model, batch).backward()
+    assert len({len(batch["labels"]) for batch in batches}) > 1
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found = parameter.grad * config.per_device_train_batch_size / len(rows)
+            assert (found - wanted[name]).abs().max() <= EXACT, name
+
+
+def test_a_fast_run_measures_what_a_plain_one_does(train_here: Callable[..., Run]) -> None:
+    fast, plain = train_here(arithmetic="fast"), train_here(arithmetic="plain")
+    assert fast.result()["speedups"]["first_token"] and fast.result()["speedups"]["lora_layers"] == 4
+    assert plain.result()["speedups"] == Speedups().to_dict()
+    assert fast.result()["eval_loss"] == pytest.approx(plain.result()["eval_loss"], abs=1e-3)
+    assert fast.result()["tokens"] == plain.result()["tokens"]
+
+
+def test_dropout_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    model, _ = built(tmp_path, "modernbert")
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    model, _ = built(tmp_path, "bert", dropout=0.2)
+    own = [m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in n]
+    assert own and set(own) == {0.2}
+    batch = batch_of(model)
+    assert step(model, batch)[0] != step(copy.deepcopy(model), batch)[0]
+
+
+def test_lora_of_more_than_one_adapter_is_left_alone(tmp_path: Path) -> None:
+    model, config = built(tmp_path)
+    layer = next(m for m in model.modules() if isinstance(m, lora.Linear))
+    layer._active_adapter = ["default", "default"]
+    with faster(model, config, batch_of(model), 1) as done:
+        assert done.lora_layers == 3
