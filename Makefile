@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-default bench-methods bench-inference clean
+.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-page bench-default bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -31,6 +31,9 @@ bench: .venv/installed-tests
 
 bench-accuracy: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_accuracy.py
+
+bench-page: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_page.py
 
 bench-default: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py

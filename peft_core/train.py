@@ -47,7 +47,7 @@ from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
-from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
+from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
 
 TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
 
@@ -84,7 +84,7 @@ def failure_sentence(error: BaseException) -> str:
         return str(error)
     if is_disk_full(error):
         return "The disk is full: free some space and try again; nothing half-written is left."
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
 
@@ -172,7 +172,9 @@ def _fit(
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
         )
-        trainer = build_trainer(model, config, arguments, tokenizer, rows, curve_rows, loss, scale)
+        parts = run.state().get("batch_parts", 1)
+        trainer = build_trainer(model, config, arguments, tokenizer, rows, curve_rows, loss, scale, parts)
+        trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
@@ -182,6 +184,7 @@ def _fit(
         "resumed_from": step_of(checkpoint) if checkpoint else 0,
         "epochs": trainer.state.epoch,
         "speedups": speedups.to_dict(),
+        "batch_parts": trainer.parts,
         **progress.totals(),
     }
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.pictures.pieces import duration, message, settings_line
+from peft_core.pictures.pieces import duration, message, settings_line, speed
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import FINISHED, KILLED
 
@@ -177,7 +177,7 @@ def _figures(result: Mapping[str, Any]) -> str:
                 "seconds",
                 duration(result["train_seconds"]),
                 "training",
-                f"{result['tokens_per_second']:,.0f} tokens/s",
+                speed(result),
             ),
         )
     )

@@ -130,10 +130,7 @@ def running(state: Mapping[str, Any]) -> str:
     if state["status"] == SCHEDULED and not state.get("stage"):
         words = "waiting for the run before it"
     elif state.get("stage") == "training" and step:
-        words = (
-            f"step {step:,} of {most:,} · {duration(state.get('eta') or 0)} left · "
-            f"{state.get('tokens_per_second') or 0:,.0f} tokens/s"
-        )
+        words = f"step {step:,} of {most:,} · {duration(state.get('eta') or 0)} left · {speed(state)}"
     else:
         words = f"{state.get('stage') or 'starting'}…"
     return (
@@ -141,6 +138,16 @@ def running(state: Mapping[str, Any]) -> str:
         f"{bar(share)}"
         f'<p data-testid="progress">{html.escape(words)}</p></div>'
     )
+
+
+def speed(told: Mapping[str, Any]) -> str:
+    """Tokens a second of a run, and what stands behind them where that is not the plain step."""
+    words = [f"{told.get('tokens_per_second') or 0:,.0f} tokens/s"]
+    if (told.get("speedups") or {}).get("dtype") == "bfloat16":
+        words.append("bfloat16")
+    if (told.get("batch_parts") or 1) > 1:
+        words.append(f"memory is short, so each batch in {told['batch_parts']} parts")
+    return " · ".join(words)
 
 
 def settings_line(settings: Mapping[str, Any] | None) -> str:

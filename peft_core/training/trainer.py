@@ -1,7 +1,9 @@
 """Trainer with this project's batches, checkpoints and loss: every text counts the same."""
 
+import gc
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,11 @@ class RunTrainer(Trainer):
     loss_is_scaled_for_ga = False
     _staging: Path | None = None
 
-    def __init__(self, *given: Any, loader: DataLoader, **named: Any) -> None:
+    def __init__(self, *given: Any, loader: DataLoader, parts: int = 1, **named: Any) -> None:
         super().__init__(*given, **named)
         self._loader = loader
+        self.parts = parts
+        self.tell_parts: Callable[[int], None] = lambda parts: None
 
     def get_train_dataloader(self) -> DataLoader:
         return self.accelerator.prepare(self._loader)
@@ -55,6 +59,27 @@ class RunTrainer(Trainer):
         texts = len(inputs["labels"])
         found = super().compute_loss(model, inputs, return_outputs)
         return found * (texts / self.args.train_batch_size) if model.training else found
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's."""
+        while True:
+            try:
+                return sum(
+                    (
+                        super(RunTrainer, self).training_step(model, part)
+                        for part in split(inputs, self.parts)
+                    ),
+                    torch.zeros((), device=self.args.device),
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.parts >= len(inputs["labels"]):
+                    raise
+            model.zero_grad()  # of the parts that fitted
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.parts *= 2
+            print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
+            self.tell_parts(self.parts)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -77,6 +102,19 @@ class RunTrainer(Trainer):
             self._staging = None
         for older in list_checkpoints(folder)[1:]:
             shutil.rmtree(older)
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """A batch's texts in about equal parts, as many as it has texts for."""
+    parts = min(parts, len(batch["labels"]))
+    pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a step failed because a GPU, or the processor's memory, is full."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def batch_loader(rows: datasets.Dataset, tokenizer: Any, config: TrainConfig) -> DataLoader:
@@ -133,8 +171,12 @@ def build_trainer(
     curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
+    parts: int = 1,
 ) -> RunTrainer:
-    """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit."""
+    """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit.
+
+    Each batch is read in `parts` from the start.
+    """
     optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
     return RunTrainer(
         model,
@@ -143,6 +185,7 @@ def build_trainer(
         data_collator=UnpaddedCollator(tokenizer),
         train_dataset=rows,
         loader=batch_loader(rows, tokenizer, config),
+        parts=parts,
         eval_dataset=curve_rows,
         processing_class=tokenizer,
         compute_loss_func=loss,
