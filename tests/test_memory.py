@@ -38,7 +38,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     few = {"max_train_samples": 64, "num_train_epochs": 1}
     whole = train_here(**few)
     capsys.readouterr()
-    fits["texts"] = 5
+    fits["texts"] = 3
     parted = train_here(**few)
     said = capsys.readouterr().out
     assert parted.result()["batch_parts"] == 8 > whole.result()["batch_parts"] == 1
