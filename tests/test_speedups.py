@@ -61,7 +61,8 @@ def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, t
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
-    return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), grads
 
 
 def assert_same_step(one: Any, other: Any, bound: float = EXACT) -> None:
