@@ -201,7 +201,13 @@ class TrainConfig:
     num_train_epochs: float = setting(
         1.0, "Epochs", "Passes over the training rows.", more_than=0.0, maximum=100.0
     )
-    per_device_train_batch_size: int = setting(16, "Batch size", "Texts per step.", minimum=1, maximum=1024)
+    per_device_train_batch_size: int = setting(
+        16,
+        "Batch size",
+        "Texts per step on average; batches hold about as many tokens.",
+        minimum=1,
+        maximum=1024,
+    )
     max_length: int = setting(
         128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
     )
