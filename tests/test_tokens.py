@@ -54,6 +54,13 @@ def test_a_damaged_file_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
     assert encode(rows, tokenizer, 16, cache)[:] == wanted
 
 
+@pytest.mark.parametrize("small_disk", [4], indirect=True)
+def test_a_full_disk_keeps_nothing_and_takes_nothing_away(small_disk: Path, tokenizer: Any) -> None:
+    rows = Dataset.from_dict({"text": ["good food " * 40] * 50, "label": [0] * 50})
+    assert encode(rows, tokenizer, 64, small_disk / "tokens")[:] == encode(rows, tokenizer, 64)[:]
+    assert not list((small_disk / "tokens").glob("*"))
+
+
 def test_the_oldest_go_where_there_are_too_many(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

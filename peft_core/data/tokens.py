@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,26 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = 
             return Dataset.from_file(str(kept))
         except (pa.ArrowInvalid, OSError):  # damaged: made again below
             kept.unlink(missing_ok=True)
-    given = {"batched": True, "remove_columns": rows.column_names, "new_fingerprint": content}
-    if kept is None:
-        return rows.map(batch, keep_in_memory=True, **given)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    tokens = rows.map(batch, cache_file_name=str(kept), **given)
-    _keep_newest(kept)
+    tokens = rows.map(
+        batch, batched=True, remove_columns=rows.column_names, keep_in_memory=True, new_fingerprint=content
+    )
+    if kept is not None:
+        _keep(tokens, kept)
     return tokens
+
+
+def _keep(tokens: Dataset, path: Path) -> None:
+    """Write them whole or not at all, and make room; a disk that has none leaves the next run to tokenise."""
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    table = tokens.data.table
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with made.open("wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        made.replace(path)
+        _keep_newest(path)
+    except OSError:
+        made.unlink(missing_ok=True)
 
 
 def _hash(rows: Dataset, told: str | None, max_length: int) -> str:
