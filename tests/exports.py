@@ -80,6 +80,7 @@ def row_of(variant: str, folder: Path) -> list[Cell]:
     """A method trained on a tiny BERT and taken away in every way."""
     model, data = make_tiny(folder / "model", "bert"), write_small_data(folder / "data")
     settings = {**settings_of(variants()[variant], "bert"), "dataset_name": str(data), "num_train_epochs": 6}
+    settings |= {"arithmetic": "plain"}  # as the script's is
     run = runs.create(folder / "runs", TrainConfig.from_dict({**settings, "model_name_or_path": str(model)}))
     train(run.folder)
     taken = folder / "taken"
