@@ -156,18 +156,16 @@ def _fit(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not getattr(model, "is_quantized", False):
         model.to(device)
-    batches = [
-        {name: value.to(device) for name, value in batch.items()}
-        for batch in itertools.islice(batch_loader(rows, tokenizer, config), START_BATCHES)
-    ]
+    loader = batch_loader(rows, tokenizer, config)
+    first = _on(device, next(iter(loader)))
     if checkpoint is None:
-        start_from_data(model, batches)
+        start_from_data(model, (_on(device, batch) for batch in itertools.islice(loader, START_BATCHES)))
     else:
         run.forget_metrics_after(step_of(checkpoint))
         before = run.state().get("speedups")
     _stage(run, "training")
     start = time.perf_counter()
-    with faster(model, config, batches[0], total_steps(config, len(rows)), before) as speedups:
+    with faster(model, config, first, total_steps(config, len(rows)), before) as speedups:
         run.update(speedups=speedups.to_dict())
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
@@ -187,6 +185,10 @@ def _fit(
         "batch_parts": trainer.parts,
         **progress.totals(),
     }
+
+
+def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _objective(

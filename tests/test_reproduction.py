@@ -94,6 +94,7 @@ def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The embedded default on few rows, in smaller batches so that it learns from them."""
     small = {"max_train_samples": 240, "max_eval_samples": 64, "max_length": 24}
     small |= {"per_device_train_batch_size": 8, "learning_rate": 5e-3, "arithmetic": "plain"}
+    small |= {"num_train_epochs": 2}
     run = runs.create(tmp_path_factory.mktemp("default"), TrainConfig.from_dict(small))
     done = python("-m", "peft_core.train", str(run.folder), timeout=300)
     assert done.returncode == 0, done.stderr
@@ -102,7 +103,7 @@ def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_default_run_comes_out_the_same(small_default: Run, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
-    assert small_default.result()["mcc"] > 0.15  # so that equal numbers mean something
+    assert small_default.result()["mcc"] > 0.2  # so that equal numbers mean something
     words = run_alone(small_default, folder)
     assert_same(small_default, folder, {"result": last_json(words)})
     held = json.loads((folder / "output" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))

@@ -203,6 +203,23 @@ def test_a_lora_layer_as_one_operation(tmp_path: Path) -> None:
     assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 1.7), given)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_lora_layer_under_autocast_takes_what_comes(dtype: torch.dtype) -> None:
+    """Where only autocast makes numbers narrow, some layers are given wide ones and some narrow ones."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 8).to(dtype).requires_grad_()
+    weight, bias = torch.randn(6, 8), torch.randn(6)
+    a, b = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    wanted = linear(x.float(), weight, bias) + 0.7 * linear(linear(x.float(), a), b)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lora_linear(x, weight, bias, a, b, 0.7)
+    assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.2)
+    found.float().pow(2).sum().backward()
+    assert (x.grad.dtype, a.grad.dtype, b.grad.dtype) == (dtype, torch.float32, torch.float32)
+    wide = lora_linear(x.to(torch.bfloat16), weight, bias, a, b, 0.7)  # and without, in the weight's numbers
+    assert wide.dtype == torch.float32
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_by_plain_products(masked: bool) -> None:
     torch.manual_seed(0)

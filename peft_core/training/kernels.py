@@ -15,7 +15,7 @@ def lora_linear(
     lora_b: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """x W^T + bias + scaling (x A^T) B^T of a frozen W, in x's dtype: (..., in) to (..., out).
+    """x W^T + bias + scaling (x A^T) B^T of a frozen W: (..., in) to (..., out), in W's dtype or autocast's.
 
     `lora_a` (r, in) and `lora_b` (out, r) may be wider numbers; their gradients are. LoRA: Hu et al. 2021,
     arXiv:2106.09685, equation 3.
@@ -53,13 +53,15 @@ class _LoraLinear(torch.autograd.Function):
         lora_b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        rows, weight, a, b = (one.to(dtype) for one in (x.reshape(-1, x.shape[-1]), weight, lora_a, lora_b))
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(kind, enabled=False):
             low = rows @ a.t()
             out = linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(rows, low, weight, a, b)
-        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (lora_a.dtype, lora_b.dtype)
+        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, lora_a.dtype, lora_b.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -68,11 +70,11 @@ class _LoraLinear(torch.autograd.Function):
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = (grad @ b).mul_(ctx.scaling)
-        grad_b = (grad.t() @ low).to(ctx.dtypes[1]).mul_(ctx.scaling)
-        grad_a = (grad_low.t() @ rows).to(ctx.dtypes[0])
+        grad_b = (grad.t() @ low).to(ctx.dtypes[2]).mul_(ctx.scaling)
+        grad_a = (grad_low.t() @ rows).to(ctx.dtypes[1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape)
+            grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape).to(ctx.dtypes[0])
         return grad_x, None, None, grad_a, grad_b, None
 
 

@@ -62,15 +62,10 @@ class RunTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's."""
+        step = super().training_step
         while True:
             try:
-                return sum(
-                    (
-                        super(RunTrainer, self).training_step(model, part)
-                        for part in split(inputs, self.parts)
-                    ),
-                    torch.zeros((), device=self.args.device),
-                )
+                return torch.stack([step(model, part) for part in split(inputs, self.parts)]).sum()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.parts >= len(inputs["labels"]):
                     raise
