@@ -258,6 +258,14 @@ def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
         model.training = True  # of the model alone: no dropout, but the loss of a training step
         trainer.compute_loss(model, batch).backward()
     assert len({len(batch["labels"]) for batch in batches}) > 1
+    told = {name: value.clone() for name, value in batches[0].items()}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    trainer.current_gradient_accumulation_steps = 1  # as its loop sets it
+    for parts in (1, 3):  # what is logged is a text's mean loss, however many the batch holds
+        trainer.parts = parts
+        assert trainer.training_step(model, told).item() == pytest.approx(float(model(**told).loss.detach()))
+    for name, parameter in model.named_parameters():
+        parameter.grad = grads.get(name)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             found = parameter.grad * config.per_device_train_batch_size / len(rows)

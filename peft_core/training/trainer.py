@@ -61,13 +61,17 @@ class RunTrainer(Trainer):
         return found * (texts / self.args.train_batch_size) if model.training else found
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's."""
-        step = super().training_step
+        """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's.
+
+        Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
+        """
+        step, texts = super().training_step, len(inputs["labels"])
         while True:
             try:
-                return torch.stack([step(model, part) for part in split(inputs, self.parts)]).sum()
+                losses = torch.stack([step(model, part) for part in split(inputs, self.parts)])
+                return losses.sum() * (self.args.train_batch_size / texts)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.parts >= len(inputs["labels"]):
+                if not is_out_of_memory(error) or self.parts >= texts:
                     raise
             model.zero_grad()  # of the parts that fitted
             gc.collect()
