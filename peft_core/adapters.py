@@ -146,8 +146,8 @@ def _peft_config(model: nn.Module, config: TrainConfig, untrained: Sequence[str]
     own = peft_settings(config.to_dict())
     beside_head = [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
     if method.takes_target_modules:
-        check_target_modules(model, config.target_modules)
-        own["target_modules"] = list(expand_target_modules(model, config.target_modules))
+        check_target_modules(model, config.target_modules, config.top_layers)
+        own["target_modules"] = list(expand_target_modules(model, config.target_modules, config.top_layers))
     own |= _EXTRA.get(config.method, lambda *_: {})(model, config, steps)
     return getattr(peft, method.peft_config)(
         task_type=TaskType.SEQ_CLS, modules_to_save=beside_head or None, **own
@@ -169,7 +169,7 @@ def _adalora(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any
 
 def _ia3(model: nn.Module, config: TrainConfig, steps: int) -> dict[str, Any]:
     """A vector scales the input of an MLP's matrix, the output of any other."""
-    names = expand_target_modules(model, config.target_modules)
+    names = expand_target_modules(model, config.target_modules, config.top_layers)
     return {"feedforward_modules": list(feedforward_modules(model, names))}
 
 

@@ -122,6 +122,9 @@ class TrainConfig:
         "Which matrices",
         "Module names, as print(model) shows them; all-linear takes all.",
     )
+    top_layers: int = setting(
+        0, "Top layers", "Only the last so many layers change; 0 takes all.", minimum=0, maximum=1000
+    )
     r: int = setting(8, "Rank (r)", "Width of the low-rank matrices.", minimum=1, maximum=2048)
     lora_alpha: int = setting(16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096)
     lora_dropout: float = setting(

@@ -10,6 +10,7 @@ TRAINS_LAYERS = ("full", "bitfit")  # weights of the encoder itself
 HEAD_NAMES = ("classifier", "score")  # what PEFT trains and saves beside every SEQ_CLS adapter
 _PROMPT = "it is text put before the text, not a change of weights"
 _READS_ONE = "The head reads one vector that the frozen model makes"
+_WHERE = ("target_modules", "top_layers")
 _NO_CACHE = "its transformers model takes no past keys and values, which the prefix is made of"
 
 
@@ -53,7 +54,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "Two thin matrices beside each chosen weight learn its change.",
             "Hu et al. 2021, arXiv:2106.09685",
             (
-                "target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+                *_WHERE, "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
                 "init_lora_weights", "loraplus_lr_ratio", "load_in_bits",
             ),
             peft_config="LoraConfig",
@@ -62,7 +63,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "AdaLoRA",
             "LoRA that moves its rank, while training, to the weights that need it.",
             "Zhang et al. 2023, arXiv:2303.10512",
-            ("target_modules", "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
+            (*_WHERE, "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
             _values(learning_rate=1e-2, lora_alpha=64),
             peft_config="AdaLoraConfig",
             note="With class weights or numbers as labels PEFT leaves the orthogonality out of the loss.",
@@ -71,7 +72,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "IA3",
             "One vector for each chosen weight stretches or shrinks what passes through it.",
             "Liu et al. 2022, arXiv:2205.05638",
-            ("target_modules",),
+            _WHERE,
             _values(learning_rate=3e-2),
             peft_config="IA3Config",
         ),
@@ -79,7 +80,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "VeRA",
             "All weights share two random matrices; only two small vectors a weight learn.",
             "Kopiczko et al. 2023, arXiv:2310.11454",
-            ("target_modules", "r", "d_initial"),
+            (*_WHERE, "r", "d_initial"),
             _values(r=256, learning_rate=3e-2),
             peft_config="VeraConfig",
         ),
@@ -87,7 +88,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoHa",
             "The change is the product, entry by entry, of two low-rank ones.",
             "Hyeon-Woo et al. 2021, arXiv:2108.06098",
-            ("target_modules", "r", "alpha"),
+            (*_WHERE, "r", "alpha"),
             _values(learning_rate=5e-3),
             peft_config="LoHaConfig",
         ),
@@ -95,7 +96,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoKr",
             "The change is a Kronecker product of a small and a low-rank matrix.",
             "Yeh et al. 2023, arXiv:2309.14859",
-            ("target_modules", "r", "alpha", "decompose_factor"),
+            (*_WHERE, "r", "alpha", "decompose_factor"),
             _values(learning_rate=1.5e-2),
             peft_config="LoKrConfig",
         ),
@@ -103,7 +104,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "OFT",
             "Each chosen weight is rotated in blocks, so that its angles stay.",
             "Qiu et al. 2023, arXiv:2306.07280",
-            ("target_modules", "oft_block_size"),
+            (*_WHERE, "oft_block_size"),
             _values(learning_rate=5e-3),
             peft_config="OFTConfig",
         ),
@@ -111,7 +112,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "BOFT",
             "OFT whose rotation is built of butterfly factors.",
             "Liu et al. 2023, arXiv:2311.06243",
-            ("target_modules", "boft_block_size"),
+            (*_WHERE, "boft_block_size"),
             _values(learning_rate=1e-2),
             peft_config="BOFTConfig",
             note="One butterfly factor: PEFT takes more only where it can compile for CUDA.",
@@ -120,7 +121,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "FourierFT",
             "A few Fourier coefficients stand for each weight's whole change.",
             "Gao et al. 2024, arXiv:2405.03003",
-            ("target_modules", "n_frequency", "scaling"),
+            (*_WHERE, "n_frequency", "scaling"),
             _values(learning_rate=1e-1),
             peft_config="FourierFTConfig",
         ),
@@ -128,7 +129,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "C3A",
             "The change is made of circulant blocks: high rank from few numbers.",
             "Chen et al. 2024, arXiv:2407.19342",
-            ("target_modules", "block_size"),
+            (*_WHERE, "block_size"),
             _values(learning_rate=3e-1),
             peft_config="C3AConfig",
         ),
@@ -136,7 +137,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "HiRA",
             "The low-rank matrix multiplies the weight, entry by entry, so that the change has high rank.",
             "Huang et al. 2025, ICLR",
-            ("target_modules", "r"),
+            (*_WHERE, "r"),
             _values(r=32, learning_rate=5e-3),
             peft_config="HiraConfig",
         ),
@@ -144,7 +145,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "RandLoRA",
             "A full-rank change as a trained mix of fixed random matrices.",
             "Albert et al. 2025, arXiv:2502.00987",
-            ("target_modules", "r", "randlora_alpha"),
+            (*_WHERE, "r", "randlora_alpha"),
             _values(r=32),
             peft_config="RandLoraConfig",
         ),
@@ -213,7 +214,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )  # fmt: skip
 _STARTS_FROM_WEIGHTS = ("pissa", "olora")
-_NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", "target_modules")
+_NOT_PEFTS = ("loraplus_lr_ratio", "load_in_bits", "init_lora_weights", *_WHERE)
 
 
 def defaults_of(method: Any, target_modules: Any = ()) -> Mapping[str, Any]:

@@ -67,16 +67,25 @@ def all_linear(model: nn.Module) -> ModuleChoice:
     return _of_paths(ALL_LINEAR, (WHOLE,), _without_pooler(model), "")
 
 
-def expand_target_modules(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+def expand_target_modules(model: nn.Module, names: Sequence[str], top_layers: int = 0) -> tuple[str, ...]:
     """The names with `all-linear` replaced by names that match exactly the encoder's linear modules.
 
-    PEFT's own `all-linear` takes BERT's pooler along and fails on DistilBERT's `pre_classifier`.
+    PEFT's own `all-linear` takes BERT's pooler along and fails on DistilBERT's `pre_classifier`. With
+    `top_layers` the names are those of the matrices in the last so many layers alone.
     """
+    if top_layers:
+        return _exact_names(_in_top_layers(model, names, top_layers), model)
     found: list[str] = []
     for name in names:
         every = _exact_names(_without_pooler(model), model) if name == ALL_LINEAR else (name,)
         found.extend(every)
     return tuple(dict.fromkeys(found))
+
+
+def encoder_layers(model: nn.Module) -> nn.ModuleList | None:
+    """The encoder's layers: the longest list of modules of one kind. None without one."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    return max(lists, key=len, default=None)
 
 
 def feedforward_modules(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
@@ -106,8 +115,9 @@ def whole_modules(model: nn.Module) -> tuple[str, ...]:
     return (*head_modules(model), *poolers)
 
 
-def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> None:
-    """Raise ModelError, listing what there is, if a name matches no matrix of the encoder."""
+def check_target_modules(model: nn.Module, target_modules: Sequence[str], top_layers: int = 0) -> None:
+    """Raise ModelError, listing what there is, if a name matches no matrix of the encoder, or of its layers
+    where only the last `top_layers` are to change."""
     for name in target_modules:
         linears = _without_pooler(model) if name == ALL_LINEAR else _encoder_linears(model)
         if not any(name == ALL_LINEAR or _matches(path, name) for path in linears):
@@ -115,6 +125,19 @@ def check_target_modules(model: nn.Module, target_modules: Sequence[str]) -> Non
             raise ModelError(
                 f"target_modules names {name!r}, which matches nothing in this model; it has {has}."
             )
+    if not top_layers:
+        return
+    layers = len(encoder_layers(model) or ())
+    if top_layers > layers:
+        raise ModelError(
+            f"top_layers is {top_layers}, but the layers of this model that have weights of their own are "
+            f"{layers}; take 0 for all."
+        )
+    if not _in_top_layers(model, target_modules, top_layers):
+        raise ModelError(
+            f"target_modules names {', '.join(target_modules)}, which matches nothing in the model's last "
+            f"{top_layers} layers; set top_layers to 0 or name others."
+        )
 
 
 def _encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -127,6 +150,17 @@ def _encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 def _without_pooler(model: nn.Module) -> dict[str, nn.Linear]:
     return {path: module for path, module in _encoder_linears(model).items() if _role(path) != POOLER}
+
+
+def _in_top_layers(model: nn.Module, names: Sequence[str], top_layers: int) -> dict[str, nn.Linear]:
+    """Those of the matrices that the names match which lie in the last so many layers."""
+    layers = encoder_layers(model) or []
+    inside = {module for layer in layers[-top_layers:] for module in layer.modules()}
+    return {
+        path: module
+        for path, module in _encoder_linears(model).items()
+        if module in inside and any(name == ALL_LINEAR or _matches(path, name) for name in names)
+    }
 
 
 def _in_head(path: str, model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ def total_steps(config: TrainConfig, rows: int) -> int:
 
 def curve_steps(steps: int) -> int:
     """Steps from one point of the curve, and one checkpoint, to the next."""
-    return max(1, steps // CURVE_POINTS)
+    return max(1, math.ceil(steps / CURVE_POINTS))
 
 
 def loss_steps(steps: int) -> int:

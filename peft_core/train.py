@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from peft_core.runs import (
 )
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
+from peft_core.training.lower_layers import Texts
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
@@ -165,8 +167,9 @@ def _fit(
         before = run.state().get("speedups")
     _stage(run, "training")
     start = time.perf_counter()
-    with faster(model, config, first, total_steps(config, len(rows)), before) as speedups:
-        run.update(speedups=speedups.to_dict())
+    texts = Texts(loader, sum(map(len, rows["input_ids"][:])), run.folder, _told(run, len(rows)))
+    with faster(model, config, first, total_steps(config, len(rows)), before, texts) as speedups:
+        run.update(speedups=speedups.to_dict(), stage="training")
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
         )
@@ -185,6 +188,19 @@ def _fit(
         "batch_parts": trainer.parts,
         **progress.totals(),
     }
+
+
+def _told(run: Run, texts: int) -> Callable[[int], None]:
+    """Who says, twice a second, for how many of the texts the frozen layers have run, and hears of Stop."""
+    last = 0.0
+
+    def told(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            _stage(run, f"running the frozen layers once: {done:,} of {texts:,} texts")
+
+    return told
 
 
 def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

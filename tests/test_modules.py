@@ -178,6 +178,30 @@ def test_all_linear_on_every_encoder_of_transformers(family: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT says so of its own LN-tuning
 @pytest.mark.parametrize("family", FAMILIES)
+def test_top_layers_are_the_last_ones_alone(family: str) -> None:
+    model = tiny(family)
+    if family == "albert":  # one layer's weights serve both
+        with pytest.raises(ModelError, match="top_layers is 2, but .* are 1"):
+            check_target_modules(model, [ALL_LINEAR], 2)
+        assert wrapped(lora(model, expand_target_modules(model, [ALL_LINEAR], 1)))
+        return
+    check_target_modules(model, [ALL_LINEAR], 2)
+    every = set(wrapped(lora(tiny(family), expand_target_modules(model, [ALL_LINEAR]))))
+    top = set(wrapped(lora(model, expand_target_modules(model, [ALL_LINEAR], 1))))
+    assert top and top == {path for path in every if ".1." in path}
+    choice = linear_modules(tiny(family))[0]
+    one = wrapped(lora(tiny(family), expand_target_modules(tiny(family), [choice.name], 1)))
+    assert one and len(one) == choice.matches // 2 and set(one) <= top
+
+
+def test_top_layers_without_a_match_are_refused() -> None:
+    with pytest.raises(ModelError, match="top_layers is 3, but .* are 2; take 0 for all"):
+        check_target_modules(tiny("bert"), ["query"], 3)
+    with pytest.raises(ModelError, match="nothing in the model's last 1 layers"):
+        check_target_modules(tiny("electra"), ["embeddings_project"], 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_norms_are_the_encoders_alone(family: str) -> None:
     model = tiny(family)
     expected = [

@@ -17,10 +17,10 @@ from peft_core import runs
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base, set_dropout
+from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import speedups
 from peft_core.training.batches import UnpaddedCollator
-from peft_core.training.first_token import encoder_layers
 from peft_core.training.kernels import attention, lora_linear
 from peft_core.training.speedups import Speedups, faster
 from peft_core.training.trainer import build_trainer, training_arguments

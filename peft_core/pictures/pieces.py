@@ -57,7 +57,8 @@ def method_words(settings: Mapping[str, Any]) -> str:
     method = METHODS[settings["method"]]
     rank = f" r {settings['r']}" if "r" in method.settings else ""
     targets = f" · {' '.join(settings['target_modules'])}" if method.takes_target_modules else ""
-    return f"{method.label}{rank}{targets}"
+    top = f" in the top {settings['top_layers']} layers" if targets and settings.get("top_layers") else ""
+    return f"{method.label}{rank}{targets}{top}"
 
 
 def method_picture(settings: Mapping[str, Any], module: str, shape: Sequence[int]) -> str:

@@ -11,12 +11,6 @@ from peft_core.training.kernels import attention
 FirstToken = Callable[..., torch.Tensor]
 
 
-def encoder_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The encoder's layers: the longest list of modules of one kind. None without one."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    return max(lists, key=len, default=None)
-
-
 def first_token_forward(layer: nn.Module) -> FirstToken | None:
     """A `forward` for this layer that returns only the first token's output, (texts, 1, width).
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import peft
@@ -14,9 +15,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_core.config import TrainConfig
 from peft_core.machine import gains_by_half, seconds
-from peft_core.methods import TRAINS_LAYERS
-from peft_core.training.first_token import encoder_layers, first_token_forward
+from peft_core.methods import METHODS, TRAINS_LAYERS
+from peft_core.modules import encoder_layers
+from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
+from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
 
 WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
 EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
@@ -25,6 +28,7 @@ CHECKED = 4  # texts of the batch on which a step is compared: more would take m
 _ATTENTION = "peft_core"
 
 Undo = Callable[[], None]
+Change = Callable[[nn.Module, str], tuple[Undo | None, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Speedups:
     dtype: str = "float32"
     first_token: bool = False
     lora_layers: int = 0
+    lower_layers: int = 0
     compiled: bool = False
     autocast: bool = False
     gradient_error: float = 0.0
@@ -52,13 +57,15 @@ def faster(
     batch: dict[str, torch.Tensor],
     steps: int,
     before: dict[str, Any] | None = None,
+    texts: Texts | None = None,
 ) -> Iterator[Speedups]:
     """The model with every speed-up that leaves this batch's gradient as it is; plain again at the end.
 
     The last layer runs for the first token alone, and plain LoRA layers as one operation each: both move a
     gradient by rounding alone (EXACT). Where the machine multiplies bfloat16 faster, the layers' frozen
-    weights go there; what is trained stays float32 (HALF). On a GPU the layers are compiled where that pays
-    within so many `steps`. A change that moves the gradient by more is taken back, whatever the reason.
+    weights go there; what is trained stays float32 (HALF). Frozen layers below all that is trained run once
+    for each of the `texts`, where those are read more than once. On a GPU the layers are compiled where that
+    pays within so many `steps`. A change that moves the gradient by more is taken back, whatever the reason.
     `before`, from a run that is continued, allows those of that run alone. With the arithmetic "plain" there
     is none.
     """
@@ -68,9 +75,16 @@ def faster(
             compiles = config.torch_compile == "on" or (
                 config.torch_compile == "auto" and _compiling_pays(model, batch, steps)
             )
-            done = _all_that_hold(
-                stack, model, config.method, batch, Speedups(**before) if before else None, compiles
-            )
+            again = config.num_train_epochs > 1 and not config.dropout
+            changes = [
+                ("first_token", _first_token),
+                ("lora_layers", _lora_layers),
+                ("dtype", _half),
+                *[("lower_layers", partial(_lower_layers, texts))] * bool(texts and again),
+                *[("compiled", _compiled)] * compiles,
+            ]
+            earlier = Speedups(**before) if before else None
+            done = _all_that_hold(stack, model, config.method, batch, changes, earlier)
         yield done
 
 
@@ -79,24 +93,20 @@ def _all_that_hold(
     model: nn.Module,
     method: str,
     batch: dict[str, torch.Tensor],
+    changes: list[tuple[str, Change]],
     before: Speedups | None,
-    compiles: bool,
 ) -> Speedups:
     batch = {name: value[:CHECKED] for name, value in batch.items()}
     plain, done = _gradient(model, batch), Speedups()
-    changes = [
-        ("first_token", _first_token, EXACT),
-        ("lora_layers", _lora_layers, EXACT),
-        ("dtype", _half, HALF),
-    ]
-    for name, change, bound in changes + [("compiled", _compiled, HALF)] * compiles:
+    for name, change in changes:
         if before is not None and getattr(before, name) == getattr(done, name):
             continue
         undo, value = change(model, method)
         if undo is None:
             continue
         error = _error(model, batch, plain)
-        if error <= bound:
+        rounds = name in ("dtype", "compiled") or done.dtype != "float32"
+        if error <= (HALF if rounds else EXACT):
             stack.callback(undo)
             done = replace(done, gradient_error=error, **{name: value})
         else:
@@ -155,11 +165,30 @@ def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
     return undo, "bfloat16"
 
 
+def _lower_layers(texts: Texts, model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    """The frozen layers below all that is trained run once for each text; what they make lies on the disk."""
+    count = frozen_below(model) if "num_virtual_tokens" not in METHODS[method].settings else 0
+    if not count:
+        return None, None
+    bytes_a_token = model.config.hidden_size * next(encoder_layers(model).parameters()).element_size()
+    if not texts.fit(bytes_a_token):
+        print("The frozen layers run in each epoch: the disk has no room for what they make of the texts.")
+        return None, None
+    lower = LowerLayers(model, count, texts.folder)
+    try:
+        lower.fill(texts)
+    except OSError:  # the disk is full: they run each time, as ever
+        lower.close()
+        return None, None
+    return lower.close, count
+
+
 def _compiled(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
     """Each layer compiled for batches of any shape: one compilation serves them all."""
     layers = encoder_layers(model)
     if layers is None or getattr(model, "is_quantized", False):
         return None, None
+    layers = [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
     for layer in layers:
         layer.compile(dynamic=True)
 

@@ -23,6 +23,13 @@ _MATRICES = """matrices = [
     and name.startswith(f"{model.base_model_prefix}.")
     and "pooler" not in name.split(".")
 ]"""
+_TOP = """top = [f".{{i}}." for i in range(model.config.num_hidden_layers)[-{layers}:]]  # these layers alone
+targets = [
+    name
+    for name, module in model.named_modules()
+    if isinstance(module, torch.nn.Linear)
+    and any(layer in name for layer in top){named}
+]"""
 _NORMS = """norms = [
     name
     for name, module in model.named_modules()
@@ -88,8 +95,8 @@ def method_block(config: TrainConfig, facts: ModelFacts) -> str:
         return "\n".join([*blocks, _freeze(config.method, facts)])
     if config.method == "ln_tuning" and not facts.of_a_run:
         blocks.append(_NORMS)
-    if ALL_LINEAR in config.target_modules and method.takes_target_modules and not facts.of_a_run:
-        blocks.append(_MATRICES)
+    if method.takes_target_modules and not facts.of_a_run:
+        blocks += _matrices(config)
     if config.method == "adalora" and facts.steps is None:
         blocks.append(f"steps = {_steps(config)}  # of the whole training")
     if bits_of(config.to_dict()) < 32:
@@ -192,15 +199,29 @@ def _names(names: Sequence[str]) -> str:
     return f"({', '.join(map(literal, names))})"
 
 
+def _matrices(config: TrainConfig) -> list[str]:
+    """Lines that find the matrices which no name tells."""
+    every = ALL_LINEAR in config.target_modules
+    if config.top_layers:
+        named = "" if every else f"\n    and name.endswith({_ends(config.target_modules)})"
+        return [_TOP.format(layers=config.top_layers, named=named)]
+    return [_MATRICES] if every else []
+
+
+def _ends(names: Sequence[str]) -> str:
+    """The argument of `endswith` for paths that these names match."""
+    return f"({', '.join(literal(f'.{name}') for name in names)},)"
+
+
 def _targets(config: TrainConfig, facts: ModelFacts) -> str:
     """The expression of `target_modules`, empty where the method takes none."""
     norms, every = config.method == "ln_tuning", ALL_LINEAR in config.target_modules
     if not METHODS[config.method].takes_target_modules and not norms:
         return ""
-    if facts.of_a_run and (norms or every):
+    if facts.of_a_run and (norms or every or config.top_layers):
         return literal(facts.target_modules)
-    if norms:
-        return "norms"
+    if norms or config.top_layers:
+        return "norms" if norms else "targets"
     named = [name for name in config.target_modules if name != ALL_LINEAR]
     if not every:
         return literal(named)
@@ -228,9 +249,11 @@ def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
 
 
 def _ia3(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    names = literal(facts.feedforward)
-    if not facts.of_a_run and ALL_LINEAR in config.target_modules:
-        names = '[name for name in matrices if "attention" not in name and "attn" not in name]'
+    names, every = literal(facts.feedforward), ALL_LINEAR in config.target_modules
+    if not facts.of_a_run and (every or config.top_layers):
+        mlp = f"name.endswith({_ends(facts.feedforward)})"
+        mlp = '"attention" not in name and "attn" not in name' if every else mlp
+        names = f"[name for name in {'targets' if config.top_layers else 'matrices'} if {mlp}]"
     return [(f"feedforward_modules={names}", "those of an MLP, scaled at their input")]
 
 
