@@ -32,11 +32,19 @@ from peft_core.runs import Run
 from peft_core.schedule import total_steps
 
 CASES = {name: {"method": name} for name in METHODS} | dict(LORA_VARIANTS)
+CASES |= {
+    "LoRA, top layers": {"top_layers": 1},
+    "LoRA, top layers, all linear": {"top_layers": 1, "target_modules": ["all-linear"]},
+    "IA3, top layers": {"method": "ia3", "top_layers": 1, "target_modules": ["output.dense"]},
+    "IA3, top layers, all linear": {"method": "ia3", "top_layers": 1, "target_modules": ["all-linear"]},
+}
 OWN_LINES = (  # their scripts have lines that no other's has; the rest differ in their PEFT config
     "lora", "adalora", "ia3", "ln_tuning", "prefix_tuning", "prompt_tuning", "p_tuning", "bitfit",
     "head_only", "full", "LoRA, all linear", "LoRA, LoRA+", "LoRA, EVA start",
+    "LoRA, top layers", "IA3, top layers",
 )  # fmt: skip
 FEW = {**SMALL, "max_train_samples": 64, "arithmetic": "plain"}  # four steps an epoch
+NAMED = ("target_modules", "feedforward_modules")  # of a PEFT config
 SIZES = {"train": 100, "validation": 20, "test": 40}
 HOSTILE = (
     "\"); open('pwned', 'w') #",
@@ -88,8 +96,11 @@ def test_every_method_is_put_on_the_model_as_the_run_does(family: str, known: bo
         facts = ModelFacts(("bad", "good"))
         if known:
             held = getattr(wanted, "peft_config", {}).get("default")
-            names = tuple(sorted(getattr(held, "target_modules", None) or ()))
-            facts = ModelFacts(("bad", "good"), untrained=base.untrained, steps=20, target_modules=names)
+            told_of = {name: tuple(sorted(getattr(held, name, None) or ())) for name in NAMED}
+            facts = ModelFacts(
+                ("bad", "good"), untrained=base.untrained, steps=20, target_modules=told_of[NAMED[0]],
+                feedforward=told_of[NAMED[1]],
+            )  # fmt: skip
         text = "\n".join([base_lines(config), load_block(config, facts), method_block(config, facts)])
         found: dict[str, Any] = {
             "SEED": 1,
@@ -102,15 +113,13 @@ def test_every_method_is_put_on_the_model_as_the_run_does(family: str, known: bo
             assert told(found["peft_config"]) == told(wanted.peft_config["default"]), case
 
 
-def learning(model: Any) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+def learning(model: Any) -> set[tuple[str, tuple[int, ...]]]:
+    return {(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def told(config: Any) -> dict[str, Any]:
     """A PEFT config without the names that two spellings may differ in, and which learn or not above."""
-    held = {
-        name: value for name, value in config.to_dict().items() if name not in ("target_modules", "revision")
-    }
+    held = {name: value for name, value in config.to_dict().items() if name not in (*NAMED, "revision")}
     return {**held, "modules_to_save": sorted(held["modules_to_save"] or [])}
 
 

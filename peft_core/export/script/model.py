@@ -249,11 +249,11 @@ def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
 
 
 def _ia3(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    names, every = literal(facts.feedforward), ALL_LINEAR in config.target_modules
-    if not facts.of_a_run and (every or config.top_layers):
-        mlp = f"name.endswith({_ends(facts.feedforward)})"
-        mlp = '"attention" not in name and "attn" not in name' if every else mlp
-        names = f"[name for name in {'targets' if config.top_layers else 'matrices'} if {mlp}]"
+    if not facts.of_a_run and (config.top_layers or ALL_LINEAR in config.target_modules):
+        found = "targets" if config.top_layers else "matrices"
+        mlp = f'[name for name in {found} if "attention" not in name and "attn" not in name]'
+        return [f"feedforward_modules={mlp}"]
+    names = literal(facts.feedforward)
     return [(f"feedforward_modules={names}", "those of an MLP, scaled at their input")]
 
 
