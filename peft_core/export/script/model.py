@@ -210,7 +210,8 @@ def _matrices(config: TrainConfig) -> list[str]:
 
 def _ends(names: Sequence[str]) -> str:
     """The argument of `endswith` for paths that these names match."""
-    return f"({', '.join(literal(f'.{name}') for name in names)},)"
+    ends = [literal(f".{name}") for name in names]
+    return f"({', '.join(ends)})" if len(ends) > 1 else ends[0]
 
 
 def _targets(config: TrainConfig, facts: ModelFacts) -> str:
