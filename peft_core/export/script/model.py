@@ -28,6 +28,7 @@ targets = [
     name
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear)
+    and name.startswith(f"{{model.base_model_prefix}}.")
     and any(layer in name for layer in top){named}
 ]"""
 _NORMS = """norms = [
