@@ -3,6 +3,7 @@
 import json
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,14 +17,21 @@ from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
 from peft_core.machine import gains_by_half, product_rate
-from peft_core.methods import TRAINS_LAYERS, bits_of, virtual_tokens
-from peft_core.modules import HEAD_NAMES, ModuleChoice, all_linear, head_modules, linear_modules
+from peft_core.methods import METHODS, TRAINS_LAYERS, bits_of, virtual_tokens
+from peft_core.modules import (
+    HEAD_NAMES,
+    ModuleChoice,
+    all_linear,
+    encoder_layers,
+    head_modules,
+    linear_modules,
+)
 from peft_core.presets import DATASETS
 from peft_core.quantise import check_quantisation
 
 FLOAT32_BYTES = 4
 _rates_seen: dict[torch.dtype, deque[float]] = {}
-_OPERATIONS = {"head_only": 2, "full": 6}  # a token and linear weight, where not four
+_OPERATIONS = {"full": 6}  # a token and linear weight, where not four
 _EFFICIENCY = {"fast": 0.45, "plain": 0.5}  # share of the matrix rate that a training run reaches
 
 
@@ -73,17 +81,34 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     """About how long training takes on this machine's processor; None where the texts' length is unknown.
 
     A frozen linear weight costs two operations a token forward and two backward; a trained one two more for
-    its own gradient, and one below which nothing is trained none backward.
+    its own gradient. One in a layer below all that is trained costs none backward, and is met once for each
+    text where `training.lower_layers` keeps what it makes.
     """
     preset = DATASETS.get(config.dataset_name)
     if preset is None:
         return None
     model = skeleton(model_config(config.model_name_or_path, config.revision), expected_num_labels(config))
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    texts = config.max_train_samples * config.num_train_epochs
-    tokens = texts * min(preset.mean_tokens, config.max_length)
+    below = sum(_linear_weights(layer) for layer in _frozen_layers(model, config))
+    tokens = config.max_train_samples * min(preset.mean_tokens, config.max_length)
+    epochs = config.num_train_epochs
+    kept = config.arithmetic == "fast" and epochs > 1 and not config.dropout
+    operations = _OPERATIONS.get(config.method, 4) * (_linear_weights(model) - below) * epochs
+    operations += 2 * below * (1 if kept else epochs)
     rate = _EFFICIENCY[config.arithmetic] * matrix_rate(_arithmetic_dtype(config))
-    return _OPERATIONS.get(config.method, 4) * weights * tokens / rate
+    return operations * tokens / rate
+
+
+def _linear_weights(model: nn.Module) -> int:
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def _frozen_layers(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
+    """The layers below all that is trained."""
+    layers = list(encoder_layers(model) or ())
+    if config.method == "head_only":
+        return layers
+    has_top = "top_layers" in METHODS[config.method].settings and config.top_layers
+    return layers[: -config.top_layers] if has_top else ()
 
 
 def matrix_rate(dtype: torch.dtype) -> float:

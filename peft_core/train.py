@@ -167,7 +167,7 @@ def _fit(
         before = run.state().get("speedups")
     _stage(run, "training")
     start = time.perf_counter()
-    texts = Texts(loader, sum(map(len, rows["input_ids"][:])), run.folder, _told(run, len(rows)))
+    texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
     with faster(model, config, first, total_steps(config, len(rows)), before, texts) as speedups:
         run.update(speedups=speedups.to_dict(), stage="training")
         arguments = training_arguments(
@@ -188,6 +188,13 @@ def _fit(
         "batch_parts": trainer.parts,
         **progress.totals(),
     }
+
+
+def _texts(run: Run, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
+    """What the frozen layers may run for once."""
+    lengths = [len(tokens) for part in parts for tokens in part["input_ids"][:]]
+    batches = itertools.chain(*(batch_loader(part, tokenizer, config) for part in parts))
+    return Texts(batches, sum(lengths), run.folder, _told(run, len(lengths)))
 
 
 def _told(run: Run, texts: int) -> Callable[[int], None]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from peft_core import counts
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.counts import count_parameters, describe_model, forecast_seconds, safetensors_size
 from peft_core.errors import DataError, ModelError, PeftCoreError
@@ -126,3 +127,16 @@ def test_the_forecast_grows_with_the_work_and_is_unknown_for_unknown_texts(tmp_p
     short, long = (forecast_seconds(TrainConfig(max_train_samples=rows)) for rows in (100, 10_000))
     assert 0 < short < long
     assert forecast_seconds(TrainConfig(dataset_name=str(tmp_path))) is None
+
+
+def test_the_forecast_knows_which_layers_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "matrix_rate", lambda dtype: 1e9)
+
+    def seconds(**settings: Any) -> float:
+        return forecast_seconds(TrainConfig.from_dict({"num_train_epochs": 4, **settings}))
+
+    whole, half = seconds(), seconds(top_layers=3)
+    assert half == pytest.approx(whole * (4 * 4 + 2) / (2 * 4 * 4), rel=0.02)  # 2 of 4 operations, once of 4
+    assert seconds(top_layers=3, dropout=0.1) == pytest.approx(whole * (4 + 2) / (2 * 4), rel=0.02)
+    assert seconds(method="head_only") < whole / 7
+    assert seconds(method="full", top_layers=3) == seconds(method="full")  # which does not read it

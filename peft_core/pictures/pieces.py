@@ -144,8 +144,11 @@ def running(state: Mapping[str, Any]) -> str:
 def speed(told: Mapping[str, Any]) -> str:
     """Tokens a second of a run, and what stands behind them where that is not the plain step."""
     words = [f"{told.get('tokens_per_second') or 0:,.0f} tokens/s"]
-    if (told.get("speedups") or {}).get("dtype") == "bfloat16":
+    faster = told.get("speedups") or {}
+    if faster.get("dtype") == "bfloat16":
         words.append("bfloat16")
+    if faster.get("lower_layers"):
+        words.append(f"the {faster['lower_layers']} lowest layers run once")
     if (told.get("batch_parts") or 1) > 1:
         words.append(f"memory is short, so each batch in {told['batch_parts']} parts")
     return " · ".join(words)
