@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections import deque
-from collections.abc import Sequence
+import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from peft_core.presets import DATASETS
 from peft_core.quantise import check_quantisation
 
 FLOAT32_BYTES = 4
-_rates_seen: dict[torch.dtype, deque[float]] = {}
+_LOOK_EVERY = 60.0  # seconds
+_rates_seen: dict[torch.dtype, tuple[float, float]] = {}  # the best, and when it was last looked at
 _OPERATIONS = {"full": 6}  # a token and linear weight, where not four
 _EFFICIENCY = {"fast": 0.45, "plain": 0.5}  # share of the matrix rate that a training run reaches
 
@@ -87,35 +88,48 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     preset = DATASETS.get(config.dataset_name)
     if preset is None:
         return None
-    model = skeleton(model_config(config.model_name_or_path, config.revision), expected_num_labels(config))
-    below = sum(_linear_weights(layer) for layer in _frozen_layers(model, config))
+    layers, rest = _linear_weights(config.model_name_or_path, config.revision)
+    below = sum(layers[: _frozen_layers(len(layers), config)])
     tokens = config.max_train_samples * min(preset.mean_tokens, config.max_length)
     epochs = config.num_train_epochs
     kept = config.arithmetic == "fast" and epochs > 1 and not config.dropout
-    operations = _OPERATIONS.get(config.method, 4) * (_linear_weights(model) - below) * epochs
+    operations = _OPERATIONS.get(config.method, 4) * (sum(layers) + rest - below) * epochs
     operations += 2 * below * (1 if kept else epochs)
     rate = _EFFICIENCY[config.arithmetic] * matrix_rate(_arithmetic_dtype(config))
     return operations * tokens / rate
 
 
-def _linear_weights(model: nn.Module) -> int:
+@lru_cache(maxsize=32)
+def _linear_weights(name: str, revision: str | None) -> tuple[tuple[int, ...], int]:
+    """The weights of a model's linear modules: of each layer, and outside of them."""
+    model = skeleton(model_config(name, revision), num_labels=2)
+    layers = tuple(map(_weights, encoder_layers(model) or ()))
+    return layers, _weights(model) - sum(layers)
+
+
+def _weights(model: nn.Module) -> int:
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def _frozen_layers(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
-    """The layers below all that is trained."""
-    layers = list(encoder_layers(model) or ())
+def _frozen_layers(layers: int, config: TrainConfig) -> int:
+    """How many layers lie below all that is trained."""
     if config.method == "head_only":
         return layers
     has_top = "top_layers" in METHODS[config.method].settings and config.top_layers
-    return layers[: -config.top_layers] if has_top else ()
+    return layers - config.top_layers if has_top else 0
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of this machine's matrix product, the best seen so far in this process."""
-    seen = _rates_seen.setdefault(dtype, deque(maxlen=20))
-    seen.append(product_rate(torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)))
-    return max(seen)
+    """Operations a second of this machine's matrix product, the best seen so far in this process.
+
+    It is looked at once a minute at most: a training may want the processor.
+    """
+    seen, last = _rates_seen.get(dtype, (0.0, -math.inf))
+    if time.monotonic() - last > _LOOK_EVERY:
+        rate = product_rate(torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype))
+        seen = max(seen, rate)
+        _rates_seen[dtype] = seen, time.monotonic()
+    return seen
 
 
 def _arithmetic_dtype(config: TrainConfig) -> torch.dtype:

@@ -16,6 +16,7 @@ from typing import Any
 from peft_core.errors import PeftCoreError
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
+_NICE = 10  # a training comes first: the worker takes what it leaves idle, and a share of the rest
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
 _ticket = 0  # in the worker: the number of the task whose reports somebody hears, or 0
 _cancelled: Any = None  # shared with the worker: the ticket of the task that is to end
@@ -167,6 +168,8 @@ def _start(queue: Any, cancelled: Any) -> None:
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # idle threads must not spin beside the training process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
 
 
 def _end_with_the_app() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from app_server import Server, serve
 from gradio_client import Client
@@ -39,6 +40,18 @@ def finished(client: Client, run_id: str, seconds: float = 180) -> dict[str, Any
 def test_exactly_the_named_endpoints_are_public(client: Client) -> None:
     named = client.view_api(return_format="dict")["named_endpoints"]
     assert list(named) == ENDPOINTS
+
+
+def test_an_app_that_waits_does_not_wake_a_thousand_times_a_second(client: Client, server: Server) -> None:
+    """As gradio's queue would, each time in the way of a training."""
+
+    def wakes() -> int:
+        threads = psutil.Process(server.process.pid).threads()
+        return sum(psutil.Process(thread.id).num_ctx_switches().voluntary for thread in threads)
+
+    before = wakes()
+    time.sleep(3)
+    assert wakes() - before < 3 * 250
 
 
 def test_count_of_the_articles_model_by_id(client: Client) -> None:

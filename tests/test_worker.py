@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from processes import wait_for
 
@@ -38,6 +39,12 @@ def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
         worker.run("count", {"target_modules": ["q_proj"]})
     assert worker.run("count_all", [{"r": 0}, {}])[0]["error"].startswith("r is 0")
     assert multiprocessing.active_children(), "the work is done in another process"
+
+
+def test_a_training_comes_before_the_worker(worker: Worker) -> None:
+    worker.run("count", {})
+    (child,) = multiprocessing.active_children()
+    assert psutil.Process(child.pid).nice() == min(19, psutil.Process().nice() + 10)
 
 
 def test_reports_come_while_a_task_runs(worker: Worker) -> None:
