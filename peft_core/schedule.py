@@ -10,9 +10,10 @@ START_BATCHES = 64  # of the training rows, where the method starts from them
 ADALORA_WARM_UP, ADALORA_REST, ADALORA_MOVES = 0.1, 0.3, 100
 
 
-def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of the whole training on so many rows."""
-    return math.ceil(math.ceil(rows / config.per_device_train_batch_size) * config.num_train_epochs)
+def total_steps(config: TrainConfig, rows: int, processes: int = 1) -> int:
+    """Optimizer steps of the whole training on so many rows, shared by so many processes."""
+    batches = math.ceil(rows / config.per_device_train_batch_size)
+    return math.ceil(math.ceil(batches / processes) * config.num_train_epochs)
 
 
 def curve_steps(steps: int) -> int:

@@ -47,6 +47,7 @@ from peft_core.runs import (
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.lower_layers import Texts
+from peft_core.training.processes import FollowedRun, is_shared, launch_command, leads, own_device, processes
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
@@ -61,11 +62,12 @@ class Stopped(Exception):
 def train(run_dir: str | Path) -> None:
     """Start this folder's run, or continue it from its newest whole checkpoint.
 
-    Its status ends FINISHED, FAILED (with `error`) or KILLED.
+    Its status ends FINISHED, FAILED (with `error`) or KILLED. Of several processes that train it (started by
+    `accelerate launch`), each takes batches of `per_device_train_batch_size`, and the first alone writes.
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
-    run = Run(Path(run_dir))
+    run = Run(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
         run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None)
@@ -108,12 +110,14 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     )
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     set_dropout(base.model, config.dropout)
-    steps = total_steps(config, len(data.train))
+    steps = total_steps(config, len(data.train), processes())
     model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
     _stage(run, "encoding the texts")
     rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
     loss, scale = _objective(config, model, base, data)
     trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
+    if not leads():
+        return FINISHED
     if scale:
         scale.fold_into(model)
 
@@ -155,7 +159,7 @@ def _fit(
 ) -> dict[str, Any]:
     """Train the model, from the newest whole checkpoint if there is one; what the result says of it."""
     checkpoint, before = latest_checkpoint(run.folder / "checkpoints"), None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     if not getattr(model, "is_quantized", False):
         model.to(device)
     loader = batch_loader(rows, tokenizer, config)
@@ -168,7 +172,7 @@ def _fit(
     _stage(run, "training")
     start = time.perf_counter()
     texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    with faster(model, config, first, total_steps(config, len(rows)), before, texts) as speedups:
+    with faster(model, config, first, total_steps(config, len(rows), processes()), before, texts) as speedups:
         run.update(speedups=speedups.to_dict(), stage="training")
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
@@ -277,6 +281,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m peft_core.train RUN_DIR", file=sys.stderr)
         return 2
+    if torch.cuda.device_count() > 1 and not is_shared():
+        os.execv(sys.executable, launch_command(torch.cuda.device_count(), arguments[0]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     datasets.disable_progress_bars()
     expect_many_shapes()

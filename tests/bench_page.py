@@ -1,5 +1,7 @@
 """Measures the page: how soon it starts, and how it answers while a run trains: `make bench-page`."""
 
+import bisect
+import itertools
 import json
 import os
 import statistics
@@ -16,10 +18,9 @@ import httpx
 from app_server import free_port, serve
 from bench_default import cpu_name
 
-from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
-from peft_core.runs import ENDED
+from peft_core.runs import ENDED, Run
 
 TURNS = 3
 EMPTY = """
@@ -29,8 +30,9 @@ with gr.Blocks() as demo:
     gr.Markdown("Empty")
 demo.launch(server_port=int(sys.argv[1]))
 """
-SETTINGS = {"max_train_samples": 1500, "max_eval_samples": 100}
+SETTINGS = {"max_train_samples": 8000, "max_eval_samples": 100}
 TICK, CLICK = 1.0, 3.0  # seconds from one look of an open page to the next, and from one change to the next
+WINDOW = 6.0  # seconds in which it looks, and then does not
 
 
 def first_page(command: list[str]) -> float:
@@ -64,9 +66,11 @@ def twenty_counts() -> float:
 
 
 def watched(seed: int) -> dict[str, Any]:
-    """A training that the app starts, and the seconds that each question took meanwhile.
+    """A training that the app starts and a page looks at every other WINDOW: what each question took, and
+    the seconds of a step while it was looked at and while it was not.
 
-    They are asked as a page does, over one connection; a whole client would itself take the processor.
+    Both in one run, for two runs differ by more. The questions come as from a page, over one connection: a
+    whole client would itself take the processor.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -74,17 +78,40 @@ def watched(seed: int) -> dict[str, Any]:
         httpx.Client(base_url=f"{server.url}/gradio_api/call", timeout=60) as client,
     ):
         ask(client, "/count", {"r": 4})  # the worker is warm, as after a minute of use
-        run = ask(client, "/train", {**SETTINGS, "seed": seed})["run_id"]
+        run = Run(server.runs_dir / ask(client, "/train", {**SETTINGS, "seed": seed})["run_id"])
         asked: dict[str, list[float]] = {"/status": [], "/count": []}
-        state: dict[str, Any] = {"status": "SCHEDULED"}
-        clicked = 0.0
-        while state["status"] not in ENDED:
-            state = _timed(asked["/status"], client, "/status", run)
-            if state.get("stage") == "training" and time.monotonic() - clicked > CLICK:
-                clicked = time.monotonic()
-                _timed(asked["/count"], client, "/count", {"r": 5 + len(asked["/count"])})
-            time.sleep(TICK)
-        return {"tokens_per_second": state["result"]["tokens_per_second"], "asked": asked}
+        windows: list[float] = []  # the ends of those in which it is looked at, and not, in turn
+        while run.state().get("stage") != "training":
+            time.sleep(0.1)
+        while run.state()["status"] not in ENDED:
+            look(client, run.run_id, asked, time.time() + WINDOW)
+            windows.append(time.time())
+            time.sleep(WINDOW)
+            windows.append(time.time())
+        return {"asked": asked, **step_seconds(run.metrics(), windows)}
+
+
+def look(client: httpx.Client, run_id: str, asked: dict[str, list[float]], end: float) -> None:
+    """What an open page asks until then, with somebody who changes a setting now and then."""
+    clicked = 0.0
+    while time.time() < end:
+        _timed(asked["/status"], client, "/status", run_id)
+        if time.time() - clicked > CLICK:
+            clicked = time.time()
+            _timed(asked["/count"], client, "/count", {"r": 5 + len(asked["/count"])})
+        time.sleep(TICK)
+
+
+def step_seconds(rows: list[dict[str, Any]], windows: list[float]) -> dict[str, list[float]]:
+    """Of each stretch of steps from one logged loss to the next, `looked_at` or `alone`; without those in
+    which the curve was measured, or that lie in two windows."""
+    found: dict[str, list[float]] = {"looked_at": [], "alone": []}
+    for before, after in itertools.pairwise(rows):
+        first, last = (bisect.bisect(windows, row["time"]) for row in (before, after))
+        if first == last < len(windows) and "loss" in before and "loss" in after:
+            each = (after["time"] - before["time"]) / (after["step"] - before["step"])
+            found["alone" if first % 2 else "looked_at"].append(each)
+    return found
 
 
 def ask(client: httpx.Client, name: str, question: Any) -> Any:
@@ -100,19 +127,9 @@ def _timed(seconds: list[float], client: httpx.Client, name: str, question: Any)
     return answer
 
 
-def alone(seed: int) -> float:
-    """Tokens a second of the same training without an app."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = runs.create(Path(folder), TrainConfig(seed=seed, **SETTINGS))
-        command = [sys.executable, "-m", "peft_core.train", str(run.folder)]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        return run.result()["tokens_per_second"]
-
-
 def main() -> None:
     """Everything in turn, TURNS times; a table, and JSON."""
-    found: dict[str, list[Any]] = {"ours": [], "empty": [], "counts": [], "watched": [], "alone": []}
+    found: dict[str, list[Any]] = {"ours": [], "empty": [], "counts": [], "watched": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
             app = [sys.executable, "app.py", "--runs-dir", folder, "--port"]
@@ -120,7 +137,6 @@ def main() -> None:
             found["empty"].append(first_page([sys.executable, "-c", EMPTY]))
             found["counts"].append(twenty_counts())
             found["watched"].append(watched(turn))
-            found["alone"].append(alone(turn))
     print(f"{os.cpu_count()} cores, {cpu_name()}\n")
     print("| | measured |")
     print("|---|---|")
@@ -131,9 +147,10 @@ def main() -> None:
         seconds = sorted(s for one in found["watched"] for s in one["asked"][name])
         late = seconds[int(0.95 * (len(seconds) - 1))]
         print(f"| {name} while a run trains, p95 of {len(seconds)} | {1000 * late:.0f} ms |")
-    rates = [one["tokens_per_second"] for one in found["watched"]]
-    slower = 1 - statistics.median(rates) / statistics.median(found["alone"])
-    print(f"| training, watched so, slower than alone by | {slower:.1%} |")
+    looked, alone = (
+        statistics.median(s for one in found["watched"] for s in one[name]) for name in ("looked_at", "alone")
+    )
+    print(f"| a training step, looked at, longer than not | {looked / alone - 1:.1%} |")
     print(json.dumps(found))
 
 

@@ -18,18 +18,22 @@ class TokenBatches(Sampler[list[int]]):
 
     Every batch has about as many tokens, padding included, as the others, so that steps take equally long and
     processes that share an epoch wait for none. An epoch has as many batches as with `batch_size` texts each,
-    which is therefore their mean, rounded up to a multiple of `processes`. The batch with the longest text
-    comes first: if memory is short, that is known at once.
+    which is therefore their mean, rounded up to a multiple of `processes`; the process of number `rank` takes
+    its share of them. The batch with the longest text comes first: if memory is short, that is known at
+    once.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, processes: int = 1) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, processes: int = 1, rank: int = 0
+    ) -> None:
         super().__init__()
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.mean_size, self.seed, self.epoch = batch_size, seed, 0
+        self.processes, self.rank = processes, rank
         self.batches = processes * math.ceil(math.ceil(len(self.lengths) / batch_size) / processes)
 
     def __len__(self) -> int:
-        return self.batches
+        return self.batches // self.processes
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer says which epoch comes next."""
@@ -44,8 +48,17 @@ class TokenBatches(Sampler[list[int]]):
         found = [part.tolist() for part in np.split(order, stops)]
         longest = int(self.lengths[order].argmax())
         first = int(np.searchsorted(stops, longest, side="right"))
-        shuffled = torch.randperm(len(found), generator=generator).tolist()
-        yield from (found[i] for i in [first, *(i for i in shuffled if i != first)])
+        rounds = self._rounds(found)
+        shuffled = [rounds[i] for i in torch.randperm(len(rounds), generator=generator).tolist()]
+        shuffled.sort(key=lambda batches: first not in batches)
+        yield from (found[batches[self.rank]] for batches in shuffled)
+
+    def _rounds(self, found: list[list[int]]) -> list[list[int]]:
+        """Which batches the processes take at the same time: those that cost the most alike."""
+        order = list(range(len(found)))
+        if self.processes > 1:
+            order.sort(key=lambda i: len(found[i]) * int(self.lengths[found[i]].max()))
+        return [order[i : i + self.processes] for i in range(0, len(order), self.processes)]
 
 
 class UnpaddedCollator(DataCollatorWithPadding):

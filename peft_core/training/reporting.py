@@ -7,6 +7,9 @@ from transformers import TrainerCallback
 
 from peft_core.problems import METRICS
 from peft_core.runs import Run
+from peft_core.training.processes import as_the_leader
+
+LOOKS = 4  # steps from one look for a stop to the next
 
 
 class RunProgress(TrainerCallback):
@@ -44,7 +47,7 @@ class RunProgress(TrainerCallback):
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
         if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
             control.should_evaluate, control.should_save = args.eval_strategy != "no", False
-        if self.run.stop_requested():
+        if state.global_step % LOOKS == 0 and as_the_leader(self.run.stop_requested()):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

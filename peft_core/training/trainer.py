@@ -1,7 +1,7 @@
 """Trainer with this project's batches, checkpoints and loss: every text counts the same."""
 
+import contextlib
 import gc
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -29,6 +30,7 @@ from peft_core.training.checkpoints import (
     load_trained,
     save_trained,
 )
+from peft_core.training.processes import leads, processes, rank
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
 
@@ -51,7 +53,9 @@ class RunTrainer(Trainer):
         self.tell_parts: Callable[[int], None] = lambda parts: None
 
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(self._loader)
+        return prepare_data_loader(  # whose batches are this process's own already
+            self._loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -63,6 +67,7 @@ class RunTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's.
 
+        Several processes do not split: each step of one has to meet a step of every other.
         Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
         """
         step, texts = super().training_step, len(inputs["labels"])
@@ -71,7 +76,7 @@ class RunTrainer(Trainer):
                 losses = torch.stack([step(model, part) for part in split(inputs, self.parts)])
                 return losses.sum() * (self.args.train_batch_size / texts)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.parts >= texts:
+                if not is_out_of_memory(error) or self.parts >= texts or processes() > 1:
                     raise
             model.zero_grad()  # of the parts that fitted
             gc.collect()
@@ -90,16 +95,20 @@ class RunTrainer(Trainer):
         load_trained(self.model, Path(resume_from_checkpoint) / STATE)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
+        folder, everyone = Path(self.args.output_dir), self.accelerator.wait_for_everyone
         name = f"checkpoint-{self.state.global_step}"
         self._staging = folder / ".staging"
+        whole = whole_folder(self._staging / name, folder / name) if leads() else contextlib.nullcontext()
         try:
-            with whole_folder(self._staging / name, folder / name) as staging:
-                super()._save_checkpoint(model, trial)
-                write_json(staging / MANIFEST, hashes(staging))
+            with whole as staging:
+                everyone()
+                super()._save_checkpoint(model, trial)  # of the others only their random numbers
+                everyone()
+                if staging:
+                    write_json(staging / MANIFEST, hashes(staging))
         finally:
             self._staging = None
-        for older in list_checkpoints(folder)[1:]:
+        for older in list_checkpoints(folder)[1:] if leads() else ():
             shutil.rmtree(older)
 
 
@@ -116,11 +125,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def batch_loader(rows: datasets.Dataset, tokenizer: Any, config: TrainConfig) -> DataLoader:
-    """The padded training batches of an epoch; on a GPU they are made ahead, in pinned memory."""
+def batch_loader(
+    rows: datasets.Dataset, tokenizer: Any, config: TrainConfig, share: tuple[int, int] = (1, 0)
+) -> DataLoader:
+    """The padded training batches of an epoch; on a GPU they are made ahead, in pinned memory.
+
+    `share`: how many processes share them, and the number of this one.
+    """
     lengths = [len(tokens) for tokens in rows["input_ids"][:]]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = TokenBatches(lengths, config.per_device_train_batch_size, config.seed, processes)
+    batches = TokenBatches(lengths, config.per_device_train_batch_size, config.seed, *share)
     gpu = torch.cuda.is_available()
     return DataLoader(
         rows,
@@ -135,7 +148,7 @@ def training_arguments(
     run: Run, config: TrainConfig, rows: int, *, curve: bool, autocast: bool
 ) -> TrainingArguments:
     """Trainer's own arguments for a run of so many rows; `curve`: it is measured on the way."""
-    steps, gpu = total_steps(config, rows), torch.cuda.is_available()
+    steps, gpu = total_steps(config, rows, processes()), torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
         learning_rate=config.learning_rate,
@@ -156,6 +169,8 @@ def training_arguments(
         disable_tqdm=True,
         seed=config.seed,
         use_cpu=not gpu,
+        ddp_broadcast_buffers=False,  # nothing writes into them
+        ddp_find_unused_parameters=False,
         bf16=autocast and gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpu,
     )
@@ -183,7 +198,7 @@ def build_trainer(
         optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
         data_collator=UnpaddedCollator(tokenizer),
         train_dataset=rows,
-        loader=batch_loader(rows, tokenizer, config),
+        loader=batch_loader(rows, tokenizer, config, (processes(), rank())),
         parts=parts,
         eval_dataset=curve_rows,
         processing_class=tokenizer,

@@ -1,0 +1,68 @@
+"""What differs where several processes train one run: one of them leads, and alone writes.
+
+They are started by `accelerate launch` or torchrun, which number them in RANK and WORLD_SIZE.
+"""
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from peft_core.runs import Run
+
+
+def launch_command(count: int, run_dir: str) -> list[str]:
+    """What trains a run in so many processes, a GPU each."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    return [*launch, "--num_processes", str(count), "-m", "peft_core.train", run_dir]
+
+
+def is_shared() -> bool:
+    """Whether something has started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def processes() -> int:
+    """How many processes train this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device() -> torch.device:
+    """This process's GPU, or the processor."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
+def rank() -> int:
+    """The number of this process among them; 0 leads."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def leads() -> bool:
+    return rank() == 0
+
+
+def as_the_leader(answer: Any) -> Any:
+    """The leader's answer in every process, once all have asked."""
+    if processes() == 1:
+        return answer
+    told = [answer]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+class FollowedRun(Run):
+    """A run's folder as a process that follows has it: it reads everything and writes nothing."""
+
+    def update(self, **changes: Any) -> None: ...
+
+    def log_metrics(self, row: dict[str, Any]) -> None: ...
+
+    def forget_metrics_after(self, step: int) -> None: ...
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()

@@ -1,0 +1,106 @@
+"""Two processes train one run: equal shares, one folder, and a stop that both hear."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import ROOT, environment, wait_for
+from safetensors.torch import load_file
+
+from peft_core import runs, train
+from peft_core.config import TrainConfig
+from peft_core.runs import Run
+from peft_core.training.processes import launch_command
+
+MANY = {"num_train_epochs": 16.0, "per_device_train_batch_size": 5, "lora_dropout": 0.1}
+
+
+def start_two(run: Run) -> subprocess.Popen[str]:
+    """As `accelerate launch` does on a machine with two GPUs."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*launch, "-m", "peft_core.train", str(run.folder)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train_in_two(run: Run) -> None:
+    process = start_two(run)
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == 0, words
+
+
+@pytest.fixture(scope="module")
+def straight(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = runs.create(tmp_path_factory.mktemp("two"), TrainConfig.from_dict({**settings, **MANY}))
+    train_in_two(run)
+    return run
+
+
+def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, settings: dict[str, Any]) -> None:
+    assert straight.state()["status"] == "FINISHED"
+    result, config = straight.result(), straight.config()
+    batches = -(-result["train_rows"] // config.per_device_train_batch_size)
+    assert result["steps"] == 16 * -(-batches // 2)
+    assert result["accuracy"] > result["baseline"]["accuracy"]
+    rows = straight.metrics()
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == sorted(set(steps)), "only one process writes"
+    assert {path.name for path in straight.folder.iterdir()} == {
+        "adapter", "config.json", "evaluation.parquet", "lock", "metrics.jsonl", "result.json",
+        "status.json", "validation.parquet",
+    }  # fmt: skip
+    tokens = [len(json.dumps(row)) for row in rows]  # every row is whole
+    assert all(tokens)
+
+
+def test_both_hear_a_stop_and_go_on_to_the_same_weights(straight: Run, tmp_path: Path) -> None:
+    run = runs.create(tmp_path, straight.config())
+    process = start_two(run)
+    wait_for(lambda: run.can_continue)
+    run.request_stop()
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 0, words
+    state = run.state()
+    assert state["status"] == "KILLED" and 0 < state["step"] < state["max_steps"]
+    (run.folder / "stop").unlink()
+    train_in_two(run)
+    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_leader_that_is_killed_leaves_a_run_that_goes_on(straight: Run, tmp_path: Path) -> None:
+    run = runs.create(tmp_path, straight.config())
+    process = start_two(run)
+    wait_for(lambda: run.can_continue)
+    subprocess.run(["kill", "-9", str(run.state()["pid"])], check=True)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert run.state()["status"] == "FAILED" and run.can_continue and not run.is_locked()
+    train_in_two(run)
+    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+
+    def execv(program: str, command: list[str]) -> None:
+        started.append(command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(train.os, "execv", execv)
+    with pytest.raises(SystemExit):
+        train.main([str(tmp_path)])
+    assert started == [launch_command(3, str(tmp_path))]
+    assert started[0][-5:] == ["--num_processes", "3", "-m", "peft_core.train", str(tmp_path)]
