@@ -1,14 +1,18 @@
 """What this machine multiplies how fast, and how many compiled operations a process keeps."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 GAIN = 1.2  # times as fast, from which half-width numbers are taken
+_CGROUP = Path("/sys/fs/cgroup")
 _SIZE, _GPU_SIZE, _TRIES = 512, 4096, 5
 
 
@@ -23,6 +27,20 @@ def gains_by_half(device: torch.device) -> bool:
 def product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
     """Operations a second of this product, the best of a few: two for each multiplication."""
     return 2 * left.shape[0] * left.shape[1] * right.shape[1] / _product_seconds((left, right))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a process may still take: of the GPU, or of this machine or container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:  # a container's own limit; files that were read make room when it is asked for
+        limit = int((_CGROUP / "memory.max").read_text())
+        held = int((_CGROUP / "memory.current").read_text())
+        files = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # none, or "max"
+        return free
+    return min(free, limit - held + (int(files[1]) if files else 0))
 
 
 def expect_many_shapes() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from peft_core.runs import (
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.lower_layers import Texts
+from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import FollowedRun, is_shared, launch_command, leads, own_device, processes
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
@@ -172,13 +174,18 @@ def _fit(
     _stage(run, "training")
     start = time.perf_counter()
     texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    with faster(model, config, first, total_steps(config, len(rows), processes()), before, texts) as speedups:
+    steps = total_steps(config, len(rows), processes())
+    with contextlib.ExitStack() as stack:
+        speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
+        memory = _planned_memory(run, model, first)
+        stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.to_dict(), stage="training")
         arguments = training_arguments(
             run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
         )
-        parts = run.state().get("batch_parts", 1)
-        trainer = build_trainer(model, config, arguments, tokenizer, rows, curve_rows, loss, scale, parts)
+        trainer = build_trainer(
+            model, config, arguments, tokenizer, rows, curve_rows, loss, scale, memory.parts
+        )
         trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
@@ -190,8 +197,23 @@ def _fit(
         "epochs": trainer.state.epoch,
         "speedups": speedups.to_dict(),
         "batch_parts": trainer.parts,
+        "gradient_checkpointing": memory.checkpointing,
         **progress.totals(),
     }
+
+
+def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
+    """What the forecast wants, or what the run that is continued had to do; it says so."""
+    plan = plan_memory(model, batch, may_split=processes() == 1)
+    plan = replace(plan, parts=max(plan.parts, run.state().get("batch_parts", 1)))
+    if plan.parts > 1 or plan.checkpointing:
+        again = ", and the layers run again in the backward pass" if plan.checkpointing else ""
+        print(
+            f"A batch would take {plan.needed / 1e9:.1f} GB of {plan.free / 1e9:.1f} GB that are free: it is "
+            f"read in {plan.parts} parts{again}."
+        )
+    run.update(batch_parts=plan.parts, gradient_checkpointing=plan.checkpointing)
+    return plan
 
 
 def _texts(run: Run, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:

@@ -20,26 +20,31 @@ from peft_core.config import TrainConfig
 from peft_core.rows import VALIDATION, judged_rows
 from peft_core.train import train
 
-EPOCHS = {250: (4, 8, 16), 1000: (1, 3, 6), 3000: (1, 2, 4)}
-RATES = {
-    "lora": (1e-3, 2e-3, 4e-3),
-    "full": (3e-5, 1e-4, 3e-4),
-    "head_only": (3e-3, 1e-2, 3e-2),
+RATES = {"lora": (1e-3, 2e-3, 4e-3), "full": (3e-5, 1e-4, 3e-4), "head_only": (3e-3, 1e-2, 3e-2)}
+CELLS = {  # batch sizes and epochs by method and rows
+    ("lora", 250): ((8, 16, 32), (4, 8, 16)),
+    ("lora", 1000): ((8, 16, 32), (1, 3, 6)),
+    ("lora", 3000): ((16,), (1, 2, 4)),
+    ("lora", 8000): ((16, 32), (1,)),
+    ("full", 250): ((16,), (4, 8, 16)),
+    ("full", 1000): ((16,), (1, 3, 6)),
+    ("full", 3000): ((16,), (1, 2)),
+    ("head_only", 250): ((16,), (4, 8, 16)),
+    ("head_only", 1000): ((16,), (1, 3, 6)),
+    ("head_only", 3000): ((16,), (1, 2, 4)),
 }
-BATCHES = {250: (8, 16, 32), 1000: (8, 16, 32), 3000: (16, 32)}
 SEED = 7  # no bench that reports a test result uses it
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """LoRA whole; the others at the usual batch."""
-    for method, rows in itertools.product(RATES, EPOCHS):
-        batches = BATCHES[rows] if method == "lora" else (16,)
-        for batch, epochs, rate in itertools.product(batches, EPOCHS[rows], RATES[method]):
+    """The settings of every run."""
+    for (method, rows), (batches, epochs) in CELLS.items():
+        for batch, number, rate in itertools.product(batches, epochs, RATES[method]):
             yield {
                 "method": method,
                 "max_train_samples": rows,
                 "per_device_train_batch_size": batch,
-                "num_train_epochs": float(epochs),
+                "num_train_epochs": float(number),
                 "learning_rate": rate,
                 "seed": SEED,
             }
@@ -63,7 +68,7 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 def main(path: Path) -> None:
     """Measure what the file lacks."""
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    known = [{name: row[name] for name in settings} for row in done for settings in [next(grid())]]
+    known = [{name: row[name] for name in next(grid())} for row in done]
     with tempfile.TemporaryDirectory() as folder:
         for settings in grid():
             if settings in known:

@@ -1,15 +1,23 @@
 """A step that does not fit into memory is taken in parts, and comes to the same."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from test_speedups import assert_same_step, batch_of, built, step
 from transformers.models.bert.modeling_bert import BertModel
 
+from peft_core import machine
+from peft_core.machine import free_bytes
 from peft_core.pictures.pieces import speed
 from peft_core.runs import Run
 from peft_core.train import failure_sentence
+from peft_core.training import memory
+from peft_core.training.memory import SPARE, checkpointed, plan_memory, saved_bytes
+from peft_core.training.speedups import faster
 from peft_core.training.trainer import is_out_of_memory, split
 
 FULL = (
@@ -72,6 +80,80 @@ def test_a_single_text_that_does_not_fit_fails_the_run_in_words(
 )
 def test_what_counts_as_memory(error: Exception, is_memory: bool) -> None:
     assert is_out_of_memory(error) == is_memory
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert"])
+def test_what_a_step_keeps_is_known_from_shorter_texts(family: str, tmp_path: Path) -> None:
+    model, _ = built(tmp_path, family, max_length=128)
+    batch = batch_of(model, texts=1, tokens=128, padded=False)
+    assert plan_memory(model, batch).needed == pytest.approx(SPARE * saved_bytes(model, batch), rel=0.1)
+    eight = batch_of(model, texts=8, tokens=128, padded=False)
+    measured = SPARE * saved_bytes(model, eight)
+    # DeBERTa keeps its relative positions once for all texts, which the forecast counts with each
+    most = 1.7 if family == "deberta-v2" else 1.15
+    assert 0.9 * measured < plan_memory(model, eight).needed < most * measured
+
+
+def test_the_forecast_takes_parts_first_and_runs_layers_again_where_a_text_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = built(tmp_path)
+    batch = batch_of(model, texts=8, tokens=64)
+    monkeypatch.setattr(memory, "SHARE", 1.0)
+    needed = plan_memory(model, batch).needed
+
+    def planned(free: float, **how: bool) -> tuple[int, bool]:
+        monkeypatch.setattr(memory, "free_bytes", lambda device: int(free * needed))
+        found = plan_memory(model, batch, **how)
+        return found.parts, found.checkpointing
+
+    assert planned(1.01) == (1, False)
+    assert planned(0.6) == (2, False)
+    assert planned(0.3) == (4, False)
+    assert planned(1 / 7.9)[1] and planned(0.01) == (8, True)
+    assert planned(0.6, may_split=False) == (1, True)  # several processes, whose steps have to meet
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
+def test_layers_that_run_again_keep_less_and_give_the_same_step(family: str, tmp_path: Path) -> None:
+    model, config = built(tmp_path, family)
+    batch = batch_of(model)
+    with faster(model, config, batch, 1):
+        plain, kept = step(model, batch), saved_bytes(model, batch)
+        with checkpointed(model, True) as does:
+            assert does
+            again, less = step(model, batch), saved_bytes(model, batch)
+        assert_same_step(again, plain)
+        assert less < 0.7 * kept
+        assert_same_step(step(model, batch), plain, 0.0)
+
+
+def test_a_run_follows_the_forecast_and_says_so(
+    train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"max_train_samples": 64, "num_train_epochs": 1}
+    whole = train_here(**few)
+    assert not whole.result()["gradient_checkpointing"]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    capsys.readouterr()
+    small = train_here(**few)
+    assert "it is read in 16 parts, and the layers run again" in capsys.readouterr().out
+    result = small.result()
+    assert result["gradient_checkpointing"] and result["batch_parts"] == 16
+    assert "layers run again" in speed(result) and "in 16 parts" in speed(result)
+    assert result["eval_loss"] == pytest.approx(whole.result()["eval_loss"], abs=1e-4)
+
+
+def test_a_container_s_own_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert free_bytes(cpu) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500\n")
+    assert free_bytes(cpu) == 2500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(cpu) > 10**6
 
 
 def test_parts_hold_every_text_once() -> None:

@@ -151,6 +151,8 @@ def speed(told: Mapping[str, Any]) -> str:
         words.append(f"the {faster['lower_layers']} lowest layers run once")
     if (told.get("batch_parts") or 1) > 1:
         words.append(f"memory is short, so each batch in {told['batch_parts']} parts")
+    if told.get("gradient_checkpointing"):
+        words.append("memory is short, so layers run again in the backward pass")
     return " · ".join(words)
 
 
