@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-page bench-default bench-methods bench-inference clean
+.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -34,6 +34,12 @@ bench-accuracy: .venv/installed-tests
 
 bench-page: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_page.py
+
+bench-processes: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_processes.py
+
+bench-grid: .venv/installed-tests
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bench_grid.py tests/grid.jsonl
 
 bench-default: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python tests/bench_default.py
