@@ -122,9 +122,6 @@ class TrainConfig:
         "Which matrices",
         "Module names, as print(model) shows them; all-linear takes all.",
     )
-    top_layers: int = setting(
-        0, "Top layers", "Only the last so many layers change; 0 takes all.", minimum=0, maximum=1000
-    )
     r: int = setting(8, "Rank (r)", "Width of the low-rank matrices.", minimum=1, maximum=2048)
     lora_alpha: int = setting(16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096)
     lora_dropout: float = setting(
@@ -190,6 +187,10 @@ class TrainConfig:
     load_in_bits: int = setting(
         32, "Base weights", "Bits of a base weight in training: 32, or 8 or 4 with bitsandbytes (QLoRA).",
         minimum=4, maximum=32,
+    )  # fmt: skip
+    top_layers: int = setting(
+        0, "Top layers", "Only the last so many layers learn, which is faster; 0 takes all.",
+        minimum=0, maximum=1000,
     )  # fmt: skip
     learning_rate: float = setting(
         2e-3, "Learning rate", "LoRA on an encoder wants 1e-3 to 5e-3.", more_than=0.0, maximum=1.0

@@ -1,5 +1,6 @@
 """What the frozen layers below the first trained one make of each text: computed once, kept on disk."""
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -50,6 +51,10 @@ def frozen_below(model: nn.Module) -> int:
     return next(trained, len(layers))
 
 
+class _Enough(Exception):
+    """The layers above need not run."""
+
+
 class LowerLayers:
     """A model whose `count` lowest layers run once for each text, and are passed over from then on.
 
@@ -84,7 +89,8 @@ class LowerLayers:
         try:
             with torch.no_grad():
                 for batch in texts.batches:
-                    self._model(**{name: value.to(device) for name, value in batch.items()})
+                    with contextlib.suppress(_Enough):
+                        self._model(**{name: value.to(device) for name, value in batch.items()})
                     texts.told(len(self._places))
             self._file.flush()
         finally:
@@ -112,6 +118,7 @@ class LowerLayers:
         if self._filling:
             self._rest = output[1:] if isinstance(output, tuple) else None
             self._write(output if self._rest is None else output[0])
+            raise _Enough
         return None if self._found is None else self._as_layer(self._found)
 
     def _passed_over(self, forward: Callable) -> Callable:

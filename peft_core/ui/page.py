@@ -78,5 +78,5 @@ def _header() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         "<h1>PEFT Workbench <small>fine-tune a medium-size language model on your own text</small></h1>"
-        f'<span class="machine">{cores} CPU cores</span>'
+        f'<span class="machine">{cores} CPU core{"s" if cores != 1 else ""}</span>'
     )
