@@ -227,11 +227,6 @@ def defaults_of(method: Any, target_modules: Any = ()) -> Mapping[str, Any]:
     return METHODS[method].defaults if isinstance(method, str) and method in METHODS else {}
 
 
-def epochs_of(method: str, epochs: float) -> float:
-    """Passes over data for which `epochs` are enough with LoRA; some methods want several times as many."""
-    return epochs * defaults_of(method).get("num_train_epochs", 1.0)
-
-
 def unworkable(settings: Mapping[str, Any]) -> str:
     """Why these settings cannot work together on any model, or an empty text."""
     s = settings

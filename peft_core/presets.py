@@ -7,10 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL
+from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import DataError, ModelError
+from peft_core.methods import LORA, defaults_of
 
 DEFAULT_ROWS = 3000
+FEW_ROWS, FEW_TEXTS, MOST_EPOCHS = 500, 4000, 16  # below these rows a run reads so many texts in all
+STARTING = ("learning_rate", "per_device_train_batch_size", "num_train_epochs")
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 APACHE, MIT = "Apache-2.0", "MIT"
 
@@ -231,9 +234,21 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def suggested_epochs(rows: int) -> int:
-    """Passes over so few rows that a run takes about as many steps as the embedded default; 10 at most."""
-    return max(1, min(10, round(DEFAULT_ROWS / rows)))
+def starting_point(method: str, rows: int, target_modules: Any = ()) -> dict[str, Any]:
+    """The learning rate, batch size and epochs to begin with on so many training rows.
+
+    A method's own, and about as many steps as the embedded default makes. LoRA on few rows does better with
+    small batches, half the rate and more steps (`make bench-grid`; its table is in README).
+    """
+    plain = {name: getattr(TrainConfig, name) for name in STARTING}
+    own = {name: value for name, value in defaults_of(method, target_modules).items() if name in STARTING}
+    found = {**plain, **own}
+    if method == LORA and rows < FEW_ROWS:
+        epochs = max(1, min(MOST_EPOCHS, round(FEW_TEXTS / rows)))
+        rate = found["learning_rate"] / 2
+        return {"learning_rate": rate, "per_device_train_batch_size": 8, "num_train_epochs": float(epochs)}
+    epochs = max(1, min(10, round(DEFAULT_ROWS / rows)))
+    return {**found, "num_train_epochs": epochs * found["num_train_epochs"]}
 
 
 def embedded_model_folder() -> Path:

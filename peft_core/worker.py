@@ -16,7 +16,8 @@ from typing import Any
 from peft_core.errors import PeftCoreError
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
-_NICE = 10  # a training comes first: the worker takes what it leaves idle, and a share of the rest
+_NICE = 5  # a training comes first: the worker takes what it leaves idle, and a quarter of the rest
+_is_nice = False  # in the worker: once it has started, for which it needs seconds of a processor
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
 _ticket = 0  # in the worker: the number of the task whose reports somebody hears, or 0
 _cancelled: Any = None  # shared with the worker: the ticket of the task that is to end
@@ -168,8 +169,6 @@ def _start(queue: Any, cancelled: Any) -> None:
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # idle threads must not spin beside the training process
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if hasattr(os, "nice"):
-        os.nice(_NICE)
 
 
 def _end_with_the_app() -> None:
@@ -179,6 +178,10 @@ def _end_with_the_app() -> None:
 
 
 def _call(task: str, arguments: tuple, ticket: int) -> Any:
-    global _ticket
+    global _ticket, _is_nice
     _ticket = ticket
-    return getattr(importlib.import_module(_TASKS), task)(*arguments)
+    tasks = importlib.import_module(_TASKS)
+    if hasattr(os, "nice") and not _is_nice:
+        os.nice(_NICE)
+        _is_nice = True
+    return getattr(tasks, task)(*arguments)

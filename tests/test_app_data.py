@@ -47,7 +47,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     expect(page.get_by_test_id("data-facts")).to_contain_text("semicolon", timeout=60_000)
     for fact in ("Windows-1252", "Text column: Meinung", "Label column: Urteil", "One label a text"):
         expect(page.get_by_test_id("data-facts")).to_contain_text(fact)
-    expect(page.get_by_role("button", name="4  Training")).to_contain_text("7 epochs")
+    expect(page.get_by_role("button", name="4  Training")).to_contain_text("10 epochs")
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible()
     (run,) = list_runs(server.runs_dir)

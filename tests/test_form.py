@@ -11,7 +11,7 @@ from tiny import FAMILIES, make_tiny, tiny_config
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
 from peft_core.methods import METHODS, defaults_of
-from peft_core.presets import MODELS
+from peft_core.presets import MODELS, STARTING
 from peft_core.ui.compare import combinations, config_of, has_rank, join
 from peft_core.ui.fields import field
 from peft_core.ui.form import Cards, Form, build_form, fill, settings_of, summaries
@@ -66,7 +66,7 @@ def test_every_setting_that_a_method_reads_is_in_the_form_and_seen(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Cards]) -> None:
     form, _ = built
-    updates = {part: update["value"] for part, update in method_values(form, method, 1.0).items()}
+    updates = {part: update["value"] for part, update in method_values(form, method, 3000).items()}
     held = {**values(form, method=method, learning_rate=0.5), **updates}
     config = TrainConfig.from_dict(settings_of(form, held))
     assert config == TrainConfig.from_dict({"method": method})
@@ -76,19 +76,25 @@ def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Car
 def test_lora_in_every_matrix_takes_half_the_rate_unless_one_was_chosen() -> None:
     assert TrainConfig.from_dict({"target_modules": ["all-linear"]}).learning_rate == 1e-3
     assert TrainConfig.from_dict({"target_modules": "all-linear"}).learning_rate == 1e-3
-    assert rate_for("lora", ["all-linear"], 2e-3) == 1e-3
-    assert rate_for("lora", ["query"], 1e-3) == 2e-3
-    assert rate_for("lora", ["all-linear"], 5e-4) == 5e-4
-    assert rate_for("adalora", ["all-linear"], 1e-2) == 1e-2
+    assert rate_for("lora", ["all-linear"], 2e-3, 3000) == 1e-3
+    assert rate_for("lora", ["query"], 1e-3, 3000) == 2e-3
+    assert rate_for("lora", ["all-linear"], 5e-4, 3000) == 5e-4
+    assert rate_for("adalora", ["all-linear"], 1e-2, 3000) == 1e-2
+    assert rate_for("lora", ["all-linear"], 1e-3, 400) == 5e-4  # few rows take half of it
 
 
-def test_a_method_that_learns_slowly_wants_a_multiple_of_the_datas_epochs(
-    built: tuple[Form, Cards],
-) -> None:
+def test_a_method_begins_as_the_number_of_rows_wants(built: tuple[Form, Cards]) -> None:
     form, _ = built
-    found = {name: method_values(form, name, 3.0)[form["num_train_epochs"]]["value"] for name in METHODS}
-    assert found["lora"] == 3.0
-    assert found["bitfit"] == 6.0
+
+    def begun(method: str, rows: int) -> tuple[float, int, float]:
+        updates = method_values(form, method, rows)
+        return tuple(updates[form[name]]["value"] for name in STARTING)
+
+    assert begun("lora", 3000) == begun("lora", 9000) == (2e-3, 16, 1.0)
+    assert begun("lora", 1000) == (2e-3, 16, 3.0)
+    assert begun("lora", 400) == (1e-3, 8, 10.0)
+    assert begun("lora", 50) == (1e-3, 8, 16.0)
+    assert begun("bitfit", 1000) == (3e-3, 16, 6.0)  # which learns slowly
 
 
 def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Cards]) -> None:

@@ -11,10 +11,9 @@ from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
 from peft_core.data.files import SUFFIXES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
-from peft_core.methods import epochs_of
 from peft_core.pictures.data import data_facts, data_findings, data_preview
 from peft_core.pictures.pieces import message
-from peft_core.presets import DATASETS, suggested_epochs
+from peft_core.presets import DATASETS, DEFAULT_ROWS, STARTING, starting_point
 from peft_core.ui.events import FOLLOWING, PRIVATE
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
 from peft_core.workbench import Workbench
@@ -37,14 +36,14 @@ _GUESS = "Guessed"
 
 @dataclass(frozen=True)
 class DataCard:
-    """What the card shows beside the form's fields; `epochs` are those that the number of rows wants."""
+    """What the card shows beside the form's fields; `rows` are those that may be trained on."""
 
     upload: gr.File
     facts: gr.HTML
     preview: gr.HTML
     findings: gr.HTML
     balance: gr.Button
-    epochs: gr.State
+    rows: gr.State
 
 
 def build_data_card(form: Form, workbench: Workbench) -> DataCard:
@@ -97,7 +96,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
             visible=workbench.limits is None,
             elem_id="dataset_config_name",
         )
-    return DataCard(upload, facts, preview, findings, balance, gr.State(DEFAULTS.num_train_epochs))
+    return DataCard(upload, facts, preview, findings, balance, gr.State(DEFAULT_ROWS))
 
 
 def wire_data_card(
@@ -127,7 +126,7 @@ def wire_data_card(
     def show(values: dict) -> dict[Any, Any]:
         return _look(card, form, workbench, values) if values[opened] else {opened: gr.skip()}
 
-    def take(paths: list[str] | None, method: str) -> dict[Any, Any]:
+    def take(paths: list[str] | None, method: str, modules: list[str]) -> dict[Any, Any]:
         try:
             folder = workbench.upload([Path(path) for path in paths or []])
         except PeftCoreError as error:
@@ -135,27 +134,28 @@ def wire_data_card(
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
         return {
             form["dataset_name"]: gr.update(choices=choices, value=folder),
-            **_with_epochs(card, form, _epochs(workbench, folder), method),
+            **_started(card, form, _rows(workbench, folder), method, modules),
             **_unset(form),
         }
 
-    def leave(method: str) -> dict[Any, Any]:
-        epochs = _with_epochs(card, form, DEFAULTS.num_train_epochs, method)
+    def leave(method: str, modules: list[str]) -> dict[Any, Any]:
+        start = _started(card, form, DEFAULT_ROWS, method, modules)
         hidden = {card.balance: gr.update(visible=False)}
-        return {**epochs, **hidden, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
+        return {**start, **hidden, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
     accordion.expand(open_card, set(looked), shown, **PRIVATE)
     accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
     changes = [form[name].change for name in _INSPECTED]
     gr.on(changes, show, {opened, *looked}, shown, **FOLLOWING)
-    taken = [form["num_train_epochs"], card.epochs, form["dataset_name"], *_unset(form)]
+    taken = [*[form[name] for name in STARTING], card.rows, form["dataset_name"], *_unset(form)]
     taken += [card.facts, card.preview, card.findings, card.balance]
+    chosen = [form["method"], form["target_modules"]]
     wait = card.upload.upload(
         lambda: (None, gr.update(interactive=False)), None, [form["dataset_name"], go], queue=False, **PRIVATE
     )
-    reading = wait.then(take, [card.upload, form["method"]], taken, **PRIVATE)
+    reading = wait.then(take, [card.upload, *chosen], taken, **PRIVATE)
     reading.then(lambda: gr.update(interactive=True), None, go, queue=False, **PRIVATE)
-    card.upload.clear(leave, form["method"], taken, **PRIVATE)
+    card.upload.clear(leave, chosen, taken, **PRIVATE)
     balanced = {form["class_weight"]: "balanced", card.balance: gr.update(visible=False)}
     card.balance.click(lambda: balanced, None, list(balanced), **PRIVATE)
 
@@ -191,17 +191,19 @@ def _unread(card: DataCard, error: PeftCoreError) -> dict[Any, Any]:
     return {card.facts: message(str(error)), card.preview: "", card.findings: "", card.balance: hidden}
 
 
-def _epochs(workbench: Workbench, folder: str) -> float:
-    """Passes that suit the number of rows of an upload; one where its rows cannot be counted."""
+def _rows(workbench: Workbench, folder: str) -> int:
+    """The training rows of an upload; as many as by default where they cannot be counted."""
     try:
         rows = workbench.inspect({"dataset_name": folder}).get("used", {}).get("train")
     except PeftCoreError:
         rows = None
-    return float(suggested_epochs(rows)) if rows else DEFAULTS.num_train_epochs
+    return rows or DEFAULT_ROWS
 
 
-def _with_epochs(card: DataCard, form: Form, epochs: float, method: str) -> dict[Any, Any]:
-    return {card.epochs: epochs, form["num_train_epochs"]: epochs_of(method, epochs)}
+def _started(card: DataCard, form: Form, rows: int, method: str, modules: list[str]) -> dict[Any, Any]:
+    """Updates that put in what so many rows want to begin with."""
+    start = starting_point(method, rows, modules)
+    return {card.rows: rows, **{form[name]: value for name, value in start.items()}}
 
 
 def _picker(name: str) -> gr.Dropdown:

@@ -11,7 +11,7 @@ from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.methods import ALL_LINEAR, METHODS
 from peft_core.pictures.pieces import cost, message, method_picture, method_words, quantity
-from peft_core.presets import DATASETS, MODELS, RECIPES
+from peft_core.presets import DATASETS, DEFAULT_ROWS, MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import FOLLOWING
 from peft_core.ui.fields import DEFAULTS, Form, fields
@@ -129,19 +129,19 @@ def wire_form(
         lines = summaries(config.to_dict(), _base_size(counted))
         return [cost(counted), drawn, *[gr.update(label=line) for line in lines]]
 
-    def read_model(name: str, revision: str, method: str, chosen: list[str], epochs: float) -> dict[Any, Any]:
+    def read_model(name: str, revision: str, method: str, chosen: list[str], rows: int) -> dict[Any, Any]:
         try:
             workbench.config({"model_name_or_path": name, "revision": revision})
             facts = workbench.worker.run("describe_model", name, revision or None)
         except PeftCoreError:  # the cost strip says why
             return {cards.facts: ""}
-        offered = _offer(form, cards, name, facts, method, chosen, epochs)
+        offered = _offer(form, cards, name, facts, method, chosen, rows)
         return {cards.facts: model_facts(name, facts), **offered}
 
     def take_recipe(name: str) -> dict[Any, Any]:
         config = TrainConfig.from_dict(RECIPES[name])
         facts = workbench.worker.run("describe_model", config.model_name_or_path)
-        return {cards.data.epochs: DEFAULTS.num_train_epochs, **fill(form, config, facts["modules"])}
+        return {cards.data.rows: DEFAULT_ROWS, **fill(form, config, facts["modules"])}
 
     every = list(form.values())
     changes = [page.load, *[component.change for component in every]]
@@ -152,12 +152,12 @@ def wire_form(
     gr.on(
         [page.load, *[component.change for component in model]],
         read_model,
-        [*model, form["method"], form["target_modules"], cards.data.epochs],
+        [*model, form["method"], form["target_modules"], cards.data.rows],
         told,
         **FOLLOWING,
     )
-    recipe.input(take_recipe, recipe, [cards.data.epochs, *every], **FOLLOWING)
-    wire_method_card(cards.method, form, workbench, cards.data.epochs)
+    recipe.input(take_recipe, recipe, [cards.data.rows, *every], **FOLLOWING)
+    wire_method_card(cards.method, form, workbench, cards.data.rows)
 
 
 def _offer(
@@ -167,7 +167,7 @@ def _offer(
     facts: Mapping[str, Any],
     method: str,
     chosen: list[str],
-    epochs: float,
+    rows: int,
 ) -> dict[Any, Any]:
     """Updates that offer the methods and modules of a model; what was chosen stays where it can."""
     names = [module["name"] for module in facts["modules"]]
@@ -175,7 +175,7 @@ def _offer(
     methods, missing = method_choices(facts["model_type"]), not_offered(facts["model_type"])
     able = method in [key for _, key in methods]
     return {
-        **({} if able else method_values(form, DEFAULTS.method, epochs)),
+        **({} if able else method_values(form, DEFAULTS.method, rows)),
         form["method"]: gr.update(choices=methods, value=method if able else DEFAULTS.method),
         form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=kept),
         cards.method.missing: gr.update(value=missing, visible=bool(missing)),

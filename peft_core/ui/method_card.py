@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of, epochs_of
-from peft_core.presets import MODELS
+from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of
+from peft_core.presets import MODELS, STARTING, starting_point
 from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
 from peft_core.ui.fields import DEFAULTS, Form, field
 from peft_core.workbench import Workbench
@@ -21,7 +21,7 @@ OWN_SETTINGS = tuple(
     if name != "target_modules" and any(name in method.settings for method in METHODS.values())
 )
 # Settings of any card that some method wants otherwise than the rest, such as the learning rate.
-DEFAULTED = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.defaults))
+DEFAULTED = tuple(dict.fromkeys((*STARTING, *(name for m in METHODS.values() for name in m.defaults))))
 QUICK = {"Usual": "usual", "Attention only": "attention", "All linear": "all"}
 _GROUPS = ("", "virtual tokens", "the model's own weights")
 
@@ -63,24 +63,26 @@ def build_method_card(form: Form) -> MethodCard:
     return MethodCard(line, missing, settings, quick, buttons)
 
 
-def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, epochs: gr.State) -> None:
-    """A method brings its fields and its defaults; a button chooses modules. `epochs` are the data's."""
+def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, rows: gr.State) -> None:
+    """A method brings its fields and its defaults; a button chooses modules. `rows` are the data's."""
     method, modules = form["method"], form["target_modules"]
     model = [form["model_name_or_path"], form["revision"]]
     shown = [card.line, card.settings, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
     method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
-    method.input(partial(method_values, form), [method, epochs], filled, **FOLLOWING)
+    method.input(partial(method_values, form), [method, rows], filled, **FOLLOWING)
     rate = form["learning_rate"]
-    modules.input(rate_for, [method, modules, rate], rate, **FOLLOWING)
+    modules.input(rate_for, [method, modules, rate, rows], rate, **FOLLOWING)
     for button, kind in zip(card.buttons, QUICK.values(), strict=True):
 
-        def take(name: str, revision: str, chosen: str, rate: float, kind: str = kind) -> list[Any]:
+        def take(
+            name: str, revision: str, chosen: str, rate: float, rows: int, kind: str = kind
+        ) -> list[Any]:
             facts = workbench.worker.run("describe_model", name, revision or None)
             names = quick_targets(kind, name, facts["modules"])
-            return [names, rate_for(chosen, names, rate)]
+            return [names, rate_for(chosen, names, rate, rows)]
 
-        button.click(sentence(take), [*model, method, rate], [modules, rate], **PRIVATE)
+        button.click(sentence(take), [*model, method, rate, rows], [modules, rate], **PRIVATE)
 
 
 def method_choices(model_type: str) -> list[tuple[str, str]]:
@@ -122,9 +124,9 @@ def method_fields(card: MethodCard, form: Form, name: str) -> dict[Any, Any]:
     return {**updates, card.line: method_line(name)}
 
 
-def method_values(form: Form, name: str, epochs: float) -> dict[Any, Any]:
-    """Updates that fill in a method's own defaults, the learning rate it wants, and epochs for the data."""
-    own = {**_plain(), **defaults_of(name), "num_train_epochs": epochs_of(name, epochs)}
+def method_values(form: Form, name: str, rows: int) -> dict[Any, Any]:
+    """Updates that fill in a method's own defaults, and what it wants to begin with on so many rows."""
+    own = {**_plain(), **defaults_of(name), **starting_point(name, rows)}
     names = dict.fromkeys((*METHODS[name].settings, *DEFAULTED))
     return {form[key]: gr.update(value=_listed(own[key])) for key in names if key in form and key in own}
 
@@ -146,12 +148,12 @@ def quick_targets(kind: str, name: str, modules: Sequence[Mapping[str, Any]]) ->
     return default_targets(name, modules)
 
 
-def rate_for(method: str, target_modules: Sequence[str], rate: float) -> float:
+def rate_for(method: str, target_modules: Sequence[str], rate: float, rows: int) -> float:
     """The rate that these modules want, unless a person has chosen one."""
-    usual = _plain()["learning_rate"]
-    if method != LORA or rate not in (usual, defaults_of(method, [ALL_LINEAR])["learning_rate"]):
+    wanted = [starting_point(LORA, rows, names)["learning_rate"] for names in ((), [ALL_LINEAR])]
+    if method != LORA or rate not in wanted:
         return rate
-    return defaults_of(method, target_modules).get("learning_rate", usual)
+    return starting_point(LORA, rows, target_modules)["learning_rate"]
 
 
 def _role_in(module: Mapping[str, Any], starts: tuple[str, ...]) -> bool:
