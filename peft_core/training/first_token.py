@@ -8,6 +8,8 @@ from torch import nn
 
 from peft_core.training.kernels import attention
 
+# A product of matrices is made ready anew for each number of rows, which takes longer than a few rows more.
+ROWS = 64
 FirstToken = Callable[..., torch.Tensor]
 
 
@@ -26,35 +28,48 @@ def first_token_forward(layer: nn.Module) -> FirstToken | None:
 
 def _of_bert(layer: Any) -> FirstToken:
     def forward(hidden_states: torch.Tensor, attention_mask: Any = None, *_: Any, **__: Any) -> torch.Tensor:
-        inner, first = layer.attention.self, hidden_states[:, :1]
-        context = _attend(inner, (inner.query, inner.key, inner.value), hidden_states, attention_mask)
-        return layer.feed_forward_chunk(layer.attention.output(context, first))
+        inner, first = layer.attention.self, _filled_up(hidden_states[:, :1])
+        context = _attend(inner, (inner.query, inner.key, inner.value), first, hidden_states, attention_mask)
+        return layer.feed_forward_chunk(layer.attention.output(context, first))[: len(hidden_states)]
 
     return forward
 
 
 def _of_distilbert(layer: Any) -> FirstToken:
     def forward(hidden_states: torch.Tensor, attention_mask: Any = None, **_: Any) -> torch.Tensor:
-        inner, first = layer.attention, hidden_states[:, :1]
-        context = _attend(inner, (inner.q_lin, inner.k_lin, inner.v_lin), hidden_states, attention_mask)
+        inner, first = layer.attention, _filled_up(hidden_states[:, :1])
+        context = _attend(
+            inner, (inner.q_lin, inner.k_lin, inner.v_lin), first, hidden_states, attention_mask
+        )
         attended = layer.sa_layer_norm(inner.out_lin(context) + first)
-        return layer.output_layer_norm(layer.ffn(attended) + attended)
+        return layer.output_layer_norm(layer.ffn(attended) + attended)[: len(hidden_states)]
 
     return forward
 
 
+def _filled_up(rows: torch.Tensor) -> torch.Tensor:
+    """The first tokens of a batch, (texts, 1, width), with zeros up to a multiple of ROWS."""
+    missing = -len(rows) % ROWS
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
 def _attend(
-    inner: Any, projections: tuple[nn.Module, ...], hidden_states: torch.Tensor, mask: torch.Tensor | None
+    inner: Any,
+    projections: tuple[nn.Module, ...],
+    first: torch.Tensor,
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The first token's attention over all tokens, before the output projection: (texts, 1, width)."""
-    given = (hidden_states[:, :1], hidden_states, hidden_states)
+    """The first token's attention over all tokens, before the output projection; filled up as `first` is."""
+    given = (first, hidden_states, hidden_states)
     query, key, value = (
         project(one).unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
         for project, one in zip(projections, given, strict=True)
     )
     mask = None if mask is None else mask[:, :, :1]
     dropout = inner.dropout.p if inner.training else 0.0
-    return attention(query, key, value, mask, inner.scaling, dropout).transpose(1, 2).flatten(2)
+    query = query[: len(hidden_states)]
+    return _filled_up(attention(query, key, value, mask, inner.scaling, dropout).transpose(1, 2).flatten(2))
 
 
 def _has(layer: nn.Module, *paths: str) -> bool:
