@@ -47,9 +47,9 @@ def free_bytes(device: torch.device) -> int:
 def expect_many_shapes() -> None:
     """Prepare this process for batches that each have another shape; only before its first operation.
 
-    oneDNN keeps 1,024 operations, each compiled for one shape and of some 0.8 MB: a step needs a few dozen, and
-    the rest would only grow to hundreds of megabytes. cuDNN's attention makes a plan for each new shape, which takes a GPU
-    longer than many steps; its other kernels take any shape.
+    oneDNN keeps 1,024 operations, each compiled for one shape and of some 0.8 MB: a step needs a few dozen,
+    and the rest would only grow to hundreds of megabytes. cuDNN's attention makes a plan for each new shape,
+    which takes a GPU longer than many steps; its other kernels take any shape.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT)
     os.environ.setdefault("LRU_CACHE_CAPACITY", _KEPT)
