@@ -18,7 +18,7 @@ from page_library import fetch_library
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from processes import python
 from small_data import write_small_data
-from task_runs import fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
+from task_runs import calm_topics, fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
 from tiny import make_tiny_bert
 
 from peft_core import runs

@@ -18,10 +18,10 @@ def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture(scope="session")
 def exported_tasks(
-    topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
+    calm_topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
     """The same of several labels, of a number and of pairs."""
-    runs = {"topics": topics, "stars": stars, "pairs": pairs}
+    runs = {"topics": calm_topics, "stars": stars, "pairs": pairs}
     return {name: _exported(run, tmp_path_factory.mktemp(name)) for name, run in runs.items()}
 
 
