@@ -49,7 +49,15 @@ from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
-from peft_core.training.processes import FollowedRun, is_shared, launch_command, leads, own_device, processes
+from peft_core.training.processes import (
+    FollowedRun,
+    is_shared,
+    launch_command,
+    leads,
+    own_device,
+    part,
+    processes,
+)
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
@@ -118,6 +126,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
     loss, scale = _objective(config, model, base, data)
     trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
+    part()
     if not leads():
         return FINISHED
     if scale:

@@ -55,6 +55,13 @@ def as_the_leader(answer: Any) -> Any:
     return told[0]
 
 
+def part() -> None:
+    """What comes now the leader does alone; a process that ended while it was tied to others would abort."""
+    if processes() > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class FollowedRun(Run):
     """A run's folder as a process that follows has it: it reads everything and writes nothing."""
 
