@@ -19,7 +19,7 @@ from peft_core.config import TrainConfig
 from peft_core.encoder import load_base, set_dropout
 from peft_core.modules import encoder_layers
 from peft_core.runs import Run
-from peft_core.training import speedups
+from peft_core.training import kernels, speedups
 from peft_core.training.batches import UnpaddedCollator
 from peft_core.training.kernels import attention, lora_linear
 from peft_core.training.speedups import Speedups, faster
@@ -220,13 +220,18 @@ def test_a_lora_layer_under_autocast_takes_what_comes(dtype: torch.dtype) -> Non
     assert wide.dtype == torch.float32
 
 
+@pytest.mark.parametrize("cached", [1_000_000, 2 * 2 * 70 * 70, 1], ids=["at once", "by two", "one by one"])
+@pytest.mark.parametrize("tokens", [7, 70])
 @pytest.mark.parametrize("masked", [True, False])
-def test_attention_by_plain_products(masked: bool) -> None:
+def test_attention_by_plain_products(
+    masked: bool, tokens: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_CACHED", cached)
     torch.manual_seed(0)
-    wide = [torch.randn(3, 2, 7, 8, requires_grad=True) for _ in range(3)]
+    wide = [torch.randn(3, 2, tokens, 8, requires_grad=True) for _ in range(3)]
     mask = None
     if masked:
-        mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+        mask = torch.ones(3, 1, 1, tokens, dtype=torch.bool)
         mask[1, ..., 4:] = False
     half = [one.detach().to(torch.bfloat16).requires_grad_() for one in wide]
     found = attention(*half, mask, 0.3)
