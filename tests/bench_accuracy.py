@@ -1,5 +1,6 @@
 """Measures what five seeds reach, and how soon, beside the best stock set-up: `make bench-accuracy`."""
 
+import contextlib
 import json
 import os
 import statistics
@@ -12,14 +13,17 @@ from typing import Any
 
 import numpy as np
 from bench_default import cpu_name
+from datasets import Dataset
 from stock import GROUPED, stock_trainer
+from transformers import TrainerCallback
 
-from peft_core import runs
+from peft_core import runs, train
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labelled_text
 from peft_core.inference.batching import batched_logits
 from peft_core.presets import embedded_model_folder
 
+POINTS = 5  # of each training at which the test rows are measured
 SEEDS = (42, 1, 2, 3, 4)
 DATA = {
     "rotten_tomatoes": {"max_length": 128},
@@ -28,17 +32,59 @@ DATA = {
 OURS, STOCK = "PEFT Workbench", "Trainer with group_by_length, same rate, warm-up and batch"
 
 
+class Along(TrainerCallback):
+    """Accuracy on the test rows at POINTS of a training, and when that was; its own time does not count."""
+
+    def __init__(self, tokenizer: Any, rows: Dataset, max_length: int) -> None:
+        self.tokenizer, self.rows, self.max_length = tokenizer, rows, max_length
+        self.points: list[dict[str, float]] = []
+        self.spent = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step in {i * state.max_steps // POINTS for i in range(1, POINTS)}:
+            start = time.perf_counter()
+            training = model.training
+            found = accuracy(model.eval(), self.tokenizer, self.rows, self.max_length)
+            model.train(training)
+            self.points.append({"at": start - self.spent, "accuracy": found})
+            self.spent += time.perf_counter() - start
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.end = time.perf_counter() - self.spent
+
+    def curve(self, seconds: float, final: float) -> list[tuple[float, float]]:
+        """Seconds and accuracy at each point of a training that took so many seconds and ended so."""
+        points = [(seconds - (self.end - one["at"]), one["accuracy"]) for one in self.points]
+        return [*points, (seconds, final)]
+
+
+def accuracy(model: Any, tokenizer: Any, rows: Dataset, max_length: int) -> float:
+    logits = batched_logits(model, tokenizer, rows["text"][:], max_length)
+    return float((logits.argmax(-1) == np.array(rows["label"][:])).mean())
+
+
 def ours(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """The command that the page starts; seconds are of its steps alone, without the points of the curve."""
-    run = runs.create(folder, config)
-    subprocess.run(
-        [sys.executable, "-m", "peft_core.train", str(run.folder)], check=True, capture_output=True
-    )
+    """The training process that the page starts; `seconds` are of its steps alone."""
+    run, rows = runs.create(folder, config), load_labelled_text(config).eval
+    build, found = train.build_trainer, []
+
+    def watched(model: Any, config: TrainConfig, arguments: Any, tokenizer: Any, *given: Any) -> Any:
+        trainer = build(model, config, arguments, tokenizer, *given)
+        found.append(Along(tokenizer, rows, config.max_length))
+        trainer.add_callback(found[0])
+        return trainer
+
+    train.build_trainer = watched
+    with contextlib.redirect_stdout(sys.stderr):
+        if train.main([str(run.folder)]):
+            raise RuntimeError("the run failed")
     result = run.result()
+    whole = result["train_seconds"] - found[0].spent
     return {
         "accuracy": result["accuracy"],
         "seconds": result["tokens"] / result["tokens_per_second"],
-        "whole_seconds": result["train_seconds"],
+        "whole_seconds": whole,
+        "curve": found[0].curve(whole, result["accuracy"]),
     }
 
 
@@ -56,13 +102,26 @@ def stock(config: TrainConfig, folder: Path) -> dict[str, Any]:
         warmup_steps=config.warmup_steps,
         num_train_epochs=config.num_train_epochs,
     )
+    along = Along(trainer.processing_class, data.eval, config.max_length)
+    trainer.add_callback(along)
     start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
-    model = trainer.model.eval()
-    logits = batched_logits(model, trainer.processing_class, data.eval["text"][:], config.max_length)
-    right = logits.argmax(-1) == np.array(data.eval["label"][:])
-    return {"accuracy": float(right.mean()), "seconds": seconds, "whole_seconds": seconds}
+    seconds = time.perf_counter() - start - along.spent
+    final = accuracy(trainer.model.eval(), trainer.processing_class, data.eval, config.max_length)
+    return {
+        "accuracy": final,
+        "seconds": seconds,
+        "whole_seconds": seconds,
+        "curve": along.curve(seconds, final),
+    }
+
+
+def reached(turns: list[dict[str, Any]], wanted: float) -> float | None:
+    """Seconds, the median of the seeds, of the first point at which their mean accuracy is what is wanted."""
+    for points in zip(*(one["curve"] for one in turns), strict=True):
+        if statistics.mean(score for _, score in points) >= wanted:
+            return statistics.median(seconds for seconds, _ in points)
+    return None
 
 
 def main(names: list[str]) -> None:
@@ -75,19 +134,34 @@ def main(names: list[str]) -> None:
                 found[name][setup].append(in_process(name, setup, seed))
                 print(name, seed, setup, found[name][setup][-1], file=sys.stderr)
     print(f"{os.cpu_count()} cores, {cpu_name()}; seeds {SEEDS}\n")
-    print("| | accuracy, mean (each seed) | seconds of training, median | times as soon |")
-    print("|---|---|---|---|")
+    print_table(found)
+    print(json.dumps(found))
+
+
+def print_table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+    print("| | accuracy, mean (each seed) | seconds of steps | of the whole | to stock's accuracy |")
+    print("|---|---|---|---|---|")
     for name, setups in found.items():
-        middle = {setup: statistics.median(one["seconds"] for one in runs) for setup, runs in setups.items()}
-        for setup, turns in setups.items():
+        wanted = statistics.mean(one["accuracy"] for one in setups[STOCK])
+        before = dict.fromkeys(("seconds", "whole_seconds", "reached"), 0.0)
+        for setup in (STOCK, OURS):
+            turns = setups[setup]
+            times = {
+                key: statistics.median(one[key] for one in turns) for key in ("seconds", "whole_seconds")
+            }
+            times["reached"] = reached(turns, wanted)
+            before = before if setup == OURS else times
             scores = [one["accuracy"] for one in turns]
             each = ", ".join(f"{score:.3f}" for score in scores)
-            ratio = middle[STOCK] / middle[setup]
-            print(
-                f"| {name}: {setup} | {statistics.mean(scores):.4f} ({each}) "
-                f"| {middle[setup]:.1f} | {ratio:.2f} |"
-            )
-    print(json.dumps(found))
+            cells = " | ".join(in_words(times[key], before[key]) for key in times)
+            print(f"| {name}: {setup} | {statistics.mean(scores):.4f} ({each}) | {cells} |")
+
+
+def in_words(seconds: float | None, stock: float | None) -> str:
+    """Seconds, and how many times as soon that is as the stock set-up."""
+    if seconds is None:
+        return "not reached"
+    return f"{seconds:.1f}" + (f" ({stock / seconds:.2f}x as soon)" if stock and stock != seconds else "")
 
 
 def in_process(name: str, setup: str, seed: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import kernels, speedups
 from peft_core.training.batches import UnpaddedCollator
+from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
 from peft_core.training.speedups import Speedups, faster
 from peft_core.training.trainer import build_trainer, training_arguments
@@ -242,6 +243,25 @@ def test_attention_by_plain_products(
     wanted.pow(2).sum().backward()
     for one, other in zip(half, wide, strict=True):
         assert (one.grad.float() - other.grad).norm() < 0.03 * other.grad.norm()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "wanted"),
+    [(5, torch.bfloat16, 64), (64, torch.bfloat16, 64), (65, torch.bfloat16, 128), (5, torch.float32, 5)],
+    ids=str,
+)
+def test_the_last_layer_sees_one_number_of_rows_in_many_batches(
+    rows: int, dtype: torch.dtype, wanted: int, tmp_path: Path
+) -> None:
+    """In bfloat16 on a processor, where a product is made ready anew for each number; texts stay apart."""
+    model, _ = built(tmp_path)
+    layer, seen = encoder_layers(model)[-1].to(dtype), []
+    layer.output.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
+    states = torch.randn(rows, 4, model.config.hidden_size).to(dtype)
+    with torch.no_grad():
+        found, whole = first_token_forward(layer)(states), layer(states)[:, :1]
+    assert found.shape == whole.shape and seen[0] == wanted
+    assert torch.allclose(found.float(), whole.float(), atol=0.05)
 
 
 def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
