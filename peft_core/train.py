@@ -189,9 +189,7 @@ def _fit(
         memory = _planned_memory(run, model, first)
         stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.to_dict(), stage="training")
-        arguments = training_arguments(
-            run, config, len(rows), curve=curve_rows is not None, autocast=speedups.autocast
-        )
+        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=speedups.autocast)
         trainer = build_trainer(
             model, config, arguments, tokenizer, rows, curve_rows, loss, scale, memory.parts
         )

@@ -149,7 +149,7 @@ def train_ours(
     with faster(model, config, batch, steps, texts=kept) as speedups:
         print(speedups, file=sys.stderr)
         run = runs.create(folder / "runs", config)
-        arguments = training_arguments(run, config, len(rows), curve=False, autocast=speedups.autocast)
+        arguments = training_arguments(run, config, len(rows), curve=None, autocast=speedups.autocast)
         arguments.max_steps, arguments.save_strategy = steps, "no"
         trainer = build_trainer(model, config, arguments, base.tokenizer, rows, None, None, None)
         trainer.add_callback(clock)

@@ -273,7 +273,7 @@ def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
     rows = Dataset.from_list([{**text, "labels": i % 2} for i, text in enumerate(texts)])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     run = runs.create(tmp_path / "runs", config)
-    arguments = training_arguments(run, config, len(rows), curve=False, autocast=False)
+    arguments = training_arguments(run, config, len(rows), curve=None, autocast=False)
     trainer = build_trainer(model, config, arguments, tokenizer, rows, None, None, None)
     wanted = step(model, UnpaddedCollator(tokenizer)(list(rows)))[1]
 
@@ -295,6 +295,17 @@ def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
         if parameter.grad is not None:
             found = parameter.grad * config.per_device_train_batch_size / len(rows)
             assert (found - wanted[name]).abs().max() <= EXACT, name
+
+
+@pytest.mark.parametrize(("tokens", "texts"), [(28, 64), (256, 16), (2000, 8), (None, 64)])
+def test_long_texts_of_the_curve_come_in_smaller_batches(
+    tokens: int | None, texts: int, tmp_path: Path
+) -> None:
+    curve = Dataset.from_dict({"input_ids": [[1] * (tokens - 4), [1] * (tokens + 4)]}) if tokens else None
+    run = runs.create(tmp_path, TrainConfig())
+    arguments = training_arguments(run, TrainConfig(), 100, curve=curve, autocast=False)
+    assert arguments.per_device_eval_batch_size == texts
+    assert (arguments.eval_strategy == "steps") == bool(tokens)
 
 
 def test_a_fast_run_measures_what_a_plain_one_does(train_here: Callable[..., Run]) -> None:

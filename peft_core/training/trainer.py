@@ -33,6 +33,7 @@ from peft_core.training.checkpoints import (
 from peft_core.training.processes import leads, processes, rank
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
+EVAL_TOKENS, EVAL_TEXTS = 4096, (8, 64)  # of a batch of the curve: about so many, and no fewer or more
 
 
 class RunTrainer(Trainer):
@@ -145,9 +146,9 @@ def batch_loader(
 
 
 def training_arguments(
-    run: Run, config: TrainConfig, rows: int, *, curve: bool, autocast: bool
+    run: Run, config: TrainConfig, rows: int, *, curve: datasets.Dataset | None, autocast: bool
 ) -> TrainingArguments:
-    """Trainer's own arguments for a run of so many rows; `curve`: it is measured on the way."""
+    """Trainer's own arguments for a run of so many rows; `curve`: those that it is measured on on the way."""
     steps, gpu = total_steps(config, rows, processes()), torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
@@ -157,7 +158,7 @@ def training_arguments(
         weight_decay=config.weight_decay,
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=_eval_batch_size(curve),
         eval_strategy="steps" if curve else "no",
         eval_steps=curve_steps(steps),
         save_strategy="steps",
@@ -174,6 +175,15 @@ def training_arguments(
         bf16=autocast and gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpu,
     )
+
+
+def _eval_batch_size(curve: datasets.Dataset | None) -> int:
+    """Texts of a batch of the curve: long ones in larger batches take longer each, and more memory."""
+    least, most = EVAL_TEXTS
+    if not curve or torch.cuda.is_available():
+        return most
+    lengths = [len(tokens) for tokens in curve["input_ids"][:]]
+    return max(least, min(most, EVAL_TOKENS * len(lengths) // sum(lengths)))
 
 
 def build_trainer(
