@@ -38,8 +38,8 @@ def attention(
     """softmax(scaling Q K^T) V for (texts, heads, tokens, width) of each; `mask` is True where K counts.
 
     In bfloat16 on a processor by plain matrix products, of as many texts at once as a cache holds scores of;
-    for few tokens their backward pass is several times as fast as that of PyTorch's flash kernel, for many
-    twice as fast. Else by PyTorch's own choice.
+    for few tokens they are several times as fast as PyTorch's flash kernel and its backward pass, for some
+    hundreds up to twice. Else by PyTorch's own choice.
     """
     plain = not dropout and (mask is None or mask.dtype == torch.bool)
     if plain and query.device.type == "cpu" and query.dtype == torch.bfloat16:
