@@ -59,6 +59,7 @@ class Along(TrainerCallback):
 
 
 def accuracy(model: Any, tokenizer: Any, rows: Dataset, max_length: int) -> float:
+    """The share of these rows, of `text` and `label`, that the model decides rightly."""
     logits = batched_logits(model, tokenizer, rows["text"][:], max_length)
     return float((logits.argmax(-1) == np.array(rows["label"][:])).mean())
 
@@ -143,14 +144,14 @@ def print_table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     print("|---|---|---|---|---|")
     for name, setups in found.items():
         wanted = statistics.mean(one["accuracy"] for one in setups[STOCK])
-        before = dict.fromkeys(("seconds", "whole_seconds", "reached"), 0.0)
+        before: dict[str, float | None] = {}
         for setup in (STOCK, OURS):
             turns = setups[setup]
-            times = {
+            times: dict[str, float | None] = {
                 key: statistics.median(one[key] for one in turns) for key in ("seconds", "whole_seconds")
             }
             times["reached"] = reached(turns, wanted)
-            before = before if setup == OURS else times
+            before = before or times  # stock's own
             scores = [one["accuracy"] for one in turns]
             each = ", ".join(f"{score:.3f}" for score in scores)
             cells = " | ".join(in_words(times[key], before[key]) for key in times)

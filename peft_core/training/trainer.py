@@ -148,7 +148,7 @@ def batch_loader(
 def training_arguments(
     run: Run, config: TrainConfig, rows: int, *, curve: datasets.Dataset | None, autocast: bool
 ) -> TrainingArguments:
-    """Trainer's own arguments for a run of so many rows; `curve`: those that it is measured on on the way."""
+    """Trainer's own arguments for a run of so many rows; `curve`: the tokens that it is measured on."""
     steps, gpu = total_steps(config, rows, processes()), torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
