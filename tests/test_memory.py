@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 from test_speedups import assert_same_step, batch_of, built, step
-from transformers.models.bert.modeling_bert import BertModel
+from transformers import Trainer
 
 from peft_core import machine
 from peft_core.machine import free_bytes
@@ -28,15 +28,15 @@ FULL = (
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """Training steps of more than `texts` texts run out of memory, as a GPU or a processor says it."""
-    held, forward = {"texts": 1000, "failed": 0}, BertModel.forward
+    held, compute_loss = {"texts": 1000, "failed": 0}, Trainer.compute_loss
 
-    def small(self: Any, input_ids: torch.Tensor, **named: Any) -> Any:
-        if torch.is_grad_enabled() and self.training and len(input_ids) > held["texts"]:
+    def small(self: Trainer, model: Any, inputs: dict[str, torch.Tensor], *given: Any) -> Any:
+        if model.training and len(inputs["labels"]) > held["texts"]:
             held["failed"] += 1
             raise (torch.OutOfMemoryError("CUDA") if held["failed"] % 2 else RuntimeError(FULL))
-        return forward(self, input_ids, **named)
+        return compute_loss(self, model, inputs, *given)
 
-    monkeypatch.setattr(BertModel, "forward", small)
+    monkeypatch.setattr(Trainer, "compute_loss", small)
     yield held
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from processes import answer, python, start_python, wait_for
 from safetensors import safe_open
 from small_data import write_csv
@@ -26,6 +27,7 @@ from peft_core.inference.probe import PROBE_FILE
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 from peft_core.train import train
+from peft_core.training import trainer
 
 TEXTS = ["The food was awful and the staff rude.", "Wonderful, the best pizza.", "😀 😀", "room " * 500]
 STOCK_PEFT = """
@@ -193,6 +195,18 @@ def test_every_part_that_started_untrained_is_trained_and_saved(
 def test_the_seed_decides_the_bytes(finished_run: Run, train_here: Callable[..., Run]) -> None:
     assert digest(train_here()) == digest(finished_run)
     assert digest(train_here(seed=43)) != digest(finished_run)
+
+
+def test_batches_that_a_gpu_would_have_made_ahead_train_the_same(
+    finished_run: Run, train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as a_gpu:
+        a_gpu.setattr(torch.cuda, "is_available", lambda: True)
+        options = trainer.made_ahead()
+    assert options.pop("pin_memory")  # which a processor alone does not have
+    assert options == {"num_workers": 2, "persistent_workers": True}
+    monkeypatch.setattr(trainer, "made_ahead", lambda: options)
+    assert digest(train_here()) == digest(finished_run)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 
 from peft_core.machine import free_bytes
 from peft_core.modules import encoder_layers
+from peft_core.training.speedups import uncompiled
 
 LENGTHS = (48, 96)  # tokens of the texts that are measured; long ones might not fit
 SPARE = (
@@ -62,7 +63,8 @@ def saved_bytes(model: nn.Module, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    kept_aside = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.random.fork_rng(), uncompiled(), kept_aside:
         loss = model(**batch).loss  # while it lives, no two of what is kept share an address
     del loss
     return sum(kept.values())

@@ -50,6 +50,11 @@ class Speedups:
         return asdict(self)
 
 
+def uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Layers that are compiled run as they are: a few batches are not worth a compilation of their own."""
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextlib.contextmanager
 def faster(
     model: nn.Module,
@@ -282,17 +287,21 @@ def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor
     """How far this batch's gradient is from the plain one, in norms of that; infinite if there is none."""
     try:
         found = _gradient(model, batch)
-    except (RuntimeError, TypeError, AttributeError):  # an operation that does not take these numbers
+    except (RuntimeError, TypeError, AttributeError) as failed:  # an operation that does not take this
+        print(f"{type(failed).__name__}: {str(failed).strip()}")
         return float("inf")
     error = float((found - plain).norm() / plain.norm().clamp_min(1e-12))
     return error if error == error else float("inf")
 
 
 def _gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of the model's own loss, by what is trained and not large, without dropout; float32, one vector."""
+    """Of the model's own loss, by what is trained and not large, without dropout; float32, one vector.
+
+    Where there is no dropout the model is in training mode, for which alone it is compiled then.
+    """
     trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= WORTH_IT]
     training = model.training
-    model.eval()
+    model.train(not any(isinstance(module, nn.Dropout) and module.p for module in model.modules()))
     with torch.random.fork_rng():
         loss = model(**batch).loss
         grads = torch.autograd.grad(loss, trained, allow_unused=True)

@@ -31,6 +31,7 @@ from peft_core.training.checkpoints import (
     save_trained,
 )
 from peft_core.training.processes import leads, processes, rank
+from peft_core.training.speedups import uncompiled
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
 EVAL_TOKENS, EVAL_TEXTS = 4096, (8, 64)  # of a batch of the curve: about so many, and no fewer or more
@@ -86,6 +87,10 @@ class RunTrainer(Trainer):
             print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
             self.tell_parts(self.parts)
 
+    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
+        with uncompiled():
+            return super().evaluate(*given, **named)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
@@ -127,22 +132,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def batch_loader(
-    rows: datasets.Dataset, tokenizer: Any, config: TrainConfig, share: tuple[int, int] = (1, 0)
+    rows: datasets.Dataset,
+    tokenizer: Any,
+    config: TrainConfig,
+    share: tuple[int, int] = (1, 0),
+    **options: Any,
 ) -> DataLoader:
-    """The padded training batches of an epoch; on a GPU they are made ahead, in pinned memory.
+    """The padded training batches of an epoch.
 
-    `share`: how many processes share them, and the number of this one.
+    `share`: how many processes share them, and the number of this one. `options` are DataLoader's.
     """
     lengths = [len(tokens) for tokens in rows["input_ids"][:]]
     batches = TokenBatches(lengths, config.per_device_train_batch_size, config.seed, *share)
-    gpu = torch.cuda.is_available()
-    return DataLoader(
-        rows,
-        batch_sampler=batches,
-        collate_fn=UnpaddedCollator(tokenizer),
-        num_workers=GPU_WORKERS if gpu else 0,
-        pin_memory=gpu,
-    )
+    return DataLoader(rows, batch_sampler=batches, collate_fn=UnpaddedCollator(tokenizer), **options)
+
+
+def made_ahead() -> dict[str, Any]:
+    """DataLoader's options: on a GPU processes that stay for all epochs prepare the batches."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"num_workers": GPU_WORKERS, "persistent_workers": True, "pin_memory": True}
 
 
 def training_arguments(
@@ -208,7 +217,7 @@ def build_trainer(
         optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
         data_collator=UnpaddedCollator(tokenizer),
         train_dataset=rows,
-        loader=batch_loader(rows, tokenizer, config, (processes(), rank())),
+        loader=batch_loader(rows, tokenizer, config, (processes(), rank()), **made_ahead()),
         parts=parts,
         eval_dataset=curve_rows,
         processing_class=tokenizer,
