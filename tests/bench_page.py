@@ -22,7 +22,7 @@ from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
 from peft_core.runs import ENDED, Run
 
-TURNS = 3
+TURNS, STARTS = 3, 2  # turns of everything, and starts of both apps in each
 EMPTY = """
 import sys
 import gradio as gr
@@ -133,8 +133,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
             app = [sys.executable, "app.py", "--runs-dir", folder, "--port"]
-            found["ours"].append(first_page(app))
-            found["empty"].append(first_page([sys.executable, "-c", EMPTY]))
+            for _ in range(STARTS):
+                found["ours"].append(first_page(app))
+                found["empty"].append(first_page([sys.executable, "-c", EMPTY]))
             found["counts"].append(twenty_counts())
             found["watched"].append(watched(turn))
     print(f"{os.cpu_count()} cores, {cpu_name()}\n")

@@ -1,4 +1,4 @@
-"""Layers that torch.compile makes faster: the same step, compiled once for all shapes, and for steps alone."""
+"""Layers that torch.compile makes faster: the same step, compiled once for all shapes, for steps alone."""
 
 import copy
 from collections.abc import Callable
