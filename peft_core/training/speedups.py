@@ -1,6 +1,7 @@
 """Makes a model's training step faster for as long as it trains, and checks that it stays the same step."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -115,7 +116,8 @@ def _all_that_hold(
             stack.callback(undo)
             done = replace(done, gradient_error=error, **{name: value})
         else:
-            print(f"{name} stays as it is: the change would move the gradient by {error:.1e}")
+            moved = f"the change would move the gradient by {error:.1e}" if error < math.inf else "it fails"
+            print(f"{name} stays as it is: {moved}")
             undo()
     return replace(done, autocast=done.dtype == "float32" and next(model.parameters()).is_cuda)
 
@@ -289,9 +291,9 @@ def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor
         found = _gradient(model, batch)
     except (RuntimeError, TypeError, AttributeError) as failed:  # an operation that does not take this
         print(f"{type(failed).__name__}: {str(failed).strip()}")
-        return float("inf")
+        return math.inf
     error = float((found - plain).norm() / plain.norm().clamp_min(1e-12))
-    return error if error == error else float("inf")
+    return error if error == error else math.inf
 
 
 def _gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
