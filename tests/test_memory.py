@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from peft_core.machine import free_bytes
 from peft_core.pictures.pieces import speed
 from peft_core.runs import Run
 from peft_core.train import failure_sentence
-from peft_core.training import memory
+from peft_core.training import memory, speedups
 from peft_core.training.memory import SPARE, checkpointed, plan_memory, saved_bytes
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import is_out_of_memory, split
@@ -56,6 +57,27 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     for name in ("steps", "tokens", "accuracy"):
         assert parted.result()[name] == whole.result()[name]
     assert parted.result()["eval_loss"] == pytest.approx(whole.result()["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("fitting", "compared"), [(4, 4), (3, 2), (1, 1)])
+def test_the_comparison_takes_as_many_texts_as_fit(
+    fitting: int, compared: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, config = built(tmp_path)
+    gradient, seen = speedups._gradient, []
+
+    def small(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(batch["labels"]) > fitting:
+            raise torch.OutOfMemoryError("CUDA")
+        seen.append(len(batch["labels"]))
+        return gradient(model, batch)
+
+    monkeypatch.setattr(speedups, "_gradient", small)
+    with faster(model, config, batch_of(model), steps=1) as done:
+        assert done.first_token and done.lora_layers
+    assert set(seen) == {compared}
+    on_a_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
+    assert not speedups._compiling_pays(on_a_gpu, batch_of(model), steps=10**9)
 
 
 def test_a_single_text_that_does_not_fit_fails_the_run_in_words(

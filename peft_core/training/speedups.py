@@ -102,8 +102,7 @@ def _all_that_hold(
     changes: list[tuple[str, Change]],
     before: Speedups | None,
 ) -> Speedups:
-    batch = {name: value[:CHECKED] for name, value in batch.items()}
-    plain, done = _gradient(model, batch), Speedups()
+    (batch, plain), done = _compared(model, batch), Speedups()
     for name, change in changes:
         if before is not None and getattr(before, name) == getattr(done, name):
             continue
@@ -207,10 +206,13 @@ def _compiled(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
 
 
 def _compiling_pays(model: nn.Module, batch: dict[str, torch.Tensor], steps: int) -> bool:
-    """Whether a GPU would save more of so many steps than the compilation takes."""
+    """Whether a GPU, if it holds the batch, would save more of so many steps than the compilation takes."""
     if not next(model.parameters()).is_cuda:
         return False
-    _gradient(model, batch)
+    try:
+        _gradient(model, batch)
+    except torch.OutOfMemoryError:
+        return False
     return steps * COMPILED_SAVES * seconds(lambda: _gradient(model, batch)) > COMPILING_TAKES
 
 
@@ -283,6 +285,21 @@ def _replaced(forwards: list[tuple[nn.Module, Callable]]) -> Undo:
             del module.forward
 
     return undo
+
+
+def _compared(
+    model: nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A batch's first CHECKED texts, or fewer where a GPU is short of memory, and their plain gradient."""
+    texts = CHECKED
+    while True:
+        few = {name: value[:texts] for name, value in batch.items()}
+        try:
+            return few, _gradient(model, few)
+        except torch.OutOfMemoryError:
+            if texts == 1:
+                raise
+        texts //= 2
 
 
 def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor) -> float:
