@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_speedups import assert_same_step, batch_of, built, step
 from transformers import Trainer
+from transformers.models.bert.modeling_bert import BertModel
 
 from peft_core import machine
 from peft_core.machine import free_bytes
@@ -64,20 +65,24 @@ def test_the_comparison_takes_as_many_texts_as_fit(
     fitting: int, compared: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, config = built(tmp_path)
-    gradient, seen = speedups._gradient, []
+    forward, seen = BertModel.forward, []
 
-    def small(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        if len(batch["labels"]) > fitting:
+    def small(self: BertModel, input_ids: torch.Tensor, **named: Any) -> Any:
+        if len(input_ids) > fitting:
             raise torch.OutOfMemoryError("CUDA")
-        seen.append(len(batch["labels"]))
-        return gradient(model, batch)
+        seen.append(len(input_ids))
+        return forward(self, input_ids, **named)
 
-    monkeypatch.setattr(speedups, "_gradient", small)
+    monkeypatch.setattr(BertModel, "forward", small)
+    model.eval()
     with faster(model, config, batch_of(model), steps=1) as done:
         assert done.first_token and done.lora_layers
-    assert set(seen) == {compared}
-    on_a_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
-    assert not speedups._compiling_pays(on_a_gpu, batch_of(model), steps=10**9)
+    assert set(seen) == {compared} and not model.training  # as it was, also after a failure
+
+    monkeypatch.setattr(
+        model, "parameters", lambda: iter([SimpleNamespace(is_cuda=True, requires_grad=False)])
+    )
+    assert not speedups._compiling_pays(model, batch_of(model), steps=10**9)
 
 
 def test_a_single_text_that_does_not_fit_fails_the_run_in_words(

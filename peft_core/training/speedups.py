@@ -306,7 +306,7 @@ def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor
     """How far this batch's gradient is from the plain one, in norms of that; infinite if there is none."""
     try:
         found = _gradient(model, batch)
-    except (RuntimeError, TypeError, AttributeError) as failed:  # an operation that does not take this
+    except (RuntimeError, TypeError, AttributeError) as failed:  # these numbers, or the compiler
         print(f"{type(failed).__name__}: {str(failed).strip()}")
         return math.inf
     error = float((found - plain).norm() / plain.norm().clamp_min(1e-12))
@@ -321,8 +321,9 @@ def _gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= WORTH_IT]
     training = model.training
     model.train(not any(isinstance(module, nn.Dropout) and module.p for module in model.modules()))
-    with torch.random.fork_rng():
-        loss = model(**batch).loss
-        grads = torch.autograd.grad(loss, trained, allow_unused=True)
-    model.train(training)
+    try:
+        with torch.random.fork_rng():
+            grads = torch.autograd.grad(model(**batch).loss, trained, allow_unused=True)
+    finally:
+        model.train(training)
     return torch.cat([torch.zeros(1), *(g.float().flatten().cpu() for g in grads if g is not None)])
