@@ -56,10 +56,11 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Op
     )
 
 
+SESSIONS = 200  # of pages whose state is kept, half a megabyte each; every call of the API without one is one
 options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
-    from peft_core.data.files import MOST_BYTES
+    from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.page import build_page
     from peft_core.ui.theme import STYLE, THEME
     from peft_core.workbench import Workbench
@@ -79,6 +80,7 @@ def main() -> None:
         auth=options.auth,
         mcp_server=options.mcp,
         allowed_paths=[],
+        state_session_capacity=SESSIONS,
         max_file_size=MOST_BYTES if workbench.limits is None else workbench.limits.max_upload_bytes,
         show_error=True,
         theme=THEME,

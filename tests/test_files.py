@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from peft_core.data import files
-from peft_core.data.files import SUFFIXES, Table, read_table
+from peft_core.data.files import Table, read_table
+from peft_core.data.formats import SUFFIXES
 from peft_core.errors import DataError, PeftCoreError
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

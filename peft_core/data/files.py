@@ -21,13 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peft_core.data.delimited import has_header, read_delimited, unique_names
+from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, SUFFIXES
 from peft_core.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
-MOST_BYTES = 200_000_000  # of a file as it lies on the disk
-MOST_UNPACKED = 500_000_000  # of what a Parquet or Excel file unpacks to
-MOST_ROWS = 1_000_000
-MOST_CELLS = 20_000_000  # of a spreadsheet, which may claim 16,384 columns in each row
 _BATCH = 1000
 
 csv.field_size_limit(MOST_BYTES)  # the module's own limit of 131,072 characters refuses long texts

@@ -13,7 +13,8 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from peft_core.config import TrainConfig
-from peft_core.data.files import MOST_ROWS, SUFFIXES, Table, cell, read_table
+from peft_core.data.files import Table, cell, read_table
+from peft_core.data.formats import MOST_ROWS, SUFFIXES
 from peft_core.data.hub import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
 from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.errors import DataError

@@ -16,16 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peft_core.data.delimited import DELIMITERS, QUOTING, delimiter_of, has_header, quoting_of, unique_names
-from peft_core.data.files import (
-    MOST_UNPACKED,
-    SUFFIXES,
-    cell,
-    decode,
-    filled_cells,
-    open_book,
-    read_table,
-    shown,
-)
+from peft_core.data.files import cell, decode, filled_cells, open_book, read_table, shown
+from peft_core.data.formats import MOST_UNPACKED, SUFFIXES
 from peft_core.errors import DataError
 
 ROWS = 4096  # in a chunk

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from peft_core.data.files import MOST_BYTES, SUFFIXES
+from peft_core.data.formats import MOST_BYTES, SUFFIXES
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS
 from peft_core.runs import whole_folder

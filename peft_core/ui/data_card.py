@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
-from peft_core.data.files import SUFFIXES
+from peft_core.data.formats import SUFFIXES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.data import data_facts, data_findings, data_preview

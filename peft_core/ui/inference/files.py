@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.data.files import SUFFIXES
+from peft_core.data.formats import SUFFIXES
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
