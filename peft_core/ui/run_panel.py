@@ -1,6 +1,6 @@
 """The right side of the Train tab: the picked run as it stands on disk, and what can be done with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -43,9 +43,18 @@ class RunPanel:
     def shown(self) -> list[Any]:
         """The components that `updates` speaks of."""
         return [
-            self.intro, self.picture, self.card, self.curves, self.loss, self.metric, self.actions,
-            self.merged_zip, self.proof,
+            self.intro, self.picture, self.card, self.curves, self.actions, self.merged_zip, self.proof,
         ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a look at a run finds: how it stands apart from what moves; of what moves, what it holds now, and
+    the updates of what holds something else than before."""
+
+    stands: str = ""
+    holds: tuple[str, str] = ("", "")
+    moved: dict[Any, Any] = field(default_factory=dict)
 
 
 def build_run_panel() -> RunPanel:
@@ -81,8 +90,27 @@ def build_run_panel() -> RunPanel:
     )
 
 
+def glance(panel: RunPanel, workbench: Workbench, run_id: str | None, held: tuple[str, str]) -> Glance:
+    """The picked run, where the curves and the progress held this at the last look."""
+    if run_id is None:
+        return Glance()
+    try:
+        run = workbench.find(run_id)
+    except RunError as error:
+        return Glance(str(error))
+    description, metrics = workbench.describe(run), run.metrics()
+    ended = description["status"] in ENDED
+    stands = f"{bool(metrics)} {run.stop_requested()} {description if ended else description['status']}"
+    points, progress = f"{run_id} {len(metrics)}", "" if ended else running(description)
+    moved = _curves(panel, metrics, description) if points != held[0] else {}
+    if progress and progress != held[1]:
+        moved[panel.card] = gr.update(value=progress)
+    return Glance(stands, (points, progress), moved)
+
+
 def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[Any, Any]:
-    """What to show of the picked run; the picture of what is about to be trained if none is picked."""
+    """What to show of the picked run beside its curves; the picture of what is about to be trained if none
+    is picked."""
     before = _visible(panel.intro, panel.picture)
     nothing = {component: gr.update(visible=False) for component in _stages(panel)}
     if run_id is None:
@@ -125,12 +153,8 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     shown = {
         panel.card: gr.update(visible=True, value=result_card(description) if ended else running(description))
     }
-    frame, steps = curve_frame(run.metrics()), description.get("max_steps") or 1
-    if not frame.empty:
+    if run.metrics():
         shown |= _visible(panel.curves)
-        task = description.get("problem_type", SINGLE)
-        shown[panel.loss] = plot(curve(frame, "loss", steps, task))
-        shown[panel.metric] = plot(curve(frame, headline(task), steps, task))
     if ended and description["has_adapter"]:
         shown |= _visible(panel.actions)
         shown[panel.merged_zip] = gr.update(interactive=description["merged"])
@@ -138,6 +162,14 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     if held is not None:
         shown[panel.proof] = gr.update(visible=True, value=certificate(held.to_dict()))
     return shown
+
+
+def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[str, Any]) -> dict[Any, Any]:
+    """The curves of a run, if it has begun to have any."""
+    frame, steps = curve_frame(metrics), description.get("max_steps") or 1
+    task = description.get("problem_type", SINGLE)
+    drawn = {panel.loss: "loss", panel.metric: headline(task)} if metrics else {}
+    return {component: plot(curve(frame, kind, steps, task)) for component, kind in drawn.items()}
 
 
 def _stages(panel: RunPanel) -> list[Any]:

@@ -12,7 +12,7 @@ from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
-from peft_core.ui.run_panel import build_run_panel, updates, wire_run_panel
+from peft_core.ui.run_panel import build_run_panel, glance, updates, wire_run_panel
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
@@ -42,22 +42,29 @@ def build_train(
                 code = code_view("settings-code")
         with gr.Column(scale=6, min_width=320, elem_classes="happening"):
             panel = build_run_panel()
-    seen = gr.State("")
+    seen, held = gr.State(""), gr.State(("", ""))  # how all stands that is shown, and what moves on it
     timer = gr.Timer(TICK)
 
-    def show(run_id: str | None, last: str) -> dict[Any, Any]:
-        """The picked run as it stands on disk; nothing is sent if nothing has changed."""
-        choices, parts = run_choices(workbench), updates(panel, workbench, run_id)
-        buttons = _buttons(workbench, run_id)
-        signature = f"{run_id} {choices} {list(parts.values())} {buttons}"
-        if signature == last:
-            return {seen: gr.skip()}
+    def look(run_id: str | None, last: str, before: tuple[str, str]) -> dict[Any, Any]:
+        """What moves while a run trains. If anything else has changed, so has `seen`: all is shown anew.
+
+        A page asks every second, also beside a training: what is sent is little, and nothing mostly.
+        """
+        told = glance(panel, workbench, run_id, before)
+        found = f"{run_id} {run_choices(workbench)} {told.stands}"
         return {
-            seen: signature,
-            picker: gr.update(choices=choices),
+            seen: gr.skip() if found == last else found,
+            held: gr.skip() if told.holds == before else told.holds,
+            **told.moved,
+        }
+
+    def show(run_id: str | None) -> dict[Any, Any]:
+        """The picked run as it stands on disk."""
+        return {
+            picker: gr.update(choices=run_choices(workbench)),
             standing: f"{run_id} {_status(workbench, run_id)}",
-            **parts,
-            **dict(zip((go, resume, stop), buttons, strict=True)),
+            **updates(panel, workbench, run_id),
+            **dict(zip((go, resume, stop), _buttons(workbench, run_id), strict=True)),
         }
 
     def train(values: dict) -> list[Any]:
@@ -74,8 +81,9 @@ def build_train(
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
-    outputs = [seen, picker, standing, *panel.shown, go, resume, stop]
-    gr.on([timer.tick, picker.change], show, [picker, seen], outputs, **PRIVATE)
+    moving = [seen, held, panel.card, panel.loss, panel.metric]
+    gr.on([timer.tick, picker.change], look, [picker, seen, held], moving, **FOLLOWING)
+    seen.change(show, picker, [picker, standing, *panel.shown, go, resume, stop], **FOLLOWING)
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
     gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
