@@ -1,10 +1,14 @@
 """The command line of app.py: what it takes, what it refuses, what a host's environment sets."""
 
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gradio.state_holder import SessionState
 from processes import python
 
+import app
 from app import read_options
 
 
@@ -56,3 +60,18 @@ def test_help_names_every_flag() -> None:
     assert done.returncode == 0
     for flag in ("--host", "--port", "--share", "--public", "--auth", "--runs-dir", "--mcp"):
         assert flag in done.stdout
+
+
+def test_calls_of_the_api_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(type(app.workbench), "start", lambda workbench: None)
+    monkeypatch.setattr(type(app.demo), "launch", lambda page, **named: given.update(named))
+    app.main()
+    tracemalloc.start()
+    try:
+        kept = SessionState(app.demo)  # what gradio keeps of each caller
+        each, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept.config_values
+    assert given["state_session_capacity"] * each < 200e6
