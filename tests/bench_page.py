@@ -4,6 +4,7 @@ import bisect
 import itertools
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ with gr.Blocks() as demo:
 demo.launch(server_port=int(sys.argv[1]))
 """
 SETTINGS = {"max_train_samples": 8000, "max_eval_samples": 100}
-TICK, CLICK = 1.0, 3.0  # seconds from one look of an open page to the next, and from one change to the next
+TICK, CLICK = 1.0, 3.0  # seconds from one look of an open page to the next, and from one click to the next
 WINDOW = 6.0  # seconds in which it looks, and then does not
 
 
@@ -69,36 +71,75 @@ def watched(seed: int) -> dict[str, Any]:
     """A training that the app starts and a page looks at every other WINDOW: what each question took, and
     the seconds of a step while it was looked at and while it was not.
 
-    Both in one run, for two runs differ by more. The questions come as from a page, over one connection: a
-    whole client would itself take the processor.
+    Both in one run, for two runs differ by more. A browser would itself take the processor, so its questions
+    are asked without one.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
         serve(Path(folder) / "runs") as server,
-        httpx.Client(base_url=f"{server.url}/gradio_api/call", timeout=60) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         ask(client, "/count", {"r": 4})  # the worker is warm, as after a minute of use
         run = Run(server.runs_dir / ask(client, "/train", {**SETTINGS, "seed": seed})["run_id"])
-        asked: dict[str, list[float]] = {"/status": [], "/count": []}
+        page = OpenPage(client, run.run_id)
+        asked: dict[str, list[float]] = {"a page's look": [], "/status": [], "/count": []}
         windows: list[float] = []  # the ends of those in which it is looked at, and not, in turn
         while run.state().get("stage") != "training":
             time.sleep(0.1)
         while run.state()["status"] not in ENDED:
-            look(client, run.run_id, asked, time.time() + WINDOW)
+            look(page, asked, time.time() + WINDOW)
             windows.append(time.time())
             time.sleep(WINDOW)
             windows.append(time.time())
         return {"asked": asked, **step_seconds(run.metrics(), windows)}
 
 
-def look(client: httpx.Client, run_id: str, asked: dict[str, list[float]], end: float) -> None:
-    """What an open page asks until then, with somebody who changes a setting now and then."""
+class OpenPage:
+    """What the page asks of the app in a browser that shows one run."""
+
+    def __init__(self, client: httpx.Client, run_id: str) -> None:
+        self.client, self.run_id, self.session = client, run_id, secrets.token_hex(6)
+        events = client.get("/config").json()["dependencies"]
+        self.tick = next(one for one in events if _starts(one, "tick"))
+        self.show = next(one for one in events if one["targets"] == [[self.tick["inputs"][1], "change"]])
+        picker = self.tick["inputs"][:1]
+        self.event(next(one for one in events if one["outputs"] == picker and _starts(one, "load")), [])
+
+    def look(self) -> None:
+        """As every second: and if something else than its progress has changed, all that shows the run."""
+        told = self.event(self.tick, [self.run_id, None, None])
+        if self.tick["inputs"][1] in told["changed_state_ids"]:
+            self.event(self.show, [self.run_id])
+
+    def event(self, event: dict[str, Any], data: list[Any]) -> dict[str, Any]:
+        """What an event of the page answers."""
+        question = {"fn_index": event["id"], "trigger_id": event["targets"][0][0], "data": data}
+        self.client.post("/gradio_api/queue/join", json={**question, "session_hash": self.session})
+        with self.client.stream(
+            "GET", "/gradio_api/queue/data", params={"session_hash": self.session}
+        ) as lines:
+            for line in lines.iter_lines():
+                told = json.loads(line[5:] or "{}") if line.startswith("data:") else {}
+                if told.get("msg") == "process_completed":
+                    if not told["success"]:
+                        raise RuntimeError(told["output"]["error"])
+                    return told["output"]
+        raise RuntimeError("the app ended its answer before it was whole")
+
+
+def _starts(event: dict[str, Any], trigger: str) -> bool:
+    return any(found == trigger for _, found in event["targets"])
+
+
+def look(page: OpenPage, asked: dict[str, list[float]], end: float) -> None:
+    """An open page until then, with somebody who changes a setting now and then, and who asks the API."""
     clicked = 0.0
     while time.time() < end:
-        _timed(asked["/status"], client, "/status", run_id)
+        _timed(asked["a page's look"], page.look)
         if time.time() - clicked > CLICK:
             clicked = time.time()
-            _timed(asked["/count"], client, "/count", {"r": 5 + len(asked["/count"])})
+            _timed(asked["/count"], ask, page.client, "/count", {"r": 5 + len(asked["/count"])}, page.session)
+            _timed(asked["/status"], ask, page.client, "/status", page.run_id)
         time.sleep(TICK)
 
 
@@ -114,17 +155,18 @@ def step_seconds(rows: list[dict[str, Any]], windows: list[float]) -> dict[str, 
     return found
 
 
-def ask(client: httpx.Client, name: str, question: Any) -> Any:
-    """What an endpoint answers."""
-    event = client.post(name, json={"data": [question]}).json()["event_id"]
-    return json.loads(client.get(f"{name}/{event}").text.split("data: ")[1])[0]
+def ask(client: httpx.Client, name: str, question: Any, session: str | None = None) -> Any:
+    """What an endpoint answers; each call without one begins a session of its own."""
+    place = f"/gradio_api/call{name}"
+    asked = client.post(place, json={"data": [question], "session_hash": session}).json()
+    answer = client.get(f"{place}/{asked['event_id']}").text
+    return json.loads(answer.split("data: ")[1])[0]
 
 
-def _timed(seconds: list[float], client: httpx.Client, name: str, question: Any) -> Any:
+def _timed(seconds: list[float], question: Callable[..., Any], *given: Any) -> None:
     start = time.perf_counter()
-    answer = ask(client, name, question)
+    question(*given)
     seconds.append(time.perf_counter() - start)
-    return answer
 
 
 def main() -> None:
@@ -144,7 +186,7 @@ def main() -> None:
     ours, empty = (statistics.median(found[name]) for name in ("ours", "empty"))
     print(f"| first page, against an empty Gradio app | {ours:.1f} s / {empty:.1f} s = {ours / empty:.2f} |")
     print(f"| 20 parameter counts, warm | {statistics.median(found['counts']):.2f} s |")
-    for name in ("/status", "/count"):
+    for name in found["watched"][0]["asked"]:
         seconds = sorted(s for one in found["watched"] for s in one["asked"][name])
         late = seconds[int(0.95 * (len(seconds) - 1))]
         print(f"| {name} while a run trains, p95 of {len(seconds)} | {1000 * late:.0f} ms |")
