@@ -27,7 +27,7 @@ exports: .venv/installed-tests
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
 
 bench: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_speed.py
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_speed.py $(ARGS)
 
 bench-accuracy: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_accuracy.py

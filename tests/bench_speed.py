@@ -1,5 +1,9 @@
-"""Measures training beside what one would use instead: `make bench`; see `tests/stock.py` for the others."""
+"""Measures training beside what one would use instead: `make bench`; see `tests/stock.py` for the others.
 
+`make bench ARGS="short --setups workbench compiled --turns 7"` measures these of one case, in more turns.
+"""
+
+import argparse
 import json
 import os
 import statistics
@@ -38,7 +42,7 @@ OURS = {
     "compiled": "PEFT Workbench, torch_compile on",
     "plain": 'PEFT Workbench, arithmetic "plain"',
 }
-TURNS, SKIPPED, SKIPPED_COMPILED = 3, 3, 40  # turns of each set-up; steps before the clock starts
+SKIPPED, SKIPPED_COMPILED = 3, 40  # steps before the clock starts
 GPU = torch.cuda.is_available()
 
 
@@ -106,7 +110,7 @@ def measure(name: str, setup: str, folder: Path) -> dict[str, float]:
     texts = load_labelled_text(config).train
     model_folder = embedded_model_folder() if case.width == 384 else bert_base(folder)
     clock = Clock(SKIPPED_COMPILED if setup == "compiled" else SKIPPED)
-    max_steps = case.steps[setup] + clock.skipped
+    max_steps = case.steps.get(setup, case.steps["workbench"]) + clock.skipped
     if setup in WORDS:
         given = {"model_folder": model_folder, "max_steps": max_steps, "bf16": GPU}
         given |= {} if setup == ARTICLE else {"per_device_train_batch_size": case.batch}
@@ -209,12 +213,17 @@ def peak() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def main(cases: list[str]) -> None:
-    """Every set-up of every case in turn, TURNS times, each in a process of its own; a table, and JSON."""
+def main(arguments: list[str]) -> None:
+    """Every set-up of every case in turn, each in a process of its own; a table, and JSON."""
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is named")
+    parser.add_argument("--setups", nargs="+", choices=[*OURS, *WORDS], help="those of the case if not given")
+    parser.add_argument("--turns", type=int, default=3)
+    given = parser.parse_args(arguments)
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for name in cases or CASES:
-        found[name] = {setup: [] for setup in CASES[name].steps}
-        for _ in range(TURNS):
+    for name in given.cases or CASES:
+        found[name] = {setup: [] for setup in given.setups or CASES[name].steps}
+        for _ in range(given.turns):
             for setup in found[name]:
                 found[name][setup].append(in_process(name, setup))
                 print(name, setup, found[name][setup][-1], file=sys.stderr)
@@ -240,7 +249,7 @@ def print_table(found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
             setup: {key: statistics.median(one[key] for one in turns) for key in turns[0]}
             for setup, turns in setups.items()
         }
-        ours = middle["workbench"]["tokens_per_second"]
+        ours = next(iter(middle.values()))["tokens_per_second"]
         for setup, one in middle.items():
             rate, words = one["tokens_per_second"], {**WORDS, **OURS}[setup]
             share = "" if setup == "top_half" else f"{one['mfu']:.2f}"  # which leaves out operations
