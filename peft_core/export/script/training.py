@@ -9,7 +9,7 @@ from peft_core.methods import HEAD_NAMES, METHODS
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.schedule import START_BATCHES, curve_steps, loss_steps
 
-EVAL_BATCH = 64
+EVAL_BATCH = 16  # of long texts more are no faster, and take memory
 _HALF = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"
 _METRICS = {
     SINGLE: """def metrics(logits, labels):
