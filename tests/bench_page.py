@@ -160,7 +160,7 @@ def ask(client: httpx.Client, name: str, question: Any, session: str | None = No
     place = f"/gradio_api/call{name}"
     asked = client.post(place, json={"data": [question], "session_hash": session}).json()
     answer = client.get(f"{place}/{asked['event_id']}").text
-    return json.loads(answer.split("data: ")[1])[0]
+    return json.loads(answer.split("data: ")[-1])[0]  # after heartbeats
 
 
 def _timed(seconds: list[float], question: Callable[..., Any], *given: Any) -> None:

@@ -126,6 +126,20 @@ def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
 
 
+def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:
+    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    weights = run.adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    page = open_page(f"?run={run.run_id}")
+    try:
+        weights.write_bytes(whole[:100])
+        page.click("#merge")
+        expect(page.get_by_text("has lost or damaged files")).to_be_visible(timeout=60_000)
+        expect(page.locator("#proof")).not_to_contain_text("Loading the base model")
+    finally:
+        weights.write_bytes(whole)
+
+
 def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_page: Open) -> None:
     page = open_page()
     before = len(list_runs(server.runs_dir))

@@ -136,14 +136,16 @@ def wire_run_panel(
     @sentence_each
     def merge(run_id: str) -> Any:
         for report in workbench.merge(run_id):
-            yield gr.update(visible=True, value=working(report.share, report.what)), ""
+            yield gr.update(visible=True, value=working(report.share, report.what))
 
     def zip_path(kind: str) -> Any:
         return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
 
     panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
     panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
-    panel.merge.click(merge, picker, [panel.proof, seen], **PRIVATE)
+    merged = panel.merge.click(merge, picker, panel.proof, **PRIVATE)
+    for ended in (merged.success, merged.failure):  # either way its progress goes
+        ended(lambda: "", None, seen, **PRIVATE)
     download_by_click(panel.adapter_zip, zip_path("adapter"), [picker], "file-adapter")
     download_by_click(panel.merged_zip, zip_path("merged"), [picker], "file-merged")
 

@@ -82,7 +82,8 @@ def build_train(
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
     moving = [seen, held, panel.card, panel.loss, panel.metric]
-    gr.on([timer.tick, picker.change], look, [picker, seen, held], moving, **FOLLOWING)
+    timer.tick(look, [picker, seen, held], moving, **PRIVATE)
+    picker.change(look, [picker, seen, held], moving, **FOLLOWING)
     seen.change(show, picker, [picker, standing, *panel.shown, go, resume, stop], **FOLLOWING)
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     edits = [recipe.input, *[field.input for field in form.values()]]
