@@ -12,7 +12,7 @@ from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
-from peft_core.ui.run_panel import build_run_panel, glance, updates, wire_run_panel
+from peft_core.ui.run_panel import RunPanel, build_run_panel, glance, updates, wire_run_panel
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
@@ -42,8 +42,42 @@ def build_train(
                 code = code_view("settings-code")
         with gr.Column(scale=6, min_width=320, elem_classes="happening"):
             panel = build_run_panel()
-    seen, held = gr.State(""), gr.State(("", ""))  # how all stands that is shown, and what moves on it
-    timer = gr.Timer(TICK)
+    seen = gr.State("")  # how all stands that is shown of the picked run
+
+    def train(values: dict) -> list[Any]:
+        try:
+            answer = workbench.train(settings_of(form, values))
+        except (ConfigError, ModelError) as error:  # the strip says so already, or is about to
+            return [gr.skip(), "", message(str(error))]
+        except PeftCoreError as error:
+            return [gr.skip(), message(str(error)), gr.skip()]
+        if answer["waiting_for"]:
+            gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
+        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
+
+    wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
+    wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
+    wire_run_panel(panel, workbench, picker, tabs, form, seen)
+    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, stop])
+    go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
+    edits = [recipe.input, *[field.input for field in form.values()]]
+    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
+    _wire_code(workbench, form, show_code, kind, [code, codes])
+    resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
+    stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
+    return form
+
+
+def _wire_looks(
+    workbench: Workbench,
+    panel: RunPanel,
+    picker: gr.Radio,
+    seen: gr.State,
+    standing: gr.State,
+    buttons: list[gr.Button],
+) -> None:
+    """The page looks at the picked run each second; `buttons` are Train, Continue and Stop."""
+    held, timer = gr.State(("", "")), gr.Timer(TICK)
 
     def look(run_id: str | None, last: str, before: tuple[str, str]) -> dict[Any, Any]:
         """What moves while a run trains. If anything else has changed, so has `seen`: all is shown anew.
@@ -64,34 +98,13 @@ def build_train(
             picker: gr.update(choices=run_choices(workbench)),
             standing: f"{run_id} {_status(workbench, run_id)}",
             **updates(panel, workbench, run_id),
-            **dict(zip((go, resume, stop), _buttons(workbench, run_id), strict=True)),
+            **dict(zip(buttons, _buttons(workbench, run_id), strict=True)),
         }
 
-    def train(values: dict) -> list[Any]:
-        try:
-            answer = workbench.train(settings_of(form, values))
-        except (ConfigError, ModelError) as error:  # the strip says so already, or is about to
-            return [gr.skip(), "", message(str(error))]
-        except PeftCoreError as error:
-            return [gr.skip(), message(str(error)), gr.skip()]
-        if answer["waiting_for"]:
-            gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
-        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
-
-    wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
-    wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
-    wire_run_panel(panel, workbench, picker, tabs, form, seen)
     moving = [seen, held, panel.card, panel.loss, panel.metric]
     timer.tick(look, [picker, seen, held], moving, **PRIVATE)
     picker.change(look, [picker, seen, held], moving, **FOLLOWING)
-    seen.change(show, picker, [picker, standing, *panel.shown, go, resume, stop], **FOLLOWING)
-    go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
-    edits = [recipe.input, *[field.input for field in form.values()]]
-    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
-    _wire_code(workbench, form, show_code, kind, [code, codes])
-    resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
-    stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
-    return form
+    seen.change(show, picker, [picker, standing, *panel.shown, *buttons], **FOLLOWING)
 
 
 def _wire_code(
