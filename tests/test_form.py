@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 from tiny import FAMILIES, make_tiny, tiny_config
 
+import app
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
 from peft_core.methods import METHODS, defaults_of
@@ -214,3 +215,11 @@ def test_a_row_of_the_comparison_becomes_the_settings_it_was_counted_for(method:
         "key" if METHODS[method].takes_target_modules else "",
     )
     assert not refused
+
+
+def test_class_weights_that_change_have_the_data_looked_at_anew() -> None:
+    # else a look under way when they are balanced would bring the button back that balances them
+    page = app.demo.config
+    ids = {one["props"].get("elem_id"): one["id"] for one in page["components"]}
+    looks = [one for one in page["dependencies"] if ids["balance"] in one["outputs"]]
+    assert any((ids["class_weight"], "change") in map(tuple, look["targets"]) for look in looks)

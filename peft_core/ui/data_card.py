@@ -28,9 +28,9 @@ GUESSED = (
 _SPLITS = ("train_split", "validation_split", "eval_split")
 _INSPECTED = (
     "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, "problem_type", "label_separator", "remedies",
-    "split_seed", "max_train_samples", "max_eval_samples", "max_length",
+    "split_seed", "max_train_samples", "max_eval_samples", "max_length", "class_weight",
 )  # fmt: skip
-_READ_ALONG = ("model_name_or_path", "revision", "class_weight")
+_READ_ALONG = ("model_name_or_path", "revision")
 _GUESS = "Guessed"
 
 
