@@ -6,8 +6,10 @@ import time
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 from app_server import Server
+from bench_page import OpenPage
 from conftest import Open
 from playwright.sync_api import Page, expect
 
@@ -124,6 +126,15 @@ def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
     run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
     page = open_page(f"?run={run.run_id}")
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
+
+
+def test_a_page_whose_session_is_gone_goes_on(server: Server) -> None:
+    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        page = OpenPage(client, run.run_id)
+        page.look()
+        page.session = "begun-anew"
+        page.look()
 
 
 def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:

@@ -66,6 +66,16 @@ def test_a_run_that_stands_otherwise_is_told_from_one_that_moves(
     assert len(set(seen)) == 4
 
 
+def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
+    panel: RunPanel, workbench: Workbench, run: Run
+) -> None:
+    late = glance(panel, workbench, run.run_id, NOTHING)
+    run.update(status=KILLED)
+    ended = glance(panel, workbench, run.run_id, late.holds)
+    assert "progressbar" in late.moved[panel.card]["value"]
+    assert "progressbar" not in ended.moved[panel.card]["value"]
+
+
 def test_a_run_with_its_first_point_stands_otherwise(panel: RunPanel, workbench: Workbench) -> None:
     run = runs.create(workbench.runs_dir, TrainConfig())
     before = glance(panel, workbench, run.run_id, NOTHING)

@@ -103,8 +103,8 @@ def glance(panel: RunPanel, workbench: Workbench, run_id: str | None, held: tupl
     stands = f"{bool(metrics)} {run.stop_requested()} {description if ended else description['status']}"
     points, progress = f"{run_id} {len(metrics)}", "" if ended else running(description)
     moved = _curves(panel, metrics, description) if points != held[0] else {}
-    if progress and progress != held[1]:
-        moved[panel.card] = gr.update(value=progress)
+    if progress != held[1]:
+        moved[panel.card] = gr.update(value=progress or result_card(description))
     return Glance(stands, (points, progress), moved)
 
 

@@ -84,8 +84,9 @@ def _wire_looks(
 
         A page asks every second, also beside a training: what is sent is little, and nothing mostly.
         """
-        told = glance(panel, workbench, run_id, before)
-        found = f"{run_id} {run_choices(workbench)} {told.stands}"
+        told, choices = glance(panel, workbench, run_id, before), run_choices(workbench)
+        picker.choices = choices  # of a page whose session is not kept any more: it goes on with these
+        found = f"{run_id} {choices} {told.stands}"
         return {
             seen: gr.skip() if found == last else found,
             held: gr.skip() if told.holds == before else told.holds,
