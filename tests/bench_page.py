@@ -104,17 +104,23 @@ class OpenPage:
         self.show = next(one for one in events if one["targets"] == [[self.tick["inputs"][1], "change"]])
         picker = self.tick["inputs"][:1]
         self.event(next(one for one in events if one["outputs"] == picker and _starts(one, "load")), [])
+        self.seen = ""
 
-    def look(self) -> None:
-        """As every second: and if something else than its progress has changed, all that shows the run."""
-        told = self.event(self.tick, [self.run_id, None, None])
-        if self.tick["inputs"][1] in told["changed_state_ids"]:
+    def look(self) -> bool:
+        """As every second: and if something else than its progress has changed, which it answers, all that
+        shows the run."""
+        question = self._asked(self.tick, [self.run_id, self.seen, None])
+        answer = self.client.post("/gradio_api/run/predict", json=question)
+        seen = answer.raise_for_status().json()["data"][0]
+        changed = isinstance(seen, str) and seen != self.seen  # else an update that skips it
+        if changed:
+            self.seen = seen
             self.event(self.show, [self.run_id])
+        return changed
 
     def event(self, event: dict[str, Any], data: list[Any]) -> dict[str, Any]:
         """What an event of the page answers."""
-        question = {"fn_index": event["id"], "trigger_id": event["targets"][0][0], "data": data}
-        self.client.post("/gradio_api/queue/join", json={**question, "session_hash": self.session})
+        self.client.post("/gradio_api/queue/join", json=self._asked(event, data))
         with self.client.stream(
             "GET", "/gradio_api/queue/data", params={"session_hash": self.session}
         ) as lines:
@@ -125,6 +131,10 @@ class OpenPage:
                         raise RuntimeError(told["output"]["error"])
                     return told["output"]
         raise RuntimeError("the app ended its answer before it was whole")
+
+    def _asked(self, event: dict[str, Any], data: list[Any]) -> dict[str, Any]:
+        target = event["targets"][0][0]
+        return {"fn_index": event["id"], "trigger_id": target, "data": data, "session_hash": self.session}
 
 
 def _starts(event: dict[str, Any], trigger: str) -> bool:

@@ -128,13 +128,14 @@ def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
 
 
-def test_a_page_whose_session_is_gone_goes_on(server: Server) -> None:
+def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Server) -> None:
     run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
-        page.look()
+        assert page.look()
+        assert not page.look(), "nothing has changed"
         page.session = "begun-anew"
-        page.look()
+        assert page.look()
 
 
 def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:

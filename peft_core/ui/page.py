@@ -21,9 +21,9 @@ REMEMBER_RUN = """(run) => {
   window.history.replaceState(null, '', url);
 }"""
 
-# Seconds between looks of gradio's queue for something to do. It looks 1,000 times a second, on Windows 20: a
-# twentieth of a core for nothing, and each time a training is interrupted.
-LOOKS, PROGRESS_LOOKS = 0.02, 0.1
+# Seconds between looks of gradio's queue for something to do: its own on Windows. Elsewhere it looks 1,000
+# times a second: a twentieth of a core for nothing, and each time a training is interrupted.
+LOOKS, PROGRESS_LOOKS = 0.05, 0.1
 
 # On a narrow screen the open list of runs would cover the page.
 FOLD_SIDEBAR = """() => {

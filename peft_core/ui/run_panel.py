@@ -123,7 +123,7 @@ def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[A
 
 
 def wire_run_panel(
-    panel: RunPanel, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs, form: Form, seen: gr.State
+    panel: RunPanel, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs, form: Form, seen: gr.Textbox
 ) -> None:
     """Try it, use its settings, merge, download; clearing `seen` has the panel drawn anew."""
 

@@ -1,5 +1,6 @@
 """The Train tab: the form and its buttons at the left, the picked run at the right."""
 
+import hashlib
 from typing import Any
 
 import gradio as gr
@@ -42,7 +43,7 @@ def build_train(
                 code = code_view("settings-code")
         with gr.Column(scale=6, min_width=320, elem_classes="happening"):
             panel = build_run_panel()
-    seen = gr.State("")  # how all stands that is shown of the picked run
+    seen = gr.Textbox(visible="hidden")  # a word for how all stands that is shown of the picked run
 
     def train(values: dict) -> list[Any]:
         try:
@@ -72,21 +73,23 @@ def _wire_looks(
     workbench: Workbench,
     panel: RunPanel,
     picker: gr.Radio,
-    seen: gr.State,
+    seen: gr.Textbox,
     standing: gr.State,
     buttons: list[gr.Button],
 ) -> None:
     """The page looks at the picked run each second; `buttons` are Train, Continue and Stop."""
-    held, timer = gr.State(("", "")), gr.Timer(TICK)
+    held, timer = gr.State(), gr.Timer(TICK)
 
-    def look(run_id: str | None, last: str, before: tuple[str, str]) -> dict[Any, Any]:
+    def look(run_id: str | None, last: str, before: tuple[str, str] | None) -> dict[Any, Any]:
         """What moves while a run trains. If anything else has changed, so has `seen`: all is shown anew.
 
-        A page asks every second, also beside a training: what is sent is little, and nothing mostly.
+        A page asks every second, also beside a training: what is sent is little, and nothing mostly. It does
+        not queue, which halves what a look costs; only a change of a component, not of a State, follows then.
         """
-        told, choices = glance(panel, workbench, run_id, before), run_choices(workbench)
+        told, choices = glance(panel, workbench, run_id, before or ("", "")), run_choices(workbench)
         picker.choices = choices  # of a page whose session is not kept any more: it goes on with these
-        found = f"{run_id} {choices} {told.stands}"
+        lost = last and before is None  # such a page: the next look has all shown anew
+        found = "" if lost else _word_for(run_id, choices, told.stands)
         return {
             seen: gr.skip() if found == last else found,
             held: gr.skip() if told.holds == before else told.holds,
@@ -103,7 +106,7 @@ def _wire_looks(
         }
 
     moving = [seen, held, panel.card, panel.loss, panel.metric]
-    timer.tick(look, [picker, seen, held], moving, **PRIVATE)
+    timer.tick(look, [picker, seen, held], moving, queue=False, **PRIVATE)
     picker.change(look, [picker, seen, held], moving, **FOLLOWING)
     seen.change(show, picker, [picker, standing, *panel.shown, *buttons], **FOLLOWING)
 
@@ -119,6 +122,11 @@ def _wire_code(
         return [text, gr.update(visible=True)]
 
     gr.on([button.click, kind.input], write, {*form.values(), kind}, outputs, **FOLLOWING)
+
+
+def _word_for(*known: Any) -> str:
+    """A short word that is another one for anything else."""
+    return hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
 
 
 def _status(workbench: Workbench, run_id: str | None) -> str:
