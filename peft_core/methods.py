@@ -153,14 +153,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LN-tuning",
             "Only the layer norms learn.",
             "Zhao et al. 2023, arXiv:2312.11420",
-            defaults=_values(learning_rate=1e-2, num_train_epochs=2.0),
+            defaults=_values(learning_rate=5e-3, num_train_epochs=2.0),
             peft_config="LNTuningConfig",
         ),
         "bitfit": Method(
             "BitFit",
             "Only the biases learn.",
             "Ben Zaken et al. 2021, arXiv:2106.10199",
-            defaults=_values(learning_rate=3e-3, num_train_epochs=2.0),
+            defaults=_values(learning_rate=2e-3, num_train_epochs=2.0),
             impossible=_values(modernbert="ModernBERT has no biases"),
         ),
         "prefix_tuning": Method(

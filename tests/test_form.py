@@ -95,7 +95,7 @@ def test_a_method_begins_as_the_number_of_rows_wants(built: tuple[Form, Cards]) 
     assert begun("lora", 1000) == (2e-3, 16, 3.0)
     assert begun("lora", 400) == (1e-3, 8, 10.0)
     assert begun("lora", 50) == (1e-3, 8, 16.0)
-    assert begun("bitfit", 1000) == (3e-3, 16, 6.0)  # which learns slowly
+    assert begun("bitfit", 1000) == (2e-3, 16, 6.0)  # which learns slowly
 
 
 def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Cards]) -> None:
