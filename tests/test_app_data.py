@@ -48,6 +48,9 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     for fact in ("Windows-1252", "Text column: Meinung", "Label column: Urteil", "One label a text"):
         expect(page.get_by_test_id("data-facts")).to_contain_text(fact)
     expect(page.get_by_role("button", name="4  Training")).to_contain_text("10 epochs")
+    page.get_by_role("button", name="4  Training").click()
+    page.fill("#num_train_epochs input", "5")  # enough for these few words, and half the time
+    page.locator("#num_train_epochs input").press("Tab")
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible()
     (run,) = list_runs(server.runs_dir)
