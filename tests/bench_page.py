@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from app_server import free_port, serve
 from bench_default import cpu_name
 
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
-from peft_core.runs import ENDED, Run
+from peft_core.runs import ENDED, KILLED, Run
 
 TURNS, STARTS = 3, 2  # turns of everything, and starts of both apps in each
 EMPTY = """
@@ -35,6 +37,7 @@ demo.launch(server_port=int(sys.argv[1]))
 SETTINGS = {"max_train_samples": 8000, "max_eval_samples": 100}
 TICK, CLICK = 1.0, 3.0  # seconds from one look of an open page to the next, and from one click to the next
 WINDOW = 6.0  # seconds in which it looks, and then does not
+ASKED = 40  # times each question is asked for the processor time that it takes
 
 
 def first_page(command: list[str]) -> float:
@@ -92,6 +95,40 @@ def watched(seed: int) -> dict[str, Any]:
             time.sleep(WINDOW)
             windows.append(time.time())
         return {"asked": asked, **step_seconds(run.metrics(), windows)}
+
+
+def processor_times() -> dict[str, float]:
+    """Milliseconds of a core that each question takes the app and its worker, while nothing trains; unlike
+    what a training loses, the same in a restless hour."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(Path(folder) / "runs") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        run = runs.create(server.runs_dir, TrainConfig())
+        run.update(status=KILLED)
+        page = OpenPage(client, run.run_id)
+        page.look()
+        ranks = itertools.count(4)
+        questions: dict[str, Callable[[], Any]] = {
+            "a page's look": page.look,
+            "/status": lambda: ask(client, "/status", run.run_id),
+            "/count": lambda: ask(client, "/count", {"r": next(ranks)}, page.session),
+        }
+        found = {}
+        for name, question in questions.items():
+            question()  # the worker is warm
+            before = _processor_seconds(server.process.pid)
+            for _ in range(ASKED):
+                question()
+            found[name] = 1000 * (_processor_seconds(server.process.pid) - before) / ASKED
+        return found
+
+
+def _processor_seconds(pid: int) -> float:
+    app = psutil.Process(pid)
+    times = [one.cpu_times() for one in (app, *app.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 class OpenPage:
@@ -181,7 +218,7 @@ def _timed(seconds: list[float], question: Callable[..., Any], *given: Any) -> N
 
 def main() -> None:
     """Everything in turn, TURNS times; a table, and JSON."""
-    found: dict[str, list[Any]] = {"ours": [], "empty": [], "counts": [], "watched": []}
+    found: dict[str, list[Any]] = {"ours": [], "empty": [], "counts": [], "watched": [], "processor": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
             app = [sys.executable, "app.py", "--runs-dir", folder, "--port"]
@@ -190,6 +227,7 @@ def main() -> None:
                 found["empty"].append(first_page([sys.executable, "-c", EMPTY]))
             found["counts"].append(twenty_counts())
             found["watched"].append(watched(turn))
+            found["processor"].append(processor_times())
     print(f"{os.cpu_count()} cores, {cpu_name()}\n")
     print("| | measured |")
     print("|---|---|")
@@ -200,6 +238,9 @@ def main() -> None:
         seconds = sorted(s for one in found["watched"] for s in one["asked"][name])
         late = seconds[int(0.95 * (len(seconds) - 1))]
         print(f"| {name} while a run trains, p95 of {len(seconds)} | {1000 * late:.0f} ms |")
+    for name in found["processor"][0]:
+        milliseconds = statistics.median(one[name] for one in found["processor"])
+        print(f"| {name}, processor time of the app and its worker | {milliseconds:.0f} ms |")
     looked, alone = (
         statistics.median(s for one in found["watched"] for s in one[name]) for name in ("looked_at", "alone")
     )

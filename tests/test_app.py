@@ -132,6 +132,7 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
     run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
+        assert page.tick["queue"] is False, "a look that queues costs the app twice as much"
         assert page.look()
         assert not page.look(), "nothing has changed"
         page.session = "begun-anew"
