@@ -1,27 +1,26 @@
 """What a run measured on its test rows, by task: metrics, the baseline to beat, the errors, and the rows."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from peft_core.data.labelled import LabelledText
-from peft_core.errors import ModelError
 from peft_core.inference.batching import batched_logits
 from peft_core.losses import LabelScale, Loss, eval_loss
 from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
 from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, headline, joined
-from peft_core.rows import save_rows
-from peft_core.runs import Run
+from peft_core.rows import write_rows
 
 POINTS = 500  # of predicted against true, at most
 
 
 def measure(
-    run: Run, model: Any, tokenizer: Any, data: LabelledText, max_length: int, loss: Loss | None = None
+    folder: Path, model: Any, tokenizer: Any, data: LabelledText, max_length: int, loss: Loss | None = None
 ) -> dict[str, Any]:
-    """The result on every test row, beside a baseline; the rows are kept in the run.
+    """The result on every test row, beside a baseline; the rows are written into the folder.
 
     `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
     one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
@@ -32,14 +31,12 @@ def measure(
     task = data.problem_type
     true, train = label_array(data.eval, task), label_array(data.train, task)
     logits = _logits(model, tokenizer, data.eval, max_length)
-    if not np.isfinite(logits).all():
-        raise ModelError("Training diverged: the model returns no numbers any more; lower the learning rate.")
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
-    save_rows(run.evaluation, data.eval.to_dict(), logits, task)
+    write_rows(folder / "evaluation.parquet", data.eval.to_dict(), logits, task)
     if len(data.validation):
         held = _logits(model, tokenizer, data.validation, max_length)
-        save_rows(run.validation, data.validation.to_dict(), held, task)
+        write_rows(folder / "validation.parquet", data.validation.to_dict(), held, task)
     return {
         "problem_type": task,
         **task_metrics(task, predicted, true),

@@ -9,6 +9,7 @@ import psutil
 
 from peft_core import counts
 from peft_core import merge as merging
+from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
@@ -105,7 +106,7 @@ def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None)
 
 def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
-    variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).is_merged
+    variants = [BASE, ADAPTER] + [MERGED] * _is_merged(run_dir)
     predictions = {
         variant: _predictor(run_dir, variant).predict([text], [text_pair])[0] for variant in variants
     }
@@ -163,7 +164,7 @@ def explain(
 
     Where no label is asked for, all explain the one that the adapter predicts.
     """
-    merged = [MERGED] * Run(Path(run_dir)).is_merged
+    merged = [MERGED] * _is_merged(run_dir)
     asked, found = (ADAPTER, BASE, *merged), {}
     for number, variant in enumerate(asked):
 
@@ -235,6 +236,10 @@ def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any])
     """As `tables.predict_file`; `request` names the columns."""
     report(0.0, "Loading the model")
     return tables.predict_file(_predictor(run_dir, variant), tables.Request(Path(path), **request), report)
+
+
+def _is_merged(run_dir: str) -> bool:
+    return certificate_of_merged(Run(Path(run_dir))) is not None
 
 
 def _told(decision: Decision, run: Run) -> dict[str, Any]:

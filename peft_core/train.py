@@ -23,30 +23,26 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from peft_core.adapters import RankSchedule, apply_method, start_from_data, trained_state
+from peft_core.certificate import sha256_of_adapter
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
+from peft_core.files import DISK_FULL, is_disk_full, write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
 from peft_core.machine import expect_many_shapes
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
-from peft_core.runs import (
-    FAILED,
-    FINISHED,
-    KILLED,
-    RUNNING,
-    Run,
-    is_disk_full,
-    whole_folder,
-    write_json,
-)
+from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining, RunResult
+from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
+from peft_core.runs.run import RESULT_FILE
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
-from peft_core.training.checkpoints import latest_checkpoint, step_of
+from peft_core.sources import hub_commit
+from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import (
@@ -77,10 +73,10 @@ def train(run_dir: str | Path) -> None:
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
-    run = Run(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
+    run = RunInTraining(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
-        run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None)
+        run.begin()
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
@@ -97,27 +93,31 @@ def failure_sentence(error: BaseException) -> str:
     if isinstance(error, PeftCoreError):
         return str(error)
     if is_disk_full(error):
-        return "The disk is full: free some space and try again; nothing half-written is left."
+        return DISK_FULL
     if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
 
 
-def _setup_and_train(run: Run, config: TrainConfig) -> str:
+def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     _stage(run, "reading the data")
     data = load_labelled_text(config)
     check_class_weight(config, data.problem_type)
     run.update(problem_type=data.problem_type)
     _stage(run, "loading the base model")
     set_seed(config.seed)
+    choice = choose_checkpoint(run)
+    before = read_inputs(choice.checkpoint) if choice else None
     base = load_base(
         config.model_name_or_path,
-        config.revision,
+        (before and hub_commit(before.base_revision)) or config.revision,
         data.label_names,
         named=data.named,
         problem_type=data.problem_type,
         bits=bits_of(config.to_dict()),
     )
+    inputs = inputs_of(config, data, base)
+    _begin_or_check(run, choice, before, inputs)
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     set_dropout(base.model, config.dropout)
     steps = total_steps(config, len(data.train), processes())
@@ -125,7 +125,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
     _stage(run, "encoding the texts")
     rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
     loss, scale = _objective(config, model, base, data)
-    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
+    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale, choice, inputs)
     part()
     if not leads():
         return FINISHED
@@ -133,16 +133,35 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         scale.fold_into(model)
 
     run.update(stage="evaluating")
-    result = _evaluate(run, config, model, base, data, loss)
-    result |= {**trained, "data": data.record}
-    log_result(run, result)
-    run.update(stage="saving")
-    _save_adapter(run, config, model, base, data)
-    write_json(run.folder / "result.json", result)
+    with run.new_folder(run.folder / "evaluation") as staging:
+        result = _evaluate(staging, config, model, base, data, loss)
+        result |= {**trained, "data": data.record}
+        log_result(run, result)
+        run.update(stage="saving")
+        _save_adapter(run, config, model, base, data)
+        proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
+        write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
     if run.stop_requested():
         return KILLED
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
+
+
+def _begin_or_check(
+    run: RunInTraining, choice: CheckpointChoice | None, before: RunInputs | None, now: RunInputs
+) -> None:
+    """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
+    where it goes on."""
+    if not leads():
+        return
+    if choice is None or before is None:
+        begin_inputs(run, now)
+        return
+    check_inputs(before, now)
+    run.note(f"Continued from the checkpoint of step {choice.step}.")
+    for sentence in choice.skipped:
+        run.note(sentence)
+        print(sentence)
 
 
 def _encoded(
@@ -159,7 +178,7 @@ def _encoded(
 
 
 def _fit(
-    run: Run,
+    run: RunInTraining,
     config: TrainConfig,
     model: Any,
     tokenizer: Any,
@@ -167,19 +186,21 @@ def _fit(
     curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
+    choice: CheckpointChoice | None,
+    inputs: RunInputs,
 ) -> dict[str, Any]:
-    """Train the model, from the newest whole checkpoint if there is one; what the result says of it."""
-    checkpoint, before = latest_checkpoint(run.folder / "checkpoints"), None
+    """Train the model, from the chosen checkpoint if there is one; what the result says of it."""
+    before = None
     device = own_device()
     if not getattr(model, "is_quantized", False):
         model.to(device)
     loader = batch_loader(rows, tokenizer, config)
     first = _on(device, next(iter(loader)))
-    if checkpoint is None:
+    if choice is None:
         start_from_data(model, (_on(device, batch) for batch in itertools.islice(loader, START_BATCHES)))
     else:
-        run.forget_metrics_after(step_of(checkpoint))
-        before = run.state().get("speedups")
+        run.forget_metrics_after(choice.step)
+        before = run.current.speedups
     _stage(run, "training")
     start = time.perf_counter()
     texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
@@ -191,16 +212,25 @@ def _fit(
         run.update(speedups=speedups.to_dict(), stage="training")
         arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=speedups.autocast)
         trainer = build_trainer(
-            model, config, arguments, tokenizer, rows, curve_rows, loss, scale, memory.parts
+            model,
+            config,
+            arguments,
+            tokenizer,
+            rows,
+            curve_rows,
+            loss,
+            scale,
+            inputs=inputs,
+            parts=memory.parts,
         )
         trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(choice.checkpoint) if choice else None)
     return {
         "train_seconds": time.perf_counter() - start,
-        "resumed_from": step_of(checkpoint) if checkpoint else 0,
+        "resumed_from": choice.step if choice else 0,
         "epochs": trainer.state.epoch,
         "speedups": speedups.to_dict(),
         "batch_parts": trainer.parts,
@@ -209,10 +239,10 @@ def _fit(
     }
 
 
-def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
+def _planned_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
     """What the forecast wants, or what the run that is continued had to do; it says so."""
     plan = plan_memory(model, batch, may_split=processes() == 1)
-    plan = replace(plan, parts=max(plan.parts, run.state().get("batch_parts", 1)))
+    plan = replace(plan, parts=max(plan.parts, run.current.batch_parts or 1))
     if plan.parts > 1 or plan.checkpointing:
         again = ", and the layers run again in the backward pass" if plan.checkpointing else ""
         print(
@@ -223,14 +253,14 @@ def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> Mem
     return plan
 
 
-def _texts(run: Run, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
+def _texts(run: RunInTraining, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
     """What the frozen layers may run for once."""
     lengths = [len(tokens) for part in parts for tokens in part["input_ids"][:]]
     batches = itertools.chain(*(batch_loader(part, tokenizer, config) for part in parts))
     return Texts(batches, sum(lengths), run.folder, _told(run, len(lengths)))
 
 
-def _told(run: Run, texts: int) -> Callable[[int], None]:
+def _told(run: RunInTraining, texts: int) -> Callable[[int], None]:
     """Who says, twice a second, for how many of the texts the frozen layers have run, and hears of Stop."""
     last = 0.0
 
@@ -258,7 +288,7 @@ def _objective(
     return task_loss(data.problem_type, config.class_weight, labels, model.config.num_labels), scale
 
 
-def _stage(run: Run, name: str) -> None:
+def _stage(run: RunInTraining, name: str) -> None:
     """Say what begins now, unless the person has pressed Stop."""
     if run.stop_requested():
         raise Stopped
@@ -266,11 +296,11 @@ def _stage(run: Run, name: str) -> None:
 
 
 def _evaluate(
-    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
+    folder: Path, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
 ) -> dict[str, Any]:
-    """The result on every test row, and what made it."""
+    """The result on every test row, whose outputs are written into the folder, and what made it."""
     return {
-        **measure(run, model, base.tokenizer, data, config.max_length, loss),
+        **measure(folder, model, base.tokenizer, data, config.max_length, loss),
         "parameters": count_model(model).to_dict(),
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),
@@ -283,7 +313,9 @@ def _evaluate(
     }
 
 
-def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText) -> None:
+def _save_adapter(
+    run: RunInTraining, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+) -> None:
     """`adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
     classifier = Classifier(
         labels=tuple(model.config.id2label.values()),
@@ -295,7 +327,7 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, da
         problem_type=data.problem_type,
         text_pair="text_pair" in data.train.column_names,
     )
-    with whole_folder(run.folder / ".adapter", run.adapter) as staging:
+    with run.new_folder(run.adapter) as staging:
         if isinstance(model, peft.PeftModel):
             model.save_pretrained(staging, save_embedding_layers=False)
         else:

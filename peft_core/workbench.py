@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_core import runs
+from peft_core.certificate import certificate_of_merged
 from peft_core.config import Limits, TrainConfig
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
@@ -15,6 +16,7 @@ from peft_core.export.hub.push import push as push_to_hub
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.worker import Report, Worker, in_thread
 
 
@@ -43,7 +45,8 @@ class Workbench:
         return self.runs_dir.absolute() / UPLOADS
 
     def start(self) -> None:
-        """Warm the worker and take up runs that an earlier app left waiting."""
+        """Warm the worker, remove what dead processes left half-written, and take up runs that wait."""
+        runs.sweep(self.runs_dir)
         self.worker.warm()
         self.launcher.resume_queue()
 
@@ -75,32 +78,33 @@ class Workbench:
 
     def result_of(self, run_id: str | None) -> dict[str, Any]:
         """What a run measured; empty for no run, and for one that has nothing yet or is gone."""
-        return (_or_none(lambda: self.find(run_id).result()) or {}) if run_id else {}
+        result = _or_none(lambda: self.find(run_id).result()) if run_id else None
+        return result.to_dict() if result else {}
 
     def describe(self, run: Run) -> dict[str, Any]:
         """As `status`, of a run at hand; parts whose files are lost are None."""
         state = run.state()
-        result = _or_none(run.result) if (run.folder / "result.json").is_file() else None
-        config = _or_none(run.config)
+        result, config = _or_none(run.result), _or_none(run.config)
         return {
             "run_id": run.run_id,
-            **state,
+            **state.to_dict(),
             "settings": config.to_dict() if config else None,
-            "can_continue": state["status"] in (runs.FAILED, runs.KILLED) and run.can_continue,
+            "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
             "has_adapter": run.has_adapter,
-            "merged": run.is_merged,
-            "result": result,
+            "merged": certificate_of_merged(run) is not None,
+            "damage": run.damage(),
+            "result": result.to_dict() if result else None,
         }
 
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
         run = self.launcher.stop(run_id)
-        return {"run_id": run.run_id, "status": run.state()["status"]}
+        return {"run_id": run.run_id, "status": run.state().status}
 
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
         run = self.launcher.resume(run_id)
-        return {"run_id": run.run_id, "status": run.state()["status"]}
+        return {"run_id": run.run_id, "status": run.state().status}
 
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Exact parameter counts; no weights are read."""
@@ -154,7 +158,7 @@ class Workbench:
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
         """Data sets of all runs, or of those alone that wait or train."""
-        wanted = (run for run in self.list_runs() if list_all or run.state()["status"] not in runs.ENDED)
+        wanted = (run for run in self.list_runs() if list_all or run.state().status not in runs.ENDED)
         configs = (_or_none(run.config) for run in wanted)
         return {config.dataset_name for config in configs if config is not None}
 

@@ -23,7 +23,6 @@ from tiny import make_tiny_bert
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.inference.probe import PROBE_FILE
 from peft_core.runs import Run
 from peft_core.train import train
 
@@ -96,7 +95,7 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 def own_run(finished_run: Run, tmp_path: Path) -> Run:
     """A copy of the finished run to break, without the probe that a question may have left in it."""
     run = copy_of(finished_run, tmp_path / "own")
-    (run.folder / PROBE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(run.folder / "probe", ignore_errors=True)
     return run
 
 

@@ -14,6 +14,7 @@ from conftest import Open
 from playwright.sync_api import Page, expect
 
 from peft_core.runs import Run, list_runs
+from peft_core.runs.checkpoints import can_continue
 
 NARROW = {"width": 380, "height": 800}
 
@@ -102,10 +103,10 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
     second = open_page()
     expect(second.locator("#panel .running")).to_contain_text(run.run_id)
 
-    step = run.state()["step"]
+    step = run.state().step
     second.click("#stop")
     expect(page.get_by_test_id("result")).to_contain_text("Stopped early", timeout=60_000)
-    assert run.state()["status"] == "KILLED" and run.has_adapter
+    assert run.state().status == "KILLED" and run.has_adapter
     assert run.result()["steps"] >= step
 
 
@@ -113,23 +114,23 @@ def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open
     page = open_page()
     run = press_train(page, server, max_train_samples="300", num_train_epochs="2", max_eval_samples="60")
     deadline = time.time() + 90
-    while not run.can_continue and time.time() < deadline:
+    while not can_continue(run) and time.time() < deadline:
         time.sleep(0.1)
-    os.kill(run.state()["pid"], signal.SIGKILL)
+    os.kill(run.state().pid, signal.SIGKILL)
     expect(page.locator("#panel")).to_contain_text("ended without a word", timeout=15_000)
     page.click("#continue")
     expect(page.get_by_test_id("result")).to_be_visible(timeout=90_000)
-    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
 
 
 def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     page = open_page(f"?run={run.run_id}")
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
 
 
 def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Server) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
         assert page.tick["queue"] is False, "a look that queues costs the app twice as much"
@@ -140,7 +141,7 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
 
 
 def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     weights = run.adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     page = open_page(f"?run={run.run_id}")

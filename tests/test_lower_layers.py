@@ -15,6 +15,7 @@ from torch import nn
 from peft_core import runs
 from peft_core.modules import encoder_layers
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
 from peft_core.training import lower_layers, speedups
 from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
@@ -167,9 +168,9 @@ def test_a_run_in_the_top_layers_says_so_and_goes_on_after_a_stop(
     names = load_file(run.adapter / "adapter_model.safetensors")
     assert {name.split("layer.")[1][0] for name in names if "lora" in name} == {"1"}
     again = runs.create(tmp_path, run.config())
-    with mock.patch.object(Run, "stop_requested", lambda run: run.can_continue):
+    with mock.patch.object(Run, "stop_requested", can_continue):
         train(again.folder)
-    assert again.state()["status"] == "KILLED"
+    assert again.state().status == "KILLED"
     train(again.folder)
     assert again.result()["resumed_from"] > 0
     other = load_file(again.adapter / "adapter_model.safetensors")

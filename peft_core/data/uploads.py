@@ -9,8 +9,8 @@ from pathlib import Path
 
 from peft_core.data.formats import MOST_BYTES, SUFFIXES
 from peft_core.errors import DataError
+from peft_core.files import atomic_folder
 from peft_core.presets import DATASETS
-from peft_core.runs import whole_folder
 
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
 MOST_FILES = 20
@@ -38,7 +38,7 @@ def store_upload(
         os.utime(folder)
     else:
         uploads_dir.mkdir(parents=True, exist_ok=True)
-        with whole_folder(uploads_dir / f".{folder.name}.{os.getpid()}", folder) as staging:
+        with atomic_folder(folder) as staging:
             for path in paths:
                 shutil.copyfile(path, staging / path.name)
     _prune(uploads_dir, {str(folder), *in_use}, most_uploads)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from peft_core.data.labelled import cut
+from peft_core.errors import ModelError
 from peft_core.progress import unheard
 
 BATCH_TEXTS = 256  # the most of a batch
@@ -23,8 +24,11 @@ def batched_logits(
     *,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts."""
-    return batched_outputs(
+    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts.
+
+    Raises ModelError for outputs that are NaN or infinite: no label may be read from them.
+    """
+    logits = batched_outputs(
         lambda batch: model(**batch).logits,
         tokenizer,
         texts,
@@ -33,6 +37,18 @@ def batched_logits(
         device=model.device,
         text_pairs=text_pairs,
     )
+    check_finite(logits)
+    return logits
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise ModelError if a raw output is NaN or infinite."""
+    broken = int((~np.isfinite(logits)).any(-1).sum()) if len(logits) else 0
+    if broken:
+        raise ModelError(
+            f"The model's outputs are not finite for {broken:,} of {len(logits):,} texts: its training "
+            "diverged or a file is damaged; train again with a lower learning rate."
+        )
 
 
 def batched_outputs(

@@ -14,12 +14,13 @@ from peft_core.data.files import shown
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
+from peft_core.files import atomic_file
 from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
 from peft_core.inference.predictor import Predictor
 from peft_core.metrics import headline_interval, task_metrics
 from peft_core.problems import MULTI, REGRESSION, headline, joined
 from peft_core.progress import Progress, unheard
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 PREDICTIONS = "predictions"  # the folder in a run that keeps what was predicted
 _KEPT = 5  # files in it; older ones go
@@ -69,7 +70,7 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     kind = writer_for(stream)
     suffix = kind.suffix or request.path.suffix
     name = f"{request.path.stem[:60]}-{predictor.variant}-{secrets.token_hex(3)}{suffix}"
-    with whole_file(folder / name) as staging:
+    with atomic_file(folder / name) as staging:
         writer = kind(staging, stream, job.added)
         try:
             for rows in stream.chunks():

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from peft_core.problems import METRICS
-from peft_core.runs import Run
+from peft_core.runs import RunInTraining
 from peft_core.training.processes import as_the_leader
 
 LOOKS = 4  # steps from one look for a stop to the next
@@ -15,7 +15,7 @@ LOOKS = 4  # steps from one look for a stop to the next
 class RunProgress(TrainerCallback):
     """Writes what Trainer does into the run folder, and stops it when the folder says so."""
 
-    def __init__(self, run: Run, problem_type: str) -> None:
+    def __init__(self, run: RunInTraining, problem_type: str) -> None:
         self.run, self.metrics = run, METRICS[problem_type]
         self.step_seconds = 0.0
         self.steps = self.tokens = 0
@@ -59,7 +59,7 @@ class RunProgress(TrainerCallback):
             )
 
 
-def log_result(run: Run, result: dict[str, Any]) -> None:
+def log_result(run: RunInTraining, result: dict[str, Any]) -> None:
     """The result as a point of its own: it is of the test rows, the curve of the validation rows."""
     row = {f"test_{name}": result[name] for name in METRICS[result["problem_type"]]}
     row["test_loss"] = result["eval_loss"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,18 @@ from transformers import Trainer, TrainingArguments
 
 from peft_core.adapters import optimizer_of
 from peft_core.config import TrainConfig
+from peft_core.files import atomic_folder
 from peft_core.losses import LabelScale, Loss
+from peft_core.manifests import write_manifest
 from peft_core.metrics import task_metrics
 from peft_core.problems import decide
-from peft_core.runs import Run, whole_folder, write_json
+from peft_core.runs import Run
+from peft_core.runs.checkpoints import STATE_FILE, remove_older
 from peft_core.schedule import curve_steps, loss_steps, total_steps
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
-from peft_core.training.checkpoints import (
-    MANIFEST,
-    STATE,
-    hashes,
-    list_checkpoints,
-    load_trained,
-    save_trained,
-)
-from peft_core.training.processes import leads, processes, rank
+from peft_core.training.checkpoints import load_trained, save_trained
+from peft_core.training.inputs import RunInputs, write_inputs
+from peft_core.training.processes import as_the_leader, leads, processes, rank
 from peft_core.training.speedups import uncompiled
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
@@ -48,9 +44,11 @@ class RunTrainer(Trainer):
     loss_is_scaled_for_ga = False
     _staging: Path | None = None
 
-    def __init__(self, *given: Any, loader: DataLoader, parts: int = 1, **named: Any) -> None:
+    def __init__(
+        self, *given: Any, loader: DataLoader, inputs: RunInputs, parts: int = 1, **named: Any
+    ) -> None:
         super().__init__(*given, **named)
-        self._loader = loader
+        self._loader, self.inputs = loader, inputs
         self.parts = parts
         self.tell_parts: Callable[[int], None] = lambda parts: None
 
@@ -95,27 +93,26 @@ class RunTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_trained(self.model, Path(output_dir or self.args.output_dir) / STATE)
+        save_trained(self.model, Path(output_dir or self.args.output_dir) / STATE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint) / STATE)
+        load_trained(self.model, Path(resume_from_checkpoint) / STATE_FILE)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder, everyone = Path(self.args.output_dir), self.accelerator.wait_for_everyone
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = folder / ".staging"
-        whole = whole_folder(self._staging / name, folder / name) if leads() else contextlib.nullcontext()
+        folder = Path(self.args.output_dir)
+        final = folder / f"checkpoint-{self.state.global_step}"
         try:
-            with whole as staging:
-                everyone()
+            with atomic_folder(final) if leads() else contextlib.nullcontext() as staging:
+                self._staging = Path(as_the_leader(str(staging.parent) if staging else None))
                 super()._save_checkpoint(model, trial)  # of the others only their random numbers
-                everyone()
+                self.accelerator.wait_for_everyone()
                 if staging:
-                    write_json(staging / MANIFEST, hashes(staging))
+                    write_inputs(staging, self.inputs)
+                    write_manifest(staging)
         finally:
             self._staging = None
-        for older in list_checkpoints(folder)[1:] if leads() else ():
-            shutil.rmtree(older)
+        if leads():
+            remove_older(folder)
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
@@ -204,11 +201,13 @@ def build_trainer(
     curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
+    *,
+    inputs: RunInputs,
     parts: int = 1,
 ) -> RunTrainer:
     """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit.
 
-    Each batch is read in `parts` from the start.
+    Each batch is read in `parts` from the start; each checkpoint records the run's `inputs`.
     """
     optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
     return RunTrainer(
@@ -219,6 +218,7 @@ def build_trainer(
         train_dataset=rows,
         loader=batch_loader(rows, tokenizer, config, (processes(), rank()), **made_ahead()),
         parts=parts,
+        inputs=inputs,
         eval_dataset=curve_rows,
         processing_class=tokenizer,
         compute_loss_func=loss,

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.certificate import read_certificate
+from peft_core.certificate import certificate_of_merged
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
 from peft_core.pictures.cards import result_card
@@ -160,9 +160,9 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     if ended and description["has_adapter"]:
         shown |= _visible(panel.actions)
         shown[panel.merged_zip] = gr.update(interactive=description["merged"])
-    held = read_certificate(run) if description["merged"] else None
-    if held is not None:
-        shown[panel.proof] = gr.update(visible=True, value=certificate(held.to_dict()))
+    proof = certificate_of_merged(run)
+    if proof is not None:
+        shown[panel.proof] = gr.update(visible=True, value=certificate(proof.to_dict()))
     return shown
 
 

@@ -132,7 +132,7 @@ def _word_for(*known: Any) -> str:
 def _status(workbench: Workbench, run_id: str | None) -> str:
     """How the picked run stands; empty for none, and for one that is gone."""
     try:
-        return workbench.find(run_id).state()["status"] if run_id else ""
+        return workbench.find(run_id).state().status if run_id else ""
     except RunError:
         return ""
 

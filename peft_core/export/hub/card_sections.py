@@ -305,6 +305,6 @@ def _limits(facts: Facts) -> Iterator[str]:
             f"It was trained and measured over a base in {bits} bits; over full-precision weights its "
             "outputs differ a little."
         )
-    if facts.run.state()["status"] == KILLED:
+    if facts.run.state().status == KILLED:
         yield "Training was stopped before its end."
     yield "Nobody examined it for bias against groups of people, nor against texts made to mislead it."

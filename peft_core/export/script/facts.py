@@ -68,7 +68,7 @@ class RunFacts:
             raise RunError(
                 f"The run {run.run_id!r} does not say all that a script needs; train it again."
             ) from error
-        stopped = run.state()["status"] == KILLED
+        stopped = run.state().status == KILLED
         return cls(model, record, bool(classifier.text_pair), versions, threads, stopped)
 
     def rows(self, part: str) -> int:
