@@ -58,7 +58,7 @@ def verified_files(run: Run, folder: Path) -> dict[str, FileEntry]:
 
 def write_zip(path: Path, folder: Path, files: Mapping[str, FileEntry]) -> None:
     """Write files of a folder as a zip that names their digest. Weights are stored as they are."""
-    with translate_disk_errors(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with translate_disk_errors(), zipfile.ZipFile(path, "w", strict_timestamps=False) as archive:
         archive.comment = digest_of(dict(files)).encode()
         for name in files:
             kind = zipfile.ZIP_STORED if name.endswith(_WEIGHTS) else zipfile.ZIP_DEFLATED

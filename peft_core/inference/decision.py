@@ -34,7 +34,7 @@ class Decision:
     @classmethod
     def read(cls, run: Run) -> "Decision":
         """The choice saved with a run, or the plain rule; RunError for a damaged file."""
-        if run.has_adapter:
+        if run.adapter.is_dir():
             run.verify(run.adapter)
         path = run.adapter / DECISION_FILE
         if not path.is_file():
