@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from peft_core.adapters import optimizer_of
 from peft_core.config import TrainConfig
 from peft_core.losses import LabelScale, Loss
+from peft_core.machine import is_out_of_memory
 from peft_core.metrics import task_metrics
 from peft_core.problems import decide
 from peft_core.runs import Run, whole_folder, write_json
@@ -30,6 +31,7 @@ from peft_core.training.checkpoints import (
     load_trained,
     save_trained,
 )
+from peft_core.training.fallback import AppliedSpeedups, Speedups, random_state, set_random_state
 from peft_core.training.processes import leads, processes, rank
 from peft_core.training.speedups import uncompiled
 
@@ -53,6 +55,8 @@ class RunTrainer(Trainer):
         self._loader = loader
         self.parts = parts
         self.tell_parts: Callable[[int], None] = lambda parts: None
+        self.speedups = AppliedSpeedups(self.model, Speedups(), contextlib.ExitStack())
+        self.check_stop: Callable[[], None] = lambda: None
 
     def get_train_dataloader(self) -> DataLoader:
         return prepare_data_loader(  # whose batches are this process's own already
@@ -67,10 +71,16 @@ class RunTrainer(Trainer):
         return found * (texts / self.args.train_batch_size) if model.training else found
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's.
+        """As Trainer's; repeated in the plain form if it fails in a faster one.
+
+        Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
+        """
+        return self.speedups.run(lambda: self._step_in_parts(model, inputs), self.state.global_step)
+
+    def _step_in_parts(self, model: Any, inputs: Any) -> torch.Tensor:
+        """In as many parts as memory wants: their gradients add up to the whole batch's.
 
         Several processes do not split: each step of one has to meet a step of every other.
-        Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
         """
         step, texts = super().training_step, len(inputs["labels"])
         while True:
@@ -86,6 +96,11 @@ class RunTrainer(Trainer):
             self.parts *= 2
             print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
             self.tell_parts(self.parts)
+
+    def prediction_step(self, *given: Any, **named: Any) -> Any:
+        self.check_stop()
+        step = super().prediction_step
+        return self.speedups.run(lambda: step(*given, **named), self.state.global_step)
 
     def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
         with uncompiled():
@@ -123,12 +138,6 @@ def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Te
     parts = min(parts, len(batch["labels"]))
     pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a step failed because a GPU, or the processor's memory, is full."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def batch_loader(
