@@ -31,7 +31,7 @@ from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropou
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.machine import expect_many_shapes
+from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
@@ -47,6 +47,7 @@ from peft_core.runs import (
 )
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
+from peft_core.training.fallback import Speedups
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import (
@@ -60,13 +61,17 @@ from peft_core.training.processes import (
 )
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
-from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
+from peft_core.training.stopped import (
+    forget_result,
+    mark_stopped,
+    note_after_training,
+    note_before_training,
+    train_until_stopped,
+)
+from peft_core.training.stopping import StopCheck, Stopped
+from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
 
 TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
-
-
-class Stopped(Exception):
-    """The person pressed Stop before there was anything to keep."""
 
 
 def train(run_dir: str | Path) -> None:
@@ -80,12 +85,12 @@ def train(run_dir: str | Path) -> None:
     run = Run(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
-        run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None)
+        run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None, note=None)
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
         except (Stopped, SystemExit, KeyboardInterrupt):
-            run.update(status=KILLED, ended=time.time())
+            mark_stopped(run, note_before_training(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
                 run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
@@ -104,43 +109,52 @@ def failure_sentence(error: BaseException) -> str:
 
 
 def _setup_and_train(run: Run, config: TrainConfig) -> str:
-    _stage(run, "reading the data")
-    data = load_labelled_text(config)
-    check_class_weight(config, data.problem_type)
-    run.update(problem_type=data.problem_type)
-    _stage(run, "loading the base model")
-    set_seed(config.seed)
-    base = load_base(
-        config.model_name_or_path,
-        config.revision,
-        data.label_names,
-        named=data.named,
-        problem_type=data.problem_type,
-        bits=bits_of(config.to_dict()),
-    )
-    check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
-    set_dropout(base.model, config.dropout)
-    steps = total_steps(config, len(data.train), processes())
-    model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
-    _stage(run, "encoding the texts")
-    rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
-    loss, scale = _objective(config, model, base, data)
-    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
+    stop = StopCheck(run.stop_requested)
+    with stop.interrupting():
+        _stage(run, "reading the data")
+        data = load_labelled_text(config)
+        check_class_weight(config, data.problem_type)
+        run.update(problem_type=data.problem_type)
+        _stage(run, "loading the base model")
+        set_seed(config.seed)
+        base = load_base(
+            config.model_name_or_path,
+            config.revision,
+            data.label_names,
+            named=data.named,
+            problem_type=data.problem_type,
+            bits=bits_of(config.to_dict()),
+        )
+        check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
+        set_dropout(base.model, config.dropout)
+        steps = total_steps(config, len(data.train), processes())
+        model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
+        _stage(run, "encoding the texts")
+        rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
+        loss, scale = _objective(config, model, base, data)
+    trained, stopped = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale, stop)
     part()
     if not leads():
-        return FINISHED
+        return KILLED if stopped else FINISHED
     if scale:
         scale.fold_into(model)
-
-    run.update(stage="evaluating")
-    result = _evaluate(run, config, model, base, data, loss)
+    try:
+        if stopped:
+            raise Stopped
+        run.update(stage="evaluating")
+        with stop.between_layers(model):
+            result = _evaluate(run, config, model, base, data, loss, stop)
+    except Stopped:
+        run.update(stage="saving")
+        forget_result(run)
+        _save_adapter(run, config, model, base, data)
+        mark_stopped(run, note_after_training(run, trained["steps"], run.state()["max_steps"]))
+        return KILLED
     result |= {**trained, "data": data.record}
     log_result(run, result)
     run.update(stage="saving")
     _save_adapter(run, config, model, base, data)
     write_json(run.folder / "result.json", result)
-    if run.stop_requested():
-        return KILLED
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
 
@@ -167,46 +181,55 @@ def _fit(
     curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
-) -> dict[str, Any]:
-    """Train the model, from the newest whole checkpoint if there is one; what the result says of it."""
+    stop: StopCheck,
+) -> tuple[dict[str, Any], bool]:
+    """Train the model, from the newest whole checkpoint if there is one.
+
+    Returns what the result says of it, and whether it was stopped. Raises `Stopped` before the first step.
+    """
     checkpoint, before = latest_checkpoint(run.folder / "checkpoints"), None
     device = own_device()
     if not getattr(model, "is_quantized", False):
         model.to(device)
-    loader = batch_loader(rows, tokenizer, config)
-    first = _on(device, next(iter(loader)))
-    if checkpoint is None:
-        start_from_data(model, (_on(device, batch) for batch in itertools.islice(loader, START_BATCHES)))
-    else:
-        run.forget_metrics_after(step_of(checkpoint))
-        before = run.state().get("speedups")
-    _stage(run, "training")
-    start = time.perf_counter()
-    texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    steps = total_steps(config, len(rows), processes())
     with contextlib.ExitStack() as stack:
-        speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
-        memory = _planned_memory(run, model, first)
+        with stop.interrupting():
+            loader = batch_loader(rows, tokenizer, config)
+            first = _on(device, next(iter(loader)))
+            if checkpoint is None:
+                batches = itertools.islice(loader, START_BATCHES)
+                start_from_data(model, (_on(device, batch) for batch in batches))
+            else:
+                run.forget_metrics_after(step_of(checkpoint))
+                before = Speedups.at_step(run.state().get("speedups"), step_of(checkpoint))
+            _stage(run, "training")
+            start = time.perf_counter()
+            texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
+            steps = total_steps(config, len(rows), processes())
+            speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
+            speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
+            memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
-        run.update(speedups=speedups.to_dict(), stage="training")
-        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=speedups.autocast)
+        run.update(speedups=speedups.record.to_dict(), stage="training")
+        autocast = speedups.record.autocast
+        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=autocast)
         trainer = build_trainer(
             model, config, arguments, tokenizer, rows, curve_rows, loss, scale, memory.parts
         )
         trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
+        trainer.speedups = speedups
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = train_until_stopped(trainer, progress, checkpoint, stop)
     return {
         "train_seconds": time.perf_counter() - start,
         "resumed_from": step_of(checkpoint) if checkpoint else 0,
         "epochs": trainer.state.epoch,
-        "speedups": speedups.to_dict(),
+        "speedups": speedups.record.to_dict(),
         "batch_parts": trainer.parts,
         "gradient_checkpointing": memory.checkpointing,
         **progress.totals(),
-    }
+    }, stopped
 
 
 def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
@@ -266,11 +289,17 @@ def _stage(run: Run, name: str) -> None:
 
 
 def _evaluate(
-    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
+    run: Run,
+    config: TrainConfig,
+    model: Any,
+    base: BaseModel,
+    data: LabelledText,
+    loss: Loss | None,
+    stop: StopCheck,
 ) -> dict[str, Any]:
-    """The result on every test row, and what made it."""
+    """The result on every test row, and what made it. Raises `Stopped`."""
     return {
-        **measure(run, model, base.tokenizer, data, config.max_length, loss),
+        **measure(run, model, base.tokenizer, data, config.max_length, loss, on_progress=stop),
         "parameters": count_model(model).to_dict(),
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),

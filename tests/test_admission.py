@@ -87,7 +87,7 @@ def test_every_family_trains_on_masked_and_unmasked_batches_as_the_plain_form(
 
 
 def only_first_layer_narrowed(layers: torch.nn.ModuleList) -> list[Any]:
-    """As it was when a run of all-mpnet-base-v2 failed at its second step: MPNet gives each layer the mask."""
+    """As it was when a run of all-mpnet-base-v2 failed: MPNet gives every layer its float32 mask."""
     return [
         layers[0].register_forward_pre_hook(speedups._narrow, with_kwargs=True),
         layers[-1].register_forward_hook(speedups._widen),

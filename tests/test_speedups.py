@@ -21,9 +21,9 @@ from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import kernels, speedups
 from peft_core.training.batches import UnpaddedCollator
+from peft_core.training.fallback import Speedups
 from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
-from peft_core.training.fallback import Speedups
 from peft_core.training.speedups import faster
 from peft_core.training.trainer import build_trainer, training_arguments
 

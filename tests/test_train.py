@@ -28,6 +28,7 @@ from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 from peft_core.train import train
 from peft_core.training import trainer
+from peft_core.training.checkpoints import step_of
 
 TEXTS = ["The food was awful and the staff rude.", "Wonderful, the best pizza.", "😀 😀", "room " * 500]
 STOCK_PEFT = """
@@ -286,7 +287,14 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert process.wait(timeout=30) == 0
     state = run.state()
     assert state["status"] == "KILLED"
-    assert 0 < run.result()["steps"] < state["max_steps"]
+    (checkpoint,) = (run.folder / "checkpoints").glob("checkpoint-*")
+    step = step_of(checkpoint)
+    assert 20 < step < state["max_steps"]
+    assert state["note"] == (
+        f"Stopped at step {step} of {state['max_steps']:,}. The adapter of that step is kept; the test rows "
+        f"were not evaluated. Continue goes on from step {step} and evaluates them."
+    )
+    assert not names(run.folder) & {"result.json", "evaluation.parquet", "validation.parquet"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
 
 

@@ -49,8 +49,10 @@ class PlainStep:
 
 
 def mask_variants(batch: Batch, pad: int) -> list[Batch]:
-    """The batch without an attention mask, and with one that masks: its own, or the last third of every second
-    text. A single token is never masked."""
+    """The batch without an attention mask, and with one that masks.
+
+    That is its own, or one of the last third of every second text. A single token is never masked.
+    """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     whole = {name: value for name, value in batch.items() if name != "attention_mask"}
     if ids.shape[1] < 2:

@@ -1,8 +1,8 @@
 """The way back from a faster form of the training step to the plain one, in the middle of a run.
 
-A speed-up is admitted on a few texts, and a later batch may still be of a kind that it cannot compute. Such a step
-is repeated in the plain form with the same batch, the same random numbers and the same gradients as before the
-failed attempt, so the run goes on as if that step had been plain from the start.
+A speed-up is admitted on a few texts, and a later batch may still be of a kind that it cannot compute. Such a
+step is repeated in the plain form with the same batch, the same random numbers and the same gradients as
+before the failed attempt, so the run goes on as if that step had been plain from the start.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ class Speedups:
     def at_step(cls, record: Mapping[str, Any] | None, step: int) -> Self | None:
         """What a run that continues after so many steps may use, by its own record; None without one.
 
-        After the step that failed: nothing. Before it: the same forms again, so that the steps up to the failure
-        come out as they did the first time.
+        After the step that failed: nothing. Before it: the same forms again, so that the steps up to the
+        failure come out as they did the first time.
         """
         if not record:
             return None
@@ -94,8 +94,8 @@ class AppliedSpeedups:
             step: The number of complete steps, for the record.
 
         Raises:
-            Whatever `work` raises in the plain form, and at once where memory is short, which is no fault of the
-            form.
+            Whatever `work` raises in the plain form, and at once where memory is short, which is no fault of
+            the form.
         """
         if not self.active:
             return work()
@@ -116,8 +116,8 @@ class AppliedSpeedups:
         self._undo.close()
         self.record = replace(self.record, failed_at=step, failure=failure)
         logger.warning(
-            "After step %d a step failed in its faster form (%s). It is repeated in the plain form, and so is "
-            "every later step; the run goes on.",
+            "After step %d a step failed in its faster form (%s). The run goes on: this step is repeated in "
+            "the plain form, and every later one is plain, too.",
             step,
             failure,
         )
@@ -125,7 +125,7 @@ class AppliedSpeedups:
 
 
 def random_state() -> list[torch.Tensor]:
-    """The state of the generators that a training step draws from: the processor's and this process's GPU's."""
+    """The state of the generators that a training step draws from: of the CPU and of this process's GPU."""
     gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *gpu]
 

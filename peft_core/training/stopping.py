@@ -2,15 +2,15 @@
 
 Stop is a file in the run folder. Three ways of looking for it cover every stage:
 
-* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two looks at the disk, a tenth
-  of a second apart, it only compares two numbers. Tokenization, the validation curve and the test evaluation call
-  it.
-* `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every one, so
-  that a step of a minute is left within a layer's time. The weights are those of the last whole step then, because
-  an optimizer step is never interrupted.
-* `StopCheck.interrupting` raises `Stopped` in the middle of code that knows nothing of it: reading files, loading
-  a model. It is used only where nothing but the end of the run follows, because an exception at any line may leave
-  a library's state half-changed.
+* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two looks at the disk, a
+  tenth of a second apart, it only compares two numbers. Tokenization, the validation curve and the test
+  evaluation call it.
+* `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every one,
+  so that a step of a minute is left within a layer's time. The weights are those of the last whole step then,
+  because an optimizer step is never interrupted.
+* `StopCheck.interrupting` raises `Stopped` in the middle of code that knows nothing of it: reading files,
+  loading a model. It is used only where nothing but the end of the run follows, because an exception at any
+  line may leave a library's state half-changed.
 """
 
 import contextlib
@@ -89,7 +89,8 @@ class StopCheck:
 
 
 class _Watch(threading.Thread):
-    """Asks every `INTERVAL` seconds, and raises `Stopped` in another thread until that thread ends the watch."""
+    """Asks every `INTERVAL` seconds, and raises `Stopped` in another thread until that thread ends the
+    watch."""
 
     def __init__(self, requested: Callable[[], bool], thread: int) -> None:
         super().__init__(name="stop-watch", daemon=True)

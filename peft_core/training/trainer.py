@@ -30,8 +30,9 @@ from peft_core.training.checkpoints import (
     list_checkpoints,
     load_trained,
     save_trained,
+    step_of,
 )
-from peft_core.training.fallback import AppliedSpeedups, Speedups, random_state, set_random_state
+from peft_core.training.fallback import AppliedSpeedups, Speedups, set_random_state
 from peft_core.training.processes import leads, processes, rank
 from peft_core.training.speedups import uncompiled
 
@@ -105,6 +106,28 @@ class RunTrainer(Trainer):
     def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
         with uncompiled():
             return super().evaluate(*given, **named)
+
+    def save_stopped(self, tokens: int, random: list[torch.Tensor], *, small: bool) -> None:
+        """Save a checkpoint of the last whole step where that helps.
+
+        An earlier checkpoint is enough where saving takes long (not `small`), and where the curve has no
+        point at this step yet: a run that continues here would never get it.
+
+        Args:
+            tokens: Seen after that step. A step or a curve that was left in the middle may have changed the
+            count.
+            random: The state of the random numbers after that step, for the same reason.
+            small: Whether a checkpoint takes a fraction of a second.
+        """
+        self.model.zero_grad()
+        folder, state = Path(self.args.output_dir), self.state
+        saved = [step_of(path) for path in list_checkpoints(folder)]
+        on_curve = state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps
+        lacks_point = on_curve and self.args.eval_strategy != "no"
+        if state.global_step not in saved and (not saved or (small and not lacks_point)):
+            state.num_input_tokens_seen = tokens
+            set_random_state(random)
+            self._save_checkpoint(self.model, None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

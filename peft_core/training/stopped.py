@@ -1,0 +1,77 @@
+"""What a run that was stopped keeps, and what it says of that."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from peft_core.runs import KILLED, Run
+from peft_core.training.checkpoints import list_checkpoints, step_of
+from peft_core.training.processes import processes
+from peft_core.training.reporting import SMALL, RunProgress, trained_numbers
+from peft_core.training.stopping import StopCheck, Stopped
+from peft_core.training.trainer import RunTrainer
+
+
+def train_until_stopped(
+    trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None, stop: StopCheck
+) -> bool:
+    """Run the trainer, from a checkpoint if there is one; whether it was stopped after one step or more.
+
+    One process alone stops within a step, too; processes that share a run stop together, between two steps.
+    Raises `Stopped` where there is no step to keep.
+    """
+    alone, compiled = processes() == 1, trainer.speedups.record.compiled
+    if alone:
+        trainer.check_stop = stop
+    # a compiler cannot take in a look at the disk; steps that are worth compiling are short
+    layers = stop.between_layers(trainer.model) if alone and not compiled else contextlib.nullcontext()
+    try:
+        with layers:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped:
+        if not trainer.state.global_step:
+            raise
+        small = trained_numbers(trainer.model) <= SMALL
+        trainer.save_stopped(progress.tokens, progress.random, small=small)
+        return True
+    return False
+
+
+def forget_result(run: Run) -> None:
+    """Remove what an earlier adapter of the run measured, because this one's test rows are not evaluated."""
+    for path in (run.folder / "result.json", run.evaluation, run.validation):
+        path.unlink(missing_ok=True)
+
+
+def mark_stopped(run: Run, note: str) -> None:
+    """Write that a run was stopped, and why it is as it is; a signal meanwhile asks for nothing else."""
+    while True:
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            run.update(status=KILLED, ended=time.time(), note=note)
+            return
+
+
+def note_before_training(run: Run) -> str:
+    """For a run stopped before its first step since it was started or continued."""
+    stage, checkpoint = run.state().get("stage") or "starting", _newest_checkpoint(run)
+    if checkpoint is None:
+        return f"Stopped while {stage}, before the first step: there is nothing to keep."
+    return f"Stopped while {stage}. Nothing has changed: Continue goes on from step {checkpoint:,}."
+
+
+def note_after_training(run: Run, step: int, max_steps: int) -> str:
+    """For a run whose adapter is kept as it was after `step` of `max_steps` steps."""
+    if step < max_steps:
+        words = f"Stopped at step {step:,} of {max_steps:,}. The adapter of that step is kept"
+    else:
+        words = f"Stopped after all {max_steps:,} steps. The adapter is kept"
+    checkpoint = _newest_checkpoint(run)
+    if checkpoint is None:
+        return f"{words}; the test rows were not evaluated, and there is no checkpoint to continue from."
+    return (
+        f"{words}; the test rows were not evaluated. Continue goes on from step {checkpoint:,} and does that."
+    )
+
+
+def _newest_checkpoint(run: Run) -> int | None:
+    return next((step_of(path) for path in list_checkpoints(run.folder / "checkpoints")), None)
