@@ -61,6 +61,8 @@ def judged_texts(run: Run) -> tuple[list[str], list[str] | None]:
 
 def _frame(run: Run, part: str) -> pd.DataFrame:
     path = run.evaluation if part == TEST else run.validation
+    if not path.is_file():
+        run.refuse_unevaluated()
     if part == VALIDATION and not path.is_file() and run.evaluation.is_file():
         raise RunError(f"The run {run.run_id!r} keeps no validation rows; train it on more rows.")
     try:

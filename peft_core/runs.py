@@ -99,7 +99,8 @@ class Run:
             raise RunError(f"The run {self.run_id!r} has no usable config.json: {error}") from error
 
     def result(self) -> dict[str, Any]:
-        """What a finished (or stopped) run measured; RunError if there is none, or parts of it are lost."""
+        """What a finished run measured; RunError if there is none, or parts of it are lost."""
+        self.refuse_unevaluated()
         result = {"problem_type": "single_label_classification", **self._read("result.json")}
         if "majority" in result:  # what runs of one label called their baseline before there were other tasks
             result["baseline"] = result.pop("majority")
@@ -110,10 +111,18 @@ class Run:
             )
         return result
 
+    def refuse_unevaluated(self) -> None:
+        """Raise RunError for a stopped run that keeps an adapter, but never evaluated its test rows."""
+        has_result = (self.folder / "result.json").is_file()
+        if self.has_adapter and not has_result and self.state()["status"] == KILLED:
+            raise RunError(
+                f"The run {self.run_id!r} was stopped before its test rows were evaluated; continue it first."
+            )
+
     def state(self) -> dict[str, Any]:
-        """`status`, and as known: stage, problem_type, step, max_steps, tokens_per_second, eta, error,
-        created, started, ended (seconds since the epoch). A run whose process died without a word reads
-        FAILED."""
+        """`status`, and as known: stage, problem_type, step, max_steps, tokens_per_second, eta, error, note
+        (what a stopped run keeps), created, started, ended (seconds since the epoch). A run whose process
+        died without a word reads FAILED."""
         try:
             state = self._read("status.json")
         except RunError:

@@ -65,12 +65,10 @@ def note_after_training(run: Run, step: int, max_steps: int) -> str:
         words = f"Stopped at step {step:,} of {max_steps:,}. The adapter of that step is kept"
     else:
         words = f"Stopped after all {max_steps:,} steps. The adapter is kept"
-    checkpoint = _newest_checkpoint(run)
+    words, checkpoint = f"{words}; the test rows were not evaluated", _newest_checkpoint(run)
     if checkpoint is None:
-        return f"{words}; the test rows were not evaluated, and there is no checkpoint to continue from."
-    return (
-        f"{words}; the test rows were not evaluated. Continue goes on from step {checkpoint:,} and does that."
-    )
+        return f"{words}, and there is no checkpoint to continue from."
+    return f"{words}. Continue goes on from step {checkpoint:,} and evaluates them."
 
 
 def _newest_checkpoint(run: Run) -> int | None:
