@@ -65,7 +65,7 @@ from peft_core.training.stopped import (
     forget_result,
     mark_stopped,
     note_after_training,
-    note_before_training,
+    note_without_adapter,
     train_until_stopped,
 )
 from peft_core.training.stopping import StopCheck, Stopped
@@ -90,7 +90,7 @@ def train(run_dir: str | Path) -> None:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
         except (Stopped, SystemExit, KeyboardInterrupt):
-            mark_stopped(run, note_before_training(run))
+            mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
                 run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))

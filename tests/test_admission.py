@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from small_data import write_csv
 from test_speedups import TARGETS, batch_of, step
 from tiny import FAMILIES, make_tiny
 
+from peft_core import runs
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base, set_dropout
 from peft_core.modules import encoder_layers
+from peft_core.train import train
 from peft_core.training import admission, speedups
 from peft_core.training.admission import PlainStep, mask_variants
 from peft_core.training.speedups import faster
+from peft_core.training.trainer import RunTrainer
 
 # Two layers of this width hold over a million frozen weights, even where they share them (ALBERT).
 WIDE = {"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 4}
@@ -120,6 +124,49 @@ def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
         step(model, first)
         with pytest.raises(RuntimeError, match="same dtype.*BFloat16"):
             step(model, second)
+
+
+def mixed_lengths(folder: Path) -> Path:
+    """Reviews of full length, which fill the first batch, and short ones, whose batches are masked."""
+    rows = [("good food " * 20, "good"), ("bad food " * 20, "bad")] * 12
+    rows += [(f"good {'food ' * (i % 5)}", "good") for i in range(24)]
+    rows += [(f"bad {'food ' * (i % 5)}", "bad") for i in range(24)]
+    write_csv(folder / "train.csv", rows)
+    write_csv(folder / "test.csv", rows[10:40])
+    return folder
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["now", "as it was"])
+def test_mpnet_run_with_unmasked_and_masked_batches_finishes(
+    mended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now in half width to its end; as it was, in the plain form from the step on that ended the real run."""
+    masked: list[bool] = []
+    compute_loss = RunTrainer.compute_loss
+
+    def recorded(trainer: RunTrainer, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        masked.append("attention_mask" in inputs)
+        return compute_loss(trainer, model, inputs, *given, **named)
+
+    monkeypatch.setattr(RunTrainer, "compute_loss", recorded)
+    if not mended:
+        monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
+        monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
+    config = {
+        "model_name_or_path": str(make_tiny(tmp_path / "model", "mpnet", **WIDE)),
+        "dataset_name": str(mixed_lengths(tmp_path / "data")),
+        "target_modules": TARGETS["mpnet"],
+        "max_length": 16,
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 8,
+    }
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(config))
+    train(run.folder)
+    assert not masked[0] and any(masked)
+    record = run.result()["speedups"]
+    assert run.state()["status"] == "FINISHED" and record["dtype"] == "bfloat16"
+    assert record["failed_at"] == (None if mended else masked.index(True))
+    assert mended or "same dtype" in record["failure"]
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])

@@ -104,7 +104,7 @@ def test_stop_before_the_first_step_ends_the_run_and_keeps_nothing(
     request_stop.assert_answered()
     state = run.state()
     assert state["status"] == "KILLED" and state["stage"] == stage
-    assert state["note"] == f"Stopped while {stage}, before the first step: there is nothing to keep."
+    assert state["note"] == f"Stopped while {stage}; there was nothing to keep."
     assert not run.has_adapter and not run.can_continue
 
 
@@ -337,9 +337,7 @@ def test_stop_while_a_continued_run_reads_leaves_it_as_it_was(
     replace_with_long_work(monkeypatch, training_process, "load_labelled_text", request_stop)
     train(run.folder)
     request_stop.assert_answered()
-    assert run.state()["note"] == (
-        "Stopped while reading the data. Nothing has changed: Continue goes on from step 7."
-    )
+    assert run.state()["note"] == "Stopped while reading the data. Continue goes on from step 7."
     assert digest(run) == adapter
 
 

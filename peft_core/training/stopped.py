@@ -51,12 +51,12 @@ def mark_stopped(run: Run, note: str) -> None:
             return
 
 
-def note_before_training(run: Run) -> str:
-    """For a run stopped before its first step since it was started or continued."""
+def note_without_adapter(run: Run) -> str:
+    """For a run that was stopped before its first step since it was started or continued, or by a signal."""
     stage, checkpoint = run.state().get("stage") or "starting", _newest_checkpoint(run)
     if checkpoint is None:
-        return f"Stopped while {stage}, before the first step: there is nothing to keep."
-    return f"Stopped while {stage}. Nothing has changed: Continue goes on from step {checkpoint:,}."
+        return f"Stopped while {stage}; there was nothing to keep."
+    return f"Stopped while {stage}. Continue goes on from step {checkpoint:,}."
 
 
 def note_after_training(run: Run, step: int, max_steps: int) -> str:
