@@ -1,6 +1,7 @@
 """What a run measured on its test rows, by task: metrics, the baseline to beat, the errors, and the rows."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,37 @@ POINTS = 500  # of predicted against true, at most
 
 
 def measure(
-    folder: Path, model: Any, tokenizer: Any, data: LabelledText, max_length: int, loss: Loss | None = None
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    data: LabelledText,
+    max_length: int,
+    loss: Loss | None = None,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The result on every test row, beside a baseline; the rows are written into the folder.
 
     `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
     one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
     several: the same without the matrix; a number: `points`, `train_label_range`.
-    Raises ModelError for a model that returns NaN.
+    `on_progress` is called after each batch, and what it raises passes. Raises ModelError for a model that
+    returns NaN.
     """
     model.eval()
     task = data.problem_type
     true, train = label_array(data.eval, task), label_array(data.train, task)
-    logits = _logits(model, tokenizer, data.eval, max_length)
+    logits = _logits(model, tokenizer, data.eval, max_length, on_progress)
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
     write_rows(folder / "evaluation.parquet", data.eval.to_dict(), logits, task)
     if len(data.validation):
-        held = _logits(model, tokenizer, data.validation, max_length)
+        held = _logits(model, tokenizer, data.validation, max_length, on_progress)
         write_rows(folder / "validation.parquet", data.validation.to_dict(), held, task)
     return {
         "problem_type": task,
         **task_metrics(task, predicted, true),
-        f"{headline(task)}_interval": headline_interval(task, predicted, true),
+        f"{headline(task)}_interval": headline_interval(task, predicted, true, on_progress=on_progress),
         "eval_loss": eval_loss(task, _as_trained(task, logits, train), true, loss),
         "baseline": baseline(task, train, true, labels),
         **_details(task, predicted, true, train, labels),
@@ -79,9 +88,13 @@ def label_array(rows: Dataset, task: str) -> np.ndarray:
     return np.asarray(rows["label"][:], dtype=np.float64 if task == REGRESSION else np.int64)
 
 
-def _logits(model: Any, tokenizer: Any, rows: Dataset, max_length: int) -> np.ndarray:
+def _logits(
+    model: Any, tokenizer: Any, rows: Dataset, max_length: int, on_progress: Callable[[], None]
+) -> np.ndarray:
     pairs = rows["text_pair"][:] if "text_pair" in rows.column_names else None
-    return batched_logits(model, tokenizer, rows["text"][:], max_length, text_pairs=pairs)
+    return batched_logits(
+        model, tokenizer, rows["text"][:], max_length, lambda share: on_progress(), text_pairs=pairs
+    )
 
 
 def _as_trained(task: str, logits: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -65,6 +65,8 @@ def judged_texts(run: Run) -> tuple[list[str], list[str] | None]:
 
 def _frame(run: Run, part: str) -> pd.DataFrame:
     path = run.evaluation if part == TEST else run.validation
+    if not path.is_file():
+        run.refuse_unevaluated()
     if run.evaluation.is_file() or (run.folder / "evaluation").is_dir():
         run.result()  # verifies the rows beside it
     if part == VALIDATION and not path.is_file() and run.evaluation.is_file():

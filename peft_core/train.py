@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import platform
-import shutil
 import signal
 import sys
 import time
@@ -30,10 +29,10 @@ from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.files import DISK_FULL, is_disk_full, write_json
+from peft_core.files import DISK_FULL, is_disk_full, remove_tree, write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.machine import expect_many_shapes
+from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
@@ -42,6 +41,7 @@ from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
 from peft_core.runs.run import RESULT_FILE
 from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
 from peft_core.sources import hub_commit
+from peft_core.training.fallback import Speedups
 from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
@@ -56,13 +56,17 @@ from peft_core.training.processes import (
 )
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
-from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
+from peft_core.training.stopped import (
+    forget_result,
+    mark_stopped,
+    note_after_training,
+    note_without_adapter,
+    train_until_stopped,
+)
+from peft_core.training.stopping import StopCheck, Stopped
+from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
 
 TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
-
-
-class Stopped(Exception):
-    """The person pressed Stop before there was anything to keep."""
 
 
 def train(run_dir: str | Path) -> None:
@@ -80,8 +84,10 @@ def train(run_dir: str | Path) -> None:
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
+            if status == FINISHED and leads():
+                remove_tree(run.checkpoints)
         except (Stopped, SystemExit, KeyboardInterrupt):
-            run.update(status=KILLED, ended=time.time())
+            mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
                 run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
@@ -100,50 +106,60 @@ def failure_sentence(error: BaseException) -> str:
 
 
 def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
-    _stage(run, "reading the data")
-    data = load_labelled_text(config)
-    check_class_weight(config, data.problem_type)
-    run.update(problem_type=data.problem_type)
-    _stage(run, "loading the base model")
-    set_seed(config.seed)
-    choice = choose_checkpoint(run)
-    before = read_inputs(choice.checkpoint) if choice else None
-    base = load_base(
-        config.model_name_or_path,
-        (before and hub_commit(before.base_revision)) or config.revision,
-        data.label_names,
-        named=data.named,
-        problem_type=data.problem_type,
-        bits=bits_of(config.to_dict()),
+    stop = StopCheck(run.stop_requested)
+    with stop.interrupting():
+        _stage(run, "reading the data")
+        data = load_labelled_text(config)
+        check_class_weight(config, data.problem_type)
+        run.update(problem_type=data.problem_type)
+        _stage(run, "loading the base model")
+        set_seed(config.seed)
+        choice = choose_checkpoint(run)
+        before = read_inputs(choice.checkpoint) if choice else None
+        base = load_base(
+            config.model_name_or_path,
+            (before and hub_commit(before.base_revision)) or config.revision,
+            data.label_names,
+            named=data.named,
+            problem_type=data.problem_type,
+            bits=bits_of(config.to_dict()),
+        )
+        inputs = inputs_of(config, data, base)
+        _begin_or_check(run, choice, before, inputs)
+        check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
+        set_dropout(base.model, config.dropout)
+        steps = total_steps(config, len(data.train), processes())
+        model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
+        _stage(run, "encoding the texts")
+        rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
+        loss, scale = _objective(config, model, base, data)
+    trained, stopped = _fit(
+        run, config, model, base.tokenizer, rows, curve_rows, loss, scale, choice, inputs, stop
     )
-    inputs = inputs_of(config, data, base)
-    _begin_or_check(run, choice, before, inputs)
-    check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
-    set_dropout(base.model, config.dropout)
-    steps = total_steps(config, len(data.train), processes())
-    model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
-    _stage(run, "encoding the texts")
-    rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
-    loss, scale = _objective(config, model, base, data)
-    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale, choice, inputs)
     part()
     if not leads():
-        return FINISHED
+        return KILLED if stopped else FINISHED
     if scale:
         scale.fold_into(model)
-
-    run.update(stage="evaluating")
-    with run.new_folder(run.folder / "evaluation") as staging:
-        result = _evaluate(staging, config, model, base, data, loss)
-        result |= {**trained, "data": data.record}
-        log_result(run, result)
+    try:
+        if stopped:
+            raise Stopped
+        run.update(stage="evaluating")
+        with run.new_folder(run.folder / "evaluation") as staging:
+            with stop.between_layers(model):
+                result = _evaluate(staging, config, model, base, data, loss, stop)
+            result |= {**trained, "data": data.record}
+            log_result(run, result)
+            run.update(stage="saving")
+            _save_adapter(run, config, model, base, data)
+            proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
+            write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
+    except Stopped:
         run.update(stage="saving")
+        forget_result(run)
         _save_adapter(run, config, model, base, data)
-        proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
-        write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
-    if run.stop_requested():
+        mark_stopped(run, note_after_training(run, trained["steps"], run.current.max_steps or 0))
         return KILLED
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
 
 
@@ -188,29 +204,37 @@ def _fit(
     scale: LabelScale | None,
     choice: CheckpointChoice | None,
     inputs: RunInputs,
-) -> dict[str, Any]:
-    """Train the model, from the chosen checkpoint if there is one; what the result says of it."""
+    stop: StopCheck,
+) -> tuple[dict[str, Any], bool]:
+    """Train the model, from the chosen checkpoint if there is one.
+
+    Returns what the result says of it, and whether it was stopped. Raises `Stopped` before the first step.
+    """
     before = None
     device = own_device()
     if not getattr(model, "is_quantized", False):
         model.to(device)
-    loader = batch_loader(rows, tokenizer, config)
-    first = _on(device, next(iter(loader)))
-    if choice is None:
-        start_from_data(model, (_on(device, batch) for batch in itertools.islice(loader, START_BATCHES)))
-    else:
-        run.forget_metrics_after(choice.step)
-        before = run.current.speedups
-    _stage(run, "training")
-    start = time.perf_counter()
-    texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    steps = total_steps(config, len(rows), processes())
     with contextlib.ExitStack() as stack:
-        speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
-        memory = _planned_memory(run, model, first)
+        with stop.interrupting():
+            loader = batch_loader(rows, tokenizer, config)
+            first = _on(device, next(iter(loader)))
+            if choice is None:
+                batches = itertools.islice(loader, START_BATCHES)
+                start_from_data(model, (_on(device, batch) for batch in batches))
+            else:
+                run.forget_metrics_after(choice.step)
+                before = Speedups.at_step(run.current.speedups, choice.step)
+            _stage(run, "training")
+            start = time.perf_counter()
+            texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
+            steps = total_steps(config, len(rows), processes())
+            speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
+            speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
+            memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
-        run.update(speedups=speedups.to_dict(), stage="training")
-        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=speedups.autocast)
+        run.update(speedups=speedups.record.to_dict(), stage="training")
+        autocast = speedups.record.autocast
+        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=autocast)
         trainer = build_trainer(
             model,
             config,
@@ -224,19 +248,20 @@ def _fit(
             parts=memory.parts,
         )
         trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
+        trainer.speedups = speedups
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
-        trainer.train(resume_from_checkpoint=str(choice.checkpoint) if choice else None)
+        stopped = train_until_stopped(trainer, progress, choice.checkpoint if choice else None, stop)
     return {
         "train_seconds": time.perf_counter() - start,
         "resumed_from": choice.step if choice else 0,
         "epochs": trainer.state.epoch,
-        "speedups": speedups.to_dict(),
+        "speedups": speedups.record.to_dict(),
         "batch_parts": trainer.parts,
         "gradient_checkpointing": memory.checkpointing,
         **progress.totals(),
-    }
+    }, stopped
 
 
 def _planned_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
@@ -296,11 +321,20 @@ def _stage(run: RunInTraining, name: str) -> None:
 
 
 def _evaluate(
-    folder: Path, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
+    folder: Path,
+    config: TrainConfig,
+    model: Any,
+    base: BaseModel,
+    data: LabelledText,
+    loss: Loss | None,
+    stop: StopCheck,
 ) -> dict[str, Any]:
-    """The result on every test row, whose outputs are written into the folder, and what made it."""
+    """The result on every test row, whose outputs are written into the folder, and what made it.
+
+    Raises `Stopped`.
+    """
     return {
-        **measure(folder, model, base.tokenizer, data, config.max_length, loss),
+        **measure(folder, model, base.tokenizer, data, config.max_length, loss, on_progress=stop),
         "parameters": count_model(model).to_dict(),
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),

@@ -13,6 +13,7 @@ from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.export.archives import folder_of
 from peft_core.export.hub.push import push as push_to_hub
+from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
@@ -77,9 +78,19 @@ class Workbench:
         return self.describe(self.find(run_id))
 
     def result_of(self, run_id: str | None) -> dict[str, Any]:
-        """What a run measured; empty for no run, and for one that has nothing yet or is gone."""
-        result = _or_none(lambda: self.find(run_id).result()) if run_id else None
-        return result.to_dict() if result else {}
+        """What a run measured; empty for no run, and for one that has no adapter or is gone.
+
+        Of a run that was not evaluated `problem_type` and `text_pair`, as its adapter says.
+        """
+        if not run_id:
+            return {}
+        result = _or_none(lambda: self.find(run_id).result())
+        if result is not None:
+            return result.to_dict()
+        classifier = _or_none(lambda: Classifier.read(self.find(run_id)))
+        return (
+            {"problem_type": classifier.problem_type, "text_pair": classifier.text_pair} if classifier else {}
+        )
 
     def describe(self, run: Run) -> dict[str, Any]:
         """As `status`, of a run at hand; parts whose files are lost are None."""

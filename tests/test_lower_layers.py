@@ -47,8 +47,8 @@ def test_layers_below_the_adapters_run_once(family: str, padded: bool, tmp_path:
     half = {name: value[2:5] for name, value in batch.items()}
     wanted, of_half = step(model, batch), step(model, half)
     texts, below = texts_of([batch], tmp_path), runs_of(encoder_layers(model)[0])
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert applied.record.lower_layers == 1
         below.clear()
         assert_same_step(step(model, batch), wanted)
         assert_same_step(step(model, half), of_half)  # in another batch
@@ -65,8 +65,8 @@ def test_a_head_alone_reads_what_the_whole_encoder_made_once(family: str, tmp_pa
     model, config = built(tmp_path / "model", family, method="head_only", **TWICE)
     batch = batch_of(model)
     wanted, below = step(model, batch), runs_of(encoder_layers(model)[-1])
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert done.lower_layers == 2
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert applied.record.lower_layers == 2
         below.clear()
         assert_same_step(step(model, batch), wanted)
         assert not below
@@ -79,8 +79,8 @@ def test_the_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
     other = {**one, "token_type_ids": (torch.arange(9) > 4).long().expand(6, 9)}
     wanted = step(model, one), step(model, other)
     assert wanted[0][0] != wanted[1][0]
-    with faster(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as applied:
+        assert applied.record.lower_layers == 1
         assert_same_step(step(model, one), wanted[0])
         assert_same_step(step(model, other), wanted[1])
 
@@ -105,8 +105,8 @@ def test_where_it_would_not_pay_or_not_be_the_same_every_layer_runs(
 ) -> None:
     model, config = built(tmp_path / "model", **{"top_layers": 1, **TWICE, **changes})
     batch = batch_of(model)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert not done.lower_layers
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert not applied.record.lower_layers
 
 
 def test_layers_that_share_their_weights_or_stand_on_what_is_trained_are_not_below(tmp_path: Path) -> None:
@@ -123,12 +123,12 @@ def test_more_than_the_disk_may_hold_is_not_kept(
     batch = batch_of(model)
     texts = texts_of([batch], tmp_path)
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4 - 1)
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert not done.lower_layers
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert not applied.record.lower_layers
     assert "no room" in capsys.readouterr().out
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4)
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert applied.record.lower_layers == 1
 
 
 def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +140,8 @@ def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LowerLayers, "_write", full)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert not done.lower_layers and done.first_token
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert not applied.record.lower_layers and applied.record.first_token
         assert_same_step(step(model, batch), wanted)
     assert model.training and not [m for m in model.modules() if "forward" in vars(m)]
 
@@ -154,8 +154,8 @@ def test_below_half_width_layers_the_step_stays_about_the_same(
     model, config = built(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
     wanted = step(model, batch)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert done.dtype == "bfloat16" and done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert applied.record.dtype == "bfloat16" and applied.record.lower_layers == 1
         assert step(model, batch)[0] == pytest.approx(wanted[0], abs=0.02)
 
 

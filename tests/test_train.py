@@ -25,7 +25,7 @@ from peft_core.errors import DataError, ModelError, RunError
 from peft_core.inference.predictor import Predictor
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
-from peft_core.runs.checkpoints import can_continue
+from peft_core.runs.checkpoints import can_continue, list_checkpoints, step_of
 from peft_core.train import train
 from peft_core.training import trainer
 
@@ -300,7 +300,13 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert process.wait(timeout=30) == 0
     state = run.state()
     assert state.status == "KILLED"
-    assert 0 < run.result()["steps"] < state.max_steps
+    step = step_of(list_checkpoints(run.checkpoints)[0])
+    assert 20 < step < state.max_steps
+    assert state.notes == [
+        f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
+        f"were not evaluated. Continue goes on from step {step} and evaluates them."
+    ]
+    assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
 
 

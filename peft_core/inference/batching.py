@@ -11,6 +11,7 @@ from peft_core.errors import ModelError
 from peft_core.progress import unheard
 
 BATCH_TEXTS = 256  # the most of a batch
+TOKENIZED_TEXTS = 500  # at a time
 # Tokens of a batch with its padding: on a CPU what its cache holds of the widest layer, elsewhere more.
 CPU_TOKENS, OTHER_TOKENS = 1024, 16384
 
@@ -62,9 +63,7 @@ def batched_outputs(
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
     """What `outputs` makes of each padded batch, (texts, width), as one float32 array in the texts' order."""
-    sides = [texts] if text_pairs is None else [texts, text_pairs]
-    short = [[cut(text, max_length) for text in side] for side in sides]
-    rows = tokenizer(*short, truncation=True, max_length=max_length)
+    rows = _tokenized(tokenizer, texts, text_pairs, max_length, progress)
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
     out, done = None, 0
     for chosen in batches(lengths, CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS):
@@ -76,6 +75,25 @@ def batched_outputs(
         done += int(lengths[chosen].sum())
         progress(done / int(lengths.sum()))
     return out
+
+
+def _tokenized(
+    tokenizer: Any,
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    max_length: int,
+    progress: Callable[[float], None],
+) -> dict[str, list[list[int]]]:
+    """Unpadded tokens by name, some texts at a time: one call for many of them could not be interrupted."""
+    sides = [texts] if text_pairs is None else [texts, text_pairs]
+    rows: dict[str, list[list[int]]] = {}
+    for start in range(0, len(texts), TOKENIZED_TEXTS):
+        short = [[cut(text, max_length) for text in side[start : start + TOKENIZED_TEXTS]] for side in sides]
+        for name, values in tokenizer(*short, truncation=True, max_length=max_length).items():
+            rows.setdefault(name, []).extend(values)
+        if start:
+            progress(0.0)
+    return rows
 
 
 def batches(

@@ -239,7 +239,11 @@ class _Job:
 
 
 def _trained_columns(run: Run) -> dict[str, Any]:
-    return run.result().get("data", {}).get("columns", {})
+    """The columns that a run was trained on; empty for a run that was stopped, or has lost its result."""
+    try:
+        return run.result().get("data", {}).get("columns", {})
+    except RunError:
+        return {}
 
 
 def _guess_text(columns: list[str], rows: Chunk) -> str | None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.pictures.pieces import duration, message, settings_line, speed
+from peft_core.pictures.pieces import duration, message, settings_line, speed, speedup_failure
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import FINISHED, KILLED
 
@@ -23,10 +23,12 @@ def result_card(description: Mapping[str, Any]) -> str:
     result, status = description["result"], description["status"]
     title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
     if result is None:
-        why = description.get("error") or "Stopped before there was anything to keep."
-        return f'<div class="result">{title}{message(why, "error" if status != KILLED else "note")}</div>'
+        why = description.get("error") or " ".join(description.get("notes") or ())
+        why = why or "Stopped before there was anything to keep."
+        kind = "error" if status != KILLED else "note"
+        return f'<div class="result">{title}{message(why, kind)}{speedup_failure(description)}</div>'
     stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
-    return f"""<div class="result" data-testid="result">{title}{stopped}
+    return f"""<div class="result" data-testid="result">{title}{stopped}{speedup_failure(result)}
 <div class="figures">{_figures(result)}</div>
 <div class="errors">{errors(result)}</div>
 <p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
@@ -194,6 +196,9 @@ def _label_bars(shares: Mapping[str, float]) -> str:
 
 
 def _number_bar(value: float, limits: Sequence[float]) -> str:
+    """Nothing for a run that was stopped before it kept the limits: the number is the answer already."""
+    if not limits:
+        return ""
     low, high = limits
     share = min(1.0, max(0.0, (value - low) / (high - low))) if high > low else 0.5
     return _bar_row(f"{low:,g}", share, f"{high:,g}")

@@ -1,7 +1,7 @@
 """The checkpoints of a run as files: which there are, which are whole, and which one a run continues from.
 
-A checkpoint appears by one rename, with a manifest of its files and the run's inputs among them. Before one is
-used every file is compared with that manifest, and the next older one stands in where it is damaged.
+A checkpoint appears by one rename, with a manifest of its files and the run's inputs among them. Before one
+is used every file is compared with that manifest, and the next older one stands in where it is damaged.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,8 @@ def choose_checkpoint(run: Run) -> CheckpointChoice | None:
             skipped.append(f"{checkpoint.name} was skipped: {error}")
     if skipped:
         raise DamagedError(
-            f"No checkpoint of {run.run_id!r} is whole ({' '.join(skipped)}); train it as a new run with its settings."
+            f"No checkpoint of {run.run_id!r} is whole ({' '.join(skipped)}); train it as a new run with its "
+            "settings."
         )
     return None
 

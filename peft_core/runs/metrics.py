@@ -38,7 +38,9 @@ def read_metrics(folder: Path) -> MetricsLog:
         row = _row(line)
         if row is None or (checked and row.pop(_CHECK, None) != _check(check, row)):
             return MetricsLog(
-                rows, check, f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there."
+                rows,
+                check,
+                f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there.",
             )
         rows, check = [*rows, row], _check(check, row)
     return MetricsLog(rows, check, "")

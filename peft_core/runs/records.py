@@ -122,7 +122,7 @@ class RunResult(Record):
 
     def get(self, name: str, default: Any = None) -> Any:
         """An entry by its name, or the default."""
-        return self[name] if name in self else default
+        return self.to_dict().get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, without the entries of other problem types."""

@@ -23,7 +23,7 @@ from peft_core.files import atomic_folder
 from peft_core.process_identity import command_line, is_same_process, own_identity
 from peft_core.records import read_json, read_record, read_sealed, write_sealed
 from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
-from peft_core.runs.records import FAILED, RUNNING, RunResult, RunState
+from peft_core.runs.records import FAILED, KILLED, RUNNING, RunResult, RunState
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
 
@@ -102,7 +102,7 @@ class Run:
 
     @contextlib.contextmanager
     def new_folder(self, folder: Path) -> Iterator[Path]:
-        """A staging folder to fill; with its manifest it takes the place of a folder of this run at the end."""
+        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`."""
         with atomic_folder(folder) as staging:
             yield staging
             manifests.write_manifest(staging)
@@ -121,6 +121,7 @@ class Run:
     def result(self) -> RunResult:
         """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
+            self.refuse_unevaluated()
             raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
         with self._named():
             if not self.is_version_0:
@@ -130,6 +131,13 @@ class Run:
             if measured and present and measured != present:
                 raise DamagedError("its result is of another adapter than the one in adapter/; continue it.")
         return result
+
+    def refuse_unevaluated(self) -> None:
+        """Raise RunError for a stopped run that keeps an adapter, but never evaluated its test rows."""
+        if self.has_adapter and not self.evaluation.is_file() and self.state().status == KILLED:
+            raise RunError(
+                f"The run {self.run_id!r} was stopped before its test rows were evaluated; continue it first."
+            )
 
     def state(self) -> RunState:
         """What the run does now. A run whose process died without a word, or whose status is lost, reads
@@ -297,5 +305,7 @@ class RunInTraining(Run):
 
 
 def _died(state: RunState) -> str:
-    where = f" at step {state.step} of {state.max_steps}" if state.step else f" while {state.stage or 'starting'}"
+    where = (
+        f" at step {state.step} of {state.max_steps}" if state.step else f" while {state.stage or 'starting'}"
+    )
     return f"The training process ended without a word{where}: it was killed, or memory or the disk ran out."

@@ -11,7 +11,7 @@ from peft_core.errors import RunError
 from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
-from peft_core.runs.records import ENDED, SCHEDULED, RunState
+from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
 
 _SHARED_FOLDERS = (".uploads", ".tokens")
@@ -48,7 +48,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
 
 
 def delete(runs_dir: Path, run_id: str) -> None:
-    """Remove a run and all its files; it disappears from the list at once. RunError while it waits or trains."""
+    """Remove a run and all its files; it leaves the list at once. RunError while it waits or trains."""
     run = find(runs_dir, run_id)
     state = run.state()
     if state.status not in ENDED:
@@ -62,11 +62,15 @@ def delete(runs_dir: Path, run_id: str) -> None:
 
 
 def sweep(runs_dir: Path) -> int:
-    """Remove what dead processes left half-written in the folder of runs and in each run; returns how many."""
+    """Remove what dead processes left half-written beside the runs and in each run; returns how many."""
     swept = sum(map(sweep_staging, [runs_dir, *(runs_dir / name for name in _SHARED_FOLDERS)]))
     for run in list_runs(runs_dir):
         swept += sum(map(sweep_staging, [run.folder, run.checkpoints, run.folder / "downloads"]))
-        if run.state().status in ENDED:
+        status = run.state().status
+        if status == FINISHED and run.checkpoints.is_dir() and not run.is_version_0:
+            remove_tree(run.checkpoints)  # of a process that died just after it had finished
+            swept += 1
+        if status in ENDED:
             for name in _STAGING_OF_VERSION_0:
                 if (run.folder / name).exists():
                     remove_tree(run.folder / name)

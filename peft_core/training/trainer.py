@@ -17,14 +17,16 @@ from peft_core.adapters import optimizer_of
 from peft_core.config import TrainConfig
 from peft_core.files import atomic_folder
 from peft_core.losses import LabelScale, Loss
+from peft_core.machine import is_out_of_memory
 from peft_core.manifests import write_manifest
 from peft_core.metrics import task_metrics
 from peft_core.problems import decide
 from peft_core.runs import Run
-from peft_core.runs.checkpoints import STATE_FILE, remove_older
+from peft_core.runs.checkpoints import STATE_FILE, list_checkpoints, remove_older, step_of
 from peft_core.schedule import curve_steps, loss_steps, total_steps
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
 from peft_core.training.checkpoints import load_trained, save_trained
+from peft_core.training.fallback import AppliedSpeedups, Speedups, set_random_state
 from peft_core.training.inputs import RunInputs, write_inputs
 from peft_core.training.processes import as_the_leader, leads, processes, rank
 from peft_core.training.speedups import uncompiled
@@ -51,6 +53,8 @@ class RunTrainer(Trainer):
         self._loader, self.inputs = loader, inputs
         self.parts = parts
         self.tell_parts: Callable[[int], None] = lambda parts: None
+        self.speedups = AppliedSpeedups(self.model, Speedups(), contextlib.ExitStack())
+        self.check_stop: Callable[[], None] = lambda: None
 
     def get_train_dataloader(self) -> DataLoader:
         return prepare_data_loader(  # whose batches are this process's own already
@@ -65,10 +69,16 @@ class RunTrainer(Trainer):
         return found * (texts / self.args.train_batch_size) if model.training else found
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's, in as many parts as memory wants: their gradients add up to the whole batch's.
+        """As Trainer's; repeated in the plain form if it fails in a faster one.
+
+        Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
+        """
+        return self.speedups.run(lambda: self._step_in_parts(model, inputs), self.state.global_step)
+
+    def _step_in_parts(self, model: Any, inputs: Any) -> torch.Tensor:
+        """In as many parts as memory wants: their gradients add up to the whole batch's.
 
         Several processes do not split: each step of one has to meet a step of every other.
-        Returns the mean loss of the batch's texts, so that the curve of the training loss is of one unit.
         """
         step, texts = super().training_step, len(inputs["labels"])
         while True:
@@ -85,9 +95,36 @@ class RunTrainer(Trainer):
             print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
             self.tell_parts(self.parts)
 
+    def prediction_step(self, *given: Any, **named: Any) -> Any:
+        self.check_stop()
+        step = super().prediction_step
+        return self.speedups.run(lambda: step(*given, **named), self.state.global_step)
+
     def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
         with uncompiled():
             return super().evaluate(*given, **named)
+
+    def save_stopped(self, tokens: int, random: list[torch.Tensor], *, small: bool) -> None:
+        """Save a checkpoint of the last whole step where that helps.
+
+        An earlier checkpoint is enough where saving takes long (not `small`), and where the curve has no
+        point at this step yet: a run that continues here would never get it.
+
+        Args:
+            tokens: Seen after that step. A step or a curve that was left in the middle may have changed the
+            count.
+            random: The state of the random numbers after that step, for the same reason.
+            small: Whether a checkpoint takes a fraction of a second.
+        """
+        self.model.zero_grad()
+        folder, state = Path(self.args.output_dir), self.state
+        saved = [step_of(path) for path in list_checkpoints(folder)]
+        on_curve = state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps
+        lacks_point = on_curve and self.args.eval_strategy != "no"
+        if state.global_step not in saved and (not saved or (small and not lacks_point)):
+            state.num_input_tokens_seen = tokens
+            set_random_state(random)
+            self._save_checkpoint(self.model, None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -120,12 +157,6 @@ def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Te
     parts = min(parts, len(batch["labels"]))
     pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a step failed because a GPU, or the processor's memory, is full."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def batch_loader(
