@@ -146,7 +146,7 @@ class Run:
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the rows of steps that a run which continues from a checkpoint takes again, and the result."""

@@ -30,7 +30,7 @@ from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
+from peft_core.losses import LabelScale, Loss, check_objective, task_loss
 from peft_core.machine import expect_many_shapes
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
@@ -45,7 +45,7 @@ from peft_core.runs import (
     whole_folder,
     write_json,
 )
-from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
+from peft_core.schedule import START_BATCHES, evaluation_rows, total_steps
 from peft_core.training.checkpoints import latest_checkpoint, step_of
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
@@ -106,7 +106,7 @@ def failure_sentence(error: BaseException) -> str:
 def _setup_and_train(run: Run, config: TrainConfig) -> str:
     _stage(run, "reading the data")
     data = load_labelled_text(config)
-    check_class_weight(config, data.problem_type)
+    check_objective(config, data.problem_type)
     run.update(problem_type=data.problem_type)
     _stage(run, "loading the base model")
     set_seed(config.seed)
@@ -150,7 +150,8 @@ def _encoded(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
     rows = encode(data.train, tokenizer, config.max_length, cache)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
+    curve = data.validation.select(range(evaluated))
     if not len(curve):
         return rows, None
     curve = encode(curve, tokenizer, config.max_length, cache)
@@ -183,9 +184,9 @@ def _fit(
     _stage(run, "training")
     start = time.perf_counter()
     texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    steps = total_steps(config, len(rows), processes())
+    batches = total_steps(config, len(rows), processes()) * config.gradient_accumulation_steps
     with contextlib.ExitStack() as stack:
-        speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
+        speedups = stack.enter_context(faster(model, config, first, batches, before, texts))
         memory = _planned_memory(run, model, first)
         stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.to_dict(), stage="training")
@@ -198,7 +199,9 @@ def _fit(
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        kept = trainer.keeper.finish(model, trainer.state)
     return {
+        "kept": kept.to_dict(),
         "train_seconds": time.perf_counter() - start,
         "resumed_from": step_of(checkpoint) if checkpoint else 0,
         "epochs": trainer.state.epoch,
@@ -255,7 +258,7 @@ def _objective(
     scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
     if scale and not base.head_is_fresh:
         scale.take_out_of(model)
-    return task_loss(data.problem_type, config.class_weight, labels, model.config.num_labels), scale
+    return task_loss(config, data.problem_type, labels, model.config.num_labels), scale
 
 
 def _stage(run: Run, name: str) -> None:
