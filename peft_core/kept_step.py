@@ -7,7 +7,7 @@ from typing import Any
 
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
-from peft_core.problems import LOWER_IS_BETTER, METRICS, TITLES, headline
+from peft_core.problems import LOWER_IS_BETTER, METRICS, REGRESSION, TITLES, headline
 
 
 class Reason(StrEnum):
@@ -82,9 +82,11 @@ class KeptStep:
 def metric_for_best(config: TrainConfig, problem_type: str) -> str:
     """The metric that decides which step is best: the configured one, or the problem type's headline.
 
+    With balanced class weights it is macro-F1, since the headline hardly sees a rare label.
     Raises ConfigError for one that this problem type does not have.
     """
-    metric = config.metric_for_best_model or headline(problem_type)
+    balanced = config.class_weight != "none" and problem_type != REGRESSION
+    metric = config.metric_for_best_model or ("macro_f1" if balanced else headline(problem_type))
     known = ("loss", *METRICS[problem_type])
     if metric not in known:
         raise ConfigError(

@@ -199,7 +199,7 @@ def _fit(
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        kept = trainer.keeper.finish(model, trainer.state)
+        kept = trainer.finish()
     return {
         "kept": kept.to_dict(),
         "train_seconds": time.perf_counter() - start,

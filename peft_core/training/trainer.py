@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 from peft_core.adapters import optimizer_of
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
-from peft_core.kept_step import metric_for_best
+from peft_core.kept_step import KeptStep, metric_for_best
 from peft_core.losses import LabelScale, Loss
 from peft_core.metrics import task_metrics
 from peft_core.problems import decide
@@ -126,6 +126,20 @@ class RunTrainer(Trainer):
             raise self._divergence(f"{name} is {measured[name]}", self.state.global_step + 1)
         return norm
 
+    def _check_values(self) -> None:
+        """Raise if the optimizer made a value that is not finite: in every process alike, so none waits.
+
+        A loss does not always show it: torch's attention returns numbers for a query of NaN.
+        """
+        damaged = first_not_finite(named_values(self.model, self.optimizer))
+        if damaged:
+            raise self._divergence(f"{damaged} is not finite", self.state.global_step)
+
+    def finish(self) -> KeptStep:
+        """After training: leave the model with the weights to keep, and say which they are."""
+        self._check_values()
+        return self.keeper.finish(self.model, self.state)
+
     def _divergence(self, what: str, step: int) -> ModelError:
         kept = [step_of(checkpoint) for checkpoint in list_checkpoints(Path(self.args.output_dir))]
         return divergence_error(what, step, self.model, self.args.learning_rate, kept)
@@ -140,6 +154,7 @@ class RunTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """In Trainer's place, and where its early stopping would stand: nothing is saved if training ends."""
+        self._check_values()
         keeper, step = self.keeper, self.state.global_step
         keeper.evaluated(self.model, self.state, metrics)
         self.state.best_metric, self.state.best_global_step = keeper.best.value, keeper.best.step or None
@@ -164,9 +179,7 @@ class RunTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        damaged = first_not_finite(named_values(self.model, self.optimizer))
-        if damaged:  # in every process alike, so none waits for another
-            raise self._divergence(f"{damaged} is not finite", self.state.global_step)
+        self._check_values()
         folder, everyone = Path(self.args.output_dir), self.accelerator.wait_for_everyone
         name = f"checkpoint-{self.state.global_step}"
         self._staging = folder / ".staging"
