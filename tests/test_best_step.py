@@ -44,10 +44,10 @@ import os, signal, sys
 from peft_core import train
 from peft_core.training.trainer import RunTrainer
 step_of = RunTrainer._get_grad_norm
-def killed(self, *given):
+def killed(self, *given, **named):
     if self.state.global_step + 1 == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return step_of(self, *given)
+    return step_of(self, *given, **named)
 RunTrainer._get_grad_norm = killed
 sys.exit(train.main([sys.argv[1]]))
 """
@@ -100,14 +100,17 @@ def same_weights(one: Run, other: Run) -> bool:
 
 
 METHODS = ("lora", "adalora", "full", "p_tuning", "head_only")
+RATES = {"full": 1e-3}  # at which it learns the training rows by heart
 
 
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft 0.21, of any AdaLoRA adapter
 @pytest.mark.parametrize("arithmetic", ["fast", "plain"])
 @pytest.mark.parametrize("method", METHODS)
 def test_exported_adapter_of_the_best_step_reproduces_its_validation_numbers(
     method: str, arithmetic: str, fit: Callable[..., Run]
 ) -> None:
-    run = fit(noise(), **OVERFITTING, method=method, arithmetic=arithmetic)
+    changes = {**OVERFITTING, "learning_rate": RATES.get(method, 0.02)}
+    run = fit(noise(), **changes, method=method, arithmetic=arithmetic)
     step, curve, result = kept(run), evaluations(run), run.result()
     assert step.reason == Reason.BEST and step.trained_steps == step.max_steps == result["steps"] == 80
     assert step.step < 80 or method in ("adalora", "head_only", "p_tuning")
@@ -160,7 +163,14 @@ def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
     method: str, settings: dict[str, Any], noise_folder: str, tmp_path: Path
 ) -> None:
     config = TrainConfig.from_dict(
-        {**settings, **OVERFITTING, "dataset_name": noise_folder, "method": method, "eval_steps": 7}
+        {
+            **settings,
+            **OVERFITTING,
+            "learning_rate": RATES.get(method, 0.02),
+            "dataset_name": noise_folder,
+            "method": method,
+            "eval_steps": 7,
+        }
     )
     whole = runs.create(tmp_path, config)
     done = python("-m", "peft_core.train", str(whole.folder))
@@ -262,7 +272,7 @@ def test_stopped_run_keeps_the_best_step_so_far(
 def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     def flip(self: Run, row: dict[str, Any]) -> None:
         path = self.folder / "checkpoints" / BEST
-        if row["step"] == 80 and path.is_file():
+        if row["step"] == 80 and "eval_loss" in row:
             data = bytearray(path.read_bytes())
             data[-1] ^= 1
             path.write_bytes(data)

@@ -19,7 +19,7 @@ from peft_core import runs, train
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.tokens import encode
-from peft_core.encoder import load_base
+from peft_core.encoder import load_base, set_dropout
 from peft_core.errors import ConfigError
 from peft_core.limits import Limits
 from peft_core.losses import balanced_weights, task_loss
@@ -57,6 +57,7 @@ def gradients(settings: dict[str, Any], tmp_path: Path) -> Measure:
         data = load_labelled_text(config)
         torch.manual_seed(0)
         base = load_base(config.model_name_or_path, None, data.label_names)
+        set_dropout(base.model, 0.0)
         rows = encode(data.train, base.tokenizer, config.max_length, None)
         arguments = training_arguments(run, config, len(rows), curve=None, autocast=False)
         loss = task_loss(config, data.problem_type, data.train["label"][:], 2)
@@ -143,10 +144,10 @@ def test_accumulating_run_continues_to_the_same_weights(
     train.train(whole.folder)
     norm = RunTrainer._get_grad_norm
 
-    def killed(self: RunTrainer, *given: Any) -> Any:
+    def killed(self: RunTrainer, *given: Any, **named: Any) -> Any:
         if self.state.global_step == killed_at:
             raise KeyboardInterrupt
-        return norm(self, *given)
+        return norm(self, *given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunTrainer, "_get_grad_norm", killed)
@@ -272,4 +273,4 @@ def test_base_model_with_two_labels_is_smoothed_as_its_own_loss_would(tmp_path: 
     labels = torch.tensor([0, 1])
     outputs = base.model(**tokens, labels=labels)
     loss = task_loss(TrainConfig(label_smoothing_factor=1e-7), SINGLE, labels.numpy(), 2)
-    assert float(loss(outputs, labels)) == pytest.approx(float(outputs.loss), rel=1e-5)
+    assert loss(outputs, labels).item() == pytest.approx(outputs.loss.item(), rel=1e-5)
