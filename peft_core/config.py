@@ -28,6 +28,10 @@ REMEDIES = {
 }
 COMPILES = ("auto", "on", "off")
 ARITHMETIC = ("fast", "plain")
+BEST_METRICS = (
+    "loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "micro_f1", "subset_accuracy", "spearman",
+    "pearson", "mae", "rmse",
+)  # fmt: skip
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -83,7 +87,7 @@ class TrainConfig:
     validation_split: str = setting(
         "validation",
         "Validation split",
-        "The split that the curves show; held out of the training rows if absent.",
+        "The split that the curves show and the best step is chosen on; held out if absent.",
     )
     eval_split: str = setting(
         "test",
@@ -208,10 +212,41 @@ class TrainConfig:
     per_device_train_batch_size: int = setting(
         16,
         "Batch size",
-        "Texts per step on average; batches hold about as many tokens.",
+        "Texts per batch on average; batches hold about as many tokens.",
         minimum=1,
         maximum=1024,
     )
+    gradient_accumulation_steps: int = setting(
+        1, "Accumulated batches", "Batches whose gradients make one step: a larger batch in less memory.",
+        minimum=1, maximum=1024,
+    )  # fmt: skip
+    max_grad_norm: float = setting(
+        1.0, "Max gradient norm", "A step's gradient is scaled down to this norm; 0 leaves it as it is.",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
+    label_smoothing_factor: float = setting(
+        0.0, "Label smoothing", "Share of each target that is spread evenly over the labels.",
+        minimum=0.0, maximum=0.9,
+    )  # fmt: skip
+    eval_steps: int | None = setting(
+        None, "Evaluation interval", "Steps between evaluations on validation rows; four in all when empty.",
+        minimum=1, maximum=1_000_000,
+    )  # fmt: skip
+    load_best_model_at_end: bool = setting(
+        True, "Keep the best step", "End with the weights of the evaluation that was best on validation rows."
+    )
+    metric_for_best_model: str | None = setting(
+        None, "Best by", "What decides which step is best; the task's first metric when empty.",
+        choices=BEST_METRICS,
+    )  # fmt: skip
+    early_stopping_patience: int = setting(
+        0, "Patience", "Stop after this many evaluations in a row without improvement; 0 never does.",
+        minimum=0, maximum=1000,
+    )  # fmt: skip
+    early_stopping_threshold: float = setting(
+        0.0, "Least improvement", "A smaller change of the metric does not count as one for the patience.",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
     max_length: int = setting(
         128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
     )
@@ -273,55 +308,6 @@ class TrainConfig:
 
 
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(TrainConfig)}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a public demo allows, so that strangers can share one small machine."""
-
-    max_train_samples: int = 4000
-    max_eval_samples: int = 1000
-    max_length: int = 256
-    max_steps: int = 1000
-    max_characters: int = 2000
-    max_waiting: int = 5
-    max_upload_bytes: int = 10_000_000
-    max_upload_rows: int = 20_000
-    max_uploads: int = 20
-
-    def describe(self) -> str:
-        """One sentence for the page."""
-        return (
-            f"Public demo: models from the list, data from the list or your own files, at most "
-            f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
-            f"{self.max_steps:,} steps, {self.max_length} tokens and {self.max_characters:,} "
-            "characters a text; one training at a time; everyone sees every run."
-        )
-
-    def describe_uploads(self) -> str:
-        """One sentence for whoever uploads a file."""
-        return (
-            f"Files may have {self.max_upload_bytes / 1e6:,.0f} MB and {self.max_upload_rows:,} rows; the "
-            f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
-        )
-
-    def check(self, config: TrainConfig, rows: int | None = None) -> None:
-        """Raise ConfigError if a config asks for more than a public demo gives.
-
-        `rows` are those that the data set has, where they are known: it cannot be trained on more.
-        """
-        for name in ("max_train_samples", "max_eval_samples", "max_length"):
-            value, limit = getattr(config, name), getattr(self, name)
-            if value > limit:
-                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
-        most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
-        steps = math.ceil(most / config.per_device_train_batch_size)
-        steps = math.ceil(steps * config.num_train_epochs)
-        if steps > self.max_steps:
-            raise ConfigError(
-                f"These settings make {steps:,} steps; this public demo allows at most {self.max_steps:,}. "
-                "Take fewer rows or epochs, or a larger batch."
-            )
 
 
 def _plain(number: float) -> str:

@@ -30,7 +30,8 @@ def measure(
 ) -> dict[str, Any]:
     """The result on every test row, beside a baseline; the rows are written into the folder.
 
-    `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
+    `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts,
+    `validation` (metrics, `eval_loss` and `rows` of the validation rows, if there are any), and
     one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
     several: the same without the matrix; a number: `points`, `train_label_range`.
     `on_progress` is called after each batch, and what it raises passes. Raises ModelError for a model that
@@ -43,9 +44,11 @@ def measure(
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
     write_rows(folder / "evaluation.parquet", data.eval.to_dict(), logits, task)
+    measured: dict[str, Any] = {}
     if len(data.validation):
-        held = _logits(model, tokenizer, data.validation, max_length, on_progress)
-        write_rows(folder / "validation.parquet", data.validation.to_dict(), held, task)
+        validation = _logits(model, tokenizer, data.validation, max_length, on_progress)
+        write_rows(folder / "validation.parquet", data.validation.to_dict(), validation, task)
+        measured = {"validation": _validation_metrics(data, validation, train, loss)}
     return {
         "problem_type": task,
         **task_metrics(task, predicted, true),
@@ -56,6 +59,19 @@ def measure(
         "text_pair": "text_pair" in data.eval.column_names,
         "train_rows": len(data.train),
         "eval_rows": len(data.eval),
+        **measured,
+    }
+
+
+def _validation_metrics(
+    data: LabelledText, logits: np.ndarray, train: np.ndarray, loss: Loss | None
+) -> dict[str, Any]:
+    """The problem type's metrics, `eval_loss` and `rows` of every validation row."""
+    problem_type, true = data.problem_type, label_array(data.validation, data.problem_type)
+    return {
+        **task_metrics(problem_type, decide(logits, problem_type), true),
+        "eval_loss": eval_loss(problem_type, _as_trained(problem_type, logits, train), true, loss),
+        "rows": len(data.validation),
     }
 
 

@@ -27,7 +27,7 @@ from peft_core.inference.review import search_rows
 from peft_core.inference.sharing import ModelCache, SharedWeights
 from peft_core.inference.suspects import suspected_labels
 from peft_core.inference.vectors import Neighbours
-from peft_core.losses import check_class_weight
+from peft_core.losses import check_objective
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -74,7 +74,7 @@ def check(settings: dict[str, Any]) -> None:
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
-        check_class_weight(config, load_labelled_text(config).problem_type)
+        check_objective(config, load_labelled_text(config).problem_type)
     try:
         counts.count_parameters(config)
     except DataError:

@@ -31,7 +31,7 @@ from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropou
 from peft_core.errors import PeftCoreError, RunError
 from peft_core.files import DISK_FULL, is_disk_full, remove_tree, write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
+from peft_core.losses import LabelScale, Loss, check_objective, task_loss
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
@@ -39,7 +39,7 @@ from peft_core.results import label_array, measure
 from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining, RunResult
 from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
 from peft_core.runs.run import RESULT_FILE
-from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
+from peft_core.schedule import START_BATCHES, evaluation_rows, total_steps
 from peft_core.sources import hub_commit
 from peft_core.training.fallback import Speedups
 from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
@@ -110,7 +110,7 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     with stop.interrupting():
         _stage(run, "reading the data")
         data = load_labelled_text(config)
-        check_class_weight(config, data.problem_type)
+        check_objective(config, data.problem_type)
         run.update(problem_type=data.problem_type)
         _stage(run, "loading the base model")
         set_seed(config.seed)
@@ -185,7 +185,8 @@ def _encoded(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
     rows = encode(data.train, tokenizer, config.max_length, cache)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
+    curve = data.validation.select(range(evaluated))
     if not len(curve):
         return rows, None
     curve = encode(curve, tokenizer, config.max_length, cache)
@@ -227,8 +228,8 @@ def _fit(
             _stage(run, "training")
             start = time.perf_counter()
             texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-            steps = total_steps(config, len(rows), processes())
-            speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
+            forward_passes = total_steps(config, len(rows), processes()) * config.gradient_accumulation_steps
+            speedups = stack.enter_context(faster(model, config, first, forward_passes, before, texts))
             speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
             memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
@@ -253,7 +254,9 @@ def _fit(
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
         stopped = train_until_stopped(trainer, progress, choice.checkpoint if choice else None, stop)
+        kept = {} if stopped else {"kept": trainer.finish().to_dict()}
     return {
+        **kept,
         "train_seconds": time.perf_counter() - start,
         "resumed_from": choice.step if choice else 0,
         "epochs": trainer.state.epoch,
@@ -310,7 +313,7 @@ def _objective(
     scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
     if scale and not base.head_is_fresh:
         scale.take_out_of(model)
-    return task_loss(data.problem_type, config.class_weight, labels, model.config.num_labels), scale
+    return task_loss(config, data.problem_type, labels, model.config.num_labels), scale
 
 
 def _stage(run: RunInTraining, name: str) -> None:

@@ -17,6 +17,7 @@ from task_runs import TOPICS, labelled, number_rows, train_on
 from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
 from peft_core import runs
+from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.errors import ConfigError, DataError, ModelError
 from peft_core.inference.classifier import Classifier
@@ -242,7 +243,7 @@ def test_a_weighted_loss_is_the_same_however_its_rows_are_batched(task: str) -> 
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(30, 3))).float()
     labels = rng.integers(3, size=30) if task == SINGLE else rng.integers(2, size=(30, 3)).astype(float)
-    loss = task_loss(task, "balanced", labels, 3)
+    loss = task_loss(TrainConfig(class_weight="balanced"), task, labels, 3)
     true = torch.from_numpy(labels).to(torch.long if task == SINGLE else torch.float32)
     whole = loss({"logits": logits}, true, num_items_in_batch=torch.tensor(true.numel()))
     parts = sum(

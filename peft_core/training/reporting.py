@@ -1,5 +1,6 @@
 """What Trainer does, written into the run folder as it happens, and Stop as the run folder has it."""
 
+import math
 import time
 from typing import Any
 
@@ -80,7 +81,7 @@ class RunProgress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         kept = ("loss", "learning_rate", "grad_norm", "eval_loss", *(f"eval_{name}" for name in self.metrics))
-        row = {key: float(logs[key]) for key in kept if key in logs}
+        row = {key: float(logs[key]) for key in kept if key in logs and math.isfinite(logs[key])}
         if row:
             self.run.log_metrics(
                 {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row}
@@ -93,7 +94,8 @@ def trained_numbers(model: Any) -> int:
 
 
 def log_result(run: RunInTraining, result: dict[str, Any]) -> None:
-    """The result as a point of its own: it is of the test rows, the curve of the validation rows."""
+    """The result as a point of its own, at the step kept: it is of the test rows, the curve of the validation
+    rows."""
     row = {f"test_{name}": result[name] for name in METRICS[result["problem_type"]]}
-    row["test_loss"] = result["eval_loss"]
-    run.log_metrics({"step": result["steps"], "epoch": result["epochs"], "time": time.time(), **row})
+    row["test_loss"], kept = result["eval_loss"], result["kept"]
+    run.log_metrics({"step": kept["step"], "epoch": kept["epoch"], "time": time.time(), **row})

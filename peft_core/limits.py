@@ -1,0 +1,64 @@
+"""Limits: what a public demo allows, so that strangers can share one small machine."""
+
+import math
+from dataclasses import dataclass
+
+from peft_core.config import TrainConfig
+from peft_core.errors import ConfigError
+from peft_core.schedule import evaluations_of
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a public demo allows, so that strangers can share one small machine."""
+
+    max_train_samples: int = 4000
+    max_eval_samples: int = 1000
+    max_length: int = 256
+    max_steps: int = 1000
+    max_evaluations: int = 20
+    max_characters: int = 2000
+    max_waiting: int = 5
+    max_upload_bytes: int = 10_000_000
+    max_upload_rows: int = 20_000
+    max_uploads: int = 20
+
+    def describe(self) -> str:
+        """One sentence for the page."""
+        return (
+            f"Public demo: models from the list, data from the list or your own files, at most "
+            f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
+            f"{self.max_steps:,} steps, {self.max_length} tokens and {self.max_characters:,} "
+            "characters a text; one training at a time; everyone sees every run."
+        )
+
+    def describe_uploads(self) -> str:
+        """One sentence for whoever uploads a file."""
+        return (
+            f"Files may have {self.max_upload_bytes / 1e6:,.0f} MB and {self.max_upload_rows:,} rows; the "
+            f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
+        )
+
+    def check(self, config: TrainConfig, rows: int | None = None) -> None:
+        """Raise ConfigError if a config asks for more than a public demo gives.
+
+        `rows` are those that the data set has, where they are known: it cannot be trained on more.
+        """
+        for name in ("max_train_samples", "max_eval_samples", "max_length"):
+            value, limit = getattr(config, name), getattr(self, name)
+            if value > limit:
+                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
+        most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
+        batches = math.ceil(most / config.per_device_train_batch_size)
+        batches = math.ceil(batches * config.num_train_epochs)  # accumulating them makes them no cheaper
+        if batches > self.max_steps:
+            raise ConfigError(
+                f"These settings make {batches:,} steps; this public demo allows at most "
+                f"{self.max_steps:,}. Take fewer rows or epochs, or a larger batch."
+            )
+        evaluations = evaluations_of(config, most)
+        if evaluations > self.max_evaluations:
+            raise ConfigError(
+                f"eval_steps is {config.eval_steps}, which makes {evaluations:,} evaluations; this public "
+                f"demo allows at most {self.max_evaluations}. Take a larger interval, or leave it empty."
+            )
