@@ -25,6 +25,14 @@ REMEDIES = {
     "conflicts": "Leave out texts that carry different labels",
     "leakage": "Leave out training rows whose text is also judged on",
     "small_classes": "Leave out labels with too few rows to split",
+    "label_spelling": "Make one label of those that differ only in case or spaces",
+    "shared_texts": "Leave out training rows that share one text of a pair with rows judged on",
+}
+DECIMAL_MARKS = {"point": "Point, as in 1,234.5", "comma": "Comma, as in 1.234,5"}
+BASE_HEADS = {
+    "by_name": "Keep it, matched by label name",
+    "by_order": "Keep it, matched by order",
+    "fresh": "Start a fresh one",
 }
 COMPILES = ("auto", "on", "off")
 ARITHMETIC = ("fast", "plain")
@@ -99,6 +107,17 @@ class TrainConfig:
         None, "Second text column", "For pairs of texts, such as a question and an answer."
     )
     label_column: str | None = setting(None, "Label column", "Guessed from the data when empty.")
+    label_columns: tuple[str, ...] = setting(
+        (), "Label columns", "Several columns of 0 and 1, one for each label, instead of a label column."
+    )
+    decimal_mark: str | None = setting(
+        None, "Decimal mark", "Of the numbers in the label column; decided from all of them when empty.",
+        choices=tuple(DECIMAL_MARKS),
+    )  # fmt: skip
+    base_head: str = setting(
+        "by_name", "Head of the base model", "What becomes of a head that the base model brings.",
+        choices=tuple(BASE_HEADS),
+    )  # fmt: skip
     problem_type: str | None = setting(
         None, "Task", "Guessed from the labels when empty.", choices=tuple(PROBLEM_TYPES)
     )
@@ -273,55 +292,6 @@ class TrainConfig:
 
 
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(TrainConfig)}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a public demo allows, so that strangers can share one small machine."""
-
-    max_train_samples: int = 4000
-    max_eval_samples: int = 1000
-    max_length: int = 256
-    max_steps: int = 1000
-    max_characters: int = 2000
-    max_waiting: int = 5
-    max_upload_bytes: int = 10_000_000
-    max_upload_rows: int = 20_000
-    max_uploads: int = 20
-
-    def describe(self) -> str:
-        """One sentence for the page."""
-        return (
-            f"Public demo: models from the list, data from the list or your own files, at most "
-            f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
-            f"{self.max_steps:,} steps, {self.max_length} tokens and {self.max_characters:,} "
-            "characters a text; one training at a time; everyone sees every run."
-        )
-
-    def describe_uploads(self) -> str:
-        """One sentence for whoever uploads a file."""
-        return (
-            f"Files may have {self.max_upload_bytes / 1e6:,.0f} MB and {self.max_upload_rows:,} rows; the "
-            f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
-        )
-
-    def check(self, config: TrainConfig, rows: int | None = None) -> None:
-        """Raise ConfigError if a config asks for more than a public demo gives.
-
-        `rows` are those that the data set has, where they are known: it cannot be trained on more.
-        """
-        for name in ("max_train_samples", "max_eval_samples", "max_length"):
-            value, limit = getattr(config, name), getattr(self, name)
-            if value > limit:
-                raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
-        most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
-        steps = math.ceil(most / config.per_device_train_batch_size)
-        steps = math.ceil(steps * config.num_train_epochs)
-        if steps > self.max_steps:
-            raise ConfigError(
-                f"These settings make {steps:,} steps; this public demo allows at most {self.max_steps:,}. "
-                "Take fewer rows or epochs, or a larger batch."
-            )
 
 
 def _plain(number: float) -> str:

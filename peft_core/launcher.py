@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from peft_core import runs
-from peft_core.config import Limits, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.errors import RunError
+from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from peft_core import runs
-from peft_core.config import Limits, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.export.archives import folder_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.launcher import Launcher
+from peft_core.limits import Limits
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
 from peft_core.worker import Report, Worker, in_thread

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from peft_core.config import SETTINGS, Limits, TrainConfig
+from peft_core.config import SETTINGS, TrainConfig
 from peft_core.errors import ConfigError
+from peft_core.limits import Limits
 
 
 def test_defaults_survive_json() -> None:

@@ -11,9 +11,10 @@ import pytest
 from processes import wait_for
 
 from peft_core import runs
-from peft_core.config import Limits, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.launcher import Launcher
+from peft_core.limits import Limits
 from peft_core.runs import ENDED, Run
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from small_data import write_csv
 
-from peft_core.config import Limits, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.data import uploads
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.uploads import is_upload, store_upload, upload_label
 from peft_core.errors import ConfigError, DataError
+from peft_core.limits import Limits
 from peft_core.workbench import Workbench
 
 ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]

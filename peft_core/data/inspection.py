@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.data.audit import Tokens, audit
-from peft_core.data.columns import MULTI, REGRESSION, as_text, choose_columns
+from peft_core.data.column_questions import read_columns
+from peft_core.data.columns import MULTI, REGRESSION, as_text
 from peft_core.data.files import cell
 from peft_core.data.labelled import cut, load_labelled_text, on_hub
 from peft_core.data.preparing import tidy
@@ -73,7 +74,7 @@ def _column(cells: pd.Series) -> dict[str, Any]:
 
 def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     """Guesses in force, the labels of the training rows, the first rows as tokens, and the findings."""
-    columns = choose_columns(config, raw.frames[TRAIN], raw.class_names)
+    columns, questions = read_columns(config, raw)
     frames = tidy(raw, columns)
     train = frames[TRAIN]
     found: dict[str, Any] = {
@@ -89,7 +90,7 @@ def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     else:
         tokens = _tokens(train, tokenizer, config.max_length)
         found |= {"tokens": _histogram(tokens), "rows": _token_rows(train, tokenizer, config.max_length)}
-    findings = audit(frames, columns.problem_type, tokens)
+    findings = [*questions, *audit(frames, columns.problem_type, tokens)]
     return {**found, "findings": [finding.to_dict() for finding in findings]}
 
 

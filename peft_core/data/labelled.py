@@ -83,6 +83,8 @@ def expected_num_labels(config: TrainConfig) -> int:
         return 1
     if config.num_labels is not None:
         return config.num_labels
+    if config.label_columns:
+        return len(config.label_columns)
     if config.dataset_name in DATASETS:
         return len(DATASETS[config.dataset_name].label_names)
     if is_local_data(config.dataset_name):
