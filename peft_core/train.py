@@ -117,6 +117,7 @@ def _setup_and_train(run: Run, config: TrainConfig) -> str:
         named=data.named,
         problem_type=data.problem_type,
         bits=bits_of(config.to_dict()),
+        base_head=config.base_head,
     )
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     set_dropout(base.model, config.dropout)
@@ -294,6 +295,7 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, da
         head_is_fresh=base.head_is_fresh,
         problem_type=data.problem_type,
         text_pair="text_pair" in data.train.column_names,
+        head_change=base.head_change,
     )
     with whole_folder(run.folder / ".adapter", run.adapter) as staging:
         if isinstance(model, peft.PeftModel):

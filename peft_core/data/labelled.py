@@ -19,7 +19,8 @@ from peft_core.data.reading import (
     is_local_data,
     local_state,
 )
-from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
+from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
+from peft_core.data.text_keys import text_key
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import dataset_revision

@@ -24,7 +24,8 @@ from peft_core.data.columns import (
 from peft_core.data.files import shown
 from peft_core.data.pairs import group_pairs, group_strata, without_shared_texts
 from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
-from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
+from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
+from peft_core.data.text_keys import text_key
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS
 

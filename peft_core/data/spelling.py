@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from peft_core.data.findings import EXAMPLES, Finding, examples, names_of
-from peft_core.data.splits import text_key
+from peft_core.data.text_keys import text_key
 
 
 def spellings(splits: Mapping[str, pd.DataFrame], problem_type: str) -> dict[str, str]:
