@@ -12,7 +12,7 @@ _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ITEM = re.compile(rf"\s*(?:(?P<string>{_STRING})|(?P<comma>,)|(?P<word>[^\s,'\"\[\]]+))", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
 _ESCAPED = re.compile(  # what repr() writes; Python warns of any other escape
-    r"(?:[^\\]|\\(?:[\\'\"abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U000[0-9a-fA-F]{5}))*"
+    r"(?:[^\\]|\\(?:[\\'\"abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}))*"
 )
 _DIGITS = 300
 _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
