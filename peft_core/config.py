@@ -25,6 +25,14 @@ REMEDIES = {
     "conflicts": "Leave out texts that carry different labels",
     "leakage": "Leave out training rows whose text is also judged on",
     "small_classes": "Leave out labels with too few rows to split",
+    "label_spelling": "Make one label of those that differ only in case or spaces",
+    "shared_texts": "Leave out training rows that share one text of a pair with rows judged on",
+}
+DECIMAL_MARKS = {"point": "Point, as in 1,234.5", "comma": "Comma, as in 1.234,5"}
+BASE_HEADS = {
+    "by_name": "Keep it, matched by label name",
+    "by_order": "Keep it, matched by order",
+    "fresh": "Start a fresh one",
 }
 COMPILES = ("auto", "on", "off")
 ARITHMETIC = ("fast", "plain")
@@ -103,6 +111,17 @@ class TrainConfig:
         None, "Second text column", "For pairs of texts, such as a question and an answer."
     )
     label_column: str | None = setting(None, "Label column", "Guessed from the data when empty.")
+    label_columns: tuple[str, ...] = setting(
+        (), "Label columns", "Several columns of 0 and 1, one for each label, instead of a label column."
+    )
+    decimal_mark: str | None = setting(
+        None, "Decimal mark", "Of the numbers in the label column; decided from all of them when empty.",
+        choices=tuple(DECIMAL_MARKS),
+    )  # fmt: skip
+    base_head: str = setting(
+        "by_name", "Head of the base model", "What becomes of a head that the base model brings.",
+        choices=tuple(BASE_HEADS),
+    )  # fmt: skip
     problem_type: str | None = setting(
         None, "Task", "Guessed from the labels when empty.", choices=tuple(PROBLEM_TYPES)
     )

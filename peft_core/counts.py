@@ -16,6 +16,7 @@ from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
 from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
+from peft_core.heads import head_labels
 from peft_core.machine import gains_by_half, product_rate
 from peft_core.methods import METHODS, TRAINS_LAYERS, bits_of, virtual_tokens
 from peft_core.modules import (
@@ -141,13 +142,13 @@ def _arithmetic_dtype(config: TrainConfig) -> torch.dtype:
 def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     """What the form tells of an architecture before any weight is read, as JSON types.
 
-    `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of
-    the head that the checkpoint brings (None if it brings none); `head`, the parts that start untrained
-    without one; `modules`, each with name, label, roles, matches, shapes (out, in), rank_cost and trap.
+    `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of the
+    head that the checkpoint brings (None if it brings none), and its `head_names`; `head`, the parts that
+    start untrained without one; `modules`, each with name, label, roles, matches, shapes (out, in),
+    rank_cost and trap.
     """
     config = model_config(name, revision)
-    brings_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-    head_labels = config.num_labels if brings_head else None
+    labels = head_labels(config)
     model = skeleton(config, num_labels=2)
     choices = linear_modules(model)
     choices += [all_linear(model)] if choices else []
@@ -155,7 +156,8 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
         "model_type": config.model_type,
         "parameters": sum(p.numel() for p in model.base_model.parameters()),
         "max_length": max_input_length(config),
-        "head_labels": head_labels,
+        "head_labels": None if labels is None else len(labels),
+        "head_names": list(labels or ()),
         "head": list(head_modules(model)),
         "modules": [_choice_facts(choice) for choice in choices],
     }

@@ -1,7 +1,7 @@
 """The base model: its shape, its length, its head, and the parts that start untrained."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
-from peft_core.modules import HEAD_NAMES, whole_modules
+from peft_core.heads import BY_NAME, HeadChange, are_generic, head_labels, head_rows
+from peft_core.modules import HEAD_NAMES, output_layer, whole_modules
 from peft_core.presets import MODELS
 from peft_core.quantise import FULL, compute_in_float32, quantisation_arguments
-from peft_core.sources import Source, model_source
+from peft_core.sources import Source, is_local, model_source
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
 _OFFSET_POSITIONS = (  # families that number positions from the padding's id on
@@ -35,6 +37,7 @@ class BaseModel:
     tokenizer: Any
     untrained: tuple[str, ...]
     source: Source
+    head_change: HeadChange | None = None
 
     @property
     def head_is_fresh(self) -> bool:
@@ -62,6 +65,18 @@ def model_config(name: str, revision: str | None = None) -> Any:
             f"{name!r} is a {kind} model, which is no encoder; choose one like BERT, RoBERTa or ELECTRA."
         )
     return config
+
+
+def local_config(name: str, revision: str | None = None) -> Any | None:
+    """As `model_config`, but None for a model whose configuration is not on this machine yet."""
+    if name not in MODELS and not is_local(name):
+        try:
+            return AutoConfig.from_pretrained(
+                name, revision=revision, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError):
+            return None
+    return model_config(name, revision)
 
 
 def skeleton(config: Any, num_labels: int) -> nn.Module:
@@ -97,12 +112,14 @@ def load_base(
     named: bool = True,
     problem_type: str = "single_label_classification",
     bits: int = FULL,
+    base_head: str = BY_NAME,
 ) -> BaseModel:
     """The base model with a head for these labels; a head of another size is replaced by a fresh one.
 
-    A kept head is matched to the labels by order, after a check of their number. With `named` False (the data
-    holds bare numbers) a kept head keeps its own label names. A regression has one output and no labels.
-    With `bits` below 32 the encoder's matrices are quantised. Raises ModelError or HubError.
+    A head of the right size is kept, its rows in the order of the labels: by name, by order, or replaced by a
+    `fresh` one, as `base_head` says. With `named` False (the data holds bare numbers) a kept head keeps its
+    own label names. A regression has one output and no labels. With `bits` below 32 the encoder's matrices
+    are quantised. Raises ModelError (also where the names of head and data do not match) or HubError.
     """
     source = model_source(name, revision)
     quantised = _quantised(name, source, bits)
@@ -126,11 +143,67 @@ def load_base(
     compute_in_float32(model)
     model.name_or_path = model.config.name_or_path = source.name
     base = BaseModel(model, tokenizer, _untrained(report), source)
-    if named or base.head_is_fresh:
-        model.config.id2label = dict(enumerate(label_names))
-        model.config.label2id = {label: i for i, label in enumerate(label_names)}
+    names = tuple(label_names)
+    if not base.head_is_fresh:
+        head = tuple(name for _, name in sorted(model.config.id2label.items()))
+        rows = head_rows(label_names, head, problem_type, base_head, name)
+        base = _with_head_rows(base, rows)
+        if rows and not named and not are_generic(head):
+            names = tuple(head[row] for row in rows)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {label: i for i, label in enumerate(names)}
     model.config.problem_type = problem_type
     return base
+
+
+def plan_head(config: TrainConfig, labels: Sequence[str], problem_type: str) -> HeadChange | None:
+    """What will be changed of the head that the base model declares; None without one, or where it is kept.
+
+    Nothing but the configuration is read. Raises ModelError as `load_base`, or for a model that is none.
+    """
+    shape = model_config(config.model_name_or_path, config.revision)
+    head = head_labels(shape)
+    if head is None or len(head) != (len(labels) or 1):
+        return None
+    rows = head_rows(labels, head, problem_type, config.base_head, config.model_name_or_path)
+    if rows == tuple(range(len(head))):
+        return None
+    found = output_layer(skeleton(shape, len(head)), len(head))
+    return HeadChange(found[0], rows) if found else None
+
+
+def permute_head(model: nn.Module, change: HeadChange) -> None:
+    """Put the rows of a head's output layer into the order of the labels, or draw the layer anew.
+
+    A fresh layer is drawn as transformers does: normal with the model's initializer_range, bias zero.
+    """
+    layer = model.get_submodule(change.layer)
+    with torch.no_grad():
+        if change.rows is None:
+            nn.init.normal_(layer.weight, std=model.config.initializer_range)
+        else:
+            layer.weight.copy_(layer.weight[list(change.rows)].clone())
+        if layer.bias is not None and change.rows is None:
+            nn.init.zeros_(layer.bias)
+        elif layer.bias is not None:
+            layer.bias.copy_(layer.bias[list(change.rows)].clone())
+
+
+def _with_head_rows(base: BaseModel, rows: tuple[int, ...] | None) -> BaseModel:
+    """The base with its head's rows in this order, or with a fresh output layer for None."""
+    outputs = base.model.config.num_labels
+    if rows == tuple(range(outputs)):
+        return base
+    found = output_layer(base.model, outputs)
+    if found is None:
+        raise ModelError(
+            f"The head of {base.source.name!r} has no linear output layer, so its labels cannot be put into "
+            "another order; choose base_head by_order."
+        )
+    change = HeadChange(found[0], rows)
+    permute_head(base.model, change)
+    untrained = base.untrained if rows is not None else tuple(sorted({*base.untrained, found[0]}))
+    return replace(base, untrained=untrained, head_change=change)
 
 
 def set_dropout(model: nn.Module, share: float) -> None:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from peft_core.config import TrainConfig
-from peft_core.encoder import HEAD_NAMES
 from peft_core.errors import ConfigError, ModelError
 from peft_core.kept_step import metric_for_best
+from peft_core.modules import output_layer
 from peft_core.problems import REGRESSION, SINGLE
 
 Loss = Callable[..., torch.Tensor]
@@ -150,14 +150,7 @@ def _items(labels: torch.Tensor, num_items_in_batch: Any) -> Any:
 
 def _output_layer(model: nn.Module) -> nn.Linear:
     """The head's last linear layer, in PEFT's trained copy where there is one."""
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == 1
-        and any(part.endswith(HEAD_NAMES) for part in name.split("."))
-        and "original_module" not in name.split(".")
-    ]
-    if not found or found[-1].bias is None:
+    found = output_layer(model, 1)
+    if found is None or found[1].bias is None:
         raise ModelError("This model's head has no output layer with a bias, so it cannot learn numbers.")
-    return found[-1]
+    return found[1]

@@ -109,6 +109,19 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
+def output_layer(model: nn.Module, outputs: int) -> tuple[str, nn.Linear] | None:
+    """The path and the module of the head's last linear layer, in PEFT's trained copy where there is one."""
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == outputs
+        and any(part.endswith(HEAD_NAMES) for part in path.split("."))
+        and "original_module" not in path.split(".")
+    ]
+    return found[-1] if found else None
+
+
 def whole_modules(model: nn.Module) -> tuple[str, ...]:
     """The parts that may start untrained, so that they must keep full precision: the head and the pooler."""
     poolers = (path for path, _ in model.named_modules() if path.endswith(("pooler", "pooler.dense")))

@@ -14,6 +14,7 @@ from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
+from peft_core.encoder import plan_head
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
 from peft_core.export import making
 from peft_core.export.page.webpage import refresh_rule
@@ -74,7 +75,9 @@ def check(settings: dict[str, Any]) -> None:
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
-        check_objective(config, load_labelled_text(config).problem_type)
+        data = load_labelled_text(config)
+        check_objective(config, data.problem_type)
+        plan_head(config, data.label_names, data.problem_type)
     try:
         counts.count_parameters(config)
     except DataError:

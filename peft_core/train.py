@@ -123,6 +123,7 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
             named=data.named,
             problem_type=data.problem_type,
             bits=bits_of(config.to_dict()),
+            base_head=config.base_head,
         )
         inputs = inputs_of(config, data, base)
         _begin_or_check(run, choice, before, inputs)
@@ -363,6 +364,7 @@ def _save_adapter(
         head_is_fresh=base.head_is_fresh,
         problem_type=data.problem_type,
         text_pair="text_pair" in data.train.column_names,
+        head_change=base.head_change,
     )
     with run.new_folder(run.adapter) as staging:
         if isinstance(model, peft.PeftModel):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from app_server import Server
 from conftest import Open
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
+from tiny import make_tiny_bert
 
 from peft_core.runs import list_runs
 
+CASES = Path(__file__).parent / "cases"
 TONES = {
     "sehr gut": ["großartig", "wunderbar", "hervorragend", "excellent", "wonderful"],
     "gut": ["gut", "nett", "schön", "good", "nice"],
@@ -103,3 +105,67 @@ def test_uneven_labels_are_balanced_by_one_click(open_page: Open, tmp_path: Path
     page.click("#balance")
     expect(page.locator("#balance")).to_be_hidden()
     expect(page.locator("#class_weight input")).to_have_value("balanced")
+
+
+def choose(page: Page, name: str, label: str) -> None:
+    """Pick an option of a drop-down by its words."""
+    page.click(f"#{name} input")
+    page.get_by_role("option", name=label).click()
+
+
+def test_numbers_that_can_be_read_in_two_ways_are_answered_in_the_card(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    expect(page.get_by_test_id("data-facts")).to_be_visible(timeout=60_000)
+    expect(page.locator("#decimal_mark")).to_be_hidden()
+    page.locator("#upload input[type=file]").set_input_files(str(CASES / "ambiguous_numbers.csv"))
+    expect(page.get_by_test_id("findings")).to_contain_text("can be read in two ways", timeout=60_000)
+    expect(page.get_by_test_id("data-facts").get_by_role("alert")).to_contain_text("Choose the decimal mark")
+    choose(page, "decimal_mark", "Point, as in 1,234.5")
+    expect(page.get_by_test_id("data-preview")).to_contain_text("Numbers from 1100 to", timeout=60_000)
+    expect(page.get_by_test_id("data-facts")).to_contain_text("rows to learn from")
+    choose(page, "decimal_mark", "Comma, as in 1.234,5")
+    expect(page.get_by_test_id("data-preview")).to_contain_text("Numbers from 1.1 to", timeout=60_000)
+
+
+def test_columns_of_zero_and_one_are_several_labels_or_one(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    page.locator("#upload input[type=file]").set_input_files(str(CASES / "zero_one_columns.csv"))
+    facts = page.get_by_test_id("data-facts")
+    expect(facts).to_contain_text("Label columns: sound, price, service (guessed)", timeout=60_000)
+    page.locator("#label_columns").get_by_label("sound").check()
+    expect(facts).to_contain_text("Label columns: sound ·", timeout=60_000)
+    page.locator("#label_columns").get_by_label("price").check()
+    expect(facts).to_contain_text("Label columns: sound, price ·", timeout=60_000)
+    page.locator("#label_columns").get_by_label("sound").uncheck()
+    page.locator("#label_columns").get_by_label("price").uncheck()
+    expect(facts).to_contain_text("Label columns: sound, price, service (guessed)", timeout=60_000)
+    choose(page, "label_column", "service ·")
+    expect(facts).to_contain_text("Label column: service", timeout=60_000)
+    expect(facts).to_contain_text("One label a text")
+
+
+def test_labels_of_two_spellings_become_one_by_a_remedy(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    page.locator("#upload input[type=file]").set_input_files(str(CASES / "case_and_space.csv"))
+    expect(page.get_by_test_id("findings")).to_contain_text("differ only in case or spaces", timeout=60_000)
+    page.locator("#remedies").get_by_label("Make one label").check()
+    expect(page.locator("#remedies").get_by_label("Make one label")).to_be_checked()
+
+
+def test_a_head_with_other_names_is_asked_about(open_page: Open, tmp_path: Path) -> None:
+    model = make_tiny_bert(tmp_path / "model", num_labels=2)
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    page.locator("#upload input[type=file]").set_input_files(str(CASES / "case_and_space.csv"))
+    expect(page.get_by_test_id("findings")).to_contain_text("differ only in case", timeout=60_000)
+    page.locator("#remedies").get_by_label("Make one label").check()
+    page.get_by_role("button", name="1  Model").click()
+    page.fill("#model_name_or_path input", str(model))
+    page.locator("#model_name_or_path input").press("Enter")
+    expect(page.locator("#model-facts")).to_contain_text("LABEL_0, LABEL_1", timeout=60_000)
+    expect(page.get_by_test_id("findings")).to_contain_text("brings a head for", timeout=60_000)
+    choose(page, "base_head", "Keep it, matched by order")
+    expect(page.get_by_test_id("data-facts")).to_contain_text("head is kept", timeout=60_000)

@@ -8,7 +8,7 @@ import pytest
 from peft_core.config import REMEDIES
 from peft_core.data.audit import Finding, Tokens, apply_remedies, audit
 from peft_core.data.columns import MULTI, REGRESSION, SINGLE
-from peft_core.data.splits import text_key
+from peft_core.data.text_keys import text_key
 
 CLEAN = [
     ("A text about tea.", "yes"), ("A text about rain.", "yes"), ("A text about ink.", "yes"),

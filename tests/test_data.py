@@ -22,7 +22,7 @@ from peft_core.data.labelled import (
     expected_num_labels,
     load_labelled_text,
 )
-from peft_core.data.splits import text_key
+from peft_core.data.text_keys import text_key
 from peft_core.data.tokens import encode
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.presets import DATASETS, DatasetPreset, embedded_model_folder

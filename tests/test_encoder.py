@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert
+from tiny import FAMILIES, NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert, make_tiny_with_head
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -16,15 +16,18 @@ from transformers import (
 )
 
 from peft_core import sources
-from peft_core.config import EMBEDDED_MODEL
+from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.encoder import (
     check_max_length,
     load_base,
     max_input_length,
     model_config,
+    plan_head,
 )
 from peft_core.errors import ModelError, PeftCoreError
+from peft_core.heads import HeadChange
 from peft_core.presets import embedded_model_folder
+from peft_core.problems import SINGLE
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,54 @@ def test_what_starts_untrained_is_named(tiny_model: Path, tmp_path: Path) -> Non
     assert base.head_is_fresh
 
 
-def test_a_head_that_fits_is_kept_and_matched_by_order(tmp_path: Path) -> None:
+def test_load_base_plural_label_names_keep_the_head(tmp_path: Path) -> None:
     stars = make_tiny_bert(tmp_path / "stars")
-    named = load_base(str(stars), None, YELP_LABELS)
-    assert (named.untrained, named.head_is_fresh) == ((), False)
-    assert list(named.model.config.id2label.values()) == YELP_LABELS
-    bare = load_base(str(stars), None, ["1", "2", "3", "4", "5"], named=False)
-    assert bare.model.config.id2label == NLPTOWN_LABELS
+    base = load_base(str(stars), None, YELP_LABELS)
+    assert (base.untrained, base.head_is_fresh, base.head_change) == ((), False, None)
+    assert list(base.model.config.id2label.values()) == YELP_LABELS
+    numbers = load_base(str(stars), None, ["1", "2", "3", "4", "5"], named=False)
+    assert numbers.model.config.id2label == NLPTOWN_LABELS and numbers.head_change is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load_base_labels_in_another_order_permutes_the_logits(family: str, tmp_path: Path) -> None:
+    """A model that says positive by its first output says so by the second, if that is positive's."""
+    folder = make_tiny_with_head(tmp_path / family, family, ("POSITIVE", "neutral", "Negative"))
+    plain, permuted = (
+        load_base(str(folder), None, names)
+        for names in (("positive", "neutral", "negative"), ("negative", "positive", "neutral"))
+    )
+    assert plain.head_change is None and permuted.head_change.rows == (2, 0, 1)
+    assert permuted.model.config.id2label == {0: "negative", 1: "positive", 2: "neutral"}
+    inputs = plain.tokenizer(["The food was awful and the room was nice."], return_tensors="pt")
+    with torch.no_grad():
+        before, after = (base.model.eval()(**inputs).logits[0] for base in (plain, permuted))
+    assert torch.equal(after, before[[2, 0, 1]])
+    config = TrainConfig(model_name_or_path=str(folder))
+    assert plan_head(config, ("negative", "positive", "neutral"), SINGLE) == permuted.head_change
+
+
+def test_load_base_unmatched_label_names_asks(tmp_path: Path) -> None:
+    folder = str(make_tiny_bert(tmp_path / "head", num_labels=2))
+    question = r"for 'LABEL_0', 'LABEL_1', .* has 'bad', 'good'.*base_head: by_order .*'bad' as 'LABEL_0'"
+    with pytest.raises(ModelError, match=question):
+        load_base(folder, None, ["bad", "good"])
+    with pytest.raises(ModelError, match=question):
+        plan_head(TrainConfig(model_name_or_path=folder), ("bad", "good"), SINGLE)
+    kept = load_base(folder, None, ["bad", "good"], base_head="by_order")
+    assert not kept.head_is_fresh and kept.head_change is None
+    assert kept.model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_load_base_fresh_head_draws_the_output_layer_anew(tmp_path: Path) -> None:
+    folder = str(make_tiny_bert(tmp_path / "head", num_labels=2))
+    kept = load_base(folder, None, ["bad", "good"], base_head="by_order").model.classifier
+    fresh = load_base(folder, None, ["bad", "good"], base_head="fresh")
+    assert fresh.head_is_fresh and fresh.untrained == ("classifier",)
+    assert fresh.head_change == HeadChange("classifier", None)
+    assert not torch.equal(fresh.model.classifier.weight, kept.weight)
+    assert 0.01 < fresh.model.classifier.weight.std().item() < 0.04
+    assert not fresh.model.classifier.bias.any()
 
 
 def test_a_head_of_another_size_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:

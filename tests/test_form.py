@@ -157,7 +157,7 @@ def test_the_buttons_take_attention_or_everything(family: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("nlptown/bert-base-multilingual-uncased-sentiment", "Brings a head for 5 labels; with other labels"),
+        ("nlptown/bert-base-multilingual-uncased-sentiment", "5 stars); with other labels classifier"),
         ("answerdotai/ModernBERT-base", "Reads up to 8,192 tokens. Starts untrained: classifier."),
         ("microsoft/deberta-v3-base", "Starts untrained: pooler, classifier."),
         ("FacebookAI/roberta-base", "a strong English default"),

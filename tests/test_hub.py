@@ -138,7 +138,7 @@ def test_the_articles_recipe_from_end_to_end(hub: HubServer, client: Client, tmp
     result, commit = run.result(), hub.find("model", MODEL, None).sha
     assert run.state().status == "FINISHED"
     assert (result["train_rows"], result["eval_rows"]) == (80, 40)
-    assert result["labels"] == YELP_LABELS, "the head is kept, its labels matched by order"
+    assert result["labels"] == YELP_LABELS, "the head is kept, its labels matched by name"
     assert (result["head_is_fresh"], result["untrained"]) == (False, [])
     assert result["base_revision"] == commit
     adapter = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))

@@ -24,7 +24,9 @@ from peft_core.export.script.data import rows_come_from
 from peft_core.export.script.facts import ModelFacts, RunFacts
 from peft_core.export.script.model import base_lines, load_block, method_block
 from peft_core.export.script.source import imports_of
+from peft_core.heads import HeadChange
 from peft_core.inference.batching import batched_logits
+from peft_core.inference.classifier import Classifier
 from peft_core.methods import METHODS, unworkable_on
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.rows import judged_rows
@@ -161,14 +163,32 @@ def test_every_task_is_measured_the_same(task: str, train_here: Callable[..., Ru
     assert_same(run, tmp_path / "script", run_script(run, tmp_path / "script"))
 
 
-@pytest.mark.parametrize("outputs", [5, 2, 1], ids=["replaced", "kept", "of numbers"])
-def test_a_head_that_the_base_brings_is_replaced_or_kept_as_the_run_does(
-    outputs: int, train_here: Callable[..., Run], tmp_path: Path
+@pytest.mark.parametrize(
+    ("head", "base_head", "change"),
+    [
+        (["a", "b", "c", "d", "e"], "by_name", None),
+        (["bad", "good"], "by_name", None),
+        (["GOOD", "Bad"], "by_name", HeadChange("classifier", (1, 0))),
+        (["LABEL_0", "LABEL_1"], "by_order", None),
+        (["LABEL_0", "LABEL_1"], "fresh", HeadChange("classifier", None)),
+        (["value"], "by_name", None),
+    ],
+    ids=["other size", "same order", "other order", "by order", "fresh", "number"],
+)
+def test_script_with_a_head_of_the_base_trains_to_the_same_weights(
+    head: list[str],
+    base_head: str,
+    change: HeadChange | None,
+    train_here: Callable[..., Run],
+    tmp_path: Path,
 ) -> None:
-    base = str(make_tiny_bert(tmp_path / "base", num_labels=outputs))
+    names = dict(enumerate(head))
+    base = str(make_tiny_bert(tmp_path / "base", num_labels=len(head), id2label=names))
     numbers = {"dataset_name": rows_in(tmp_path / "rows", number_rows), "problem_type": REGRESSION}
-    run = train_here(**FEW, model_name_or_path=base, **(numbers if outputs == 1 else {}))
-    assert run.result()["head_is_fresh"] == (outputs == 5)
+    extra = numbers if len(head) == 1 else {}
+    run = train_here(**FEW, model_name_or_path=base, base_head=base_head, **extra)
+    assert run.result()["head_is_fresh"] == (len(head) == 5 or base_head == "fresh")
+    assert Classifier.read(run).head_change == change
     assert_same(run, tmp_path / "script", run_script(run, tmp_path / "script"))
 
 

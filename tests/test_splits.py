@@ -11,7 +11,8 @@ from small_data import write_csv
 from peft_core.config import TrainConfig
 from peft_core.data.columns import MULTI, REGRESSION, SINGLE
 from peft_core.data.labelled import load_labelled_text
-from peft_core.data.splits import hold_out, strata, text_key
+from peft_core.data.splits import hold_out, strata
+from peft_core.data.text_keys import text_key
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 counts = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 60), min_size=1)

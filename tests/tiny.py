@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def make_tiny(folder: Path, family: str, **config: Any) -> Path:
     """Save a random encoder of a family without a head, the same at each call, and a tokenizer for it."""
     _save(folder, AutoModel, tiny_config(family, **config))
     return folder
+
+
+def make_tiny_with_head(folder: Path, family: str, labels: Sequence[str]) -> Path:
+    """Save a random classifier of a family with a head for these labels, and its tokenizer."""
+    config = tiny_config(family)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    return _save(folder, AutoModelForSequenceClassification, config)
 
 
 def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:

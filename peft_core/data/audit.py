@@ -6,35 +6,22 @@ Rows are a frame with the columns `text`, `text_pair`, `label` (as `columns.labe
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from peft_core.data.columns import MULTI, REGRESSION, SINGLE, is_empty
+from peft_core.data.columns import REGRESSION, SINGLE, is_empty
+from peft_core.data.findings import EXAMPLES, Finding, examples, judged_texts, names_of, row_count
+from peft_core.data.pairs import shared_texts
+from peft_core.data.spelling import label_spelling, with_one_spelling
 
-EXAMPLES = 3
 SHORT = 3  # letters
 IMBALANCE = 10.0  # times that the most frequent label has the rows of the rarest
 UNKNOWN_SHARE = 0.03  # of tokens; a tokenizer of the texts' language stays far below
 PIECES = 1.65  # tokens a word; measured on an English tokenizer: reviews 1.1, German 1.9, Russian 4.4
 TRUNCATED_SHARE = 0.05
 Frames = dict[str, pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One doubt: how many rows, a few of them, one sentence, and a safe remedy's name if there is one."""
-
-    kind: str
-    count: int
-    examples: tuple[str, ...]
-    sentence: str
-    remedy: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return {**asdict(self), "examples": list(self.examples)}
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,10 @@ def audit(
     whole = {role: rows[~missing(rows)] for role, rows in splits.items()}
     found = [
         _empty(splits),
+        label_spelling(whole, problem_type),
         _conflicts(whole["train"]),
         _leakage(whole),
+        shared_texts(whole),
         _small_classes(whole, problem_type),
         _duplicates(whole),
         _short(whole["train"]),
@@ -108,7 +97,7 @@ def small_labels(splits: Mapping[str, pd.DataFrame], problem_type: str) -> list[
         return []
     texts: dict[str, set[str]] = {}
     for key, label in zip(splits["train"]["key"], splits["train"]["label"], strict=True):
-        for name in _names(label, problem_type):
+        for name in names_of(label, problem_type):
             texts.setdefault(name, set()).add(key)
     small = {name for name, keys in texts.items() if len(keys) < 2 and "test" not in splits}
     judged = [_label_names(rows, problem_type) for role, rows in splits.items() if role != "train"]
@@ -124,7 +113,7 @@ def _empty(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
     rows = pd.concat([rows[missing(rows)] for rows in splits.values()])
     if not len(rows):
         return None
-    return Finding("empty", len(rows), _examples(rows), f"{_rows(rows)} without text or label.", "empty")
+    return Finding("empty", len(rows), examples(rows), f"{row_count(rows)} without text or label.", "empty")
 
 
 def _conflicts(train: pd.DataFrame) -> Finding | None:
@@ -132,8 +121,8 @@ def _conflicts(train: pd.DataFrame) -> Finding | None:
     if not len(rows):
         return None
     texts = rows["key"].nunique()
-    words = f"{texts:,} text{'s' * (texts > 1)} with more than one label ({_rows(rows)})."
-    return Finding("conflicts", len(rows), _examples(rows), words, "conflicts")
+    words = f"{texts:,} text{'s' * (texts > 1)} with more than one label ({row_count(rows)})."
+    return Finding("conflicts", len(rows), examples(rows), words, "conflicts")
 
 
 def _conflicting(rows: pd.DataFrame) -> set[str]:
@@ -147,18 +136,13 @@ def _comparable(label: Any) -> Any:
 
 
 def _leakage(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
-    rows = pd.concat([splits[role][splits[role]["key"].isin(judged)] for role, judged in _judged_on(splits)])
+    rows = pd.concat(
+        [splits[role][splits[role]["key"].isin(judged)] for role, judged in judged_texts(splits)]
+    )
     if not len(rows):
         return None
-    words = f"{_rows(rows)} to learn from whose text is also in the validation or test rows."
-    return Finding("leakage", len(rows), _examples(rows), words, "leakage")
-
-
-def _judged_on(splits: Mapping[str, pd.DataFrame]) -> list[tuple[str, set[str]]]:
-    """Roles, each with the texts that must not be in it."""
-    keys = {role: set(splits[role]["key"]) if role in splits else set() for role in ("validation", "test")}
-    found = [("train", keys["validation"] | keys["test"])]
-    return found + [("validation", keys["test"])] * ("validation" in splits)
+    words = f"{row_count(rows)} to learn from whose text is also in the validation or test rows."
+    return Finding("leakage", len(rows), examples(rows), words, "leakage")
 
 
 def _small_classes(splits: Mapping[str, pd.DataFrame], problem_type: str) -> Finding | None:
@@ -169,12 +153,12 @@ def _small_classes(splits: Mapping[str, pd.DataFrame], problem_type: str) -> Fin
     named = ", ".join(map(repr, small[:EXAMPLES])) + ("…" if len(small) > EXAMPLES else "")
     many = len(small) > 1
     words = f"{len(small):,} label{'s' * many} with too few texts to learn from and be judged on: {named}."
-    return Finding("small_classes", len(rows), _examples(rows), words, "small_classes")
+    return Finding("small_classes", len(rows), examples(rows), words, "small_classes")
 
 
 def _has_any(rows: pd.DataFrame, labels: Sequence[str], problem_type: str) -> pd.Series:
     wanted = set(labels)
-    return rows["label"].map(lambda label: bool(wanted & set(_names(label, problem_type)))).astype(bool)
+    return rows["label"].map(lambda label: bool(wanted & set(names_of(label, problem_type)))).astype(bool)
 
 
 def _duplicates(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
@@ -185,8 +169,8 @@ def _duplicates(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
         int(rows[["text"]].assign(label=rows["label"]).duplicated().sum()) for rows in splits.values()
     )
     same = "letter for letter" if exact >= len(rows) else f"{exact:,} of them letter for letter"
-    words = f"{_rows(rows)} repeating an earlier one ({same})."
-    return Finding("duplicates", len(rows), _examples(rows), words, "duplicates")
+    words = f"{row_count(rows)} repeating an earlier one ({same})."
+    return Finding("duplicates", len(rows), examples(rows), words, "duplicates")
 
 
 def _repeated(rows: pd.DataFrame) -> pd.Series:
@@ -197,11 +181,13 @@ def _short(train: pd.DataFrame) -> Finding | None:
     rows = train[train["text"].str.strip().str.len() < SHORT] if len(train) else train
     if not len(rows):
         return None
-    return Finding("short", len(rows), _examples(rows), f"{_rows(rows)} with a text below {SHORT} letters.")
+    return Finding(
+        "short", len(rows), examples(rows), f"{row_count(rows)} with a text below {SHORT} letters."
+    )
 
 
 def _imbalance(train: pd.DataFrame, problem_type: str) -> Finding | None:
-    counts = Counter(name for label in train["label"] for name in _names(label, problem_type))
+    counts = Counter(name for label in train["label"] for name in names_of(label, problem_type))
     if problem_type == REGRESSION or len(counts) < 2:
         return None
     (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
@@ -240,31 +226,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def _rows(rows: pd.DataFrame) -> str:
-    return f"{len(rows):,} row{'s' * (len(rows) != 1)}"
-
-
-def _examples(rows: pd.DataFrame) -> tuple[str, ...]:
-    """A few rows with their places, short enough to be read at a glance."""
-    found = []
-    for index, text, label in zip(rows.index, rows["text"], rows["label"], strict=True):
-        if len(found) == EXAMPLES:
-            break
-        short = " ".join((text or "").split())
-        short = short if len(short) <= 60 else short[:59] + "…"
-        words = " + ".join(label) if isinstance(label, tuple) else "no label" if label is None else label
-        found.append(f"{index[0]} row {index[1]}: “{short}” {words}")
-    return tuple(found)
-
-
-def _names(label: Any, problem_type: str) -> tuple[str, ...]:
-    if label is None or problem_type == REGRESSION:
-        return ()
-    return label if problem_type == MULTI else (label,)
-
-
 def _label_names(rows: pd.DataFrame, problem_type: str) -> set[str]:
-    return {name for label in rows["label"] for name in _names(label, problem_type)}
+    return {name for label in rows["label"] for name in names_of(label, problem_type)}
 
 
 def _without_empty(splits: Frames, problem_type: str) -> Frames:
@@ -283,7 +246,7 @@ def _without_duplicates(splits: Frames, problem_type: str) -> Frames:
 
 
 def _without_leakage(splits: Frames, problem_type: str) -> Frames:
-    judged = dict(_judged_on(splits))
+    judged = dict(judged_texts(splits))
     return {role: rows[~rows["key"].isin(judged.get(role, set()))] for role, rows in splits.items()}
 
 
@@ -304,6 +267,7 @@ def _without_small_classes(splits: Frames, problem_type: str) -> Frames:
 
 
 _REMEDIES: dict[str, Callable[[Frames, str], Frames]] = {
+    "label_spelling": with_one_spelling,
     "empty": _without_empty,
     "conflicts": _without_conflicts,
     "duplicates": _without_duplicates,

@@ -12,13 +12,17 @@ from transformers import AutoTokenizer
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.data.audit import Tokens, audit
-from peft_core.data.columns import MULTI, REGRESSION, as_text, choose_columns
+from peft_core.data.column_questions import read_columns
+from peft_core.data.columns import MULTI, REGRESSION, as_text, is_empty
 from peft_core.data.files import cell
-from peft_core.data.labelled import cut, load_labelled_text, on_hub
+from peft_core.data.findings import Finding
+from peft_core.data.label_lists import as_flag
+from peft_core.data.labelled import LabelledText, cut, load_labelled_text, on_hub
 from peft_core.data.preparing import tidy
 from peft_core.data.reading import TRAIN, RawRows, peek_rows, read_rows
-from peft_core.encoder import has_tokenizer
-from peft_core.errors import DataError, PeftCoreError
+from peft_core.encoder import has_tokenizer, local_config
+from peft_core.errors import DataError, ModelError, PeftCoreError
+from peft_core.heads import head_labels, head_rows
 from peft_core.sources import is_local, model_source
 
 MOST_ROWS = 20_000  # of a split that are looked at
@@ -53,7 +57,9 @@ def inspect(config: TrainConfig) -> dict[str, Any]:
     try:
         found |= _of_rows(config, some)
         if not peeked:
-            found |= _of_training(config)
+            data = load_labelled_text(config)
+            found |= _of_training(data)
+            _add_head(config, data, found)
     except PeftCoreError as error:
         found["error"] = str(error)
     return found
@@ -68,12 +74,18 @@ def _spread(raw: RawRows) -> RawRows:
 def _column(cells: pd.Series) -> dict[str, Any]:
     texts = [value if isinstance(value, str) else as_text(value) for value in cells.iloc[:1000]]
     samples = [_short(text, _SAMPLE_LENGTH) for text in dict.fromkeys(texts) if text.strip()][:3]
-    return {"name": str(cells.name), "samples": samples, "distinct": len(set(texts))}
+    flags = {as_flag(value) for value in cells if not is_empty(value)}
+    return {
+        "name": str(cells.name),
+        "samples": samples,
+        "distinct": len(set(texts)),
+        "zero_one": flags == {False, True},
+    }
 
 
 def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     """Guesses in force, the labels of the training rows, the first rows as tokens, and the findings."""
-    columns = choose_columns(config, raw.frames[TRAIN], raw.class_names)
+    columns, questions = read_columns(config, raw)
     frames = tidy(raw, columns)
     train = frames[TRAIN]
     found: dict[str, Any] = {
@@ -89,14 +101,30 @@ def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     else:
         tokens = _tokens(train, tokenizer, config.max_length)
         found |= {"tokens": _histogram(tokens), "rows": _token_rows(train, tokenizer, config.max_length)}
-    findings = audit(frames, columns.problem_type, tokens)
+    findings = [*questions, *audit(frames, columns.problem_type, tokens)]
     return {**found, "findings": [finding.to_dict() for finding in findings]}
 
 
-def _of_training(config: TrainConfig) -> dict[str, Any]:
+def _of_training(data: LabelledText) -> dict[str, Any]:
     """What training would use: rows by role after remedies, split and sample, and what was left out."""
-    record = load_labelled_text(config).record
-    return {name: record[name] for name in ("used", "dropped", "held_out", "train_labels")}
+    return {name: data.record[name] for name in ("used", "dropped", "held_out", "train_labels")}
+
+
+def _add_head(config: TrainConfig, data: LabelledText, found: dict[str, Any]) -> None:
+    """How a head that the base brings meets these labels: `head`, or a finding that asks and an error."""
+    shape = local_config(config.model_name_or_path, config.revision)
+    head = head_labels(shape) if shape else None
+    if head is None or len(head) != data.num_labels:
+        return
+    name, labels = config.model_name_or_path, data.label_names
+    try:
+        rows = head_rows(labels, head, data.problem_type, config.base_head, name)
+    except ModelError as error:
+        question = Finding("base_head", len(head), head[:3], str(error), setting="base_head", blocks=True)
+        found["findings"] = [question.to_dict(), *found["findings"]]
+        found["error"] = str(error)
+    else:
+        found["head"] = {"labels": list(head), "rows": None if rows is None else list(rows)}
 
 
 def _labels(train: pd.DataFrame, problem_type: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from peft_core.data.reading import (
     is_local_data,
     local_state,
 )
-from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
+from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
+from peft_core.data.text_keys import text_key
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import dataset_revision
@@ -83,6 +84,8 @@ def expected_num_labels(config: TrainConfig) -> int:
         return 1
     if config.num_labels is not None:
         return config.num_labels
+    if config.label_columns:
+        return len(config.label_columns)
     if config.dataset_name in DATASETS:
         return len(DATASETS[config.dataset_name].label_names)
     if is_local_data(config.dataset_name):

@@ -10,26 +10,30 @@ import pandas as pd
 
 from peft_core.config import REMEDIES, TrainConfig
 from peft_core.data.audit import apply_remedies, missing, small_labels
+from peft_core.data.column_questions import read_columns
 from peft_core.data.columns import (
     MULTI,
     REGRESSION,
     Columns,
-    choose_columns,
+    as_text,
     is_empty,
     label_order,
     labels_of,
+    labels_of_columns,
 )
 from peft_core.data.files import shown
+from peft_core.data.pairs import group_pairs, group_strata, without_shared_texts
 from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
-from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata, text_key
+from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
+from peft_core.data.text_keys import text_key
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS
 
 MOST_LABELS = 1000
 _ROW_SETTINGS = (
     "dataset_name", "dataset_config_name", "train_split", "validation_split", "eval_split", "split_seed",
-    "text_column", "text_pair_column", "label_column", "problem_type", "label_separator", "num_labels",
-    "remedies",
+    "text_column", "text_pair_column", "label_column", "label_columns", "problem_type", "label_separator",
+    "decimal_mark", "num_labels", "remedies",
 )  # fmt: skip
 
 
@@ -61,14 +65,14 @@ def tidy(raw: RawRows, columns: Columns) -> dict[str, pd.DataFrame]:
     """
     tidied = {}
     for role, frame in raw.frames.items():
-        for column in (columns.text, columns.label, columns.text_pair):
-            if column is not None and column not in frame.columns:
+        for column in columns.names:
+            if column not in frame.columns:
                 has = ", ".join(frame.columns)
                 raise DataError(f"The {role} rows have no column {column!r}; they have {has}.")
         rows = {"text": _texts(frame, columns.text)}
         if columns.text_pair is not None:
             rows["text_pair"] = _texts(frame, columns.text_pair)
-        rows["label"] = labels_of(frame[columns.label], columns, raw.class_names.get(columns.label))
+        rows["label"] = _labels(frame, columns, raw.class_names)
         pairs = rows.get("text_pair", [None] * len(frame))
         rows["key"] = [text_key(text, pair) for text, pair in zip(rows["text"], pairs, strict=True)]
         found = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in rows.items()})
@@ -89,14 +93,21 @@ def _prepared(config: TrainConfig, raw: RawRows) -> Prepared:
     for role, frame in raw.frames.items():
         if not len(frame):
             raise DataError(f"The {role} split of {config.dataset_name!r} holds no rows; add some.")
-    columns = choose_columns(config, raw.frames[TRAIN], raw.class_names)
+    columns, findings = read_columns(config, raw)
+    question = next((finding.sentence for finding in findings if finding.blocks), None)
+    if question:
+        raise DataError(question)
     frames, dropped = apply_remedies(tidy(raw, columns), config.remedies, columns.problem_type)
     _check_whole(frames, columns)
-    names, named = _names(config, frames, columns, raw.class_names.get(columns.label), dropped)
+    declared = columns.label_names or raw.class_names.get(columns.label)
+    names, named = _names(config, frames, columns, declared, dropped)
     held = [role for role in (TEST, VALIDATION) if role not in raw.frames]
     preset = config.dataset_name in DATASETS
+    grouped_by = None
     if not preset:
-        frames = _split(frames, columns.problem_type, config.split_seed)
+        frames, grouped_by = _split(frames, columns.problem_type, config.split_seed)
+    if "shared_texts" in config.remedies and columns.text_pair is not None:
+        frames = _part_texts(frames, dropped)
     record = {
         **raw.record,
         "columns": columns.to_dict(),
@@ -104,26 +115,62 @@ def _prepared(config: TrainConfig, raw: RawRows) -> Prepared:
         "dropped": dropped,
         "held_out": held,
         "split_seed": config.split_seed,
+        "grouped_by": grouped_by,
         "rows": {role: len(rows) for role, rows in frames.items()},
     }
     return Prepared(frames, columns, names, named, record, raw.sampled)
 
 
-def _split(frames: Mapping[str, pd.DataFrame], kind: str, seed: int) -> dict[str, pd.DataFrame]:
-    """Test and validation rows held out of the training rows where the source has none."""
+def _split(
+    frames: Mapping[str, pd.DataFrame], kind: str, seed: int
+) -> tuple[dict[str, pd.DataFrame], str | None]:
+    """Test and validation rows held out of the training rows where the source has none.
+
+    Also what the rows of a pair were grouped by (`pairs.Grouping`); None for single texts.
+    """
     frames, whole = dict(frames), len(frames[TRAIN])
+    groups = pd.Series(list(frames[TRAIN]["key"]), index=range(whole), dtype=object)
+    grouped_by = None
+    if "text_pair" in frames[TRAIN]:
+        grouping = group_pairs(list(groups))
+        groups, grouped_by = pd.Series(grouping.groups, dtype=object), grouping.by
     if TEST not in frames:
-        rows = frames[TRAIN]
-        held = hold_out(list(rows["key"]), strata(list(rows["label"]), kind), TEST_SHARE, seed, at_least=1)
-        frames[TRAIN], frames[TEST] = _parted(rows, held)
+        held = _held_out(frames[TRAIN], groups, kind, TEST_SHARE, seed, at_least=1)
+        frames[TRAIN], frames[TEST] = _parted(frames[TRAIN], held)
+        groups = groups.drop(held).reset_index(drop=True)
     if VALIDATION not in frames:
         rows = frames[TRAIN]
         share = min(VALIDATION_SHARE * whole, VALIDATION_ROWS) / max(1, len(rows))
         judged = set(frames[TEST]["key"])
-        held = hold_out(list(rows["key"]), strata(list(rows["label"]), kind), share, seed + 1)
+        held = _held_out(rows, groups, kind, share, seed + 1)
         held = [i for i in held if rows["key"].iloc[i] not in judged]
         frames[TRAIN], frames[VALIDATION] = _parted(rows, held)
-    return frames
+    return frames, grouped_by
+
+
+def _held_out(
+    rows: pd.DataFrame, groups: pd.Series, kind: str, share: float, seed: int, *, at_least: int = 0
+) -> list[int]:
+    """Positions of rows to hold out, whole groups of them."""
+    by_label = strata(list(rows["label"]), kind)
+    if "text_pair" in rows:
+        by_label = group_strata(list(groups), by_label)
+    return hold_out(list(groups), by_label, share, seed, at_least=at_least)
+
+
+def _part_texts(frames: Mapping[str, pd.DataFrame], dropped: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Without the rows that share a text of a pair with rows that judge them; `dropped` records these."""
+    kept = without_shared_texts(frames)
+    for role, rows in kept.items():
+        if len(rows) < len(frames[role]):
+            left_out = {"rows": len(frames[role]) - len(rows), "labels": []}
+            dropped.append({"remedy": "shared_texts", "split": role, **left_out})
+    if not len(kept[TRAIN]):
+        raise DataError(
+            f"Every training row shares a text with the rows judged on, so the remedy "
+            f"“{REMEDIES['shared_texts']}” leaves none; do without it."
+        )
+    return kept
 
 
 def _parted(rows: pd.DataFrame, held: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -131,14 +178,21 @@ def _parted(rows: pd.DataFrame, held: list[int]) -> tuple[pd.DataFrame, pd.DataF
     return rows.iloc[[i for i in range(len(rows)) if i not in out]], rows.iloc[held]
 
 
+def _labels(frame: pd.DataFrame, columns: Columns, classes: Mapping[str, Sequence[str]]) -> list[Any]:
+    if columns.label_columns:
+        return labels_of_columns(frame, columns.label_columns)
+    return labels_of(frame[columns.label], columns, classes.get(columns.label))
+
+
 def _texts(frame: pd.DataFrame, column: str) -> list[str | None]:
+    """The texts of a column; a number among them is a text that looks like one."""
     for index, value in frame[column].items():
-        if value is not None and not isinstance(value, str):
+        if isinstance(value, list):
             raise DataError(
                 f"{_place(index, column)} holds {shown(value)}, which is no text; name another text column, "
                 "or mend the cell."
             )
-    return frame[column].tolist()
+    return [value if value is None else as_text(value) for value in frame[column]]
 
 
 def _place(index: tuple[str, int], column: str) -> str:
@@ -156,6 +210,12 @@ def _check_labels(rows: pd.DataFrame, columns: Columns) -> None:
             raise DataError(
                 f"{_place(index, columns.label)} holds {shown(label)}, which is no number; mend the cell, or "
                 "choose one label a text as the task."
+            )
+        if columns.problem_type == MULTI and isinstance(label, str):
+            wanted = f" of {len(columns.places)} numbers, each 0 or 1" if columns.places else ""
+            raise DataError(
+                f"{_place(index, columns.label)} holds {shown(label)}, which is no list{wanted} as in the "
+                "other rows; mend the cell."
             )
 
 
@@ -188,7 +248,7 @@ def _names(
     if kind == REGRESSION:
         return (), True
     found = [name for y in frames[TRAIN]["label"] for name in (y if kind == MULTI else (y,))]
-    if "small_classes" in config.remedies and declared:
+    if {"small_classes", "label_spelling"} & set(config.remedies) and declared:
         declared = [name for name in declared if name in set(found)]
     names, named = label_order(found, declared)
     if len(set(found)) < 2:

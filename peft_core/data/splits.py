@@ -1,7 +1,6 @@
 """Which rows are held out: stratified, seeded, and no text on two sides in another spacing or case."""
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -13,16 +12,6 @@ from peft_core.data.columns import MULTI, REGRESSION
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 VALIDATION_ROWS = 1000  # more would only slow the curve down
 _QUANTILES = 10
-
-
-def text_key(text: str | None, pair: str | None = None) -> str:
-    """What two texts share that differ in case, spacing or Unicode form alone."""
-    if pair is not None:
-        return f"{text_key(text)}\0{text_key(pair)}"
-    text = text or ""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.casefold().split())
 
 
 def strata(labels: Sequence[Any], problem_type: str) -> list[Hashable]:

@@ -7,7 +7,7 @@ from typing import Any
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import on_hub
 from peft_core.data.preparing import prepare
-from peft_core.encoder import model_config, skeleton
+from peft_core.encoder import model_config, plan_head, skeleton
 from peft_core.errors import RunError
 from peft_core.export import snippets
 from peft_core.export.embeddings import export_embeddings
@@ -76,6 +76,8 @@ def _tool_prefix() -> str:
 
 def _settings_in_python(config: TrainConfig) -> str:
     known = {} if on_hub(config.dataset_name) else _labels_and_task(config)
+    if known:
+        known["head_change"] = plan_head(config, known["labels"], known["problem_type"])
     if config.method == "ia3":
         model = skeleton(model_config(config.model_name_or_path, config.revision), num_labels=2)
         known["feedforward_modules"] = feedforward_modules(model, config.target_modules)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_core.errors import RunError
+from peft_core.heads import HeadChange
 from peft_core.runs import Run
 
 CLASSIFIER_FILE = "classifier.json"
@@ -22,6 +23,7 @@ class Classifier:
     head_is_fresh: bool
     problem_type: str = "single_label_classification"
     text_pair: bool = False  # whether it was trained on pairs of texts
+    head_change: HeadChange | None = None
 
     @classmethod
     def read(cls, run: Run) -> "Classifier":
@@ -34,7 +36,9 @@ class Classifier:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             labels = tuple(held.pop("id2label").values())
-            return cls(labels=labels, untrained=tuple(held.pop("untrained")), **held)
+            change = held.pop("head_change", None)
+            change = HeadChange.from_dict(change) if change else None
+            return cls(labels=labels, untrained=tuple(held.pop("untrained")), head_change=change, **held)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again."
@@ -51,4 +55,5 @@ class Classifier:
             "untrained": list(self.untrained),
             "head_is_fresh": self.head_is_fresh,
             "text_pair": self.text_pair,
+            "head_change": self.head_change.to_dict() if self.head_change else None,
         }

@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import merged_model
 from peft_core.certificate import verified_certificate
-from peft_core.encoder import BaseModel, has_tokenizer, load_base
+from peft_core.encoder import BaseModel, has_tokenizer, load_base, permute_head
 from peft_core.errors import MergeError, ModelError, RunError
+from peft_core.heads import BY_ORDER
 from peft_core.inference.classifier import Classifier
 from peft_core.methods import METHODS, bits_of
 from peft_core.quantise import FULL
@@ -45,7 +46,10 @@ def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> Bas
         classifier.labels,
         problem_type=classifier.problem_type,
         bits=bits,
+        base_head=BY_ORDER,
     )
+    if classifier.head_change and classifier.head_change.rows and not base.head_is_fresh:
+        permute_head(base.model, classifier.head_change)
     if base.source.revision != revision:
         raise ModelError(
             f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "

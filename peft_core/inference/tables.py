@@ -211,8 +211,10 @@ class _Job:
         """The rows' labels as training read them; none where no label column is named."""
         if "label" not in self.places:
             return []
-        separator = _trained_columns(self.predictor.run).get("label_separator")
-        columns = Columns(self.request.text, None, self.request.label or "", self.task, separator, ())
+        trained = _trained_columns(self.predictor.run)
+        separator, mark = trained.get("label_separator"), trained.get("decimal_mark")
+        label = self.request.label or ""
+        columns = Columns(self.request.text, None, label, self.task, separator, (), decimal_mark=mark)
         return labels_of([row[self.places["label"]] for row in rows], columns, None)
 
     def _check_label(self, number: int, label: Any) -> None:

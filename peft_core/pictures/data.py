@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.config import PROBLEM_TYPES, SETTINGS
+from peft_core.config import DECIMAL_MARKS, PROBLEM_TYPES, SETTINGS
 from peft_core.pictures.pieces import message
 
 _WIDTH, _HEIGHT = 440, 90
@@ -28,6 +28,8 @@ def data_facts(found: Mapping[str, Any]) -> str:
         lines.append(_line(_columns_words(found)))
     if "used" in found:
         lines.append(_line(_split_words(found)))
+    if "head" in found:
+        lines.append(_line(_head_words(found["head"])))
     looked, whole = found["looked_at"]["train"], max(found["splits"].values(), default=0)
     if found["peeked"]:
         lines.append(_line(f"These are the first {looked:,} rows; the rest is fetched when training starts."))
@@ -123,10 +125,26 @@ def _columns_words(found: Mapping[str, Any]) -> str:
     words = []
     for name, value in found["in_force"].items():
         if value:
-            what = PROBLEM_TYPES.get(value, value) if name == "problem_type" else value
+            what = _setting_words(name, value)
             guessed = " (guessed)" if name in found["guessed"] else ""
             words.append(f"{SETTINGS[name].label}: {what}{guessed}")
     return " · ".join(words)
+
+
+def _setting_words(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    labels = {"problem_type": PROBLEM_TYPES, "decimal_mark": DECIMAL_MARKS}.get(name, {})
+    return labels.get(value, value)
+
+
+def _head_words(head: Mapping[str, Any]) -> str:
+    """What becomes of the head that the base model brings, for labels in the order of the data."""
+    if head["rows"] is None:
+        return "The base model's head is replaced by a fresh one."
+    names = ", ".join(head["labels"][row] for row in head["rows"][:10])
+    more = ", …" if len(head["rows"]) > 10 else ""
+    return f"The base model's head is kept; the labels are its outputs {names}{more}."
 
 
 def _split_words(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.config import PROBLEM_TYPES, REMEDIES, SETTINGS
+from peft_core.config import BASE_HEADS, DECIMAL_MARKS, PROBLEM_TYPES, REMEDIES, SETTINGS
 from peft_core.data.formats import SUFFIXES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
@@ -23,12 +23,14 @@ GUESSED = (
     *COLUMNS,
     "problem_type",
     "label_separator",
+    "decimal_mark",
     "dataset_config_name",
 )  # an empty text leaves them open
+_ANSWERS = ("label_columns", "decimal_mark", "base_head")  # shown where a finding asks for them
 _SPLITS = ("train_split", "validation_split", "eval_split")
 _INSPECTED = (
-    "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, "problem_type", "label_separator", "remedies",
-    "split_seed", "max_train_samples", "max_eval_samples", "max_length", "class_weight",
+    "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, *_ANSWERS, "problem_type", "label_separator",
+    "remedies", "split_seed", "max_train_samples", "max_eval_samples", "max_length", "class_weight",
 )  # fmt: skip
 _READ_ALONG = ("model_name_or_path", "revision")
 _GUESS = "Guessed"
@@ -76,6 +78,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
         form["text_pair_column"] = _picker("text_pair_column")
     form["label_separator"] = field("label_separator", visible=False)
     findings = gr.HTML(elem_id="data-findings")
+    _build_answers(form)
     balance = gr.Button("Balance the class weights", size="sm", visible=False, elem_id="balance")
     form["remedies"] = gr.CheckboxGroup(
         _remedy_choices({}), value=[], label=SETTINGS["remedies"].label, visible=False, elem_id="remedies"
@@ -99,6 +102,21 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
     return DataCard(upload, facts, preview, findings, balance, gr.State(DEFAULT_ROWS))
 
 
+def _build_answers(form: Form) -> None:
+    """The fields that answer what a finding asks, hidden until one does."""
+    form["label_columns"] = field("label_columns", visible=False)
+    for name, choices in (("decimal_mark", DECIMAL_MARKS), ("base_head", BASE_HEADS)):
+        guess = [(_GUESS, "")] if name in GUESSED else []
+        form[name] = gr.Dropdown(
+            [*guess, *((label, key) for key, label in choices.items())],
+            value=getattr(DEFAULTS, name) or "",
+            label=SETTINGS[name].label,
+            info=SETTINGS[name].help,
+            visible=False,
+            elem_id=name,
+        )
+
+
 def wire_data_card(
     card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench, go: gr.Button
 ) -> None:
@@ -118,7 +136,7 @@ def wire_data_card(
         form["dataset_config_name"],
         form["label_separator"],
     ]
-    shown += [form[name] for name in (*COLUMNS, *_SPLITS)]
+    shown += [form[name] for name in (*COLUMNS, *_SPLITS, *_ANSWERS)]
 
     def open_card(values: dict) -> dict[Any, Any]:
         return {opened: True, **_look(card, form, workbench, values)}
@@ -181,8 +199,24 @@ def _look(card: DataCard, form: Form, workbench: Workbench, values: Mapping[Any,
         form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
         form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
         **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
+        **_answers(form, found, settings),
         **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
     }
+
+
+def _answers(form: Form, found: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[Any, Any]:
+    """Updates that show the fields which findings ask for, and those that were answered."""
+    asked = {finding["setting"] for finding in found.get("findings", ())}
+    answered = {name for name in _ANSWERS if _is_answered(settings, name)}
+    updates = {form[name]: gr.update(visible=name in asked | answered) for name in _ANSWERS}
+    flags = [column["name"] for column in found["columns"] if column["zero_one"]]
+    choices = list(dict.fromkeys([*flags, *settings["label_columns"]]))
+    visible = len(flags) > 1 or bool(settings["label_columns"])
+    return {**updates, form["label_columns"]: gr.update(choices=choices, visible=visible)}
+
+
+def _is_answered(settings: Mapping[str, Any], name: str) -> bool:
+    return (settings[name] or None) not in (None, getattr(DEFAULTS, name))
 
 
 def _unread(card: DataCard, error: PeftCoreError) -> dict[Any, Any]:
@@ -246,8 +280,9 @@ def _info(workbench: Workbench) -> str:
 
 def _unset(form: Form) -> dict[Any, Any]:
     """Values that say nothing of the columns, the task or the splits, so that all is guessed anew."""
-    kept = {form[name]: getattr(DEFAULTS, name) for name in (*_SPLITS, "class_weight")}
-    return {**dict.fromkeys((form[name] for name in GUESSED), ""), form["remedies"]: [], **kept}
+    kept = {form[name]: getattr(DEFAULTS, name) for name in (*_SPLITS, "class_weight", "base_head")}
+    empty = {form[name]: [] for name in ("remedies", "label_columns")}
+    return {**dict.fromkeys((form[name] for name in GUESSED), ""), **empty, **kept}
 
 
 def _takes_separator(settings: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
@@ -265,6 +300,8 @@ def _remedy_choices(counts: Mapping[str, int]) -> list[tuple[str, str]]:
 def _column_choices(found: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
     """The columns with a sample each; first, what is guessed."""
     guess = found.get("in_force", {}).get(name) if name in found.get("guessed", ()) else None
+    if name == "label_column" and "label_columns" in found.get("guessed", ()):
+        guess = ", ".join(found["in_force"]["label_columns"])
     choices = [(f"{_GUESS}: {guess}" if guess else _nothing(name), "")]
     for column in found["columns"]:
         sample = column["samples"][0] if column["samples"] else ""

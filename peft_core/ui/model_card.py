@@ -49,5 +49,9 @@ def _untrained(known: tuple[str, ...] | None, facts: Mapping[str, Any]) -> str:
     """What starts untrained, as far as a model's configuration tells."""
     parts = ", ".join(known if known is not None else facts["head"])
     if facts["head_labels"]:
-        return f"Brings a head for {facts['head_labels']} labels; with other labels {parts} starts untrained."
+        names = ", ".join(facts["head_names"][:5]) + (", …" if facts["head_labels"] > 5 else "")
+        return (
+            f"Brings a head for {facts['head_labels']} labels ({names}); with other labels {parts} starts "
+            "untrained."
+        )
     return f"Starts untrained: {parts}."

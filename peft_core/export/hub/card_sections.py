@@ -226,8 +226,10 @@ def _long(text: str, rows: int, summary: str) -> str:
 def _columns(columns: dict[str, Any]) -> str:
     pair = columns.get("text_pair_column")
     second = f" and {name(pair)} the second text" if pair else ""
-    text, label = name(columns["text_column"]), name(columns["label_column"])
-    return f"Column {text} is the text{second}, {label} the label."
+    text, several = name(columns["text_column"]), columns.get("label_columns")
+    if several:
+        return f"Column {text} is the text{second}; {listed(several)} hold 1 for each label that applies."
+    return f"Column {text} is the text{second}, {name(columns['label_column'])} the label."
 
 
 def _origin(facts: Facts, role: str) -> str:
@@ -274,6 +276,13 @@ def _may_leak(facts: Facts) -> bool:
     return not parted and "leakage" not in facts.settings["remedies"]
 
 
+def _shares_texts(facts: Facts) -> bool:
+    """Whether test rows may have one text of their pair in common with training rows."""
+    if not facts.classifier.text_pair or "shared_texts" in facts.settings["remedies"]:
+        return False
+    return facts.data.get("grouped_by") != "both" or "test" not in facts.data.get("held_out", ())
+
+
 def _limits(facts: Facts) -> Iterator[str]:
     result = facts.result
     if not facts.beats_baseline:
@@ -295,6 +304,8 @@ def _limits(facts: Facts) -> Iterator[str]:
         yield "The language of its texts was not recorded, and no other was tried."
     if _may_leak(facts):
         yield "Texts that stand in the training split and in the test split were not looked for."
+    if _shares_texts(facts):
+        yield "Test rows may have one of their two texts in common with training rows."
     pair = " (both texts together)" if facts.classifier.text_pair else ""
     yield f"It reads the first {facts.classifier.max_length:,} tokens{pair} and nothing after them."
     yield (

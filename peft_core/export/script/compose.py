@@ -26,6 +26,7 @@ from peft_core.export.script.training import (
     train_block,
     trainer_block,
 )
+from peft_core.heads import HeadChange
 from peft_core.methods import METHODS, bits_of
 from peft_core.presets import DATASETS
 from peft_core.problems import REGRESSION, SINGLE
@@ -57,12 +58,14 @@ def copied_part(
     labels: Sequence[str] = (),
     problem_type: str = SINGLE,
     feedforward_modules: Sequence[str] = (),
+    head_change: HeadChange | None = None,
 ) -> str:
     """The heart of such a script for settings that nothing was trained on yet: base, method, Trainer, merge.
 
     It expects `train` and `validation`, data sets of tokens and labels. What only the model can tell (what
     starts untrained, which matrices all-linear takes) the lines find out themselves. `labels` are the data's,
-    where they are known; `feedforward_modules` those of `target_modules` that lie in an MLP, for IA3.
+    where they are known; `feedforward_modules` those of `target_modules` that lie in an MLP, for IA3;
+    `head_change` is what becomes of a head that the base brings.
     """
     task = config.problem_type or problem_type
     facts = ModelFacts(
@@ -71,6 +74,7 @@ def copied_part(
         revision=config.revision,
         untrained=_known_untrained(config),
         feedforward=tuple(feedforward_modules),
+        head_change=head_change,
     )
     base = f"BASE = {literal(config.model_name_or_path)}"
     parts = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
+from peft_core.heads import HeadChange
 from peft_core.inference.classifier import Classifier
 from peft_core.methods import METHODS
 from peft_core.problems import SINGLE
@@ -33,6 +34,7 @@ class ModelFacts:
     revision: str | None = None
     untrained: tuple[str, ...] | None = None
     head_is_fresh: bool = True
+    head_change: HeadChange | None = None
     steps: int | None = None
     kept_step: int | None = None
     target_modules: tuple[str, ...] | None = None
@@ -89,6 +91,7 @@ def _model_facts(run: Run, config: TrainConfig, classifier: Classifier, rows: in
         revision=hub_commit(classifier.base_revision),
         untrained=classifier.untrained,
         head_is_fresh=classifier.head_is_fresh,
+        head_change=classifier.head_change,
         steps=total_steps(config, rows),
         target_modules=_sorted_names(peft.get("target_modules")),
         feedforward=_sorted_names(peft.get("feedforward_modules")),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.export.script.facts import ModelFacts
 from peft_core.export.script.source import Argument, call, indented, literal
+from peft_core.heads import HeadChange
 from peft_core.methods import ALL_LINEAR, HEAD_NAMES, METHODS, bits_of, peft_settings
 from peft_core.problems import SINGLE
 from peft_core.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule
@@ -48,6 +49,17 @@ for module in model.modules():  # else bitsandbytes answers in bfloat16 where th
 _DROPOUT = """for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = {share}"""
+_HEAD_ROWS = """# The base model's head has its labels in another order: its rows follow LABELS.
+head, rows = model.get_submodule({layer}), {rows}
+with torch.no_grad():
+    head.weight.copy_(head.weight[rows].clone())
+    if head.bias is not None:
+        head.bias.copy_(head.bias[rows].clone())"""
+_HEAD_DRAWN = """# The output layer of the base model's head is drawn anew.
+head = model.get_submodule({layer})
+torch.nn.init.normal_(head.weight, std=model.config.initializer_range)
+if head.bias is not None:
+    torch.nn.init.zeros_(head.bias)"""
 _WHOLE_PARTS = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
 for name, module in list(model.named_modules()):
     if isinstance(module, ModulesToSaveWrapper):
@@ -82,8 +94,16 @@ def load_block(config: TrainConfig, facts: ModelFacts) -> str:
     load = call(f"{left} = AutoModelForSequenceClassification.from_pretrained", arguments)
     if bits == 4:
         load += _IN_FLOAT32
+    if facts.head_change:
+        load += f"\n{_head_lines(facts.head_change)}"
     load += f"\n{_DROPOUT.format(share=literal(config.dropout))}"
     return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({where})"])
+
+
+def _head_lines(change: HeadChange) -> str:
+    if change.rows is None:
+        return _HEAD_DRAWN.format(layer=literal(change.layer))
+    return _HEAD_ROWS.format(layer=literal(change.layer), rows=literal(list(change.rows)))
 
 
 def method_block(config: TrainConfig, facts: ModelFacts) -> str:

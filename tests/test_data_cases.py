@@ -1,0 +1,223 @@
+"""Small files that once went wrong, and what is read of each; then the kinds they stand for."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_data import write_csv
+from tiny import make_tiny_bert
+
+from peft_core import tasks
+from peft_core.config import TrainConfig
+from peft_core.data.inspection import inspect
+from peft_core.data.labelled import LabelledText, expected_num_labels, load_labelled_text
+from peft_core.data.preparing import prepare
+from peft_core.errors import DataError, ModelError
+from peft_core.pictures.data import data_facts, data_findings
+from peft_core.problems import MULTI, REGRESSION, SINGLE
+
+CASES = Path(__file__).parent / "cases"
+
+
+def config(name: str | Path, **changes: Any) -> TrainConfig:
+    return TrainConfig.from_dict({"dataset_name": str(CASES / name), **changes})
+
+
+def load(name: str | Path, **changes: Any) -> LabelledText:
+    return load_labelled_text(config(name, **changes))
+
+
+def by_text(name: str | Path, **changes: Any) -> dict[str, Any]:
+    """The label of each text, as prepared for training."""
+    frames = prepare(config(name, **changes)).frames.values()
+    return {text: label for rows in frames for text, label in zip(rows["text"], rows["label"], strict=True)}
+
+
+def findings(name: str | Path, **changes: Any) -> dict[str, dict[str, Any]]:
+    found = inspect(config(name, **changes))
+    assert json.loads(json.dumps(found)) == found
+    return {finding["kind"]: finding for finding in found["findings"]}
+
+
+def test_thousands_csv_reads_the_comma_as_a_thousands_separator() -> None:
+    labels = by_text("thousands.csv")
+    prices = [labels[f"a {thing}, offer 0"] for thing in ("bicycle", "small car", "chair", "pen")]
+    assert prices == [1200, 12500, 950, 1.5]
+    assert load("thousands.csv").problem_type == REGRESSION
+
+
+def test_tausender_csv_reads_the_point_as_a_thousands_separator() -> None:
+    labels = by_text("tausender.csv")
+    prices = [labels[f"ein {thing}, Angebot 0"] for thing in ("Fahrrad", "Auto", "Stuhl", "Stift")]
+    assert prices == [1200, 12500, 950, 1.5]
+    facts = data_facts(inspect(config("tausender.csv")))
+    assert "Decimal mark: Comma, as in 1.234,5 (guessed)" in facts
+
+
+def test_ambiguous_numbers_csv_asks_for_the_decimal_mark() -> None:
+    finding = findings("ambiguous_numbers.csv")["numbers"]
+    assert (finding["setting"], finding["blocks"]) == ("decimal_mark", True)
+    assert "'1,100' is 1100 with a decimal point, 1.1 with a decimal comma" in finding["sentence"]
+    assert "1,100: 1100 or 1.1" in data_findings([finding])
+    with pytest.raises(DataError, match="Choose the decimal mark"):
+        load("ambiguous_numbers.csv")
+    assert by_text("ambiguous_numbers.csv", decimal_mark="point")["item 0 of the list"] == 1100
+    assert by_text("ambiguous_numbers.csv", decimal_mark="comma")["item 0 of the list"] == 1.1
+    assert "numbers" not in findings("ambiguous_numbers.csv", decimal_mark="comma")
+
+
+def test_lists_in_cells_csv_are_several_labels() -> None:
+    data = load("lists_in_cells.csv")
+    assert (data.problem_type, set(data.label_names)) == (MULTI, {"sound", "price"})
+    labels = by_text("lists_in_cells.csv")
+    assert labels["sturdy and quiet, would buy again (0)"] == ("sound", "price")
+    assert labels["stopped working after a day (0)"] == ()
+
+
+def test_zero_one_columns_csv_are_offered_as_several_labels() -> None:
+    data = load("zero_one_columns.csv")
+    assert (data.problem_type, data.label_names) == (MULTI, ("sound", "price", "service"))
+    labels = by_text("zero_one_columns.csv")
+    assert labels["sturdy and quiet, would buy again (0)"] == ("sound", "price")
+    assert labels["loud, slow and far too hot (3)"] == ()
+    found = inspect(config("zero_one_columns.csv"))
+    assert found["in_force"]["label_columns"] == ["sound", "price", "service"]
+    assert "Label columns: sound, price, service (guessed)" in data_facts(found)
+    assert findings("zero_one_columns.csv")["label_columns"]["setting"] == "label_columns"
+
+
+def test_zero_one_columns_csv_can_be_one_column_or_some() -> None:
+    one = load("zero_one_columns.csv", label_column="price")
+    assert (one.problem_type, one.label_names) == (SINGLE, ("0", "1"))
+    some = config("zero_one_columns.csv", label_columns=["sound", "service"])
+    assert load_labelled_text(some).label_names == ("sound", "service")
+    assert expected_num_labels(some) == 2
+    assert "label_columns" not in findings("zero_one_columns.csv", label_columns=["sound", "service"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"problem_type": SINGLE}, "'sound', 'price', 'service' all hold 0 and 1; name one as label_column"),
+        ({"label_column": "price", "label_columns": ["sound"]}, "leave one of the two empty"),
+        ({"label_columns": ["sound", "size"]}, "has no label_columns size; it has"),
+        ({"label_columns": ["sound", "text"]}, "column 'text' holds .* neither 0 nor 1|cannot be the text"),
+        ({"label_columns": ["sound", "price"], "problem_type": REGRESSION}, "several labels a text"),
+    ],
+)
+def test_label_columns_that_cannot_be_get_one_sentence(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load("zero_one_columns.csv", **changes)
+
+
+def test_case_and_space_csv_names_the_labels_and_makes_them_one() -> None:
+    finding = findings("case_and_space.csv")["label_spelling"]
+    assert "'Positive' and 'positive' and 'positive '" in finding["sentence"]
+    assert (finding["remedy"], finding["count"]) == ("label_spelling", 30)
+    data = load("case_and_space.csv", remedies=["label_spelling"])
+    assert data.label_names == ("negative", "positive")
+    counts = Counter(by_text("case_and_space.csv", remedies=["label_spelling"]).values())
+    assert counts == {"negative": 30, "positive": 30}
+    assert data.record["dropped"] == [
+        {"remedy": "label_spelling", "split": "train", "rows": 0, "labels": ["Positive", "positive "]}
+    ]
+
+
+def test_mixed_types_jsonl_reads_numbers_among_texts_as_texts() -> None:
+    data = load("mixed_types.jsonl")
+    assert data.label_names == ("0", "1") and data.problem_type == SINGLE
+    labels = by_text("mixed_types.jsonl")
+    assert labels["4000"] == "1" and labels["4005"] == "0"
+    assert sum(data.record["used"].values()) == 40
+    assert inspect(config("mixed_types.jsonl"))["in_force"]["text_column"] == "text"
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_lists_of_zero_and_one_are_a_label_for_each_place(tmp_path: Path) -> None:
+    cells = ["[1, 0, 1]", "[0, 0, 0]", "[0, 1, 1]", "[1, 1, 0]"]
+    write_csv(tmp_path / "a.csv", [(f"Text {i}", cells[i % 4]) for i in range(80)])
+    data = load(tmp_path / "a.csv")
+    assert (data.problem_type, data.label_names) == (MULTI, ("0", "1", "2"))
+    assert by_text(tmp_path / "a.csv")["Text 0"] == ("0", "2")
+    write_csv(tmp_path / "a.csv", [*[(f"Text {i}", cells[i % 4]) for i in range(6000)], ("Odd", "[1, 0]")])
+    with pytest.raises(DataError, match=r"row 6002, .* holds '\[1, 0\]', which is no list of 3 numbers"):
+        load(tmp_path / "a.csv")
+
+
+def test_a_list_that_is_never_closed_names_its_row(tmp_path: Path) -> None:
+    rows = [(f"Text {i}", ["['a', 'b']", "['b']", "[]"][i % 3]) for i in range(60)]
+    write_csv(tmp_path / "a.csv", [*rows, ("Odd", "['a', b")])
+    with pytest.raises(DataError, match="row 62, column 'label' holds .*, which is no list"):
+        load(tmp_path / "a.csv")
+
+
+def test_words_in_brackets_stay_one_label(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [(f"Text {i}", ["[NEG]", "[POS]"][i % 2]) for i in range(40)])
+    assert load(tmp_path / "a.csv").label_names == ("[NEG]", "[POS]")
+
+
+def test_a_known_label_column_comes_before_columns_of_zero_and_one(tmp_path: Path) -> None:
+    rows = [{"text": f"Text {i}", "new": i % 2, "long": i % 3 // 2, "label": "ab"[i % 2]} for i in range(40)]
+    assert load(jsonl(tmp_path / "a.jsonl", rows)).label_names == ("a", "b")
+    rows = [{"text": f"Text {i}", "new": bool(i % 2), "long": i % 3 == 0, "x": 1} for i in range(40)]
+    assert load(jsonl(tmp_path / "b.jsonl", rows)).label_names == ("new", "long")
+
+
+def test_an_empty_cell_of_label_columns_is_a_row_without_label(tmp_path: Path) -> None:
+    rows = [{"text": f"Text {i}", "new": i % 2, "long": i % 3 // 2} for i in range(40)]
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "No flag", "new": 1}])
+    with pytest.raises(DataError, match="row 41, column 'new, long' is empty"):
+        load(path)
+    assert sum(load(path, remedies=["empty"]).record["used"].values()) == 40
+
+
+def test_a_text_column_with_a_list_names_the_row(tmp_path: Path) -> None:
+    rows = [{"text": f"Text {i}", "label": "ab"[i % 2]} for i in range(5100)]
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": ["a"], "label": "a"}])
+    with pytest.raises(DataError, match="row 5101, column 'text' holds"):
+        load(path)
+
+
+def test_numbers_of_all_splits_decide_the_decimal_mark(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [(f"Text {i}", f"{i + 1},2{i % 10}0") for i in range(60)])
+    write_csv(tmp_path / "test.csv", [("Other", "1.5"), ("Another", "2,250")])
+    labels = by_text(tmp_path)
+    assert (labels["Text 0"], labels["Other"], labels["Another"]) == (1200, 1.5, 2250)
+
+
+def test_numbers_with_both_marks_are_a_finding(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [(f"Text {i}", f"{i}{'.,'[i % 2]}5") for i in range(60)])
+    assert "'0.5' and '1,5'" in findings(tmp_path / "a.csv")["mixed_numbers"]["sentence"]
+    assert by_text(tmp_path / "a.csv")["Text 3"] == 3.5
+
+
+def test_a_head_whose_names_do_not_match_is_asked_about(tmp_path: Path) -> None:
+    model = make_tiny_bert(tmp_path / "model", num_labels=2)
+    write_csv(tmp_path / "a.csv", [(f"Text {i}", ["bad", "good"][i % 2]) for i in range(40)])
+    settings = config(tmp_path / "a.csv", model_name_or_path=str(model))
+    found = inspect(settings)
+    assert found["findings"][0]["kind"] == found["findings"][0]["setting"] == "base_head"
+    assert "brings a head for 'LABEL_0', 'LABEL_1'" in found["error"] and found["used"]["train"] == 28
+    with pytest.raises(ModelError, match="Choose base_head"):
+        tasks.check(settings.to_dict())
+    kept = inspect(dataclasses.replace(settings, base_head="by_order"))
+    assert kept["error"] is None and kept["head"]["rows"] == [0, 1]
+    assert "outputs LABEL_0, LABEL_1." in data_facts(kept)
+    fresh = inspect(dataclasses.replace(settings, base_head="fresh"))
+    assert "replaced by a fresh one" in data_facts(fresh)
+    tasks.check(dataclasses.replace(settings, base_head="fresh").to_dict())
+
+
+def test_a_head_whose_names_match_is_said_to_be_kept(tmp_path: Path) -> None:
+    model = make_tiny_bert(tmp_path / "model", num_labels=2, id2label={0: "GOOD", 1: "Bad"})
+    write_csv(tmp_path / "a.csv", [(f"Text {i}", ["bad", "good"][i % 2]) for i in range(40)])
+    found = inspect(config(tmp_path / "a.csv", model_name_or_path=str(model)))
+    assert found["head"] == {"labels": ["GOOD", "Bad"], "rows": [1, 0]} and found["error"] is None
+    assert "the labels are its outputs Bad, GOOD." in data_facts(found)
