@@ -17,6 +17,7 @@ from peft_core.data.files import cell
 from peft_core.data.labelled import cut, load_labelled_text, on_hub
 from peft_core.data.preparing import tidy
 from peft_core.data.reading import TRAIN, RawRows, peek_rows, read_rows
+from peft_core.data.reading_findings import reading_findings
 from peft_core.encoder import has_tokenizer
 from peft_core.errors import DataError, PeftCoreError
 from peft_core.sources import is_local, model_source
@@ -89,7 +90,7 @@ def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     else:
         tokens = _tokens(train, tokenizer, config.max_length)
         found |= {"tokens": _histogram(tokens), "rows": _token_rows(train, tokenizer, config.max_length)}
-    findings = audit(frames, columns.problem_type, tokens)
+    findings = [*reading_findings(raw.record), *audit(frames, columns.problem_type, tokens)]
     return {**found, "findings": [finding.to_dict() for finding in findings]}
 
 

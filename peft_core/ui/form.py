@@ -71,7 +71,8 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
     What the chosen method does not read keeps its default, whatever a hidden field holds.
     """
     named = {name: values[component] for name, component in form.items()}
-    named["num_labels"] = named["num_labels"] or None  # an empty number field reads 0
+    for name in ("num_labels", "header_row"):
+        named[name] = named[name] or None  # an empty number field reads 0
     read = METHODS[named["method"]].settings
     return {name: value for name, value in named.items() if name in read or name not in OWN_SETTINGS}
 
