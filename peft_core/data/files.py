@@ -78,7 +78,11 @@ def read_table(path: Path, options: ReadOptions = _DEFAULT) -> Table:
     facts |= {"rows": len(frame), "columns": list(frame.columns)}
     if file.member is not None:
         facts["member"] = file.member
-    return Table(frame, {**facts, "notes": [asdict(note) for note in notes]}, reading.class_names)
+    return Table(
+        frame,
+        {**facts, "notes": [{**asdict(note), "rows": list(note.rows)} for note in notes]},
+        reading.class_names,
+    )
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ class ParquetRows(RowStream):
     def source(self) -> pq.ParquetFile:
         """The file, opened anew."""
         if self.file.is_packed:
-            return pq.ParquetFile(io.BytesIO(self.file.read(MOST_BYTES)))
+            return pq.ParquetFile(io.BytesIO(self.file.read(MOST_WHOLE)))
         return pq.ParquetFile(self.path)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -299,7 +299,7 @@ class ExcelRows(RowStream):
 
     def source(self) -> Any:
         """What a workbook is opened from."""
-        return io.BytesIO(self.file.read(MOST_BYTES)) if self.file.is_packed else self.path
+        return io.BytesIO(self.file.read(MOST_WHOLE)) if self.file.is_packed else self.path
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -59,8 +59,8 @@ def look(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, 
 def predict_file(predictor: Predictor, request: Request, progress: Progress = unheard) -> dict[str, Any]:
     """`path` of the written file, and what it holds: columns, rows, empty, abstained, neutralised, seconds,
     `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels, and the `form` of
-    the model that answered, as `precision.quicker` describes it (None where it was not looked for). `notes` are
-    sentences on rows that could not be read as they are, and `read` tells the sheet of a workbook.
+    the model that answered, as `precision.quicker` describes it (None where it was not looked for). `notes`
+    are sentences on rows that could not be read as they are, and `read` tells the sheet of a workbook.
 
     The file is read twice: first to count and check every row, so that nothing is written of one that cannot
     be read whole. Raises DataError, one sentence; a full disk gives RunError and leaves nothing.
