@@ -31,6 +31,7 @@ from peft_core.data.writers import neutral, writer_for
 from peft_core.errors import PeftCoreError
 
 NAME = "malformed and odd data files"
+CARD_EVERY = 5  # generated files, of which one goes through audit and splits too: these take most of the time
 _ADDED = {"predicted_label": str, "confidence": float}
 _REPLACED = ("\ufffd", " ")
 
@@ -45,25 +46,31 @@ def run(count: int, seed: int) -> BatteryResult:
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         for number, file in enumerate(_files(count, seed)):
+            card = number < len(CURATED) or number % CARD_EVERY == 0
             try:
-                outcomes[check(file, Path(folder) / str(number))] += 1
+                outcomes[check(file, Path(folder) / str(number), card=card)] += 1
+                outcomes["through the data card too"] += card
             except Mismatch as error:
                 failures.append(f"{file.title}: {error}")
             except Exception as error:  # whatever a reader lets through is what this battery looks for
                 failures.append(f"{file.title}: {type(error).__name__}: {str(error)[:200]}")
-    total = len(failures) + sum(outcomes.values())
+    total = len(failures) + outcomes["read"] + outcomes["refused"]
     return BatteryResult(NAME, total, tuple(failures), tuple(sorted(outcomes.items())))
 
 
-def check(file: OddFile, folder: Path) -> str:
-    """Read one file in every way: `read` or `refused`. Raises Mismatch, or what a reader let through."""
+def check(file: OddFile, folder: Path, *, card: bool = True) -> str:
+    """Read one file in every way, with `card` as the data card does too: `read` or `refused`.
+
+    Raises Mismatch, or what a reader let through.
+    """
     folder.mkdir()
     path = folder / file.name
     path.write_bytes(file.data)
     try:
         refused = _check_table(file, path)
         _check_stream(file, path, refused)
-        _check_data_card(path)
+        if card:
+            _check_data_card(path)
     finally:
         for left in folder.iterdir():
             left.unlink()

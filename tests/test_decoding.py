@@ -83,7 +83,9 @@ def test_decode_windows_1252_that_is_no_utf_8_keeps_every_character(texts: list[
 
 
 @quick
-@given(text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")), cut=st.integers(1, 9))
+@given(
+    text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")), cut=st.integers(1, 9)
+)
 def test_detect_encoding_in_blocks_equals_the_whole(text: str, cut: int) -> None:
     data = (text + " and café").encode()
     blocks = [data[i : i + cut] for i in range(0, len(data), cut)]

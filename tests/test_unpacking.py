@@ -59,7 +59,12 @@ def test_load_labelled_text_of_a_gz_and_of_a_folder_with_one(tmp_path: Path) -> 
 
 
 def test_read_table_of_a_zip_ignores_what_is_no_data(tmp_path: Path) -> None:
-    members = {"README.md": "about", "in/a.csv": CSV, "__MACOSX/in/._a.csv": b"\0", "readme.csv": "a,b\n1,2\n"}
+    members = {
+        "README.md": "about",
+        "in/a.csv": CSV,
+        "__MACOSX/in/._a.csv": b"\0",
+        "readme.csv": "a,b\n1,2\n",
+    }
     path = zipped(tmp_path / "a.zip", **members)
     assert locate(path).member == "in/a.csv"
     assert len(read_table(path).frame) == 40

@@ -17,11 +17,13 @@ from typing import Any, BinaryIO
 import openpyxl
 
 from peft_core.data.cells import cell, first_line
+from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.delimited import has_header, unique_names
 from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, ReadOptions
 from peft_core.errors import DataError
 
 HEAD = 1000  # filled rows of a sheet that decide where its table begins
+_TITLES = 20  # filled rows that may stand above a header with a usual name
 _GLANCE = 50  # filled rows of each sheet that decide which one holds the table
 
 NumberedRow = tuple[int, list[Any]]
@@ -159,9 +161,18 @@ def _start_of_table(rows: Sequence[NumberedRow]) -> int:
     for i in range(start + 1, first_usual + 1):
         if rows[i][0] > rows[i - 1][0] + 1:
             start = i
+    if not _names_columns(rows[start][1]):
+        below = range(start + 1, min(len(rows), _TITLES))
+        named = (i for i in below if rows[i][0] > rows[i - 1][0] + 1 and _names_columns(rows[i][1]))
+        start = next(named, start)
     above = rows[start - 1][1] if start else []
     names_all_but_first = len(above) == len(rows[start][1]) and above[0] in (None, "")
     return start - 1 if names_all_but_first and _filled(above) == len(above) - 1 else start
+
+
+def _names_columns(values: Sequence[Any]) -> bool:
+    """Whether a row holds a usual name of a text or a label column."""
+    return any(isinstance(value, str) and value.strip().casefold() in KNOWN_NAMES for value in values)
 
 
 def _filled(values: Sequence[Any]) -> int:
