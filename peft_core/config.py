@@ -106,6 +106,11 @@ class TrainConfig:
         42, "Split seed", "Decides which rows are held out; keep it so that runs compare.",
         minimum=0, maximum=2**32 - 1,
     )  # fmt: skip
+    sheet_name: str | None = setting(None, "Sheet", "Of a workbook; guessed when empty: the first table.")
+    header_row: int | None = setting(
+        None, "Header row", "The row of a sheet, or line of a CSV, that names the columns; guessed at 0.",
+        minimum=1, maximum=1_048_576,
+    )  # fmt: skip
     text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")
     text_pair_column: str | None = setting(
         None, "Second text column", "For pairs of texts, such as a question and an answer."

@@ -13,6 +13,7 @@ from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
+from peft_core.data.formats import ReadOptions
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.encoder import plan_head
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
@@ -230,9 +231,11 @@ def _neighbours(run_dir: str, written: tuple[int, ...]) -> Neighbours:
     return Neighbours(run_dir, report)
 
 
-def look_at_file(run_dir: str, path: str) -> dict[str, Any]:
+def look_at_file(
+    run_dir: str, path: str, sheet_name: str | None = None, header_row: int | None = None
+) -> dict[str, Any]:
     """A file's columns and first rows, and which of them the run would read."""
-    return tables.look(Path(path), Run(Path(run_dir)))
+    return tables.look(Path(path), Run(Path(run_dir)), ReadOptions(sheet_name, header_row))
 
 
 def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from peft_core import runs
 from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
+from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.export.archives import folder_of
@@ -190,10 +191,16 @@ class Workbench:
             raise DataError("No run is chosen; choose one or more.")
         return self.worker.run("compare_runs", [str(self.find(name).folder) for name in run_ids], *texts)
 
-    def look_at_file(self, path: Path, run_id: str) -> dict[str, Any]:
-        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`."""
+    def look_at_file(
+        self, path: Path, run_id: str, sheet_name: str | None = None, header_row: int | None = None
+    ) -> dict[str, Any]:
+        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`.
+
+        Of a workbook also its `sheets`, and the `sheet` and `header_row` that are read.
+        """
         self._check_bytes(path)
-        return self.worker.run("look_at_file", str(self.find(run_id).folder), str(path))
+        folder = str(self.find(run_id).folder)
+        return self.worker.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
 
     def predict_file(
         self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
@@ -201,10 +208,12 @@ class Workbench:
         """Reports, the last with `path` and what the written file holds; `cancel(name)` ends it.
 
         `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
+        `sheet_name` and `header_row` choose a table as the settings of these names do.
         """
         self._check_bytes(path)
         request: dict[str, Any] = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
         request["exact"] = bool(columns.get("exact"))
+        request |= {name: columns.get(name) or None for name in ("sheet_name", "header_row")}
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
@@ -283,9 +292,12 @@ class Workbench:
         self.jobs.cancel(name)
 
     def _check_bytes(self, path: Path) -> None:
-        if self.limits is not None and path.stat().st_size > self.limits.max_upload_bytes:
+        if self.limits is None:
+            return
+        size = unpacked_bytes(path, self.limits.max_upload_bytes)
+        if size > self.limits.max_upload_bytes:
             raise DataError(
-                f"{path.name!r} has {path.stat().st_size / 1e6:,.0f} MB; this public demo takes at most "
+                f"{path.name!r} has {size / 1e6:,.0f} MB or more; this public demo takes at most "
                 f"{self.limits.max_upload_bytes / 1e6:,.0f} MB."
             )
 

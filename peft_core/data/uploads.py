@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from peft_core.data.formats import MOST_BYTES, SUFFIXES
+from peft_core.data.formats import MOST_BYTES, SUFFIXES, suffix_of
+from peft_core.data.unpacking import unpacked_bytes
 from peft_core.errors import DataError
 from peft_core.files import atomic_folder
 from peft_core.presets import DATASETS
@@ -75,15 +76,17 @@ def _check(paths: Sequence[Path], most_bytes: int) -> None:
         raise DataError(f"{len(paths)} files were given; give one to {MOST_FILES}.")
     names = [path.name for path in paths]
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
+        if suffix_of(path) is None:
             raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
         if names.count(path.name) > 1:
             raise DataError(f"Two files are named {path.name!r}; give them names of their own.")
-    size = sum(path.stat().st_size for path in paths)
+    size = 0
+    for path in paths:  # a packed file counts as what it unpacks to, which is not read beyond the limit
+        size += unpacked_bytes(path, most_bytes) if size <= most_bytes else path.stat().st_size
     if size > most_bytes:
         raise DataError(
-            f"The files have {size / 1e6:,.1f} MB; at most {most_bytes / 1e6:,.0f} MB are taken, so leave "
-            "out rows or columns that are not needed."
+            f"The files have {size / 1e6:,.1f} MB or more; at most {most_bytes / 1e6:,.0f} MB are taken, so "
+            "leave out rows or columns that are not needed."
         )
 
 

@@ -82,7 +82,7 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
     What the chosen method does not read keeps its default, whatever a hidden field holds.
     """
     named = {name: values[component] for name, component in form.items()}
-    for name in ("num_labels", "eval_steps"):
+    for name in ("num_labels", "eval_steps", "header_row"):
         named[name] = named[name] or None  # an empty number field reads 0
     read = METHODS[named["method"]].settings
     return {name: value for name, value in named.items() if name in read or name not in OWN_SETTINGS}
