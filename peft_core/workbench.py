@@ -10,7 +10,7 @@ from peft_core import runs
 from peft_core.config import Limits, TrainConfig
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
-from peft_core.export.archives import folder_of
+from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.launcher import Launcher
 from peft_core.presets import DATASETS, MODELS
@@ -237,6 +237,16 @@ class Workbench:
         if kind == "script":  # the training rows are not for everyone who comes by
             options["rows"] = self.limits is None
         return self.jobs.stream("make", str(self.find(run_id).folder), kind, options)
+
+    def archive(self, run_id: str, kind: str) -> Path:
+        """The zip of something that a run has: one of `archives.KINDS`, or a `script`, which is written now.
+
+        Raises RunError if the run has nothing of this kind.
+        """
+        if kind != "script":
+            return zip_of(self.find(run_id), kind)
+        *_, last = self.make("script", run_id)
+        return Path(last.result["zip"])
 
     def holds(self, run_id: str | None, kind: str) -> bool:
         """Whether a run has something of this kind to take away by now."""

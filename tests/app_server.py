@@ -14,6 +14,13 @@ from pathlib import Path
 
 from processes import ROOT
 
+_PATCHED = """
+import runpy, sys
+sys.argv[0] = "app.py"
+{patch}
+runpy.run_path("app.py", run_name="__main__")
+"""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -25,13 +32,21 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(runs_dir: Path, *flags: str, **changes: str) -> Iterator[Server]:
-    """`python app.py` with these flags until the block ends."""
+def serve(runs_dir: Path, *flags: str, patch: str = "", **changes: str) -> Iterator[Server]:
+    """`python app.py` with these flags until the block ends.
+
+    Args:
+        runs_dir: the folder of runs.
+        flags: more of the command line.
+        patch: Python that runs in the app's process before it serves, such as a slower handler.
+        changes: environment variables.
+    """
     port = free_port()
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **changes}
     if "PYTEST_XDIST_WORKER" not in environment:  # else another suite's worker has the other core
         environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "app.py", "--port", str(port), "--runs-dir", str(runs_dir), *flags]
+    program = ["-c", _PATCHED.format(patch=patch)] if patch else ["app.py"]
+    command = [sys.executable, *program, "--port", str(port), "--runs-dir", str(runs_dir), *flags]
     log = (runs_dir.parent / f"app-{port}.log").open("w")
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -1,13 +1,13 @@
 """The right side of the Train tab: the picked run as it stands on disk, and what can be done with it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from peft_core.certificate import read_certificate
 from peft_core.errors import RunError
-from peft_core.export.archives import zip_of
 from peft_core.pictures.cards import result_card
 from peft_core.pictures.charts import curve, curve_frame
 from peft_core.pictures.pieces import certificate, message, method_picture, running, working
@@ -138,16 +138,13 @@ def wire_run_panel(
         for report in workbench.merge(run_id):
             yield gr.update(visible=True, value=working(report.share, report.what))
 
-    def zip_path(kind: str) -> Any:
-        return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
-
     panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
     panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
     merged = panel.merge.click(merge, picker, panel.proof, **PRIVATE)
     for ended in (merged.success, merged.failure):  # either way its progress goes
         ended(lambda: "", None, seen, **PRIVATE)
-    download_by_click(panel.adapter_zip, zip_path("adapter"), [picker], "file-adapter")
-    download_by_click(panel.merged_zip, zip_path("merged"), [picker], "file-merged")
+    for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):
+        download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"file-{kind}")
 
 
 def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:

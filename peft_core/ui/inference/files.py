@@ -12,7 +12,8 @@ from peft_core.data.formats import SUFFIXES
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE
+from peft_core.ui.downloads import describe_os_errors, download_cache
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, then_at_once
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -46,17 +47,16 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
     job, columns = gr.State(), form.columns
 
     def look(path: str | None, run_id: str | None) -> dict[Any, Any]:
-        nothing = {one: gr.update(choices=[], value=None) for one in columns}
-        cleared = {**nothing, result: gr.update(visible=False), shown: ""}
+        nothing = {column: gr.update(choices=[], value=None) for column in columns}
         if not path:
-            return cleared
+            return nothing
         if not run_id:
-            return {**cleared, shown: PICK_A_RUN}
+            return {**nothing, shown: PICK_A_RUN}
         try:
-            seen = workbench.look_at_file(Path(path), run_id)
+            preview = workbench.look_at_file(Path(path), run_id)
         except PeftCoreError as error:
-            return {**cleared, shown: message(str(error))}
-        return {**cleared, **_choices(seen, columns, bool(workbench.result_of(run_id).get("text_pair")))}
+            return {**nothing, shown: message(str(error))}
+        return _choices(preview, columns, bool(workbench.result_of(run_id).get("text_pair")))
 
     def predict(
         path: str | None, run_id: str | None, chosen: str, whole: bool, *names: str
@@ -71,7 +71,9 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
                 done = report.result
                 yield {shown: working(report.share, report.what)}
-            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=done["path"])}
+            with describe_os_errors("The predicted file"):
+                download = download_cache().publish(Path(done["path"]))
+            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=download)}
         except PeftCoreError as error:
             yield {shown: message(str(error))}
         finally:
@@ -79,7 +81,8 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         yield {stop: gr.update(interactive=False)}
 
     file, changed = [form.upload, picker], [form.upload.change, standing.change]
-    gr.on(changed, look, file, [*columns, result, shown], **FOLLOWING)
+    cleared = {result: gr.update(visible=False), shown: ""}
+    then_at_once(changed, look, file, [*columns, shown], clear=cleared)
     asked = [*file, form.variant, form.exact, *columns]
     go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)

@@ -9,7 +9,7 @@ import gradio as gr
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, sentence
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
@@ -56,25 +56,28 @@ def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: g
     explain, asked = _wire_question(workbench, picker, question)
     search = _wire_rows(workbench, picker, tab, rows)
 
-    def look(run_id: str | None) -> list[Any]:
+    def describe_run(run_id: str | None, *filters: Any) -> list[Any]:
         result = workbench.result_of(run_id)
         names = [(name, name) for name in result.get("labels", [])]
         chosen, true, predicted = (
-            gr.update(choices=[(first, ""), *names], value="", visible=bool(names))
+            gr.update(choices=[(first, ""), *names], visible=bool(names))
             for first in ("the predicted one", "any", "any")
         )
-        pair = gr.update(visible=bool(result.get("text_pair")), value="")
-        return ["", pair, chosen, "", "all", "", true, predicted, *search(run_id, "all", "", "", "")]
+        pair = gr.update(visible=bool(result.get("text_pair")))
+        return [pair, chosen, true, predicted, *search(run_id, *filters)]
 
     def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
         row = workbench.row(run_id, int(event.row_value[0]))
         return [row["text"], row["text_pair"] or ""]
 
     texts = [question.text, question.second]
-    shown = [*texts, question.label, question.words, *rows.filters, rows.count, rows.table]
-    standing.change(look, picker, shown, **PRIVATE)
-    rows.table.select(sentence(take), picker, texts, **PRIVATE).success(
-        explain, asked, question.words, **PRIVATE
+    places = [*texts, question.label, question.words, rows.query, rows.true, rows.predicted, rows.count]
+    shown = {rows.kind: "all", rows.filtering: gr.update(visible=True)}
+    at_once([picker.change], {**dict.fromkeys(places, ""), **shown})
+    described = [question.second, question.label, rows.true, rows.predicted, rows.count, rows.table]
+    standing.change(describe_run, [picker, *rows.filters], described, **FOLLOWING)
+    rows.table.select(sentence(take), picker, texts, **FOLLOWING).success(
+        explain, asked, question.words, **FOLLOWING
     )
 
 
@@ -83,7 +86,9 @@ def _question() -> Question:
     text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
     second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
     with gr.Row():
-        label = gr.Dropdown([], label="Label to explain", elem_id="why-label")
+        label = gr.Dropdown(
+            [("the predicted one", "")], value="", label="Label to explain", elem_id="why-label"
+        )
         go = gr.Button("Explain", variant="primary", elem_id="explain")
     return Question(text, second, label, go, gr.HTML(elem_id="explained"))
 
@@ -93,8 +98,8 @@ def _test_rows() -> RowsPanel:
     kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
     with gr.Row() as filtering:
         query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
-        true = gr.Dropdown([], label="True", elem_id="rows-true")
-        predicted = gr.Dropdown([], label="Predicted", elem_id="rows-predicted")
+        true = gr.Dropdown([("any", "")], value="", label="True", elem_id="rows-true")
+        predicted = gr.Dropdown([("any", "")], value="", label="Predicted", elem_id="rows-predicted")
     count = gr.HTML(elem_id="rows-count")
     table = gr.Dataframe(
         headers=list(COLUMNS),
@@ -126,7 +131,7 @@ def _wire_question(
             yield message(str(error))
 
     asked = [picker, question.text, question.second, question.label]
-    gr.on([question.go.click, question.text.submit], explain, asked, question.words, **PRIVATE)
+    gr.on([question.go.click, question.text.submit], explain, asked, question.words, **FOLLOWING)
     return explain, asked
 
 
