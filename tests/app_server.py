@@ -42,7 +42,10 @@ def serve(runs_dir: Path, *flags: str, patch: str = "", **changes: str) -> Itera
         changes: environment variables.
     """
     port = free_port()
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **changes}
+    temporary = runs_dir.parent / "tmp"  # gradio hands out what lies in the temporary folder: no run does
+    temporary.mkdir(exist_ok=True)
+    own = {"HF_HUB_DISABLE_TELEMETRY": "1", "TMPDIR": str(temporary)}
+    environment = {**os.environ, **own, **changes}
     if "PYTEST_XDIST_WORKER" not in environment:  # else another suite's worker has the other core
         environment.pop("OMP_NUM_THREADS", None)
     program = ["-c", _PATCHED.format(patch=patch)] if patch else ["app.py"]

@@ -78,9 +78,10 @@ def test_train_pressed_at_once_trains_the_uploaded_file(
 ) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
+    before = page.locator("#dataset_name input").input_value()
     page.locator("#upload input[type=file]").set_input_files(str(reviews))
     expect(page.locator("#upload")).to_contain_text("Hotel Bewertungen")
-    page.wait_for_timeout(300)  # nobody is faster; the click waits while the button does
+    expect(page.locator("#dataset_name input")).not_to_have_value(before)  # from here on Train waits
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible(timeout=60_000)
     run = list_runs(server.runs_dir)[0]

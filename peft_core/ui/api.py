@@ -4,7 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from peft_core.ui.downloads import describe_os_errors, download_cache
+from peft_core.downloads import describe_os_errors
+from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import sentence
 from peft_core.workbench import Workbench
 

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 from gradio.components.plot import AltairPlotData
 
+from peft_core.downloads import describe_os_errors
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.charts import Spec
 from peft_core.pictures.pieces import message
-from peft_core.ui.downloads import describe_os_errors, download_cache
+from peft_core.ui.downloads import download_cache
 
 PICK_A_RUN = message("Pick a finished run at the side first.", "note")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 
 from peft_core.data.formats import SUFFIXES
+from peft_core.downloads import describe_os_errors
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.downloads import describe_os_errors, download_cache
+from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import PICK_A_RUN, PRIVATE, then_at_once
 from peft_core.workbench import Workbench
 
