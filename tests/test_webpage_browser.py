@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from conftest import copy_of
 from exported_runs import refuse_int8
-from page_server import Folder, serve_folder
+from page_server import SEND_AND_WAIT, Folder, serve_folder
 from playwright.sync_api import Browser, Page, Route, expect
 from tiny import COMMON_WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -29,14 +29,6 @@ from peft_core.runs import Run, write_json
 
 TOLERANCE = 0.01  # of a probability: the rounding of two machines can tip a value over a step of int8
 SCRIPT, LOADER, WASM = (file["name"] for file in read_record()["files"])
-SEND_AND_WAIT = """(url) => new Promise((resolve) => {  // both are refused, each with an event
-  const refused = [];
-  document.addEventListener('securitypolicyviolation', (event) => {
-    if (refused.push(event.effectiveDirective) === 2) resolve(refused.sort());
-  });
-  new Image().src = url;
-  navigator.sendBeacon(url, 'secret');
-})"""
 HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
 ODD = [
     "x",

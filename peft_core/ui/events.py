@@ -84,6 +84,11 @@ def at_once(triggers: list[Any], values: Mapping[Any, Any]) -> gr.events.Depende
     return gr.on(triggers, None, None, list(values), js=js, **PRIVATE)
 
 
+def drop_answers(trigger: Any, *pending: gr.events.Dependency) -> None:
+    """Have the page forget what it waits for: an answer about one run must not appear under another."""
+    gr.on([trigger], None, cancels=list(pending), **PRIVATE)
+
+
 def download_by_click(
     button: gr.Button, prepare: Callable[..., Path], inputs: list[Any], name: str
 ) -> gr.DownloadButton:

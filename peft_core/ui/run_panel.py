@@ -13,7 +13,7 @@ from peft_core.pictures.charts import curve, curve_frame
 from peft_core.pictures.pieces import certificate, message, method_picture, running, working
 from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
-from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
+from peft_core.ui.events import PRIVATE, download_by_click, drop_answers, plot, sentence, sentence_each
 from peft_core.ui.fields import DEFAULTS, Form
 from peft_core.ui.form import fill
 from peft_core.workbench import Workbench
@@ -141,6 +141,7 @@ def wire_run_panel(
     panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
     panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
     merged = panel.merge.click(merge, picker, panel.proof, **PRIVATE)
+    drop_answers(picker.change, merged)
     for ended in (merged.success, merged.failure):  # either way its progress goes
         ended(lambda: "", None, seen, **PRIVATE)
     for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):

@@ -14,7 +14,7 @@ from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
 from peft_core.ui.downloads import download_cache
-from peft_core.ui.events import PICK_A_RUN, PRIVATE, then_at_once
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, at_once, drop_answers, then_at_once
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -85,7 +85,9 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
     cleared = {result: gr.update(visible=False), shown: ""}
     then_at_once(changed, look, file, [*columns, shown], clear=cleared)
     asked = [*file, form.variant, form.exact, *columns]
-    go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    predicting = go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    drop_answers(picker.change, predicting)
+    at_once([picker.change], {**cleared, stop: gr.update(interactive=False)})
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 
 

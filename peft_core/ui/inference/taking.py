@@ -16,7 +16,7 @@ from peft_core.pictures.taken import (
     pushed,
 )
 from peft_core.ui.code import code_kinds, code_view, served, shown
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, at_once, download_by_click
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, at_once, download_by_click, drop_answers
 from peft_core.workbench import Workbench
 
 EMBEDDINGS = (
@@ -94,6 +94,7 @@ def _maker(
     exporting = make.click(export, [picker, *(options or {}).values()], shown, **PRIVATE)
     for ended in (exporting.then, exporting.failure):
         ended(offer, picker, take, **FOLLOWING)
+    drop_answers(picker.change, exporting)
     at_once([picker.change], {shown: ""})
     gr.on(opened, offer, picker, take, **FOLLOWING)
     download_by_click(take, partial(workbench.archive, kind=kind), [picker], f"taken-{kind}")
@@ -114,7 +115,8 @@ def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
         except PeftCoreError as error:
             return message(str(error))
 
-    gr.on([find.click, query.submit], search, [picker, query], shown, **PRIVATE)
+    searching = gr.on([find.click, query.submit], search, [picker, query], shown, **FOLLOWING)
+    drop_answers(picker.change, searching)
     at_once([picker.change], {shown: ""})
 
 

@@ -11,7 +11,7 @@ from peft_core.pictures.cards import prediction_card
 from peft_core.pictures.inference import runs_table
 from peft_core.pictures.pieces import message
 from peft_core.problems import REGRESSION
-from peft_core.ui.events import FOLLOWING, at_once
+from peft_core.ui.events import FOLLOWING, at_once, drop_answers
 from peft_core.workbench import Workbench
 
 OTHERS = "Any finished runs; those of one base model share its weights."
@@ -66,10 +66,10 @@ def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         return [chosen[0], chosen[1] if len(chosen) > 1 else ""]
 
     inputs, outputs = [picker, text, second, others], [*cards, strip, theirs]
-    gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **FOLLOWING)
-    examples.click(example, [picker, examples], [text, second], **FOLLOWING).then(
-        classify, inputs, outputs, **FOLLOWING
-    )
+    typed = gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **FOLLOWING)
+    filled_in = examples.click(example, [picker, examples], [text, second], **FOLLOWING)
+    chosen = filled_in.then(classify, inputs, outputs, **FOLLOWING)
+    drop_answers(picker.change, typed, filled_in, chosen)
     empty = dict(zip(outputs, [*_cards({}), "", ""], strict=True))
     at_once([picker.change], {**empty, second: "", others: []})
     standing.change(describe_run, picker, [second, examples, others], **FOLLOWING)

@@ -9,7 +9,7 @@ import gradio as gr
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, drop_answers, sentence
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
@@ -53,7 +53,7 @@ def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: g
             question = _question()
         with gr.Column(scale=6):
             rows = _test_rows()
-    explain, asked = _wire_question(workbench, picker, question)
+    explain, asked, explaining = _wire_question(workbench, picker, question)
     search = _wire_rows(workbench, picker, tab, rows)
 
     def describe_run(run_id: str | None, *filters: Any) -> list[Any]:
@@ -76,9 +76,9 @@ def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: g
     at_once([picker.change], {**dict.fromkeys(places, ""), **shown})
     described = [question.second, question.label, rows.true, rows.predicted, rows.count, rows.table]
     standing.change(describe_run, [picker, *rows.filters], described, **FOLLOWING)
-    rows.table.select(sentence(take), picker, texts, **FOLLOWING).success(
-        explain, asked, question.words, **FOLLOWING
-    )
+    filled_in = rows.table.select(sentence(take), picker, texts, **FOLLOWING)
+    chosen = filled_in.success(explain, asked, question.words, **FOLLOWING)
+    drop_answers(picker.change, explaining, filled_in, chosen)
 
 
 def _question() -> Question:
@@ -116,8 +116,8 @@ def _test_rows() -> RowsPanel:
 
 def _wire_question(
     workbench: Workbench, picker: gr.Radio, question: Question
-) -> tuple[Callable[..., Iterator[str]], list[Any]]:
-    """Explain by the button or Enter; what comes back is the handler and its inputs."""
+) -> tuple[Callable[..., Iterator[str]], list[Any], gr.events.Dependency]:
+    """Explain by the button or Enter; what comes back is the handler, its inputs and its dependency."""
 
     def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> Iterator[str]:
         if not run_id:
@@ -131,8 +131,8 @@ def _wire_question(
             yield message(str(error))
 
     asked = [picker, question.text, question.second, question.label]
-    gr.on([question.go.click, question.text.submit], explain, asked, question.words, **FOLLOWING)
-    return explain, asked
+    triggers = [question.go.click, question.text.submit]
+    return explain, asked, gr.on(triggers, explain, asked, question.words, **FOLLOWING)
 
 
 def _wire_rows(
