@@ -222,6 +222,17 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.state().get("created", 0.0), run.run_id), reverse=True)
 
 
+def delete(runs_dir: Path, run_id: str) -> None:
+    """Remove a run that no process trains. It disappears by one rename; its files are removed after that.
+
+    Raises RunError if there is no such run.
+    """
+    run = find(runs_dir, run_id)
+    hidden = runs_dir / f".deleted-{run_id}-{secrets.token_hex(3)}"
+    run.folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 # what safetensors, torch.save and datasets say of a full disk or of a file that may not grow
 _FULL = ("No space left", "File too large", "unexpected pos", "iostream error", "Not enough disk space")
 

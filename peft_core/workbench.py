@@ -97,6 +97,16 @@ class Workbench:
         run = self.launcher.stop(run_id)
         return {"run_id": run.run_id, "status": run.state()["status"]}
 
+    def delete(self, run_id: str) -> dict[str, Any]:
+        """`{run_id, deleted}` of a run that was removed with all its files.
+
+        Raises RunError if it has not ended, and on a public demo, where runs belong to everyone.
+        """
+        if self.limits is not None:
+            raise runs.RunError("This public demo keeps its runs; nobody can delete one.")
+        self.launcher.delete(run_id)
+        return {"run_id": run_id, "deleted": True}
+
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
         run = self.launcher.resume(run_id)

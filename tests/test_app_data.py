@@ -64,7 +64,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     config = json.loads((run.merged / "config.json").read_text(encoding="utf-8"))
     assert set(config["label2id"]) == set(TONES)
     page.click("#try-it")  # what is asked of a run knows it as soon as it is trained
-    expect(page.locator("#examples")).to_contain_text(" war ", timeout=30_000)
+    expect(page.locator("#examples")).to_contain_text(" war ")
     page.get_by_role("tab", name="Why?").click()
     expect(page.locator("#why-label")).to_be_visible()
     page.click("#rows-true input")

@@ -11,7 +11,8 @@ from peft_core.workbench import Workbench
 
 
 class Endpoints:
-    """The functions behind /train, /status, /stop, /runs, /count, /merge, /predict and /download.
+    """The functions behind /train, /status, /stop, /runs, /count, /merge, /predict, /download and
+    /delete.
 
     MCP clients read the docstrings.
     """
@@ -46,6 +47,14 @@ class Endpoints:
             run_id: a run's id, from /train or /runs.
         """
         return self._workbench.stop(run_id)
+
+    def delete(self, run_id: str) -> dict:
+        """Delete a run that has ended, with its adapter and all its files. There is no way back.
+
+        Args:
+            run_id: a run's id, from /runs.
+        """
+        return self._workbench.delete(run_id)
 
     def runs(self) -> list:
         """All runs, the newest first, each as /status tells it."""
@@ -98,5 +107,6 @@ def build_api(workbench: Workbench) -> None:
     ends = Endpoints(workbench)
     for endpoint in (
         ends.train, ends.status, ends.stop, ends.runs, ends.count, ends.merge, ends.predict, ends.download,
+        ends.delete,
     ):  # fmt: skip
         gr.api(sentence(endpoint), api_name=endpoint.__name__)
