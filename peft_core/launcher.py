@@ -89,6 +89,15 @@ class Launcher:
             self._start_queue()
         return run
 
+    def delete(self, run_id: str) -> None:
+        """Remove a run and all its files. RunError if it has not ended."""
+        run = runs.find(self.runs_dir, run_id)
+        with self._lock:
+            status = run.state().status
+            if status not in ENDED or run_id in self._children:
+                raise RunError(f"The run {run_id!r} is {status.lower()}; stop it before you delete it.")
+            runs.delete(self.runs_dir, run_id)
+
     def current(self) -> Run | None:
         """The run that trains now, or that comes next; a new one would wait for it."""
         states = [(run, run.state().status) for run in reversed(runs.list_runs(self.runs_dir))]

@@ -12,7 +12,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
-from peft_core.export.archives import folder_of
+from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
@@ -113,6 +113,16 @@ class Workbench:
         """`{run_id, status}` after the run was asked to stop."""
         run = self.launcher.stop(run_id)
         return {"run_id": run.run_id, "status": run.state().status}
+
+    def delete(self, run_id: str) -> dict[str, Any]:
+        """`{run_id, deleted}` of a run that was removed with all its files.
+
+        Raises RunError if it has not ended, and on a public demo, where runs belong to everyone.
+        """
+        if self.limits is not None:
+            raise runs.RunError("This public demo keeps its runs; nobody can delete one.")
+        self.launcher.delete(run_id)
+        return {"run_id": run_id, "deleted": True}
 
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
@@ -262,6 +272,16 @@ class Workbench:
         if kind == "script":  # the training rows are not for everyone who comes by
             options["rows"] = self.limits is None
         return self.jobs.stream("make", str(self.find(run_id).folder), kind, options)
+
+    def archive(self, run_id: str, kind: str) -> Path:
+        """The zip of something that a run has: one of `archives.KINDS`, or a `script`, which is written now.
+
+        Raises RunError if the run has nothing of this kind.
+        """
+        if kind != "script":
+            return zip_of(self.find(run_id), kind)
+        *_, last = self.make("script", run_id)
+        return Path(last.result["zip"])
 
     def holds(self, run_id: str | None, kind: str) -> bool:
         """Whether a run has something of this kind to take away by now."""

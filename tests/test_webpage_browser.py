@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from conftest import copy_of
 from exported_runs import refuse_int8
-from page_server import Folder, serve_folder
+from page_server import SEND_AND_WAIT, Folder, serve_folder
 from playwright.sync_api import Browser, Page, Route, expect
 from run_files import change_json
 from tiny import COMMON_WORDS
@@ -241,8 +241,7 @@ def test_nothing_is_asked_of_anyone_else_and_nothing_once_it_is_ready(
     assert (len(requests), len(served.asked)) == asked
     attempts = """async (urls) => Promise.all(urls.map((url) => fetch(url).then(() => "sent", () => "no")))"""
     assert page.evaluate(attempts, [served.url, f"{served.url}/page.json?text=secret", *files]) == ["no"] * 5
-    page.evaluate("(url) => { new Image().src = url; navigator.sendBeacon(url, 'secret'); }", served.url)
-    page.wait_for_timeout(300)
+    assert page.evaluate(SEND_AND_WAIT, served.url) == ["connect-src", "img-src"]
     assert len(served.asked) == asked[1] and len(led) == 3
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 
 from peft_core.data.formats import FILE_TYPES, suffix_of
+from peft_core.downloads import describe_os_errors
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE
+from peft_core.ui.downloads import download_cache
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, at_once, drop_answers, then_at_once
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -64,21 +66,20 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         header_row: int | None,
         sheets: dict[str, Any] | None = None,
     ) -> dict[Any, Any]:
-        nothing = {one: gr.update(choices=[], value=None) for one in columns}
-        cleared = {**nothing, result: gr.update(visible=False), shown: ""}
-        cleared |= {form.sheet_name: gr.update(**sheets)} if sheets else {}
+        nothing = {column: gr.update(choices=[], value=None) for column in columns}
+        nothing |= {form.sheet_name: gr.update(**sheets)} if sheets else {}
         if not path:
-            return cleared
+            return nothing
         if not run_id:
-            return {**cleared, shown: PICK_A_RUN}
+            return {**nothing, shown: PICK_A_RUN}
         try:
-            seen = workbench.look_at_file(Path(path), run_id, sheet_name, header_row)
+            preview = workbench.look_at_file(Path(path), run_id, sheet_name, header_row)
         except PeftCoreError as error:
-            return {**cleared, shown: message(str(error))}
-        if sheets and "sheets" in seen:
-            choices = [(f"{_GUESSED}: {seen['sheet']}", ""), *((name, name) for name in seen["sheets"])]
-            cleared[form.sheet_name] = gr.update(**{**sheets, "choices": choices, "visible": True})
-        return {**cleared, **_choices(seen, columns, bool(workbench.result_of(run_id).get("text_pair")))}
+            return {**nothing, shown: message(str(error))}
+        if sheets and "sheets" in preview:
+            choices = [(f"{_GUESSED}: {preview['sheet']}", ""), *((name, name) for name in preview["sheets"])]
+            nothing[form.sheet_name] = gr.update(**{**sheets, "choices": choices, "visible": True})
+        return {**nothing, **_choices(preview, columns, bool(workbench.result_of(run_id).get("text_pair")))}
 
     def predict(
         path: str | None, run_id: str | None, chosen: str, whole: bool, sheet: str, row: int, *names: str
@@ -94,7 +95,9 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
                 done = report.result
                 yield {shown: working(report.share, report.what)}
-            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=done["path"])}
+            with describe_os_errors("The predicted file"):
+                download = download_cache().publish(Path(done["path"]))
+            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=download)}
         except PeftCoreError as error:
             yield {shown: message(str(error))}
         finally:
@@ -103,11 +106,14 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
 
     file, changed = [form.upload, picker], [form.upload.change, standing.change]
     table = [form.sheet_name, form.header_row]
-    gr.on(changed, open_file, file, [*table, *columns, result, shown], **FOLLOWING)
+    cleared = {result: gr.update(visible=False), shown: ""}
+    then_at_once(changed, open_file, file, [*table, *columns, shown], clear=cleared)
     chosen = [form.sheet_name.input, form.header_row.input]
-    gr.on(chosen, look, [*file, *table], [*columns, result, shown], **FOLLOWING)
+    then_at_once(chosen, look, [*file, *table], [*columns, shown], clear=cleared)
     asked = [*file, form.variant, form.exact, *table, *columns]
-    go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    predicting = go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    drop_answers(picker.change, predicting)
+    at_once([picker.change], {**cleared, stop: gr.update(interactive=False)})
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 
 
