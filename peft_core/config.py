@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from peft_core.errors import ConfigError
 from peft_core.methods import METHODS, defaults_of, unworkable
+from peft_core.setting import Setting, plain_number, setting
 
 EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_DATASET = "rotten_tomatoes"
@@ -41,40 +42,6 @@ BEST_METRICS = (
     "pearson", "mae", "rmse",
 )  # fmt: skip
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a form, an error message and a document say about one setting.
-
-    `more_than` is an open lower bound; `minimum` and `maximum` are closed.
-    """
-
-    label: str
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    more_than: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def bounds(self) -> str:
-        """The bounds in words, such as 'from 1 to 512'."""
-        if self.more_than is not None:
-            return f"more than {_plain(self.more_than)} and at most {_plain(self.maximum)}"
-        return f"from {_plain(self.minimum)} to {_plain(self.maximum)}"
-
-    def holds(self, number: float) -> bool:
-        """Whether a number lies within the bounds."""
-        if self.more_than is not None and not number > self.more_than:
-            return False
-        return (self.minimum is None or number >= self.minimum) and (
-            self.maximum is None or number <= self.maximum
-        )
-
-
-def setting(default: Any, label: str, help: str, **bounds: Any) -> Any:
-    """A dataclass field that carries its own Setting."""
-    return dataclasses.field(default=default, metadata={"setting": Setting(label, help, **bounds)})
 
 
 @dataclass(frozen=True)
@@ -334,11 +301,6 @@ class TrainConfig:
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(TrainConfig)}
 
 
-def _plain(number: float) -> str:
-    """A number as people read it: 1,000,000 rather than 1e+06."""
-    return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
-
-
 def _unknown(key: str) -> str:
     words = {name: name for name in SETTINGS} | {what.label.lower(): name for name, what in SETTINGS.items()}
     near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=0.0)
@@ -401,4 +363,4 @@ def _check_bounds(name: str, value: Any) -> None:
         if one not in what.choices:
             raise ConfigError(f"{name} is {one!r}; it takes one of {', '.join(what.choices)}.")
     if is_number(value) and not what.holds(value):
-        raise ConfigError(f"{name} is {_plain(value)}; it must be {what.bounds()}.")
+        raise ConfigError(f"{name} is {plain_number(value)}; it must be {what.bounds()}.")

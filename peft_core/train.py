@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import platform
 import signal
 import sys
 import time
@@ -14,35 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import peft
 import torch
-import transformers
-from safetensors.torch import save_file
-from transformers import set_seed
 
-from peft_core.adapters import RankSchedule, apply_method, start_from_data, trained_state
-from peft_core.certificate import sha256_of_adapter
+from peft_core.adapters import RankSchedule, start_from_data
 from peft_core.config import TrainConfig
-from peft_core.counts import count_model
-from peft_core.data.labelled import LabelledText, load_labelled_text
-from peft_core.data.tokens import encode
-from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.files import DISK_FULL, is_disk_full, remove_tree, write_json
-from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.losses import LabelScale, Loss, check_objective, task_loss
+from peft_core.files import DISK_FULL, is_disk_full, remove_tree
 from peft_core.machine import expect_many_shapes, is_out_of_memory
-from peft_core.methods import bits_of, virtual_tokens
-from peft_core.problems import REGRESSION
-from peft_core.results import label_array, measure
-from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining, RunResult
-from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
-from peft_core.runs.run import RESULT_FILE
-from peft_core.schedule import START_BATCHES, evaluation_rows, total_steps
-from peft_core.sources import hub_commit
-from peft_core.training.fallback import Speedups
-from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
+from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining
+from peft_core.schedule import START_BATCHES, total_steps
+from peft_core.training import outputs
+from peft_core.training.fallback import AppliedSpeedups, Speedups
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import (
@@ -54,7 +35,8 @@ from peft_core.training.processes import (
     part,
     processes,
 )
-from peft_core.training.reporting import RunProgress, log_result
+from peft_core.training.reporting import RunProgress
+from peft_core.training.setup import TrainingSetup, begin_stage, prepare_training
 from peft_core.training.speedups import faster
 from peft_core.training.stopped import (
     forget_result,
@@ -64,9 +46,7 @@ from peft_core.training.stopped import (
     train_until_stopped,
 )
 from peft_core.training.stopping import StopCheck, Stopped
-from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
-
-TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
+from peft_core.training.trainer import RunTrainer, batch_loader, build_trainer, training_arguments
 
 
 def train(run_dir: str | Path) -> None:
@@ -90,11 +70,11 @@ def train(run_dir: str | Path) -> None:
             mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
-                run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
+                run.update(status=FAILED, ended=time.time(), error=describe_failure(error))
             raise
 
 
-def failure_sentence(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """What a person reads of an error that ended a run."""
     if isinstance(error, PeftCoreError):
         return str(error)
@@ -108,149 +88,44 @@ def failure_sentence(error: BaseException) -> str:
 def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     stop = StopCheck(run.stop_requested)
     with stop.interrupting():
-        _stage(run, "reading the data")
-        data = load_labelled_text(config)
-        check_objective(config, data.problem_type)
-        run.update(problem_type=data.problem_type)
-        _stage(run, "loading the base model")
-        set_seed(config.seed)
-        choice = choose_checkpoint(run)
-        before = read_inputs(choice.checkpoint) if choice else None
-        base = load_base(
-            config.model_name_or_path,
-            (before and hub_commit(before.base_revision)) or config.revision,
-            data.label_names,
-            named=data.named,
-            problem_type=data.problem_type,
-            bits=bits_of(config.to_dict()),
-            base_head=config.base_head,
-        )
-        inputs = inputs_of(config, data, base)
-        _begin_or_check(run, choice, before, inputs)
-        check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
-        set_dropout(base.model, config.dropout)
-        steps = total_steps(config, len(data.train), processes())
-        model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
-        _stage(run, "encoding the texts")
-        rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
-        loss, scale = _objective(config, model, base, data)
-    trained, stopped = _fit(
-        run, config, model, base.tokenizer, rows, curve_rows, loss, scale, choice, inputs, stop
-    )
+        setup = prepare_training(run, config)
+    trained, stopped = _fit(setup, stop)
     part()
     if not leads():
         return KILLED if stopped else FINISHED
-    if scale:
-        scale.fold_into(model)
+    if setup.scale:
+        setup.scale.fold_into(setup.model)
     try:
         if stopped:
             raise Stopped
-        run.update(stage="evaluating")
-        with run.new_folder(run.folder / "evaluation") as staging:
-            with stop.between_layers(model):
-                result = _evaluate(staging, config, model, base, data, loss, stop)
-            result |= {**trained, "data": data.record}
-            log_result(run, result)
-            run.update(stage="saving")
-            _save_adapter(run, config, model, base, data)
-            proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
-            write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
+        outputs.evaluate_and_save(setup, trained, stop)
     except Stopped:
         run.update(stage="saving")
         forget_result(run)
-        _save_adapter(run, config, model, base, data)
+        outputs.save_adapter(setup)
         mark_stopped(run, note_after_training(run, trained["steps"], run.current.max_steps or 0))
         return KILLED
     return FINISHED
 
 
-def _begin_or_check(
-    run: RunInTraining, choice: CheckpointChoice | None, before: RunInputs | None, now: RunInputs
-) -> None:
-    """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
-    where it goes on."""
-    if not leads():
-        return
-    if choice is None or before is None:
-        begin_inputs(run, now)
-        return
-    check_inputs(before, now)
-    run.note(f"Continued from the checkpoint of step {choice.step}.")
-    for sentence in choice.skipped:
-        run.note(sentence)
-        print(sentence)
-
-
-def _encoded(
-    config: TrainConfig, data: LabelledText, tokenizer: Any, cache: Path
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
-    rows = encode(data.train, tokenizer, config.max_length, cache)
-    evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
-    curve = data.validation.select(range(evaluated))
-    if not len(curve):
-        return rows, None
-    curve = encode(curve, tokenizer, config.max_length, cache)
-    lengths = np.array([len(tokens) for tokens in curve["input_ids"][:]])
-    return rows, curve.select(np.argsort(-lengths, kind="stable"))
-
-
-def _fit(
-    run: RunInTraining,
-    config: TrainConfig,
-    model: Any,
-    tokenizer: Any,
-    rows: datasets.Dataset,
-    curve_rows: datasets.Dataset | None,
-    loss: Loss | None,
-    scale: LabelScale | None,
-    choice: CheckpointChoice | None,
-    inputs: RunInputs,
-    stop: StopCheck,
-) -> tuple[dict[str, Any], bool]:
+def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:
     """Train the model, from the chosen checkpoint if there is one.
 
     Returns what the result says of it, and whether it was stopped. Raises `Stopped` before the first step.
     """
-    before = None
-    device = own_device()
+    run, model, choice = setup.run, setup.model, setup.choice
     if not getattr(model, "is_quantized", False):
-        model.to(device)
+        model.to(own_device())
     with contextlib.ExitStack() as stack:
         with stop.interrupting():
-            loader = batch_loader(rows, tokenizer, config)
-            first = _on(device, next(iter(loader)))
-            if choice is None:
-                batches = itertools.islice(loader, START_BATCHES)
-                start_from_data(model, (_on(device, batch) for batch in batches))
-            else:
-                run.forget_metrics_after(choice.step)
-                before = Speedups.at_step(run.current.speedups, choice.step)
-            _stage(run, "training")
+            first = _first_batch(setup)
+            begin_stage(run, "training")
             start = time.perf_counter()
-            texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-            forward_passes = total_steps(config, len(rows), processes()) * config.gradient_accumulation_steps
-            speedups = stack.enter_context(faster(model, config, first, forward_passes, before, texts))
-            speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
+            speedups = stack.enter_context(_applied_speedups(setup, first))
             memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.record.to_dict(), stage="training")
-        autocast = speedups.record.autocast
-        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=autocast)
-        trainer = build_trainer(
-            model,
-            config,
-            arguments,
-            tokenizer,
-            rows,
-            curve_rows,
-            loss,
-            scale,
-            inputs=inputs,
-            parts=memory.parts,
-        )
-        trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
-        trainer.speedups = speedups
+        trainer = _trainer(setup, speedups, memory)
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
@@ -268,6 +143,54 @@ def _fit(
     }, stopped
 
 
+def _first_batch(setup: TrainingSetup) -> dict[str, torch.Tensor]:
+    """The first batch. Methods that start from the data do; a run that continues drops later metrics."""
+    device = own_device()
+    loader = batch_loader(setup.rows, setup.tokenizer, setup.config)
+    first = _on(device, next(iter(loader)))
+    if setup.choice is None:
+        batches = itertools.islice(loader, START_BATCHES)
+        start_from_data(setup.model, (_on(device, batch) for batch in batches))
+    else:
+        setup.run.forget_metrics_after(setup.choice.step)
+    return first
+
+
+def _applied_speedups(
+    setup: TrainingSetup, first: dict[str, torch.Tensor]
+) -> contextlib.AbstractContextManager[AppliedSpeedups]:
+    """What makes the steps faster; of a run that continues what it had at that step."""
+    run, config, rows = setup.run, setup.config, setup.rows
+    choice = setup.choice
+    before = Speedups.at_step(run.current.speedups, choice.step) if choice else None
+    texts = _texts(setup, [split for split in (rows, setup.curve_rows) if split])
+    forward_passes = total_steps(config, len(rows), processes()) * config.gradient_accumulation_steps
+    return faster(setup.model, config, first, forward_passes, before, texts)
+
+
+def _trainer(setup: TrainingSetup, speedups: AppliedSpeedups, memory: MemoryPlan) -> RunTrainer:
+    """The trainer of a run, which tells the run's folder what changes on the way."""
+    run, config, rows, curve_rows = setup.run, setup.config, setup.rows, setup.curve_rows
+    autocast = speedups.record.autocast
+    arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=autocast)
+    trainer = build_trainer(
+        setup.model,
+        config,
+        arguments,
+        setup.tokenizer,
+        rows,
+        curve_rows,
+        setup.loss,
+        setup.scale,
+        inputs=setup.inputs,
+        parts=memory.parts,
+    )
+    trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
+    speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
+    trainer.speedups = speedups
+    return trainer
+
+
 def _planned_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
     """What the forecast wants, or what the run that is continued had to do; it says so."""
     plan = plan_memory(model, batch, may_split=processes() == 1)
@@ -282,98 +205,28 @@ def _planned_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tenso
     return plan
 
 
-def _texts(run: RunInTraining, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
-    """What the frozen layers may run for once."""
-    lengths = [len(tokens) for part in parts for tokens in part["input_ids"][:]]
-    batches = itertools.chain(*(batch_loader(part, tokenizer, config) for part in parts))
-    return Texts(batches, sum(lengths), run.folder, _told(run, len(lengths)))
+def _texts(setup: TrainingSetup, splits: list[datasets.Dataset]) -> Texts:
+    """The texts for which frozen layers may run once."""
+    lengths = [len(tokens) for split in splits for tokens in split["input_ids"][:]]
+    batches = itertools.chain(*(batch_loader(split, setup.tokenizer, setup.config) for split in splits))
+    return Texts(batches, sum(lengths), setup.run.folder, _report_texts(setup.run, len(lengths)))
 
 
-def _told(run: RunInTraining, texts: int) -> Callable[[int], None]:
-    """Who says, twice a second, for how many of the texts the frozen layers have run, and hears of Stop."""
+def _report_texts(run: RunInTraining, texts: int) -> Callable[[int], None]:
+    """A callback that writes progress at most twice a second, and raises `Stopped` once it is asked for."""
     last = 0.0
 
-    def told(done: int) -> None:
+    def on_progress(done: int) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
-            _stage(run, f"running the frozen layers once: {done:,} of {texts:,} texts")
+            begin_stage(run, f"running the frozen layers once: {done:,} of {texts:,} texts")
 
-    return told
+    return on_progress
 
 
 def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
-
-
-def _objective(
-    config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
-) -> tuple[Loss | None, LabelScale | None]:
-    """The loss, and the scale in which numbers are learned; a head that knows numbers is brought to it."""
-    labels = label_array(data.train, data.problem_type)
-    scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
-    if scale and not base.head_is_fresh:
-        scale.take_out_of(model)
-    return task_loss(config, data.problem_type, labels, model.config.num_labels), scale
-
-
-def _stage(run: RunInTraining, name: str) -> None:
-    """Say what begins now, unless the person has pressed Stop."""
-    if run.stop_requested():
-        raise Stopped
-    run.update(stage=name)
-
-
-def _evaluate(
-    folder: Path,
-    config: TrainConfig,
-    model: Any,
-    base: BaseModel,
-    data: LabelledText,
-    loss: Loss | None,
-    stop: StopCheck,
-) -> dict[str, Any]:
-    """The result on every test row, whose outputs are written into the folder, and what made it.
-
-    Raises `Stopped`.
-    """
-    return {
-        **measure(folder, model, base.tokenizer, data, config.max_length, loss, on_progress=stop),
-        "parameters": count_model(model).to_dict(),
-        "head_is_fresh": base.head_is_fresh,
-        "untrained": list(base.untrained),
-        "base_revision": base.source.revision,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, datasets)},
-    }
-
-
-def _save_adapter(
-    run: RunInTraining, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
-) -> None:
-    """`adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
-    classifier = Classifier(
-        labels=tuple(model.config.id2label.values()),
-        max_length=config.max_length,
-        base_model_name_or_path=base.source.name,
-        base_revision=base.source.revision,
-        untrained=base.untrained,
-        head_is_fresh=base.head_is_fresh,
-        problem_type=data.problem_type,
-        text_pair="text_pair" in data.train.column_names,
-        head_change=base.head_change,
-    )
-    with run.new_folder(run.adapter) as staging:
-        if isinstance(model, peft.PeftModel):
-            model.save_pretrained(staging, save_embedding_layers=False)
-        else:
-            save_file(trained_state(model), staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        base.tokenizer.save_pretrained(staging)
-        (staging / "README.md").unlink(missing_ok=True)  # a card of blanks, worse than none
-        write_json(staging / CLASSIFIER_FILE, classifier.to_dict())
 
 
 def main(arguments: list[str]) -> int:

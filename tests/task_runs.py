@@ -14,6 +14,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabelledText
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.training import setup
 
 TOPICS = {"food": LABEL_WORDS[0], "drink": LABEL_WORDS[3], "room": LABEL_WORDS[4]}
 MORE = ["query", "value", "intermediate.dense"]
@@ -81,7 +82,7 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def train_on(data: LabelledText, run: Run) -> None:
     """Start a run, or continue it, on these rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "load_labelled_text", lambda config: data)
+        patch.setattr(setup, "load_labelled_text", lambda config: data)
         train.train(run.folder)
 
 

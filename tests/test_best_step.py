@@ -30,6 +30,7 @@ from peft_core.rows import judged_rows
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
+from peft_core.training import outputs
 from peft_core.training.best import BEST, BestStep
 
 # Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
@@ -226,7 +227,7 @@ def test_early_stopped_run_killed_before_its_result_stops_at_the_same_step_again
     whole = fit(noise(), **changes)
     run = runs.create(tmp_path, whole.config())
     with monkeypatch.context() as patch:
-        patch.setattr("peft_core.train._evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(outputs, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train_on(noise(), run)
     assert run.state().status == "KILLED" and can_continue(run)
     train_on(noise(), run)

@@ -70,9 +70,22 @@ def test_only_the_page_knows_gradio() -> None:
 
 
 def test_the_foundation_stands_alone() -> None:
-    assert reached("peft_core.config") == {"peft_core.errors", "peft_core.methods"}
+    assert reached("peft_core.config") == {"peft_core.errors", "peft_core.methods", "peft_core.setting"}
     assert reached("peft_core.errors") == set()
-    assert reached("peft_core.runs") <= {"peft_core.config", "peft_core.errors", "peft_core.methods"}
+    foundation = {
+        "config",
+        "errors",
+        "files",
+        "manifests",
+        "methods",
+        "process_identity",
+        "records",
+        "setting",
+    }
+    assert reached("peft_core.files") == {"peft_core.errors", "peft_core.process_identity"}
+    assert {name for name in reached("peft_core.runs") if not name.startswith("peft_core.runs.")} == {
+        f"peft_core.{name}" for name in foundation
+    }
 
 
 def test_the_page_reaches_no_module_that_computes() -> None:

@@ -16,7 +16,7 @@ from peft_core import machine
 from peft_core.machine import free_bytes
 from peft_core.pictures.pieces import speed
 from peft_core.runs import Run
-from peft_core.train import failure_sentence
+from peft_core.train import describe_failure
 from peft_core.training import memory, speedups
 from peft_core.training.memory import SPARE, checkpointed, plan_memory, saved_bytes
 from peft_core.training.speedups import faster
@@ -91,7 +91,7 @@ def test_a_single_text_that_does_not_fit_fails_the_run_in_words(
     fits["texts"] = 0
     with pytest.raises((torch.OutOfMemoryError, RuntimeError)) as caught:
         train_here(max_train_samples=32)
-    assert failure_sentence(caught.value).startswith("The machine ran out of memory")
+    assert describe_failure(caught.value).startswith("The machine ran out of memory")
 
 
 @pytest.mark.parametrize(

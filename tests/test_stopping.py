@@ -25,7 +25,7 @@ from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
-from peft_core.training import lower_layers, stopping
+from peft_core.training import lower_layers, outputs, setup, stopping
 from peft_core.training.admission import PlainStep
 from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer
@@ -89,9 +89,9 @@ def replace_with_long_work(
 @pytest.mark.parametrize(
     ("owner", "name", "stage"),
     [
-        (training_process, "load_labelled_text", "reading the data"),
-        (training_process, "load_base", "loading the base model"),
-        (training_process, "encode", "encoding the texts"),
+        (setup, "load_labelled_text", "reading the data"),
+        (setup, "load_base", "loading the base model"),
+        (setup, "encode", "encoding the texts"),
         (PlainStep, "__init__", "training"),
         (lower_layers.LowerLayers, "_write", "training"),
     ],
@@ -112,7 +112,7 @@ def test_stop_before_the_first_step_ends_the_run_and_keeps_nothing(
 def test_stop_in_tokenization_of_many_texts_is_answered_between_batches(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = training_process.encode
+    encode = setup.encode
 
     def encode_again_and_again(*given: Any) -> Any:
         for _ in range(10_000):
@@ -120,7 +120,7 @@ def test_stop_in_tokenization_of_many_texts_is_answered_between_batches(
             request_stop()
         raise AssertionError("tokenization ran to its end")
 
-    monkeypatch.setattr(training_process, "encode", encode_again_and_again)
+    monkeypatch.setattr(setup, "encode", encode_again_and_again)
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().status == "KILLED"
@@ -308,13 +308,13 @@ def test_stop_in_the_numbers_of_the_evaluation_is_answered(
 def test_stop_while_saving_lets_the_run_finish(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_adapter = training_process._save_adapter
+    save_adapter = outputs.save_adapter
 
     def stop_while_saving(*given: Any) -> None:
         request_stop()
         save_adapter(*given)
 
-    monkeypatch.setattr(training_process, "_save_adapter", stop_while_saving)
+    monkeypatch.setattr(outputs, "save_adapter", stop_while_saving)
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().status == "FINISHED" and run.result()["steps"] == 60
@@ -335,7 +335,7 @@ def test_stop_while_a_continued_run_reads_leaves_it_as_it_was(
         train(run.folder)
     (run.folder / "stop").unlink()
     adapter = digest(run)
-    replace_with_long_work(monkeypatch, training_process, "load_labelled_text", request_stop)
+    replace_with_long_work(monkeypatch, setup, "load_labelled_text", request_stop)
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().notes[-1] == "Stopped while reading the data. Continue goes on from step 7."

@@ -1,0 +1,149 @@
+"""What a training needs before its first step: rows, base model, method, tokens and loss, all checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import set_seed
+
+from peft_core.adapters import apply_method
+from peft_core.config import TrainConfig
+from peft_core.data.labelled import LabelledText, load_labelled_text
+from peft_core.data.tokens import encode
+from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
+from peft_core.losses import LabelScale, Loss, check_objective, task_loss
+from peft_core.methods import bits_of, virtual_tokens
+from peft_core.problems import REGRESSION
+from peft_core.results import label_array
+from peft_core.runs import RunInTraining
+from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
+from peft_core.schedule import evaluation_rows, total_steps
+from peft_core.sources import hub_commit
+from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
+from peft_core.training.processes import leads, processes
+from peft_core.training.stopping import Stopped
+
+TOKENS = ".tokens"  # beside the runs: texts that were tokenized before
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """A run that is ready for its first step, or for the next one after `choice`.
+
+    Attributes:
+        model: The base model with the method applied.
+        rows: Tokens of the training rows.
+        curve_rows: Tokens of the validation rows of an evaluation, the longest first; None if there are none.
+        loss: In place of the model's own; None for that.
+        scale: The unit in which numbers are learned, of a regression.
+        choice: The checkpoint to continue from, or None.
+        inputs: What the run is trained on, for its checkpoints.
+    """
+
+    run: RunInTraining
+    config: TrainConfig
+    data: LabelledText
+    base: BaseModel
+    model: Any
+    rows: datasets.Dataset
+    curve_rows: datasets.Dataset | None
+    loss: Loss | None
+    scale: LabelScale | None
+    choice: CheckpointChoice | None
+    inputs: RunInputs
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.base.tokenizer
+
+
+def prepare_training(run: RunInTraining, config: TrainConfig) -> TrainingSetup:
+    """Read, load and check everything; a run that continues is held to the inputs that it began with.
+
+    Raises PeftCoreError for what a person can mend, and `Stopped` between two stages.
+    """
+    begin_stage(run, "reading the data")
+    data = load_labelled_text(config)
+    check_objective(config, data.problem_type)
+    run.update(problem_type=data.problem_type)
+    begin_stage(run, "loading the base model")
+    set_seed(config.seed)
+    choice = choose_checkpoint(run)
+    before = read_inputs(choice.checkpoint) if choice else None
+    base = _load_base(config, data, before)
+    inputs = inputs_of(config, data, base)
+    _begin_or_check(run, choice, before, inputs)
+    check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
+    set_dropout(base.model, config.dropout)
+    steps = total_steps(config, len(data.train), processes())
+    model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
+    begin_stage(run, "encoding the texts")
+    rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
+    loss, scale = _objective(config, model, base, data)
+    return TrainingSetup(
+        run, config, data, base, model, rows, curve_rows, loss, scale, choice=choice, inputs=inputs
+    )
+
+
+def begin_stage(run: RunInTraining, name: str) -> None:
+    """Write what begins now, unless the user asked for Stop: then raise `Stopped`."""
+    if run.stop_requested():
+        raise Stopped
+    run.update(stage=name)
+
+
+def _load_base(config: TrainConfig, data: LabelledText, before: RunInputs | None) -> BaseModel:
+    """The base model; of a run that continues at the commit on the Hub that it began with."""
+    return load_base(
+        config.model_name_or_path,
+        (before and hub_commit(before.base_revision)) or config.revision,
+        data.label_names,
+        named=data.named,
+        problem_type=data.problem_type,
+        bits=bits_of(config.to_dict()),
+        base_head=config.base_head,
+    )
+
+
+def _begin_or_check(
+    run: RunInTraining, choice: CheckpointChoice | None, before: RunInputs | None, now: RunInputs
+) -> None:
+    """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
+    where it goes on."""
+    if not leads():
+        return
+    if choice is None or before is None:
+        begin_inputs(run, now)
+        return
+    check_inputs(before, now)
+    run.note(f"Continued from the checkpoint of step {choice.step}.")
+    for sentence in choice.skipped:
+        run.note(sentence)
+        print(sentence)
+
+
+def _encoded(
+    config: TrainConfig, data: LabelledText, tokenizer: Any, cache: Path
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
+    rows = encode(data.train, tokenizer, config.max_length, cache)
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
+    curve = data.validation.select(range(evaluated))
+    if not len(curve):
+        return rows, None
+    curve = encode(curve, tokenizer, config.max_length, cache)
+    lengths = np.array([len(tokens) for tokens in curve["input_ids"][:]])
+    return rows, curve.select(np.argsort(-lengths, kind="stable"))
+
+
+def _objective(
+    config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+) -> tuple[Loss | None, LabelScale | None]:
+    """The loss, and the scale in which numbers are learned; a head that knows numbers is brought to it."""
+    labels = label_array(data.train, data.problem_type)
+    scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
+    if scale and not base.head_is_fresh:
+        scale.take_out_of(model)
+    return task_loss(config, data.problem_type, labels, model.config.num_labels), scale
