@@ -1,8 +1,9 @@
-# make run: serve the app.  make test: the whole suite.  Both set up .venv first, once.
+# make run: serve the app.  make test: the whole suite.  make test-unit: its quick half.  make check: format, lint
+# and the plan of the house.  All set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test style screenshots matrix exports bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
+.PHONY: run test test-unit check style screenshots matrix exports bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -12,6 +13,14 @@ test: .venv/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+
+test-unit: .venv/installed-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit -n 2 --dist loadfile
+
+check: .venv/installed-tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests/test_house.py
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .

@@ -61,6 +61,7 @@ options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.enviro
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
     from peft_core.data.formats import MOST_BYTES
+    from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
     from peft_core.ui.theme import STYLE, THEME
     from peft_core.workbench import Workbench
@@ -72,6 +73,7 @@ if __name__ != "__mp_main__":  # the worker process imports this file again, and
 
 def main() -> None:
     """Serve until stopped; a training that runs then goes on, and the next start finds it."""
+    download_cache()
     workbench.start()
     demo.launch(
         server_name=options.host,

@@ -1,14 +1,24 @@
-"""The certificate that proves a merge: what was compared, and whether it holds."""
+"""The certificate that proves a merge: what was compared, the files it is about, and whether it holds.
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+It lies in `merged/` beside the files whose SHA-256 and sizes it names, and appears with them by one rename:
+there is no moment at which it speaks of other weights. Whoever uses `merged/` asks `verified_certificate`
+first, which compares every file with it and the adapter with the one that was merged.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peft_core.errors import DamagedError, RunError
+from peft_core.manifests import FileEntry, entries_of, sha256_of
 from peft_core.problems import REGRESSION, SINGLE
+from peft_core.records import read_json
 from peft_core.runs import Run
+
+CERTIFICATE_FILE = "certificate.json"
+NOT_MODEL_FILES = (CERTIFICATE_FILE, "decision.json")  # of merged/: the rule is the person's to change
 
 TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 
@@ -17,8 +27,11 @@ TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 class MergeCertificate:
     """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
     model in memory, and the merged model loaded again from disk.
+
     `max_logit_diff_*` are against the adapter. An adapter trained over a base in 8 or 4 bits is merged into
-    the original weights: the two last numbers say what quantisation had changed, and are no fault."""
+    the original weights: `*_quantised` say what quantization had changed, and are no fault. `files` are those
+    of the merged model, from which it was loaded again.
+    """
 
     run_id: str
     rows: int
@@ -38,6 +51,7 @@ class MergeCertificate:
     trained_in_bits: int = 32
     max_logit_diff_quantised: float | None = None
     label_flips_quantised: int | None = None
+    files: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -61,6 +75,7 @@ class MergeCertificate:
         """As JSON types, with `holds` and `problems`."""
         return {
             **asdict(self),
+            "files": {name: entry.to_dict() for name, entry in self.files.items()},
             "labels": list(self.labels),
             "labels_reloaded": list(self.labels_reloaded),
             "holds": self.holds,
@@ -77,26 +92,55 @@ def tolerance(problem_type: str, logits: np.ndarray) -> float:
     return TOLERANCE * max(1.0, largest)
 
 
-def read_certificate(run: Run) -> MergeCertificate | None:
-    """The certificate of a run that was merged (or whose merge failed), or None."""
+def verified_certificate(run: Run) -> MergeCertificate:
+    """The certificate of `merged/`, whose files are all as they were when compared with the present adapter.
+
+    Raises RunError if the run is not merged, or was merged from an earlier adapter; DamagedError if a file is
+    not as it was written.
+    """
+    if not run.certificate.is_file():
+        raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
     try:
-        held = json.loads(run.certificate.read_text(encoding="utf-8"))
-        del held["holds"], held["problems"]
-        held |= {"labels": tuple(held["labels"]), "labels_reloaded": tuple(held["labels_reloaded"])}
-        return MergeCertificate(**held)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        run.verify(run.merged)
+        certificate = read_certificate(run.certificate)
+        _compare_files(run.merged, certificate)
+    except DamagedError as error:
+        raise DamagedError(
+            f"The merged model of {run.run_id!r} is damaged; merge it again: {error}"
+        ) from error
+    run.verify(run.adapter)
+    if certificate.adapter_sha256 != sha256_of_adapter(run):
+        raise RunError(f"The merged model of {run.run_id!r} is of an earlier adapter; merge the present one.")
+    return certificate
 
 
 def certificate_of_merged(run: Run) -> MergeCertificate | None:
-    """The certificate of `merged/` if it is there, holds, and is of the very adapter that the run has now."""
-    found = read_certificate(run)
-    if found is None or not found.holds or not run.is_merged:
+    """As `verified_certificate`, or None where that raises."""
+    try:
+        return verified_certificate(run)
+    except RunError:
         return None
-    return found if found.adapter_sha256 == sha256_of_adapter(run) else None
+
+
+def read_certificate(path: Path) -> MergeCertificate:
+    """A certificate from its file, whatever lies beside it; DamagedError if it is lost or damaged."""
+    values = read_json(path)
+    try:
+        values.pop("holds"), values.pop("problems")
+        values |= {"labels": tuple(values["labels"]), "labels_reloaded": tuple(values["labels_reloaded"])}
+        values["files"] = {name: FileEntry.from_dict(entry) for name, entry in values["files"].items()}
+        return MergeCertificate(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path.name} is damaged: {error}.") from error
 
 
 def sha256_of_adapter(run: Run) -> str:
     """The hash of the trained weights' file, as the certificate names it."""
-    with (run.adapter / "adapter_model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(run.adapter / "adapter_model.safetensors")
+
+
+def _compare_files(folder: Path, certificate: MergeCertificate) -> None:
+    if entries_of(folder, without=NOT_MODEL_FILES) != certificate.files:
+        raise DamagedError("its files are not those of its certificate")
+    if not certificate.holds:
+        raise DamagedError("its certificate does not hold")

@@ -36,6 +36,10 @@ BASE_HEADS = {
 }
 COMPILES = ("auto", "on", "off")
 ARITHMETIC = ("fast", "plain")
+BEST_METRICS = (
+    "loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "micro_f1", "subset_accuracy", "spearman",
+    "pearson", "mae", "rmse",
+)  # fmt: skip
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -91,7 +95,7 @@ class TrainConfig:
     validation_split: str = setting(
         "validation",
         "Validation split",
-        "The split that the curves show; held out of the training rows if absent.",
+        "The split that the curves show and the best step is chosen on; held out if absent.",
     )
     eval_split: str = setting(
         "test",
@@ -101,6 +105,11 @@ class TrainConfig:
     split_seed: int = setting(
         42, "Split seed", "Decides which rows are held out; keep it so that runs compare.",
         minimum=0, maximum=2**32 - 1,
+    )  # fmt: skip
+    sheet_name: str | None = setting(None, "Sheet", "Of a workbook; guessed when empty: the first table.")
+    header_row: int | None = setting(
+        None, "Header row", "The row of a sheet, or line of a CSV, that names the columns; guessed at 0.",
+        minimum=1, maximum=1_048_576,
     )  # fmt: skip
     text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")
     text_pair_column: str | None = setting(
@@ -227,10 +236,41 @@ class TrainConfig:
     per_device_train_batch_size: int = setting(
         16,
         "Batch size",
-        "Texts per step on average; batches hold about as many tokens.",
+        "Texts per batch on average; batches hold about as many tokens.",
         minimum=1,
         maximum=1024,
     )
+    gradient_accumulation_steps: int = setting(
+        1, "Accumulated batches", "Batches whose gradients make one step: a larger batch in less memory.",
+        minimum=1, maximum=1024,
+    )  # fmt: skip
+    max_grad_norm: float = setting(
+        1.0, "Max gradient norm", "A step's gradient is scaled down to this norm; 0 leaves it as it is.",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
+    label_smoothing_factor: float = setting(
+        0.0, "Label smoothing", "Share of each target that is spread evenly over the labels.",
+        minimum=0.0, maximum=0.9,
+    )  # fmt: skip
+    eval_steps: int | None = setting(
+        None, "Evaluation interval", "Steps between evaluations on validation rows; four in all when empty.",
+        minimum=1, maximum=1_000_000,
+    )  # fmt: skip
+    load_best_model_at_end: bool = setting(
+        True, "Keep the best step", "End with the weights of the evaluation that was best on validation rows."
+    )
+    metric_for_best_model: str | None = setting(
+        None, "Best by", "What decides which step is best; the task's first metric when empty.",
+        choices=BEST_METRICS,
+    )  # fmt: skip
+    early_stopping_patience: int = setting(
+        0, "Patience", "Stop after this many evaluations in a row without improvement; 0 never does.",
+        minimum=0, maximum=1000,
+    )  # fmt: skip
+    early_stopping_threshold: float = setting(
+        0.0, "Least improvement", "A smaller change of the metric does not count as one for the patience.",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
     max_length: int = setting(
         128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
     )

@@ -25,6 +25,14 @@ class RunError(PeftCoreError):
     """A run that does not exist, is not finished or has lost files."""
 
 
+class DamagedError(RunError):
+    """A file of a run that is missing, cut or not as it was written."""
+
+
+class InputsChangedError(RunError):
+    """A run that cannot continue: its data, base model, tokenizer or settings are not those it began with."""
+
+
 class MergeError(PeftCoreError):
     """An adapter that cannot be merged, or a merge whose certificate does not hold."""
 

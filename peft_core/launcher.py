@@ -1,5 +1,7 @@
 """Start, stop, queue and re-attach training processes; runs are known by their folders alone."""
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,10 +15,14 @@ from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
+from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
 
 _ROOT = Path(__file__).resolve().parent.parent
-_POLL = 0.3  # seconds between looks at the processes while any runs or waits
+_POLL = 0.3  # seconds between polls of the processes while any runs or waits
+_AFTER_ERROR = 5.0  # seconds until the queue is tried again after an error that no run explains
+GRACE = 10.0  # seconds that a training process has to end after Stop before a second Stop kills it
 _KEEPS_ADAPTER = ("training", "evaluating", "saving")  # stages in which Stop waits for the adapter
+_log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -26,7 +32,9 @@ class Launcher:
         self.runs_dir = runs_dir.resolve()
         self.limits = limits
         self._children: dict[str, subprocess.Popen] = {}
-        self._lock = threading.Lock()
+        self._to_kill: set[str] = set()  # ids of runs that were asked to stop twice
+        self._not_startable: dict[str, str] = {}  # run ids to the error, until their state could be written
+        self._lock = threading.RLock()
         self._watcher: threading.Thread | None = None
 
     def submit(self, config: TrainConfig) -> Run:
@@ -35,65 +43,100 @@ class Launcher:
         Raises RunError if a public demo's queue is full.
         """
         with self._lock:
-            waiting = [run for run in runs.list_runs(self.runs_dir) if run.state()["status"] == SCHEDULED]
+            waiting = [run for run in runs.list_runs(self.runs_dir) if run.state().status == SCHEDULED]
             if self.limits is not None and len(waiting) >= self.limits.max_waiting:
                 raise RunError(f"{len(waiting)} runs are waiting already; try again when some have ended.")
             run = runs.create(self.runs_dir, config)
-        self.advance()
-        self._watch()
+        self._start_queue()
         return run
 
     def resume(self, run_id: str) -> Run:
-        """Put a stopped, failed or killed run back into the queue; it goes on from its newest checkpoint.
+        """Put a stopped, failed or killed run back into the queue, from its newest whole checkpoint on.
 
-        Raises RunError if it has not ended, or has no checkpoint.
+        Raises RunError if it has not ended or has no checkpoint, DamagedError if none of them is whole.
         """
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
-            if run.state()["status"] not in (FAILED, KILLED) or not run.can_continue:
+            state = run.state()
+            if state.status not in (FAILED, KILLED) or choose_checkpoint(run) is None:
                 raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
             (run.folder / "stop").unlink(missing_ok=True)
             run.update(status=SCHEDULED, stage=None, error=None)
-        self.advance()
-        self._watch()
+        self._start_queue()
         return run
 
     def stop(self, run_id: str) -> Run:
-        """Ask a run to stop; one that trains keeps its adapter so far. RunError if it has ended already."""
+        """Ask a run to stop; one that trains keeps its adapter so far.
+
+        Asked again, it is killed as soon as GRACE seconds have passed since the first time. Raises RunError
+        if it has ended already.
+        """
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
             state = run.state()
-            if state["status"] in ENDED:
-                raise RunError(f"The run {run_id!r} has ended already ({state['status']}).")
-            run.request_stop()
-            if state["status"] == SCHEDULED and run_id not in self._children:
+            if state.status in ENDED:
+                raise RunError(f"The run {run_id!r} has ended already ({state.status}).")
+            asked_before = run.stop_requested()
+            if not asked_before:
+                run.request_stop()
+            if state.status == SCHEDULED and run_id not in self._children:
                 run.update(status=KILLED)
-            elif state["status"] == RUNNING and state.get("stage") not in _KEEPS_ADAPTER:
-                os.kill(
-                    state["pid"], signal.SIGTERM
-                )  # the lock that is held proves that the process is the run's
+            elif asked_before:
+                self._to_kill.add(run_id)
+            elif state.status == RUNNING and state.stage not in _KEEPS_ADAPTER:
+                send_signal(run, signal.SIGTERM)
+        if asked_before:
+            self._start_queue()
         return run
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run and all its files. RunError if it has not ended."""
+        run = runs.find(self.runs_dir, run_id)
+        with self._lock:
+            status = run.state().status
+            if status not in ENDED or run_id in self._children:
+                raise RunError(f"The run {run_id!r} is {status.lower()}; stop it before you delete it.")
+            runs.delete(self.runs_dir, run_id)
 
     def current(self) -> Run | None:
         """The run that trains now, or that comes next; a new one would wait for it."""
-        left = [run for run in reversed(runs.list_runs(self.runs_dir)) if run.state()["status"] not in ENDED]
-        training = [run for run in left if run.state()["status"] == RUNNING]
-        return next(iter(training + left), None)
+        states = [(run, run.state().status) for run in reversed(runs.list_runs(self.runs_dir))]
+        training = [run for run, status in states if status == RUNNING]
+        waiting = [run for run, status in states if status == SCHEDULED]
+        return next(iter(training + waiting), None)
 
     def advance(self) -> bool:
         """Note ended processes and start the oldest waiting run if none trains; True while any is left."""
         with self._lock:
             self._reap()
-            status = {run: run.state()["status"] for run in runs.list_runs(self.runs_dir)}
-            waiting = [run for run in status if status[run] == SCHEDULED and run.run_id not in self._children]
+            self._kill_overdue()
+            self._mark_not_startable()
+            status = {run: run.state().status for run in runs.list_runs(self.runs_dir)}
+            waiting = [
+                run
+                for run in status
+                if status[run] == SCHEDULED and run.run_id not in {*self._children, *self._not_startable}
+            ]
             if waiting and not self._children and RUNNING not in status.values():
-                self._spawn(waiting[-1])
-            return bool(waiting or self._children)
+                self._start(waiting[-1])
+            return bool(waiting or self._children or self._to_kill or self._not_startable)
 
     def resume_queue(self) -> None:
         """Take up what an earlier app left waiting."""
+        self._start_queue()
+
+    def _start_queue(self) -> None:
         if self.advance():
             self._watch()
+
+    def _start(self, run: Run) -> None:
+        """Start a run's process; whatever prevents it ends that run alone."""
+        try:
+            self._spawn(run)
+        except Exception as error:
+            _log.exception("The run %s could not be started.", run.run_id)
+            self._not_startable[run.run_id] = f"The training process could not be started: {error}"
+            self._mark_not_startable()
 
     def _spawn(self, run: Run) -> None:
         environment = {
@@ -116,25 +159,104 @@ class Launcher:
             )
 
     def _reap(self) -> None:
+        """Forget processes that have ended; a run whose process did not get to take it over has failed."""
         for run_id, child in list(self._children.items()):
             if child.poll() is None:
                 continue
             del self._children[run_id]
             run = Run(self.runs_dir / run_id)
-            if run.folder.is_dir() and run.state()["status"] == SCHEDULED:
-                run.update(status=FAILED, error=_early_death(run, child.returncode))
+            if run.folder.is_dir() and run.state().status == SCHEDULED:
+                self._not_startable[run_id] = _early_death(run, child.returncode)
+
+    def _mark_not_startable(self) -> None:
+        """Write FAILED into runs that could not be started; what cannot be written now is tried again."""
+        for run_id, error in list(self._not_startable.items()):
+            run = Run(self.runs_dir / run_id)
+            try:
+                if run.folder.is_dir() and run.state().status == SCHEDULED:
+                    run.update(status=FAILED, error=error)
+                del self._not_startable[run_id]
+            except (OSError, RunError):
+                _log.exception("The state of the run %s could not be written.", run_id)
+
+    def _kill_overdue(self) -> None:
+        """Kill runs that were asked to stop twice, and the first time longer than GRACE ago."""
+        for run_id in list(self._to_kill):
+            run = Run(self.runs_dir / run_id)
+            ended = not run.folder.is_dir() or run.state().status in ENDED
+            if ended or (seconds_since_stop(run) >= GRACE and self._kill(run)):
+                self._to_kill.discard(run_id)
+
+    def _kill(self, run: Run) -> bool:
+        """Kill a run's process and write what is left of the run; False while it has not ended."""
+        child = self._children.get(run.run_id)
+        if child is not None:
+            child.kill()
+            child.wait()
+            del self._children[run.run_id]
+        elif send_signal(run, signal.SIGKILL) and run.training_process() is not None:
+            return False
+        run.update(status=KILLED, ended=time.time(), error=_killed(run))
+        return True
 
     def _watch(self) -> None:
-        """See that a thread looks after the queue for as long as there is one."""
+        """Make sure that a thread looks after the queue for as long as there is one."""
         with self._lock:
             if self._watcher is not None and self._watcher.is_alive():
                 return
-            self._watcher = threading.Thread(target=self._look_after, name="launcher", daemon=True)
+            self._watcher = threading.Thread(target=self._look_after_queue, name="launcher", daemon=True)
             self._watcher.start()
 
-    def _look_after(self) -> None:
-        while self.advance():
-            time.sleep(_POLL)
+    def _look_after_queue(self) -> None:
+        while True:
+            try:
+                if not self.advance():
+                    return
+                time.sleep(_POLL)
+            except Exception:  # of the disk, say: runs that wait must not wait for ever
+                _log.exception("The queue of runs met an error; it is tried again.")
+                time.sleep(_AFTER_ERROR)
+
+
+def send_signal(run: Run, number: signal.Signals) -> bool:
+    """Send a signal to the process that trains a run, and to no other; False if there is none.
+
+    The process is held by a descriptor (Linux pidfd) while its start time and command line are compared with
+    the run's, so that the signal cannot reach another process that was given the same pid meanwhile.
+    """
+    pid = run.training_process()
+    if pid is None:
+        return False
+    if not hasattr(os, "pidfd_open"):
+        os.kill(pid, number)
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if run.training_process() == pid:
+                signal.pidfd_send_signal(descriptor, number)
+                return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def seconds_since_stop(run: Run) -> float:
+    """How long ago a run was first asked to stop; 0 if it was not."""
+    try:
+        return max(0.0, time.time() - (run.folder / "stop").stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
+def _killed(run: Run) -> str:
+    checkpoints = list_checkpoints(run.checkpoints)
+    left = (
+        f"the checkpoint of step {step_of(checkpoints[0])} is kept, and Continue goes on from it"
+        if checkpoints
+        else "nothing of it is kept"
+    )
+    return f"Killed: it did not stop within {GRACE:.0f} s of being asked; {left}."
 
 
 def _early_death(run: Run, code: int) -> str:

@@ -1,10 +1,11 @@
-"""What a public demo allows."""
+"""Limits: what a public demo allows, so that strangers can share one small machine."""
 
 import math
 from dataclasses import dataclass
 
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
+from peft_core.schedule import evaluations_of
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Limits:
     max_eval_samples: int = 1000
     max_length: int = 256
     max_steps: int = 1000
+    max_evaluations: int = 20
     max_characters: int = 2000
     max_waiting: int = 5
     max_upload_bytes: int = 10_000_000
@@ -47,10 +49,16 @@ class Limits:
             if value > limit:
                 raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
         most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
-        steps = math.ceil(most / config.per_device_train_batch_size)
-        steps = math.ceil(steps * config.num_train_epochs)
-        if steps > self.max_steps:
+        batches = math.ceil(most / config.per_device_train_batch_size)
+        batches = math.ceil(batches * config.num_train_epochs)  # accumulating them makes them no cheaper
+        if batches > self.max_steps:
             raise ConfigError(
-                f"These settings make {steps:,} steps; this public demo allows at most {self.max_steps:,}. "
-                "Take fewer rows or epochs, or a larger batch."
+                f"These settings make {batches:,} steps; this public demo allows at most "
+                f"{self.max_steps:,}. Take fewer rows or epochs, or a larger batch."
+            )
+        evaluations = evaluations_of(config, most)
+        if evaluations > self.max_evaluations:
+            raise ConfigError(
+                f"eval_steps is {config.eval_steps}, which makes {evaluations:,} evaluations; this public "
+                f"demo allows at most {self.max_evaluations}. Take a larger interval, or leave it empty."
             )

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError, ModelError
+from peft_core.kept_step import metric_for_best
 from peft_core.modules import output_layer
 from peft_core.problems import REGRESSION, SINGLE
 
@@ -69,29 +70,40 @@ def positive_weights(labels: Sequence[Sequence[float]]) -> np.ndarray:
     return np.where(positive > 0, (len(held) - positive) / np.maximum(positive, 1), 1.0)
 
 
-def check_class_weight(config: TrainConfig, problem_type: str) -> None:
-    """Raise ConfigError for class weights where there are no classes."""
+def check_objective(config: TrainConfig, problem_type: str) -> None:
+    """Raise ConfigError for what training cannot minimize, or choose the best step by, with such labels."""
+    metric_for_best(config, problem_type)
     if problem_type == REGRESSION and config.class_weight != "none":
         raise ConfigError(
             "class_weight is 'balanced', but the labels are numbers, which have no classes; set it to none."
         )
+    if problem_type == REGRESSION and config.label_smoothing_factor:
+        raise ConfigError(
+            f"label_smoothing_factor is {config.label_smoothing_factor:g}, but the labels are numbers, of "
+            "which no share can be spread over other labels; set it to 0."
+        )
 
 
-def task_loss(problem_type: str, class_weight: str, labels: Sequence, num_labels: int) -> Loss | None:
+def task_loss(config: TrainConfig, problem_type: str, labels: Sequence, num_labels: int) -> Loss | None:
     """Trainer's `compute_loss_func`, from the training rows' labels; None where the model's own loss will do.
 
     It divides by `num_items_in_batch` (of labels, in all batches of a step), as transformers' losses do.
+
+    `label_smoothing_factor` e: one label's target is 1 - e for the label and e / k more for each of the k
+    labels (Szegedy et al. 2016, section 7; with class weights as torch's `cross_entropy` combines the two).
+    Each of several labels is a question with two answers, so its targets are e / 2 and 1 - e / 2.
     """
     if problem_type == REGRESSION:
         return _squared_error(LabelScale.of(labels))
-    if class_weight == "none":
-        return None
+    smoothing = config.label_smoothing_factor
+    if config.class_weight == "none":
+        return _weighted(problem_type, None, smoothing) if smoothing else None
     if problem_type == SINGLE:
         counts = np.bincount(np.asarray(labels), minlength=num_labels)
         weights = torch.tensor(balanced_weights(counts), dtype=torch.float32)
     else:
         weights = torch.tensor(positive_weights(labels), dtype=torch.float32)
-    return _weighted(problem_type, weights)
+    return _weighted(problem_type, weights, smoothing)
 
 
 def eval_loss(problem_type: str, logits: np.ndarray, labels: np.ndarray, loss: Loss | None) -> float:
@@ -104,15 +116,16 @@ def eval_loss(problem_type: str, logits: np.ndarray, labels: np.ndarray, loss: L
     return float(plain(raw, true))
 
 
-def _weighted(problem_type: str, weights: torch.Tensor) -> Loss:
+def _weighted(problem_type: str, weights: torch.Tensor | None, smoothing: float) -> Loss:
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = outputs["logits"].float()
-        held = weights.to(logits.device)
+        weight = None if weights is None else weights.to(logits.device)
         if problem_type == SINGLE:
             # a mean over the batch's own weights would make a rare label count less in a small batch
-            total = cross_entropy(logits, labels, weight=held, reduction="sum")
+            total = cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, reduction="sum")
         else:
-            total = binary_cross_entropy_with_logits(logits, labels, pos_weight=held, reduction="sum")
+            target = labels * (1 - smoothing) + smoothing / 2
+            total = binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="sum")
         return total / _items(labels, num_items_in_batch)
 
     return loss

@@ -44,6 +44,12 @@ def free_bytes(device: torch.device) -> int:
     return min(free, limit - held + (int(files[1]) if files else 0))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory, or the processor's, is full."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def expect_many_shapes() -> None:
     """Prepare this process for batches that each have another shape; only before its first operation.
 

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,29 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_core.certificate import MergeCertificate, certificate_of_merged, sha256_of_adapter, tolerance
+from peft_core.certificate import (
+    CERTIFICATE_FILE,
+    NOT_MODEL_FILES,
+    MergeCertificate,
+    certificate_of_merged,
+    sha256_of_adapter,
+    tolerance,
+)
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
+from peft_core.files import remove_tree, write_json
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
+from peft_core.manifests import entries_of
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import HEAD_NAMES
 from peft_core.problems import label_flips
 from peft_core.progress import Progress, unheard
 from peft_core.quantise import FULL
 from peft_core.rows import judged_texts
-from peft_core.runs import Run, whole_folder, write_json
+from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
 
@@ -49,7 +57,7 @@ class _Comparison:
 
 
 def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate:
-    """Write `merged/` and `certificate.json`, or neither `merged/` nor anything half-made.
+    """Write `merged/` with its certificate, or nothing. One that holds for the present adapter is kept.
 
     `progress` hears a share from 0 to 1 and what is being done. Raises RunError (no adapter, lost rows),
     ModelError (base changed or quantised) or MergeError (the method cannot merge, or the certificate does
@@ -66,17 +74,25 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
     refuse_quantised(model_config(name, hub_commit(revision)), name)
     progress(0.0, "Loading the base model and the adapter")
-    with whole_folder(run.folder / ".merged", run.merged) as staging:
+    _remove_earlier(run)
+    with run.new_folder(run.merged) as staging:
         compared = _merge_into(staging, run, classifier, _logits_of(texts, pairs, classifier, progress))
         certificate = _certificate(run, classifier, compared, adapter_sha256)
-        write_json(run.certificate, certificate.to_dict())
+        certificate = replace(certificate, files=entries_of(staging, without=NOT_MODEL_FILES))
+        write_json(staging / CERTIFICATE_FILE, certificate.to_dict())
         if not certificate.holds:
-            shutil.rmtree(run.merged, ignore_errors=True)  # of an earlier adapter
             raise MergeError(
                 f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
             )
     progress(1.0, "Merged")
     return certificate
+
+
+def _remove_earlier(run: Run) -> None:
+    """Remove a merged model that is damaged or of an earlier adapter, its certificate first."""
+    for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
+        path.unlink(missing_ok=True)
+    remove_tree(run.merged)
 
 
 def _logits_of(

@@ -179,7 +179,12 @@ def task_metrics(problem_type: str, predictions: Sequence, references: Sequence)
 
 
 def headline_interval(
-    problem_type: str, predictions: np.ndarray, references: np.ndarray, *, seed: int = 0
+    problem_type: str,
+    predictions: np.ndarray,
+    references: np.ndarray,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """The 95 % interval of the headline metric: Wilson's for accuracy, else bootstrap percentiles.
 
@@ -192,8 +197,11 @@ def headline_interval(
     rng = np.random.default_rng(seed)
     draws = max(100, min(1000, 10_000_000 // rows))  # a thousand, fewer where each takes long
     drawn = [rng.integers(rows, size=rows) for _ in range(draws)]
-    found = [score(predictions[chosen], references[chosen]) for chosen in drawn]
-    return np.percentile(found, [2.5, 97.5]).tolist()
+    scores = []
+    for chosen in drawn:
+        on_progress()
+        scores.append(score(predictions[chosen], references[chosen]))
+    return np.percentile(scores, [2.5, 97.5]).tolist()
 
 
 def confusion_matrix(

@@ -22,6 +22,7 @@ TITLES = {
     "mae": "mean error",
     "rmse": "RMSE",
 }
+LOWER_IS_BETTER = ("loss", "mae", "rmse")
 THRESHOLD = 0.5  # a label of several is given from this probability on
 NO_LABEL = "no label"  # what people read where a text has none of several
 

@@ -1,55 +1,77 @@
 """What a run measured on its test rows, by task: metrics, the baseline to beat, the errors, and the rows."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from peft_core.data.labelled import LabelledText
-from peft_core.errors import ModelError
 from peft_core.inference.batching import batched_logits
 from peft_core.losses import LabelScale, Loss, eval_loss
 from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
 from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, headline, joined
-from peft_core.rows import save_rows
-from peft_core.runs import Run
+from peft_core.rows import write_rows
 
 POINTS = 500  # of predicted against true, at most
 
 
 def measure(
-    run: Run, model: Any, tokenizer: Any, data: LabelledText, max_length: int, loss: Loss | None = None
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    data: LabelledText,
+    max_length: int,
+    loss: Loss | None = None,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The result on every test row, beside a baseline; the rows are kept in the run.
+    """The result on every test row, beside a baseline; the rows are written into the folder.
 
-    `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts, and
+    `problem_type`, the task's metrics, `<headline>_interval`, `eval_loss`, `baseline`, row counts,
+    `validation` (metrics, `eval_loss` and `rows` of the validation rows, if there are any), and
     one label: `labels`, `train_label_shares`, `per_label`, `confusion_matrix`;
     several: the same without the matrix; a number: `points`, `train_label_range`.
-    Raises ModelError for a model that returns NaN.
+    `on_progress` is called after each batch, and what it raises passes. Raises ModelError for a model that
+    returns NaN.
     """
     model.eval()
     task = data.problem_type
     true, train = label_array(data.eval, task), label_array(data.train, task)
-    logits = _logits(model, tokenizer, data.eval, max_length)
-    if not np.isfinite(logits).all():
-        raise ModelError("Training diverged: the model returns no numbers any more; lower the learning rate.")
+    logits = _logits(model, tokenizer, data.eval, max_length, on_progress)
     predicted = decide(logits, task)
     labels = tuple(model.config.id2label.values())
-    save_rows(run.evaluation, data.eval.to_dict(), logits, task)
+    write_rows(folder / "evaluation.parquet", data.eval.to_dict(), logits, task)
+    measured: dict[str, Any] = {}
     if len(data.validation):
-        held = _logits(model, tokenizer, data.validation, max_length)
-        save_rows(run.validation, data.validation.to_dict(), held, task)
+        validation = _logits(model, tokenizer, data.validation, max_length, on_progress)
+        write_rows(folder / "validation.parquet", data.validation.to_dict(), validation, task)
+        measured = {"validation": _validation_metrics(data, validation, train, loss)}
     return {
         "problem_type": task,
         **task_metrics(task, predicted, true),
-        f"{headline(task)}_interval": headline_interval(task, predicted, true),
+        f"{headline(task)}_interval": headline_interval(task, predicted, true, on_progress=on_progress),
         "eval_loss": eval_loss(task, _as_trained(task, logits, train), true, loss),
         "baseline": baseline(task, train, true, labels),
         **_details(task, predicted, true, train, labels),
         "text_pair": "text_pair" in data.eval.column_names,
         "train_rows": len(data.train),
         "eval_rows": len(data.eval),
+        **measured,
+    }
+
+
+def _validation_metrics(
+    data: LabelledText, logits: np.ndarray, train: np.ndarray, loss: Loss | None
+) -> dict[str, Any]:
+    """The problem type's metrics, `eval_loss` and `rows` of every validation row."""
+    problem_type, true = data.problem_type, label_array(data.validation, data.problem_type)
+    return {
+        **task_metrics(problem_type, decide(logits, problem_type), true),
+        "eval_loss": eval_loss(problem_type, _as_trained(problem_type, logits, train), true, loss),
+        "rows": len(data.validation),
     }
 
 
@@ -82,9 +104,13 @@ def label_array(rows: Dataset, task: str) -> np.ndarray:
     return np.asarray(rows["label"][:], dtype=np.float64 if task == REGRESSION else np.int64)
 
 
-def _logits(model: Any, tokenizer: Any, rows: Dataset, max_length: int) -> np.ndarray:
+def _logits(
+    model: Any, tokenizer: Any, rows: Dataset, max_length: int, on_progress: Callable[[], None]
+) -> np.ndarray:
     pairs = rows["text_pair"][:] if "text_pair" in rows.column_names else None
-    return batched_logits(model, tokenizer, rows["text"][:], max_length, text_pairs=pairs)
+    return batched_logits(
+        model, tokenizer, rows["text"][:], max_length, lambda share: on_progress(), text_pairs=pairs
+    )
 
 
 def _as_trained(task: str, logits: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The rows that a run was judged on, as its folder keeps them: texts, labels and the model's raw outputs."""
+"""The test and validation rows of a run as its folder keeps them: texts, labels and raw outputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from peft_core.errors import RunError
+from peft_core.files import translate_disk_errors
 from peft_core.problems import MULTI, REGRESSION, decide
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 TEST, VALIDATION = "test", "validation"
 
@@ -28,14 +29,17 @@ class JudgedRows:
         return len(self.texts)
 
 
-def save_rows(path: Path, columns: dict[str, Any], logits: np.ndarray, problem_type: str) -> None:
-    """Parquet of text, text_pair if any, label, predicted (of several labels lists of 0 and 1) and logits."""
+def write_rows(path: Path, columns: dict[str, Any], logits: np.ndarray, problem_type: str) -> None:
+    """Write a Parquet file into a folder that is being filled.
+
+    Its columns are text, text_pair if any, label, predicted (of several labels lists of 0 and 1) and logits.
+    """
     names = [name for name in ("text", "text_pair", "label") if name in columns]
     frame = pd.DataFrame({name: columns[name] for name in names})
     frame["predicted"] = list(decide(logits, problem_type))
     frame["logits"] = list(logits)
-    with whole_file(path) as staging:
-        frame.to_parquet(staging)
+    with translate_disk_errors():
+        frame.to_parquet(path)
 
 
 def judged_rows(run: Run, part: str = TEST) -> JudgedRows:
@@ -61,6 +65,10 @@ def judged_texts(run: Run) -> tuple[list[str], list[str] | None]:
 
 def _frame(run: Run, part: str) -> pd.DataFrame:
     path = run.evaluation if part == TEST else run.validation
+    if not path.is_file():
+        run.refuse_unevaluated()
+    if run.evaluation.is_file() or (run.folder / "evaluation").is_dir():
+        run.result()  # verifies the rows beside it
     if part == VALIDATION and not path.is_file() and run.evaluation.is_file():
         raise RunError(f"The run {run.run_id!r} keeps no validation rows; train it on more rows.")
     try:

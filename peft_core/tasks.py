@@ -9,9 +9,11 @@ import psutil
 
 from peft_core import counts
 from peft_core import merge as merging
+from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
+from peft_core.data.formats import ReadOptions
 from peft_core.data.labelled import check_dataset_name, load_labelled_text, on_hub
 from peft_core.encoder import plan_head
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
@@ -27,7 +29,7 @@ from peft_core.inference.review import search_rows
 from peft_core.inference.sharing import ModelCache, SharedWeights
 from peft_core.inference.suspects import suspected_labels
 from peft_core.inference.vectors import Neighbours
-from peft_core.losses import check_class_weight
+from peft_core.losses import check_objective
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -75,7 +77,7 @@ def check(settings: dict[str, Any]) -> None:
     check_dataset_name(config)
     if not on_hub(config.dataset_name):
         data = load_labelled_text(config)
-        check_class_weight(config, data.problem_type)
+        check_objective(config, data.problem_type)
         plan_head(config, data.label_names, data.problem_type)
     try:
         counts.count_parameters(config)
@@ -108,7 +110,7 @@ def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None)
 
 def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
-    variants = [BASE, ADAPTER] + [MERGED] * Run(Path(run_dir)).is_merged
+    variants = [BASE, ADAPTER] + [MERGED] * _is_merged(run_dir)
     predictions = {
         variant: _predictor(run_dir, variant).predict([text], [text_pair])[0] for variant in variants
     }
@@ -166,7 +168,7 @@ def explain(
 
     Where no label is asked for, all explain the one that the adapter predicts.
     """
-    merged = [MERGED] * Run(Path(run_dir)).is_merged
+    merged = [MERGED] * _is_merged(run_dir)
     asked, found = (ADAPTER, BASE, *merged), {}
     for number, variant in enumerate(asked):
 
@@ -229,15 +231,21 @@ def _neighbours(run_dir: str, written: tuple[int, ...]) -> Neighbours:
     return Neighbours(run_dir, report)
 
 
-def look_at_file(run_dir: str, path: str) -> dict[str, Any]:
+def look_at_file(
+    run_dir: str, path: str, sheet_name: str | None = None, header_row: int | None = None
+) -> dict[str, Any]:
     """A file's columns and first rows, and which of them the run would read."""
-    return tables.look(Path(path), Run(Path(run_dir)))
+    return tables.look(Path(path), Run(Path(run_dir)), ReadOptions(sheet_name, header_row))
 
 
 def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
     """As `tables.predict_file`; `request` names the columns."""
     report(0.0, "Loading the model")
     return tables.predict_file(_predictor(run_dir, variant), tables.Request(Path(path), **request), report)
+
+
+def _is_merged(run_dir: str) -> bool:
+    return certificate_of_merged(Run(Path(run_dir))) is not None
 
 
 def _told(decision: Decision, run: Run) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import platform
-import shutil
 import signal
 import sys
 import time
@@ -23,30 +22,27 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from peft_core.adapters import RankSchedule, apply_method, start_from_data, trained_state
+from peft_core.certificate import sha256_of_adapter
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
+from peft_core.files import DISK_FULL, is_disk_full, remove_tree, write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
-from peft_core.machine import expect_many_shapes
+from peft_core.losses import LabelScale, Loss, check_objective, task_loss
+from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.methods import bits_of, virtual_tokens
 from peft_core.problems import REGRESSION
 from peft_core.results import label_array, measure
-from peft_core.runs import (
-    FAILED,
-    FINISHED,
-    KILLED,
-    RUNNING,
-    Run,
-    is_disk_full,
-    whole_folder,
-    write_json,
-)
-from peft_core.schedule import CURVE_ROWS, START_BATCHES, total_steps
-from peft_core.training.checkpoints import latest_checkpoint, step_of
+from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining, RunResult
+from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
+from peft_core.runs.run import RESULT_FILE
+from peft_core.schedule import START_BATCHES, evaluation_rows, total_steps
+from peft_core.sources import hub_commit
+from peft_core.training.fallback import Speedups
+from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
 from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import (
@@ -60,13 +56,17 @@ from peft_core.training.processes import (
 )
 from peft_core.training.reporting import RunProgress, log_result
 from peft_core.training.speedups import faster
-from peft_core.training.trainer import batch_loader, build_trainer, is_out_of_memory, training_arguments
+from peft_core.training.stopped import (
+    forget_result,
+    mark_stopped,
+    note_after_training,
+    note_without_adapter,
+    train_until_stopped,
+)
+from peft_core.training.stopping import StopCheck, Stopped
+from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
 
 TOKENS = ".tokens"  # beside the runs: texts that were tokenised before
-
-
-class Stopped(Exception):
-    """The person pressed Stop before there was anything to keep."""
 
 
 def train(run_dir: str | Path) -> None:
@@ -77,15 +77,17 @@ def train(run_dir: str | Path) -> None:
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
-    run = Run(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
+    run = RunInTraining(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
-        run.update(status=RUNNING, pid=os.getpid(), started=time.time(), error=None)
+        run.begin()
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
+            if status == FINISHED and leads():
+                remove_tree(run.checkpoints)
         except (Stopped, SystemExit, KeyboardInterrupt):
-            run.update(status=KILLED, ended=time.time())
+            mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
                 run.update(status=FAILED, ended=time.time(), error=failure_sentence(error))
@@ -97,53 +99,86 @@ def failure_sentence(error: BaseException) -> str:
     if isinstance(error, PeftCoreError):
         return str(error)
     if is_disk_full(error):
-        return "The disk is full: free some space and try again; nothing half-written is left."
+        return DISK_FULL
     if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
 
 
-def _setup_and_train(run: Run, config: TrainConfig) -> str:
-    _stage(run, "reading the data")
-    data = load_labelled_text(config)
-    check_class_weight(config, data.problem_type)
-    run.update(problem_type=data.problem_type)
-    _stage(run, "loading the base model")
-    set_seed(config.seed)
-    base = load_base(
-        config.model_name_or_path,
-        config.revision,
-        data.label_names,
-        named=data.named,
-        problem_type=data.problem_type,
-        bits=bits_of(config.to_dict()),
-        base_head=config.base_head,
+def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
+    stop = StopCheck(run.stop_requested)
+    with stop.interrupting():
+        _stage(run, "reading the data")
+        data = load_labelled_text(config)
+        check_objective(config, data.problem_type)
+        run.update(problem_type=data.problem_type)
+        _stage(run, "loading the base model")
+        set_seed(config.seed)
+        choice = choose_checkpoint(run)
+        before = read_inputs(choice.checkpoint) if choice else None
+        base = load_base(
+            config.model_name_or_path,
+            (before and hub_commit(before.base_revision)) or config.revision,
+            data.label_names,
+            named=data.named,
+            problem_type=data.problem_type,
+            bits=bits_of(config.to_dict()),
+            base_head=config.base_head,
+        )
+        inputs = inputs_of(config, data, base)
+        _begin_or_check(run, choice, before, inputs)
+        check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
+        set_dropout(base.model, config.dropout)
+        steps = total_steps(config, len(data.train), processes())
+        model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
+        _stage(run, "encoding the texts")
+        rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
+        loss, scale = _objective(config, model, base, data)
+    trained, stopped = _fit(
+        run, config, model, base.tokenizer, rows, curve_rows, loss, scale, choice, inputs, stop
     )
-    check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
-    set_dropout(base.model, config.dropout)
-    steps = total_steps(config, len(data.train), processes())
-    model = apply_method(base.model, config, base.untrained, base=base.source, steps=steps)
-    _stage(run, "encoding the texts")
-    rows, curve_rows = _encoded(config, data, base.tokenizer, run.folder.parent / TOKENS)
-    loss, scale = _objective(config, model, base, data)
-    trained = _fit(run, config, model, base.tokenizer, rows, curve_rows, loss, scale)
     part()
     if not leads():
-        return FINISHED
+        return KILLED if stopped else FINISHED
     if scale:
         scale.fold_into(model)
-
-    run.update(stage="evaluating")
-    result = _evaluate(run, config, model, base, data, loss)
-    result |= {**trained, "data": data.record}
-    log_result(run, result)
-    run.update(stage="saving")
-    _save_adapter(run, config, model, base, data)
-    write_json(run.folder / "result.json", result)
-    if run.stop_requested():
+    try:
+        if stopped:
+            raise Stopped
+        run.update(stage="evaluating")
+        with run.new_folder(run.folder / "evaluation") as staging:
+            with stop.between_layers(model):
+                result = _evaluate(staging, config, model, base, data, loss, stop)
+            result |= {**trained, "data": data.record}
+            log_result(run, result)
+            run.update(stage="saving")
+            _save_adapter(run, config, model, base, data)
+            proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
+            write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
+    except Stopped:
+        run.update(stage="saving")
+        forget_result(run)
+        _save_adapter(run, config, model, base, data)
+        mark_stopped(run, note_after_training(run, trained["steps"], run.current.max_steps or 0))
         return KILLED
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return FINISHED
+
+
+def _begin_or_check(
+    run: RunInTraining, choice: CheckpointChoice | None, before: RunInputs | None, now: RunInputs
+) -> None:
+    """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
+    where it goes on."""
+    if not leads():
+        return
+    if choice is None or before is None:
+        begin_inputs(run, now)
+        return
+    check_inputs(before, now)
+    run.note(f"Continued from the checkpoint of step {choice.step}.")
+    for sentence in choice.skipped:
+        run.note(sentence)
+        print(sentence)
 
 
 def _encoded(
@@ -151,7 +186,8 @@ def _encoded(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
     rows = encode(data.train, tokenizer, config.max_length, cache)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
+    curve = data.validation.select(range(evaluated))
     if not len(curve):
         return rows, None
     curve = encode(curve, tokenizer, config.max_length, cache)
@@ -160,7 +196,7 @@ def _encoded(
 
 
 def _fit(
-    run: Run,
+    run: RunInTraining,
     config: TrainConfig,
     model: Any,
     tokenizer: Any,
@@ -168,52 +204,74 @@ def _fit(
     curve_rows: datasets.Dataset | None,
     loss: Loss | None,
     scale: LabelScale | None,
-) -> dict[str, Any]:
-    """Train the model, from the newest whole checkpoint if there is one; what the result says of it."""
-    checkpoint, before = latest_checkpoint(run.folder / "checkpoints"), None
+    choice: CheckpointChoice | None,
+    inputs: RunInputs,
+    stop: StopCheck,
+) -> tuple[dict[str, Any], bool]:
+    """Train the model, from the chosen checkpoint if there is one.
+
+    Returns what the result says of it, and whether it was stopped. Raises `Stopped` before the first step.
+    """
+    before = None
     device = own_device()
     if not getattr(model, "is_quantized", False):
         model.to(device)
-    loader = batch_loader(rows, tokenizer, config)
-    first = _on(device, next(iter(loader)))
-    if checkpoint is None:
-        start_from_data(model, (_on(device, batch) for batch in itertools.islice(loader, START_BATCHES)))
-    else:
-        run.forget_metrics_after(step_of(checkpoint))
-        before = run.state().get("speedups")
-    _stage(run, "training")
-    start = time.perf_counter()
-    texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
-    steps = total_steps(config, len(rows), processes())
     with contextlib.ExitStack() as stack:
-        speedups = stack.enter_context(faster(model, config, first, steps, before, texts))
-        memory = _planned_memory(run, model, first)
+        with stop.interrupting():
+            loader = batch_loader(rows, tokenizer, config)
+            first = _on(device, next(iter(loader)))
+            if choice is None:
+                batches = itertools.islice(loader, START_BATCHES)
+                start_from_data(model, (_on(device, batch) for batch in batches))
+            else:
+                run.forget_metrics_after(choice.step)
+                before = Speedups.at_step(run.current.speedups, choice.step)
+            _stage(run, "training")
+            start = time.perf_counter()
+            texts = _texts(run, config, tokenizer, [part for part in (rows, curve_rows) if part])
+            forward_passes = total_steps(config, len(rows), processes()) * config.gradient_accumulation_steps
+            speedups = stack.enter_context(faster(model, config, first, forward_passes, before, texts))
+            speedups.on_fall_back = lambda record: run.update(speedups=record.to_dict())
+            memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
-        run.update(speedups=speedups.to_dict(), stage="training")
-        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=speedups.autocast)
+        run.update(speedups=speedups.record.to_dict(), stage="training")
+        autocast = speedups.record.autocast
+        arguments = training_arguments(run, config, len(rows), curve=curve_rows, autocast=autocast)
         trainer = build_trainer(
-            model, config, arguments, tokenizer, rows, curve_rows, loss, scale, memory.parts
+            model,
+            config,
+            arguments,
+            tokenizer,
+            rows,
+            curve_rows,
+            loss,
+            scale,
+            inputs=inputs,
+            parts=memory.parts,
         )
         trainer.tell_parts = lambda parts: run.update(batch_parts=parts)
+        trainer.speedups = speedups
         progress = RunProgress(run, model.config.problem_type)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = train_until_stopped(trainer, progress, choice.checkpoint if choice else None, stop)
+        kept = {} if stopped else {"kept": trainer.finish().to_dict()}
     return {
+        **kept,
         "train_seconds": time.perf_counter() - start,
-        "resumed_from": step_of(checkpoint) if checkpoint else 0,
+        "resumed_from": choice.step if choice else 0,
         "epochs": trainer.state.epoch,
-        "speedups": speedups.to_dict(),
+        "speedups": speedups.record.to_dict(),
         "batch_parts": trainer.parts,
         "gradient_checkpointing": memory.checkpointing,
         **progress.totals(),
-    }
+    }, stopped
 
 
-def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
+def _planned_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tensor]) -> MemoryPlan:
     """What the forecast wants, or what the run that is continued had to do; it says so."""
     plan = plan_memory(model, batch, may_split=processes() == 1)
-    plan = replace(plan, parts=max(plan.parts, run.state().get("batch_parts", 1)))
+    plan = replace(plan, parts=max(plan.parts, run.current.batch_parts or 1))
     if plan.parts > 1 or plan.checkpointing:
         again = ", and the layers run again in the backward pass" if plan.checkpointing else ""
         print(
@@ -224,14 +282,14 @@ def _planned_memory(run: Run, model: Any, batch: dict[str, torch.Tensor]) -> Mem
     return plan
 
 
-def _texts(run: Run, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
+def _texts(run: RunInTraining, config: TrainConfig, tokenizer: Any, parts: list[datasets.Dataset]) -> Texts:
     """What the frozen layers may run for once."""
     lengths = [len(tokens) for part in parts for tokens in part["input_ids"][:]]
     batches = itertools.chain(*(batch_loader(part, tokenizer, config) for part in parts))
     return Texts(batches, sum(lengths), run.folder, _told(run, len(lengths)))
 
 
-def _told(run: Run, texts: int) -> Callable[[int], None]:
+def _told(run: RunInTraining, texts: int) -> Callable[[int], None]:
     """Who says, twice a second, for how many of the texts the frozen layers have run, and hears of Stop."""
     last = 0.0
 
@@ -256,10 +314,10 @@ def _objective(
     scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
     if scale and not base.head_is_fresh:
         scale.take_out_of(model)
-    return task_loss(data.problem_type, config.class_weight, labels, model.config.num_labels), scale
+    return task_loss(config, data.problem_type, labels, model.config.num_labels), scale
 
 
-def _stage(run: Run, name: str) -> None:
+def _stage(run: RunInTraining, name: str) -> None:
     """Say what begins now, unless the person has pressed Stop."""
     if run.stop_requested():
         raise Stopped
@@ -267,11 +325,20 @@ def _stage(run: Run, name: str) -> None:
 
 
 def _evaluate(
-    run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText, loss: Loss | None
+    folder: Path,
+    config: TrainConfig,
+    model: Any,
+    base: BaseModel,
+    data: LabelledText,
+    loss: Loss | None,
+    stop: StopCheck,
 ) -> dict[str, Any]:
-    """The result on every test row, and what made it."""
+    """The result on every test row, whose outputs are written into the folder, and what made it.
+
+    Raises `Stopped`.
+    """
     return {
-        **measure(run, model, base.tokenizer, data, config.max_length, loss),
+        **measure(folder, model, base.tokenizer, data, config.max_length, loss, on_progress=stop),
         "parameters": count_model(model).to_dict(),
         "head_is_fresh": base.head_is_fresh,
         "untrained": list(base.untrained),
@@ -284,7 +351,9 @@ def _evaluate(
     }
 
 
-def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText) -> None:
+def _save_adapter(
+    run: RunInTraining, config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+) -> None:
     """`adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
     classifier = Classifier(
         labels=tuple(model.config.id2label.values()),
@@ -297,7 +366,7 @@ def _save_adapter(run: Run, config: TrainConfig, model: Any, base: BaseModel, da
         text_pair="text_pair" in data.train.column_names,
         head_change=base.head_change,
     )
-    with whole_folder(run.folder / ".adapter", run.adapter) as staging:
+    with run.new_folder(run.adapter) as staging:
         if isinstance(model, peft.PeftModel):
             model.save_pretrained(staging, save_embedding_layers=False)
         else:

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from peft_core import runs
+from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
+from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
-from peft_core.export.archives import folder_of
+from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
+from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.presets import DATASETS, MODELS
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.worker import Report, Worker, in_thread
 
 
@@ -44,7 +48,8 @@ class Workbench:
         return self.runs_dir.absolute() / UPLOADS
 
     def start(self) -> None:
-        """Warm the worker and take up runs that an earlier app left waiting."""
+        """Warm the worker, remove what dead processes left half-written, and take up runs that wait."""
+        runs.sweep(self.runs_dir)
         self.worker.warm()
         self.launcher.resume_queue()
 
@@ -75,33 +80,54 @@ class Workbench:
         return self.describe(self.find(run_id))
 
     def result_of(self, run_id: str | None) -> dict[str, Any]:
-        """What a run measured; empty for no run, and for one that has nothing yet or is gone."""
-        return (_or_none(lambda: self.find(run_id).result()) or {}) if run_id else {}
+        """What a run measured; empty for no run, and for one that has no adapter or is gone.
+
+        Of a run that was not evaluated `problem_type` and `text_pair`, as its adapter says.
+        """
+        if not run_id:
+            return {}
+        result = _or_none(lambda: self.find(run_id).result())
+        if result is not None:
+            return result.to_dict()
+        classifier = _or_none(lambda: Classifier.read(self.find(run_id)))
+        return (
+            {"problem_type": classifier.problem_type, "text_pair": classifier.text_pair} if classifier else {}
+        )
 
     def describe(self, run: Run) -> dict[str, Any]:
         """As `status`, of a run at hand; parts whose files are lost are None."""
         state = run.state()
-        result = _or_none(run.result) if (run.folder / "result.json").is_file() else None
-        config = _or_none(run.config)
+        result, config = _or_none(run.result), _or_none(run.config)
         return {
             "run_id": run.run_id,
-            **state,
+            **state.to_dict(),
             "settings": config.to_dict() if config else None,
-            "can_continue": state["status"] in (runs.FAILED, runs.KILLED) and run.can_continue,
+            "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
             "has_adapter": run.has_adapter,
-            "merged": run.is_merged,
-            "result": result,
+            "merged": certificate_of_merged(run) is not None,
+            "damage": run.damage(),
+            "result": result.to_dict() if result else None,
         }
 
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
         run = self.launcher.stop(run_id)
-        return {"run_id": run.run_id, "status": run.state()["status"]}
+        return {"run_id": run.run_id, "status": run.state().status}
+
+    def delete(self, run_id: str) -> dict[str, Any]:
+        """`{run_id, deleted}` of a run that was removed with all its files.
+
+        Raises RunError if it has not ended, and on a public demo, where runs belong to everyone.
+        """
+        if self.limits is not None:
+            raise runs.RunError("This public demo keeps its runs; nobody can delete one.")
+        self.launcher.delete(run_id)
+        return {"run_id": run_id, "deleted": True}
 
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
         run = self.launcher.resume(run_id)
-        return {"run_id": run.run_id, "status": run.state()["status"]}
+        return {"run_id": run.run_id, "status": run.state().status}
 
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Exact parameter counts; no weights are read."""
@@ -155,7 +181,7 @@ class Workbench:
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
         """Data sets of all runs, or of those alone that wait or train."""
-        wanted = (run for run in self.list_runs() if list_all or run.state()["status"] not in runs.ENDED)
+        wanted = (run for run in self.list_runs() if list_all or run.state().status not in runs.ENDED)
         configs = (_or_none(run.config) for run in wanted)
         return {config.dataset_name for config in configs if config is not None}
 
@@ -175,10 +201,16 @@ class Workbench:
             raise DataError("No run is chosen; choose one or more.")
         return self.worker.run("compare_runs", [str(self.find(name).folder) for name in run_ids], *texts)
 
-    def look_at_file(self, path: Path, run_id: str) -> dict[str, Any]:
-        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`."""
+    def look_at_file(
+        self, path: Path, run_id: str, sheet_name: str | None = None, header_row: int | None = None
+    ) -> dict[str, Any]:
+        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`.
+
+        Of a workbook also its `sheets`, and the `sheet` and `header_row` that are read.
+        """
         self._check_bytes(path)
-        return self.worker.run("look_at_file", str(self.find(run_id).folder), str(path))
+        folder = str(self.find(run_id).folder)
+        return self.worker.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
 
     def predict_file(
         self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
@@ -186,10 +218,12 @@ class Workbench:
         """Reports, the last with `path` and what the written file holds; `cancel(name)` ends it.
 
         `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
+        `sheet_name` and `header_row` choose a table as the settings of these names do.
         """
         self._check_bytes(path)
         request: dict[str, Any] = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
         request["exact"] = bool(columns.get("exact"))
+        request |= {name: columns.get(name) or None for name in ("sheet_name", "header_row")}
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
@@ -239,6 +273,16 @@ class Workbench:
             options["rows"] = self.limits is None
         return self.jobs.stream("make", str(self.find(run_id).folder), kind, options)
 
+    def archive(self, run_id: str, kind: str) -> Path:
+        """The zip of something that a run has: one of `archives.KINDS`, or a `script`, which is written now.
+
+        Raises RunError if the run has nothing of this kind.
+        """
+        if kind != "script":
+            return zip_of(self.find(run_id), kind)
+        *_, last = self.make("script", run_id)
+        return Path(last.result["zip"])
+
     def holds(self, run_id: str | None, kind: str) -> bool:
         """Whether a run has something of this kind to take away by now."""
         return bool(run_id) and _or_none(lambda: folder_of(self.find(run_id), kind)) is not None
@@ -268,9 +312,12 @@ class Workbench:
         self.jobs.cancel(name)
 
     def _check_bytes(self, path: Path) -> None:
-        if self.limits is not None and path.stat().st_size > self.limits.max_upload_bytes:
+        if self.limits is None:
+            return
+        size = unpacked_bytes(path, self.limits.max_upload_bytes)
+        if size > self.limits.max_upload_bytes:
             raise DataError(
-                f"{path.name!r} has {path.stat().st_size / 1e6:,.0f} MB; this public demo takes at most "
+                f"{path.name!r} has {size / 1e6:,.0f} MB or more; this public demo takes at most "
                 f"{self.limits.max_upload_bytes / 1e6:,.0f} MB."
             )
 

@@ -87,9 +87,9 @@ def watched(seed: int) -> dict[str, Any]:
         page = OpenPage(client, run.run_id)
         asked: dict[str, list[float]] = {"a page's look": [], "/status": [], "/count": []}
         windows: list[float] = []  # the ends of those in which it is looked at, and not, in turn
-        while run.state().get("stage") != "training":
+        while run.state().stage != "training":
             time.sleep(0.1)
-        while run.state()["status"] not in ENDED:
+        while run.state().status not in ENDED:
             look(page, asked, time.time() + WINDOW)
             windows.append(time.time())
             time.sleep(WINDOW)

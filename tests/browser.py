@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error, Page, Request, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_DRAWN = "(selector) => document.querySelector(selector)?.toDataURL()"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,6 +38,46 @@ def install_chromium() -> None:
     if _playwrights_own() is None and shutil.which("apt-get"):
         for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "chromium"]):
             subprocess.run(command, check=False, timeout=600)
+
+
+def wait_until_redrawn(page: Page, selector: str, before: str) -> None:
+    """Wait until a canvas holds another picture than `before`, which `picture_of` returned."""
+    redrawn = f"([selector, before]) => ![undefined, before].includes(({_DRAWN})(selector))"
+    page.wait_for_function(redrawn, arg=[selector, before])
+
+
+def picture_of(page: Page, selector: str) -> str:
+    """What a canvas holds, as a data URL; a screenshot would wait for a canvas that is drawn anew."""
+    return page.evaluate(_DRAWN, selector)
+
+
+def click_and_wait(page: Page, selector: str) -> None:
+    """Click, and wait until every event that the click begins is answered; a page at rest is presumed.
+
+    Gradio keeps a stream of answers open for as long as one is missing.
+    """
+    with page.expect_event("requestfinished", lambda request: "/queue/data" in request.url):
+        page.click(selector)
+
+
+class PendingAnswers:
+    """The answers that a page waits for: gradio keeps a stream of them open for as long as one is missing."""
+
+    def __init__(self, page: Page) -> None:
+        self._page, self._open = page, set()
+        page.on("request", self._begin)
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, lambda request: self._open.discard(request))
+
+    def wait(self) -> None:
+        """Return when all are there and the page shows them."""
+        while self._open:
+            self._page.wait_for_event("requestfinished")
+        self._page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def _begin(self, request: Request) -> None:
+        if "/queue/data" in request.url:
+            self._open.add(request)
 
 
 def _playwrights_own() -> str | None:

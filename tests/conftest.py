@@ -3,6 +3,7 @@
 import gc
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,30 @@ from processes import python
 from small_data import write_small_data
 from task_runs import calm_topics, fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
 from tiny import make_tiny_bert
+from unit_rule import is_unit_test
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.inference.probe import PROBE_FILE
 from peft_core.runs import Run
 from peft_core.train import train
 
 WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]
 
-expect.set_options(timeout=20_000)  # two browsers and two servers share two cores
+PATIENCE = 60_000  # milliseconds: two browsers and two servers share two cores, and other work may too
+expect.set_options(timeout=PATIENCE)
 torch.set_num_threads(1)  # as in the processes that these tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reverse", action="store_true", help="run the tests backwards: none needs another before it"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures time, so it runs before anything else is started")
+    config.addinivalue_line("markers", "unit: starts no process and trains nothing; see unit_rule.py")
 
 
 def pytest_collection_finish() -> None:
@@ -46,8 +55,16 @@ def pytest_report_header() -> str:
     return f"Hub: {offline.NOBODY}, where nothing listens; cache: {offline.HOME}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+@pytest.hookimpl(tryfirst=True)  # before pytest reads -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark unit tests. Tests alone come first, then the files that take long: no worker is left with one."""
+    for item in items:
+        if is_unit_test(item):
+            item.add_marker("unit")
+    if config.getoption("reverse"):
+        items.reverse()
+    slow = Counter(item.path for item in items if item.get_closest_marker("unit") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is None, slow[item.path] == 0))
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +113,7 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 def own_run(finished_run: Run, tmp_path: Path) -> Run:
     """A copy of the finished run to break, without the probe that a question may have left in it."""
     run = copy_of(finished_run, tmp_path / "own")
-    (run.folder / PROBE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(run.folder / "probe", ignore_errors=True)
     return run
 
 
@@ -163,7 +180,7 @@ def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
 
     def opener(query: str = "", viewport: dict[str, int] = WIDE) -> Page:
         page = chromium.new_page(viewport=viewport)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/{query}")
         expect(page.get_by_test_id("cost")).to_be_visible(timeout=60_000)

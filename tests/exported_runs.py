@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from run_files import reseal
 
 from peft_core.export.onnx.model import export_onnx
-from peft_core.runs import Run, write_json
+from peft_core.files import write_json
+from peft_core.runs import Run
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +45,7 @@ def refuse_int8(run: Run) -> None:
     report["int8"] |= {"kept": False, "drop": 1.25}
     write_json(path, report)
     (run.onnx / "onnx/model_quantized.onnx").unlink()
+    reseal(run.onnx)
 
 
 def _exported(run: Run, folder: Path) -> Run:

@@ -8,6 +8,15 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+SEND_AND_WAIT = """(url) => new Promise((resolve) => {  // both are refused, each with an event
+  const refused = [];
+  document.addEventListener('securitypolicyviolation', (event) => {
+    if (refused.push(event.effectiveDirective) === 2) resolve(refused.sort());
+  });
+  new Image().src = url;
+  navigator.sendBeacon(url, 'secret');
+})"""
+
 
 @dataclass
 class Folder:

@@ -18,6 +18,7 @@ from peft_core.config import TrainConfig
 from peft_core.counts import count_model, count_parameters
 from peft_core.errors import ConfigError, ModelError
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
 
 
@@ -123,11 +124,11 @@ def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: P
     # 100 steps of 10 an epoch: the first checkpoint, at 25, is in the middle of the third
     config = config_of(bert, variant, dataset_name=settings["dataset_name"], num_train_epochs=10)
     run = runs.create(tmp_path, config)
-    with mock.patch.object(Run, "stop_requested", lambda run: run.can_continue):
+    with mock.patch.object(Run, "stop_requested", can_continue):
         train(run.folder)
-    assert run.state()["status"] == "KILLED" and run.can_continue
+    assert run.state().status == "KILLED" and can_continue(run)
     train(run.folder)
-    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
     straight = runs.create(tmp_path, config)
     train(straight.folder)
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))

@@ -13,7 +13,7 @@ from app_server import Server, serve
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-ENDPOINTS = ["/train", "/status", "/stop", "/runs", "/count", "/merge", "/predict"]
+ENDPOINTS = ["/train", "/status", "/stop", "/runs", "/count", "/merge", "/predict", "/download", "/delete"]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,14 @@ def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
     second = client.predict(settings, api_name="/train")
     assert second["waiting_for"] == first["run_id"]
     assert client.predict(second["run_id"], api_name="/stop")["status"] == "KILLED"
+    with pytest.raises(AppError, match="stop it before you delete it"):
+        client.predict(first["run_id"], api_name="/delete")
     client.predict(first["run_id"], api_name="/stop")
     assert finished(client, first["run_id"])["status"] == "KILLED"
+    for run in (first, second):
+        assert client.predict(run["run_id"], api_name="/delete") == {"run_id": run["run_id"], "deleted": True}
+        with pytest.raises(AppError, match="There is no run"):
+            client.predict(run["run_id"], api_name="/status")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +124,8 @@ def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
         ("/status", ["../../etc"], "There is no run"),
         ("/stop", ["no-such-run"], "There is no run"),
         ("/merge", ["no-such-run"], "There is no run"),
+        ("/delete", ["no-such-run"], "There is no run"),
+        ("/delete", ["../../etc"], "There is no run"),
         ("/predict", ["", "no-such-run", "adapter"], "The text is empty"),
     ],
 )

@@ -10,10 +10,13 @@ import httpx
 import pytest
 from app_server import Server
 from bench_page import OpenPage
+from browser import click_and_wait, picture_of, wait_until_redrawn
 from conftest import Open
 from playwright.sync_api import Page, expect
+from processes import wait_for
 
 from peft_core.runs import Run, list_runs
+from peft_core.runs.checkpoints import can_continue
 
 NARROW = {"width": 380, "height": 800}
 
@@ -50,12 +53,9 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     page.click("#train")
     expect(page.get_by_test_id("progress")).to_contain_text("tokens/s", timeout=60_000)
     expect(page.locator("#loss canvas")).to_be_visible()
-    drawn = "(canvas) => canvas.toDataURL()"  # a screenshot would wait for a canvas that is drawn anew
-    early = page.locator("#loss canvas").evaluate(drawn)
-    width = page.locator(".bar i").get_attribute("style")
-    page.wait_for_timeout(5000)
-    assert page.locator("#loss canvas").evaluate(drawn) != early, "the curve did not move"
-    assert page.locator(".bar i").get_attribute("style") != width, "the progress bar did not move"
+    early, width = picture_of(page, "#loss canvas"), page.locator(".bar i").get_attribute("style")
+    wait_until_redrawn(page, "#loss canvas", early)
+    expect(page.locator(".bar i")).not_to_have_attribute("style", width)
 
     expect(page.get_by_test_id("result")).to_be_visible(timeout=180_000)
     run = newest(server)
@@ -102,34 +102,32 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
     second = open_page()
     expect(second.locator("#panel .running")).to_contain_text(run.run_id)
 
-    step = run.state()["step"]
+    step = run.state().step
     second.click("#stop")
     expect(page.get_by_test_id("result")).to_contain_text("Stopped early", timeout=60_000)
-    assert run.state()["status"] == "KILLED" and run.has_adapter
+    assert run.state().status == "KILLED" and run.has_adapter
     assert run.result()["steps"] >= step
 
 
 def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open) -> None:
     page = open_page()
     run = press_train(page, server, max_train_samples="300", num_train_epochs="2", max_eval_samples="60")
-    deadline = time.time() + 90
-    while not run.can_continue and time.time() < deadline:
-        time.sleep(0.1)
-    os.kill(run.state()["pid"], signal.SIGKILL)
-    expect(page.locator("#panel")).to_contain_text("ended without a word", timeout=15_000)
+    wait_for(lambda: can_continue(run), seconds=90)
+    os.kill(run.state().pid, signal.SIGKILL)
+    expect(page.locator("#panel")).to_contain_text("ended without a word")
     page.click("#continue")
     expect(page.get_by_test_id("result")).to_be_visible(timeout=90_000)
-    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
 
 
 def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     page = open_page(f"?run={run.run_id}")
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
 
 
 def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Server) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
         assert page.tick["queue"] is False, "a look that queues costs the app twice as much"
@@ -140,7 +138,7 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
 
 
 def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state()["status"] == "FINISHED")
+    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
     weights = run.adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     page = open_page(f"?run={run.run_id}")
@@ -160,8 +158,7 @@ def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_
     page.fill("#r input", "0")
     page.locator("#r input").press("Tab")
     expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 2,048.")
-    page.click("#train")
-    page.wait_for_timeout(1500)
+    click_and_wait(page, "#train")
     assert len(list_runs(server.runs_dir)) == before
 
 
@@ -238,10 +235,9 @@ def test_compare_counts_charts_and_gives_the_table(open_page: Open, tmp_path: Pa
     expect(page.locator("#counts")).to_contain_text("298,757", timeout=60_000)
     expect(page.locator("#counts")).to_contain_text("167,659,018")
     expect(page.locator("#parts canvas")).to_be_visible()
-    log = page.locator("#parts canvas").screenshot()
+    before = picture_of(page, "#parts canvas")
     page.get_by_label("Log scale").uncheck()
-    page.wait_for_timeout(1500)
-    assert page.locator("#parts canvas").screenshot() != log
+    wait_until_redrawn(page, "#parts canvas", before)
     with page.expect_download() as download:
         page.click("#get-csv")
     download.value.save_as(tmp_path / "counts.csv")

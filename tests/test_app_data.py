@@ -66,7 +66,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     config = json.loads((run.merged / "config.json").read_text(encoding="utf-8"))
     assert set(config["label2id"]) == set(TONES)
     page.click("#try-it")  # what is asked of a run knows it as soon as it is trained
-    expect(page.locator("#examples")).to_contain_text(" war ", timeout=30_000)
+    expect(page.locator("#examples")).to_contain_text(" war ")
     page.get_by_role("tab", name="Why?").click()
     expect(page.locator("#why-label")).to_be_visible()
     page.click("#rows-true input")
@@ -80,9 +80,10 @@ def test_train_pressed_at_once_trains_the_uploaded_file(
 ) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
+    before = page.locator("#dataset_name input").input_value()
     page.locator("#upload input[type=file]").set_input_files(str(reviews))
     expect(page.locator("#upload")).to_contain_text("Hotel Bewertungen")
-    page.wait_for_timeout(300)  # nobody is faster; the click waits while the button does
+    expect(page.locator("#dataset_name input")).not_to_have_value(before)  # from here on Train waits
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible(timeout=60_000)
     run = list_runs(server.runs_dir)[0]

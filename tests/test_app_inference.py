@@ -69,7 +69,7 @@ def test_cancel_ends_a_long_file_and_leaves_nothing(
     page.click("#predict-file")
     expect(page.locator("#file-shown")).to_contain_text("of 200,000 rows", timeout=90_000)
     page.click("#cancel-file")
-    expect(page.locator("#file-shown [role=alert]")).to_contain_text("Cancelled", timeout=30_000)
+    expect(page.locator("#file-shown [role=alert]")).to_contain_text("Cancelled")
     expect(page.locator("#get-file")).to_be_hidden()
     assert not list((server.runs_dir / merged_run.run_id / "predictions").glob("long*"))
     assert not list((server.runs_dir / merged_run.run_id / "predictions").glob(".*"))
@@ -97,7 +97,7 @@ def test_a_rule_is_chosen_saved_and_travels(
     page.fill("#abstain input", "0.6")
     page.locator("#abstain input").press("Tab")
     page.click("#save-rule")
-    expect(page.locator("#rule-said")).to_contain_text("Saved", timeout=30_000)
+    expect(page.locator("#rule-said")).to_contain_text("Saved")
     kept = json.loads((server.runs_dir / topics.run_id / "adapter" / DECISION_FILE).read_text())
     assert kept["abstain_below"] == 0.6 and set(kept["thresholds"]) == {"food", "drink", "room"}
     page.get_by_role("tab", name="Train").click()
@@ -134,5 +134,5 @@ def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, ope
     assert drawn.locator("span.for, span.against").count() > 0
     page.locator("#rows .virtual-row").nth(2).click()
     text = judged_rows(merged_run).texts[2]
-    expect(page.locator("#why-text textarea")).to_have_value(text, timeout=20_000)
+    expect(page.locator("#why-text textarea")).to_have_value(text)
     expect(drawn).to_contain_text(text.split()[1], timeout=60_000)

@@ -83,10 +83,10 @@ def test_a_push_that_cannot_be_is_one_sentence(page: Page) -> None:
     page.fill("#push-name input, #push-name textarea", "alice/reviews")
     page.click("#push")
     said = page.locator("#pushed [role=alert]")
-    expect(said).to_contain_text("The Hub token is empty", timeout=30_000)
+    expect(said).to_contain_text("The Hub token is empty")
     page.fill("#push-token input", "hf_NobodyKnowsThisOne")
     page.click("#push")
-    expect(said).to_contain_text("cannot be reached", timeout=30_000)
+    expect(said).to_contain_text("cannot be reached")
 
 
 def test_the_settings_are_there_to_copy_before_anything_is_trained(open_page: Open) -> None:

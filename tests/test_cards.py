@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from peft_core.certificate import read_certificate, tolerance
+from peft_core.certificate import tolerance, verified_certificate
 from peft_core.pictures import cards, pieces
 from peft_core.problems import REGRESSION, SINGLE
 from peft_core.runs import Run
@@ -90,7 +90,7 @@ def test_runs_from_before_the_tasks_still_have_a_card(finished_run: Run) -> None
 
 
 def test_the_certificate_of_numbers_speaks_of_no_labels(merged_run: Run) -> None:
-    held = read_certificate(merged_run).to_dict()
+    held = verified_certificate(merged_run).to_dict()
     assert "labels flipped" in pieces.certificate(held)
     found = pieces.certificate({**held, "problem_type": REGRESSION})
     assert "label" not in found and "logit" not in found

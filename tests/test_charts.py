@@ -91,7 +91,7 @@ def test_a_curve_is_scaled_and_named_for_its_task() -> None:
     assert "nats" in curve(frame, "loss", 2)["encoding"]["y"]["title"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.json", "evaluation/result.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", [None, "{", "{\n"])
 def test_a_run_with_lost_or_damaged_files_does_not_take_the_chart_down(
     name: str, content: str | None, finished_run: Run, own_run: Run

@@ -381,5 +381,5 @@ def test_rows_too_few_for_a_curve_are_trained_on_without(
     for split in ("train", "test"):
         write_csv(tmp_path / "few" / f"{split}.csv", FOUR)
     run = train_here(dataset_name=str(tmp_path / "few"), num_train_epochs=2)
-    assert run.state()["status"] == "FINISHED"
+    assert run.state().status == "FINISHED"
     assert run.result()["data"]["used"] == {"train": 4, "validation": 0, "test": 4}

@@ -176,7 +176,7 @@ def test_weights_that_are_no_numbers_are_not_exported(own_run: Run) -> None:
     assert not (own_run.folder / "embeddings").exists()
 
 
-@pytest.mark.parametrize("lost", ["adapter/adapter_model.safetensors", "evaluation.parquet"])
+@pytest.mark.parametrize("lost", ["adapter/adapter_model.safetensors", "evaluation/evaluation.parquet"])
 def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
     (own_run.folder / lost).unlink()
     for ask in (export_embeddings, Neighbours):
@@ -216,7 +216,7 @@ def test_kept_vectors_are_used_only_if_they_are_those_of_these_files(
 ) -> None:
     run = copy_of(exported, tmp_path)
     expected = Neighbours(run.folder)
-    path = run.folder / "vectors.safetensors"
+    path = run.folder / "vectors/vectors.safetensors"
     if damage is None:
         path.unlink()
     elif isinstance(damage, bytes):

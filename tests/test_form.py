@@ -185,7 +185,8 @@ def test_a_field_is_made_from_its_setting(name: str) -> None:
     if isinstance(default, bool):
         assert isinstance(made, gr.Checkbox)
     elif SETTINGS[name].choices:
-        assert [value for _, value in made.choices] == list(SETTINGS[name].choices)
+        empty = [""] if name == "metric_for_best_model" else []
+        assert [value for _, value in made.choices] == [*empty, *SETTINGS[name].choices]
     elif isinstance(default, int | float) and name != "load_in_bits":
         assert isinstance(made, gr.Number) and made.value == default
 

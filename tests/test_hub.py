@@ -136,7 +136,7 @@ def test_the_articles_recipe_from_end_to_end(hub: HubServer, client: Client, tmp
     run = runs.create(tmp_path, TrainConfig.from_dict(recipe))
     train(run, client)
     result, commit = run.result(), hub.find("model", MODEL, None).sha
-    assert run.state()["status"] == "FINISHED"
+    assert run.state().status == "FINISHED"
     assert (result["train_rows"], result["eval_rows"]) == (80, 40)
     assert result["labels"] == YELP_LABELS, "the head is kept, its labels matched by name"
     assert (result["head_is_fresh"], result["untrained"]) == (False, [])
@@ -274,6 +274,6 @@ def test_a_training_without_a_network_fails_with_the_sentence(tmp_path: Path) ->
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict(RECIPES["The article (Hub)"]))
     done = python("-m", "peft_core.train", str(run.folder), HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == run.state()["error"]
-    assert "The Hub cannot be reached" in run.state()["error"]
+    assert done.stderr.strip().splitlines()[-1] == run.state().error
+    assert "The Hub cannot be reached" in run.state().error
     assert "Traceback" not in done.stderr

@@ -109,3 +109,19 @@ def test_pictures_of_several_labels_and_of_numbers(tmp_path: Path) -> None:
     assert "no label" in data_preview(several)
     write_csv(tmp_path / "b.csv", [(f"Text {i}", i / 7) for i in range(60)])
     assert "Numbers from 0 to 8.42857." in data_preview(look(tmp_path / "b.csv"))
+
+
+@pytest.mark.parametrize(("name", "row"), [("one_bad_byte.csv", 6), ("zero_byte.csv", 5)])
+def test_inspect_shows_a_finding_for_a_row_with_a_bad_byte(name: str, row: int) -> None:
+    path = Path(__file__).parent / "cases" / name
+    inspected = inspect(TrainConfig(dataset_name=str(path)))
+    finding = inspected["findings"][0]
+    assert (finding["kind"], finding["count"]) == ("damaged_text", 1)
+    assert finding["examples"] == [f"{name} row {row}"]
+    assert f"row {row}" in data_findings(inspected["findings"])
+
+
+def test_inspect_of_a_header_alone_says_that_no_rows_are_there() -> None:
+    path = Path(__file__).parent / "cases" / "header_only.csv"
+    with pytest.raises(DataError, match="holds no rows"):
+        inspect(TrainConfig(dataset_name=str(path)))

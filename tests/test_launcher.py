@@ -1,6 +1,5 @@
 """The queue of training processes: one at a time, stopped, taken up again, limited for strangers."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from processes import wait_for
+from run_files import change_json
 
 from peft_core import runs
 from peft_core.config import TrainConfig
@@ -35,11 +35,11 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch
 
 
 def ended(run: Run) -> bool:
-    return run.state()["status"] in ENDED
+    return run.state().status in ENDED
 
 
 def status(run: Run) -> str:
-    return run.state()["status"]
+    return run.state().status
 
 
 def quick(settings: dict[str, Any]) -> TrainConfig:
@@ -51,7 +51,7 @@ def slow(settings: dict[str, Any]) -> TrainConfig:
 
 
 def trains(run: Run) -> bool:
-    return (run.state().get("step") or 0) > 5
+    return (run.state().step or 0) > 5
 
 
 def test_runs_wait_for_each_other_and_each_ends(launcher: Launcher, settings: dict[str, Any]) -> None:
@@ -86,10 +86,10 @@ def test_a_killed_run_reads_failed_and_the_next_one_starts(
     first = launcher.submit(slow(settings))
     second = launcher.submit(quick(settings))
     wait_for(lambda: trains(first))
-    os.kill(first.state()["pid"], signal.SIGKILL)
+    os.kill(first.state().pid, signal.SIGKILL)
     wait_for(lambda: ended(first))
     assert status(first) == "FAILED"
-    assert "ended without a word at step" in first.state()["error"]
+    assert "ended without a word at step" in first.state().error
     assert not first.has_adapter
     wait_for(lambda: ended(second))
     assert status(second) == "FINISHED"
@@ -112,12 +112,12 @@ def test_a_run_that_stops_while_it_starts_is_killed(launcher: Launcher, settings
 
 def test_a_process_that_cannot_start_says_why(launcher: Launcher, settings: dict[str, Any]) -> None:
     run = runs.create(launcher.runs_dir, quick(settings))
-    (run.folder / "config.json").write_text(json.dumps({"r": 0}), encoding="utf-8")
+    change_json(run, "config.json", r=0)
     launcher.resume_queue()
     wait_for(lambda: ended(run))
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert "r is 0" in state["error"]
+    assert state.status == "FAILED"
+    assert "r is 0" in state.error
 
 
 def test_a_public_queue_is_limited(launcher: Launcher, settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from peft_core import runs
 from peft_core.modules import encoder_layers
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
 from peft_core.training import lower_layers, speedups
 from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
@@ -46,8 +47,8 @@ def test_layers_below_the_adapters_run_once(family: str, padded: bool, tmp_path:
     half = {name: value[2:5] for name, value in batch.items()}
     wanted, of_half = step(model, batch), step(model, half)
     texts, below = texts_of([batch], tmp_path), runs_of(encoder_layers(model)[0])
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert applied.record.lower_layers == 1
         below.clear()
         assert_same_step(step(model, batch), wanted)
         assert_same_step(step(model, half), of_half)  # in another batch
@@ -64,8 +65,8 @@ def test_a_head_alone_reads_what_the_whole_encoder_made_once(family: str, tmp_pa
     model, config = built(tmp_path / "model", family, method="head_only", **TWICE)
     batch = batch_of(model)
     wanted, below = step(model, batch), runs_of(encoder_layers(model)[-1])
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert done.lower_layers == 2
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert applied.record.lower_layers == 2
         below.clear()
         assert_same_step(step(model, batch), wanted)
         assert not below
@@ -78,8 +79,8 @@ def test_the_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
     other = {**one, "token_type_ids": (torch.arange(9) > 4).long().expand(6, 9)}
     wanted = step(model, one), step(model, other)
     assert wanted[0][0] != wanted[1][0]
-    with faster(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as applied:
+        assert applied.record.lower_layers == 1
         assert_same_step(step(model, one), wanted[0])
         assert_same_step(step(model, other), wanted[1])
 
@@ -104,8 +105,8 @@ def test_where_it_would_not_pay_or_not_be_the_same_every_layer_runs(
 ) -> None:
     model, config = built(tmp_path / "model", **{"top_layers": 1, **TWICE, **changes})
     batch = batch_of(model)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert not done.lower_layers
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert not applied.record.lower_layers
 
 
 def test_layers_that_share_their_weights_or_stand_on_what_is_trained_are_not_below(tmp_path: Path) -> None:
@@ -122,12 +123,12 @@ def test_more_than_the_disk_may_hold_is_not_kept(
     batch = batch_of(model)
     texts = texts_of([batch], tmp_path)
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4 - 1)
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert not done.lower_layers
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert not applied.record.lower_layers
     assert "no room" in capsys.readouterr().out
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4)
-    with faster(model, config, batch, 1, texts=texts) as done:
-        assert done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts) as applied:
+        assert applied.record.lower_layers == 1
 
 
 def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +140,8 @@ def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LowerLayers, "_write", full)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert not done.lower_layers and done.first_token
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert not applied.record.lower_layers and applied.record.first_token
         assert_same_step(step(model, batch), wanted)
     assert model.training and not [m for m in model.modules() if "forward" in vars(m)]
 
@@ -153,8 +154,8 @@ def test_below_half_width_layers_the_step_stays_about_the_same(
     model, config = built(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
     wanted = step(model, batch)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as done:
-        assert done.dtype == "bfloat16" and done.lower_layers == 1
+    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+        assert applied.record.dtype == "bfloat16" and applied.record.lower_layers == 1
         assert step(model, batch)[0] == pytest.approx(wanted[0], abs=0.02)
 
 
@@ -167,9 +168,9 @@ def test_a_run_in_the_top_layers_says_so_and_goes_on_after_a_stop(
     names = load_file(run.adapter / "adapter_model.safetensors")
     assert {name.split("layer.")[1][0] for name in names if "lora" in name} == {"1"}
     again = runs.create(tmp_path, run.config())
-    with mock.patch.object(Run, "stop_requested", lambda run: run.can_continue):
+    with mock.patch.object(Run, "stop_requested", can_continue):
         train(again.folder)
-    assert again.state()["status"] == "KILLED"
+    assert again.state().status == "KILLED"
     train(again.folder)
     assert again.result()["resumed_from"] > 0
     other = load_file(again.adapter / "adapter_model.safetensors")

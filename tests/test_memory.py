@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     said = capsys.readouterr().out
     assert parted.result()["batch_parts"] == 8 > whole.result()["batch_parts"] == 1
     assert [f"in {parts} parts" in said for parts in (2, 4, 8, 16)] == [True, True, True, False]
-    assert parted.state()["batch_parts"] == 8
+    assert parted.state().batch_parts == 8
     assert "each batch in 8 parts" in speed(parted.state())
     for name in ("steps", "tokens", "accuracy"):
         assert parted.result()[name] == whole.result()[name]

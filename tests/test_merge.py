@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from peft_core import certificate
-from peft_core.certificate import MergeCertificate, read_certificate
-from peft_core.errors import MergeError, ModelError, PeftCoreError, RunError
+from peft_core.certificate import MergeCertificate, verified_certificate
+from peft_core.errors import DamagedError, MergeError, ModelError, PeftCoreError, RunError
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
 from peft_core.runs import Run
@@ -39,7 +39,10 @@ labels = [found["label"] for found in classify(texts)]
 loaded = sorted({name.split(".")[0] for name in sys.modules} & {"peft", "peft_core"})
 print(json.dumps({"rows": rows, "labels": labels, "id2label": model.config.id2label, "loaded": loaded}))
 """
-MERGED_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+MERGED_FILES = {
+    "certificate.json", "config.json", "manifest.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
 
 
 def names(folder: Path) -> set[str]:
@@ -47,7 +50,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_certificate_says_what_was_compared(merged_run: Run) -> None:
-    held = read_certificate(merged_run)
+    held = verified_certificate(merged_run)
     assert held is not None
     assert held.holds
     assert held.rows == merged_run.result()["eval_rows"] == 40
@@ -76,13 +79,13 @@ def test_the_merged_model_stands_alone(merged_run: Run) -> None:
 
 
 def test_merging_again_gives_the_same_certificate(merged_run: Run) -> None:
-    first = read_certificate(merged_run)
+    first = verified_certificate(merged_run)
     assert merge(merged_run.folder) == first
 
 
 def test_a_merged_model_of_an_earlier_adapter_has_no_certificate(merged_run: Run, tmp_path: Path) -> None:
     run = copy_of(merged_run, tmp_path)
-    assert certificate.certificate_of_merged(run) == read_certificate(run)
+    assert certificate.certificate_of_merged(run) == verified_certificate(merged_run)
     path = run.adapter / "adapter_model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     assert certificate.certificate_of_merged(run) is None
@@ -97,18 +100,15 @@ def test_progress_goes_forward(own_run: Run) -> None:
     shares = [share for share, _ in heard]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert certificate == read_certificate(own_run)
-    assert ".merged" not in names(own_run.folder)
+    assert certificate == verified_certificate(own_run)
+    assert not [name for name in names(own_run.folder) if name.startswith(".")]
 
 
 def test_a_failed_certificate_leaves_no_merged_model(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "TOLERANCE", -1.0)
     with pytest.raises(MergeError, match="a logit differs by"):
         merge(own_run.folder)
-    assert not names(own_run.folder) & {"merged", ".merged"}
-    held = json.loads(own_run.certificate.read_text(encoding="utf-8"))
-    assert held["holds"] is False
-    assert held["problems"]
+    assert not [name for name in names(own_run.folder) if "merged" in name or name.startswith(".")]
     monkeypatch.undo()
     assert merge(own_run.folder).holds
 
@@ -134,7 +134,7 @@ def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(PeftCoreError):
         merge(own_run.folder)
-    assert not names(own_run.folder) & {"merged", ".merged"}
+    assert not names(own_run.folder) & {"merged"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
 def test_each_thing_that_does_not_hold_is_named(
     changes: dict[str, Any], problem: str, merged_run: Run
 ) -> None:
-    held = read_certificate(merged_run)
+    held = verified_certificate(merged_run)
     assert isinstance(held, MergeCertificate)
     broken = replace(held, **changes)
     assert not broken.holds
@@ -159,17 +159,21 @@ def test_each_thing_that_does_not_hold_is_named(
 
 
 def test_a_number_that_is_none_does_not_hold(merged_run: Run) -> None:
-    held = read_certificate(merged_run)
+    held = verified_certificate(merged_run)
     assert isinstance(held, MergeCertificate)
     assert not replace(held, max_logit_diff_merged=math.nan).holds
     assert not replace(held, max_logit_diff_reloaded=math.nan).holds
 
 
-def test_a_damaged_certificate_is_none(own_run: Run) -> None:
-    for content in ("", "{", "[]", "{}", '{"holds": true, "problems": []}'):
-        own_run.certificate.write_text(content, encoding="utf-8")
-        assert read_certificate(own_run) is None
-    assert merge(own_run.folder).holds
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"holds": true, "problems": []}'])
+def test_verified_certificate_damaged_raises_and_merge_mends(
+    content: str, merged_run: Run, tmp_path: Path
+) -> None:
+    run = copy_of(merged_run, tmp_path)
+    run.certificate.write_text(content, encoding="utf-8")
+    with pytest.raises(DamagedError, match="merge it again"):
+        verified_certificate(run)
+    assert merge(run.folder).holds
 
 
 @pytest.fixture
@@ -188,7 +192,7 @@ def test_a_quantised_base_is_refused(own_base: Path, train_here: Callable[..., R
         merge(run.folder)
     for words in (str(own_base), "quantised (bitsandbytes)", "full-precision model"):
         assert words in str(error.value)
-    assert not names(run.folder) & {"merged", ".merged", "certificate.json"}
+    assert not names(run.folder) & {"merged"}
 
 
 def test_a_base_that_has_changed_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
@@ -204,7 +208,7 @@ def test_a_base_that_has_changed_is_refused(own_base: Path, train_here: Callable
         hashes = [word.strip("(),;") for word in str(error.value).split() if "sha256:" in word]
         assert len(set(hashes)) == 2
         assert trained_on in hashes
-    assert not names(run.folder) & {"merged", ".merged"}
+    assert not names(run.folder) & {"merged"}
 
 
 def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Callable[..., Run]) -> None:
@@ -212,7 +216,7 @@ def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Calla
     shutil.rmtree(own_base)
     with pytest.raises(ModelError, match="config.json"):
         merge(run.folder)
-    assert not names(run.folder) & {"merged", ".merged"}
+    assert not names(run.folder) & {"merged"}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Calla
         "adapter/adapter_model.safetensors",
         "adapter/adapter_config.json",
         "adapter/classifier.json",
-        "evaluation.parquet",
+        "evaluation/evaluation.parquet",
     ],
 )
 @pytest.mark.parametrize("content", [None, b"{"])
@@ -231,7 +235,7 @@ def test_lost_or_damaged_files_get_one_sentence(lost: str, content: bytes | None
     with pytest.raises(RunError) as error:
         merge(own_run.folder)
     assert own_run.run_id in str(error.value)
-    assert not names(own_run.folder) & {"merged", ".merged"}
+    assert not names(own_run.folder) & {"merged"}
 
 
 def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from run_files import change_json
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import RunError
@@ -19,7 +20,7 @@ from peft_core.export.hub.markdown import escaped, fenced, plain
 from peft_core.export.hub.model_card import model_card
 from peft_core.inference.decision import Decision
 from peft_core.presets import EMBEDDED_SHA256
-from peft_core.runs import Run, write_json
+from peft_core.runs import Run
 
 HOSTILE = [
     "=cmd|' /C calc'!A0",
@@ -75,17 +76,12 @@ def code_of(card: ModelCard) -> ast.Module:
     return ast.parse(fences[0].content)
 
 
-def change(run: Run, name: str, **entries: Any) -> None:
-    path = run.folder / name
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **entries})
-
-
 def with_labels(run: Run, labels: list[str]) -> None:
     """Make the run one of these labels; the numbers are made up and all different."""
     n = len(labels)
     score = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}
-    change(run, "adapter/classifier.json", id2label={str(i): label for i, label in enumerate(labels)})
-    change(
+    change_json(run, "adapter/classifier.json", id2label={str(i): label for i, label in enumerate(labels)})
+    change_json(
         run,
         "result.json",
         labels=labels,
@@ -97,14 +93,14 @@ def with_labels(run: Run, labels: list[str]) -> None:
 
 
 def pretend(run: Run, *, base: str, revision: str, **settings: Any) -> None:
-    change(run, "adapter/classifier.json", base_model_name_or_path=base, base_revision=revision)
-    change(run, "config.json", model_name_or_path=base, **settings)
+    change_json(run, "adapter/classifier.json", base_model_name_or_path=base, base_revision=revision)
+    change_json(run, "config.json", model_name_or_path=base, **settings)
 
 
 def test_the_metadata_of_an_adapter_and_of_a_merged_model(own_run: Run) -> None:
     commit, data = "a" * 40, {"source": "Hub", "revision": "b" * 40, "dataset_config_name": "plain"}
     pretend(own_run, base="google-bert/bert-base-uncased", revision=commit, dataset_name="someone/reviews")
-    change(own_run, "result.json", data={**own_run.result()["data"], **data})
+    change_json(own_run, "result.json", data={**own_run.result()["data"], **data})
     card = ModelCard(model_card(own_run, "adapter", "alice/Good-or-bad"))
     held = card.data.to_dict()
     index = held.pop("model-index")[0]
@@ -151,7 +147,7 @@ def test_what_is_known_of_the_embedded_ones_is_told(own_run: Run) -> None:
     pretend(
         own_run, base=EMBEDDED_MODEL, revision=f"sha256:{EMBEDDED_SHA256}", dataset_name="rotten_tomatoes"
     )
-    change(own_run, "result.json", data={**own_run.result()["data"], "source": "embedded", "files": []})
+    change_json(own_run, "result.json", data={**own_run.result()["data"], "source": "embedded", "files": []})
     card = ModelCard(model_card(own_run, "adapter"))
     held = card.data.to_dict()
     assert (held["base_model"], held["license"], held["language"]) == (EMBEDDED_MODEL, "apache-2.0", "en")
@@ -191,7 +187,7 @@ def test_rows_left_out_and_held_out_are_told(own_run: Run) -> None:
         {"remedy": "small_classes", "split": "train", "rows": 1, "labels": ["a|b"]},
     ]
     data = {**own_run.result()["data"], "dropped": dropped, "held_out": ["test"]}
-    change(own_run, "result.json", data=data)
+    change_json(own_run, "result.json", data=data)
     card = ModelCard(model_card(own_run, "adapter"))
     assert "- 12 train rows: keep one of each repeated row" in card.text
     assert "and with them the labels a&#124;b" in card.text
@@ -201,7 +197,7 @@ def test_rows_left_out_and_held_out_are_told(own_run: Run) -> None:
 
 def test_a_certificate_of_another_adapter_is_not_shown(merged_run: Run, tmp_path: Path) -> None:
     run = Run(shutil.copytree(merged_run.folder, tmp_path / merged_run.run_id))
-    change(run, "certificate.json", adapter_sha256="0" * 64)
+    change_json(run, "merged/certificate.json", adapter_sha256="0" * 64)
     assert "Merge certificate" not in model_card(run, "merged")
 
 
@@ -217,7 +213,7 @@ def test_a_decision_is_told_with_what_it_does(own_run: Run) -> None:
 
 def test_a_model_no_better_than_its_baseline_says_so(own_run: Run) -> None:
     assert "not shown to be better" not in model_card(own_run, "adapter")
-    change(own_run, "result.json", accuracy=0.55, accuracy_interval=[0.4, 0.7])
+    change_json(own_run, "result.json", accuracy=0.55, accuracy_interval=[0.4, 0.7])
     assert "**Its accuracy is not shown to be better" in model_card(own_run, "adapter")
 
 
@@ -297,7 +293,7 @@ def test_many_labels_are_folded_and_their_mistakes_listed(own_run: Run) -> None:
 def test_a_hostile_file_name_breaks_no_metadata(own_run: Run) -> None:
     name = "a: b #\n---\nlicense: mit\n---\n| <b>x</b>.csv"
     data = {**own_run.result()["data"], "files": [{"name": name}]}
-    change(own_run, "result.json", data=data)
+    change_json(own_run, "result.json", data=data)
     card = ModelCard(model_card(own_run, "adapter"))
     held = card.data.to_dict()
     assert "license" not in held

@@ -268,7 +268,7 @@ def test_a_drop_that_is_no_number_of_points_is_refused(max_drop: Any, finished_r
 
 
 @pytest.mark.parametrize(
-    "lost", ["adapter/adapter_model.safetensors", "adapter/classifier.json", "evaluation.parquet"]
+    "lost", ["adapter/adapter_model.safetensors", "adapter/classifier.json", "evaluation/evaluation.parquet"]
 )
 def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
     (own_run.folder / lost).unlink()

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from peft_core.certificate import read_certificate
+from peft_core.certificate import verified_certificate
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.methods import METHODS
 from peft_core.pictures import cards, pieces
@@ -111,7 +111,7 @@ def test_a_run_without_a_result_says_why() -> None:
 
 
 def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
-    held = read_certificate(merged_run)
+    held = verified_certificate(merged_run)
     assert held is not None
     assert "Merge certificate holds" in pieces.certificate(held.to_dict())
     broken = {**held.to_dict(), "holds": False, "problems": ["3 of 40 labels flip"]}
@@ -119,7 +119,7 @@ def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
 
 
 def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> None:
-    held = read_certificate(merged_run)
+    held = verified_certificate(merged_run)
     assert held is not None
     description = Workbench.open(finished_run.folder.parent).describe(finished_run)
     result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import copy_of
+from run_files import change_json
 from tiny import make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
@@ -18,7 +19,7 @@ from peft_core.data.labelled import cut
 from peft_core.errors import DataError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.predictor import Predictor, check_texts
-from peft_core.runs import Run, write_json
+from peft_core.runs import Run
 
 BAD, GOOD = "The food was awful, really terrible.", "Wonderful, the best pizza, excellent."
 
@@ -52,8 +53,7 @@ def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
 
 
 def test_a_base_without_a_head_and_without_its_rows_shows_the_majority_class(own_run: Run) -> None:
-    settings = own_run.config().to_dict()
-    write_json(own_run.folder / "config.json", {**settings, "dataset_name": "/gone/rows.csv"})
+    change_json(own_run, "config.json", dataset_name="/gone/rows.csv")
     predictor = Predictor(own_run.folder, "base")
     assert predictor.shows_baseline
     first, second = predictor.predict([BAD, GOOD])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from peft_core import runs, train
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue
 from peft_core.training.processes import launch_command
 
 MANY = {"num_train_epochs": 16.0, "per_device_train_batch_size": 5, "lora_dropout": 0.1}
@@ -45,7 +46,7 @@ def straight(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, settings: dict[str, Any]) -> None:
-    assert straight.state()["status"] == "FINISHED"
+    assert straight.state().status == "FINISHED"
     result, config = straight.result(), straight.config()
     batches = -(-result["train_rows"] // config.per_device_train_batch_size)
     assert result["steps"] == 16 * -(-batches // 2)
@@ -54,8 +55,8 @@ def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, setting
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == sorted(set(steps)), "only one process writes"
     assert {path.name for path in straight.folder.iterdir()} == {
-        "adapter", "config.json", "evaluation.parquet", "lock", "metrics.jsonl", "result.json",
-        "status.json", "validation.parquet",
+        "adapter", "config.json", "evaluation", "inputs.json", "lock", "manifest.json", "metrics.jsonl",
+        "status.json",
     }  # fmt: skip
     written = (straight.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(written) == len(rows), "every row is whole"
@@ -64,15 +65,15 @@ def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, setting
 def test_both_hear_a_stop_and_go_on_to_the_same_weights(straight: Run, tmp_path: Path) -> None:
     run = runs.create(tmp_path, straight.config())
     process = start_two(run)
-    wait_for(lambda: run.can_continue)
+    wait_for(lambda: can_continue(run))
     run.request_stop()
     _, words = process.communicate(timeout=60)
     assert process.returncode == 0, words
     state = run.state()
-    assert state["status"] == "KILLED" and 0 < state["step"] < state["max_steps"]
+    assert state.status == "KILLED" and 0 < state.step < state.max_steps
     (run.folder / "stop").unlink()
     train_in_two(run)
-    assert run.state()["status"] == "FINISHED" and run.result()["resumed_from"] > 0
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
@@ -80,11 +81,11 @@ def test_both_hear_a_stop_and_go_on_to_the_same_weights(straight: Run, tmp_path:
 def test_a_leader_that_is_killed_leaves_a_run_that_goes_on(straight: Run, tmp_path: Path) -> None:
     run = runs.create(tmp_path, straight.config())
     process = start_two(run)
-    wait_for(lambda: run.can_continue)
-    subprocess.run(["kill", "-9", str(run.state()["pid"])], check=True)
+    wait_for(lambda: can_continue(run))
+    subprocess.run(["kill", "-9", str(run.state().pid)], check=True)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert run.state()["status"] == "FAILED" and run.can_continue and not run.is_locked()
+    assert run.state().status == "FAILED" and can_continue(run)
     train_in_two(run)
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
     assert all(one[name].equal(other[name]) for name in one)

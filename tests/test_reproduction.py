@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hub_server import HubServer
 from processes import answer, environment, python
+from run_files import change_json
 from safetensors.torch import load_file
 from scripts import assert_same, run_text
 from task_runs import pair_rows
@@ -181,14 +182,13 @@ def test_data_that_has_changed_is_not_passed_off_as_the_runs(
 
 
 def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> None:
-    path = own_run.folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = own_run.result().to_dict()
     for lost in ("versions", "data"):
-        path.write_text(json.dumps({**result, lost: {}}), encoding="utf-8")
+        change_json(own_run, "result.json", **{**result, lost: {}})
         with pytest.raises(RunError, match="does not say all that a script needs"):
             script_of(own_run)
     bad = {**result, "versions": {**result["versions"], "torch": '"""; import os'}}
-    path.write_text(json.dumps(bad), encoding="utf-8")
+    change_json(own_run, "result.json", **bad)
     with pytest.raises(RunError, match="does not say all"):
         script_of(own_run)
     shutil.rmtree(own_run.adapter)
@@ -196,12 +196,25 @@ def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> No
         script_of(own_run)
 
 
-def test_a_script_of_a_stopped_run_does_not_promise_its_numbers(own_run: Run) -> None:
+def test_script_of_a_stopped_run_trains_to_the_step_kept(own_run: Run) -> None:
     assert "its numbers differ a little" in script_of(own_run)
     settings = {**own_run.config().to_dict(), "arithmetic": "plain"}
     (own_run.folder / "config.json").write_text(TrainConfig.from_dict(settings).to_json(), encoding="utf-8")
     assert "it gives the run's numbers" in script_of(own_run)
     own_run.update(status=KILLED)
+    path = own_run.folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**result, "kept": {**result["kept"], "step": 44}}), encoding="utf-8")
+    assert "it gives the run's numbers" in script_of(own_run)
+    assert "if state.global_step == 44:" in script_of(own_run)
+
+
+def test_script_of_a_stopped_run_without_a_kept_step_does_not_promise_its_numbers(own_run: Run) -> None:
+    own_run.update(status=KILLED)
+    path = own_run.folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    del result["kept"]
+    path.write_text(json.dumps(result), encoding="utf-8")
     assert "it gives the run's numbers" not in script_of(own_run)
     assert "The run was stopped early" in script_of(own_run)
 

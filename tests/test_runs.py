@@ -3,24 +3,31 @@
 import errno
 import json
 import os
+import shutil
+import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import start_python, wait_for
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import RunError
-from peft_core.runs import Run
+from peft_core.errors import DamagedError, RunError
+from peft_core.files import staging_path
+from peft_core.process_identity import process_identity
+from peft_core.runs import Run, RunInTraining
 
-HOLD_THE_LOCK = """
+TRAINS = """
 import sys, time
 from pathlib import Path
-from peft_core.runs import RUNNING, Run
-run = Run(Path(sys.argv[1]))
+from peft_core.runs import RunInTraining
+run = RunInTraining(Path(sys.argv[1]))
 with run.lock():
-    run.update(status=RUNNING, step=3, max_steps=9)
+    run.begin()
+    run.update(step=3, max_steps=9)
     time.sleep(60)
 """
 
@@ -30,11 +37,23 @@ def run(tmp_path: Path) -> Run:
     return runs.create(tmp_path / "runs", TrainConfig())
 
 
-def test_a_new_run_waits_and_holds_its_settings(run: Run) -> None:
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "status.json"]
+@pytest.fixture
+def in_training(run: Run) -> RunInTraining:
+    """The run as a process has it that has begun to train it."""
+    run = RunInTraining(run.folder)
+    run.begin()
+    return run
+
+
+def test_create_writes_verified_settings_and_a_state(run: Run) -> None:
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "status.json",
+    ]
     assert run.config() == TrainConfig()
-    assert run.state()["status"] == "SCHEDULED"
-    assert run.state()["created"] == pytest.approx(time.time(), abs=60)
+    assert run.state().status == "SCHEDULED"
+    assert run.state().created == pytest.approx(time.time(), abs=60)
     assert [path.name for path in run.folder.parent.iterdir()] == [run.run_id]
     assert run.metrics() == []
     assert not run.has_adapter
@@ -55,7 +74,7 @@ def test_an_id_is_a_name_and_never_a_path(run_id: object, run: Run) -> None:
         runs.find(run.folder.parent, run_id)
 
 
-def test_runs_are_listed_newest_first_without_what_is_none(tmp_path: Path) -> None:
+def test_list_runs_orders_newest_first_and_ignores_other_files(tmp_path: Path) -> None:
     assert runs.list_runs(tmp_path / "nowhere") == []
     made = [runs.create(tmp_path, TrainConfig()) for _ in range(3)]
     (tmp_path / ".half-made").mkdir()
@@ -63,25 +82,60 @@ def test_runs_are_listed_newest_first_without_what_is_none(tmp_path: Path) -> No
     assert runs.list_runs(tmp_path) == made[::-1]
 
 
-def test_a_run_without_its_process_has_failed(run: Run) -> None:
-    run.update(status=runs.RUNNING, step=3, max_steps=9)
+def test_state_of_a_dead_process_is_failed(run: Run) -> None:
+    run.update(status=runs.RUNNING, pid=os.getpid(), process="another-boot-1", step=3, max_steps=9)
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert "at step 3 of 9" in state["error"]
+    assert state.status == "FAILED"
+    assert "at step 3 of 9" in state.error
 
 
-def test_a_lock_is_let_go_of_by_a_killed_process(run: Run) -> None:
-    process = start_python("-c", HOLD_THE_LOCK, str(run.folder))
+def test_state_of_a_killed_process_is_failed_and_its_lock_is_free(run: Run) -> None:
+    process = start_python("-c", TRAINS, str(run.folder))
     try:
-        wait_for(lambda: run.state()["status"] == "RUNNING" and run.is_locked())
+        wait_for(lambda: run.state().step == 3)
         with pytest.raises(RunError, match="trained by another process"), run.lock():
             pass
     finally:
         process.kill()
         process.wait()
-    assert run.state()["status"] == "FAILED"
+    assert run.state().status == "FAILED"
     with run.lock():
         pass
+
+
+def test_state_never_takes_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks at a dead run that locked it made it RUNNING, and Stop then signalled a reused pid."""
+    run.update(status=runs.RUNNING, pid=os.getpid(), process="another-boot-1")
+    with run.lock():  # as another look would have held it
+        assert run.state().status == "FAILED"
+
+
+def test_training_process_is_none_for_a_reused_pid(run: Run) -> None:
+    """The pid runs, but its start time or command line is another's."""
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        run.update(status=runs.RUNNING, pid=stranger.pid, process="another-boot-1")
+        assert run.training_process() is None
+        run.update(process=process_identity(stranger.pid))
+        assert run.training_process() is None, "its command line names no run"
+        for pid in (-1, 0, 1):
+            run.update(pid=pid)
+            assert run.training_process() is None
+        assert stranger.poll() is None
+    finally:
+        stranger.send_signal(signal.SIGKILL)
+        stranger.wait()
+
+
+def test_training_process_is_the_one_that_began(run: Run) -> None:
+    process = start_python("-c", TRAINS, str(run.folder))
+    try:
+        wait_for(lambda: run.state().step == 3)
+        assert run.training_process() == process.pid
+    finally:
+        process.kill()
+        process.wait()
+    assert run.training_process() is None
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "\0"])
@@ -89,14 +143,14 @@ def test_a_lost_or_damaged_status_reads_as_failed(content: str | None, run: Run)
     path = run.folder / "status.json"
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert run.run_id in state["error"]
+    assert state.status == "FAILED"
+    assert run.run_id in state.error
     assert runs.list_runs(run.folder.parent) == [run]
 
 
 def test_a_status_of_another_shape_is_no_crash(run: Run) -> None:
     (run.folder / "status.json").write_text('{"step": 1}', encoding="utf-8")
-    assert run.state()["status"] == "FAILED"
+    assert run.state().status == "FAILED"
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"r": 0}', '{"from_the_future": 1}'])
@@ -107,19 +161,117 @@ def test_lost_or_damaged_settings_get_one_sentence(content: str | None, run: Run
         run.config()
 
 
-def test_a_half_written_line_of_metrics_is_left_for_later(run: Run) -> None:
-    run.log_metrics({"step": 1, "loss": 0.5})
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"created": "x"},
+        {"created": 1e30},
+        {"step": -1},
+        {"status": "DONE"},
+        {"notes": [1]},
+        {"pid": "7"},
+        {"schema_version": 99},
+    ],
+)
+def test_state_with_one_wrong_field_leaves_other_runs_untouched(run: Run, changes: dict[str, Any]) -> None:
+    other = runs.create(run.folder.parent, TrainConfig())
+    path = run.folder / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert run.state().status == "FAILED"
+    assert run.run_id in (run.state().damage or "")
+    assert set(runs.list_runs(run.folder.parent)) == {run, other}
+    assert other.state().status == "SCHEDULED" and other.state().damage is None
+    runs.delete(run.folder.parent, run.run_id)
+    assert runs.list_runs(run.folder.parent) == [other]
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, '{"status": NaN}', "\udcff", "9" * 5000]
+)
+def test_state_of_hostile_json_is_damage(run: Run, content: str) -> None:
+    (run.folder / "status.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert run.state().damage and run.damage()
+
+
+def test_state_with_any_bit_flipped_is_damage(run: Run) -> None:
+    path = run.folder / "status.json"
+    written = path.read_bytes()
+    for place in range(len(written)):
+        changed = bytearray(written)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        state = run.state()
+        same = json.loads(written) == _json_or_none(changed)
+        assert state.damage or same, f"byte {place}: {changed.decode('latin-1')}"
+
+
+def test_config_with_any_bit_flipped_is_refused(run: Run) -> None:
+    for name in ("config.json", "manifest.json"):
+        written = (run.folder / name).read_bytes()
+        for place in range(0, len(written), 7):
+            changed = bytearray(written)
+            changed[place] ^= 1
+            (run.folder / name).write_bytes(changed)
+            with pytest.raises(DamagedError, match="has no usable config.json"):
+                if json.loads(written) != _json_or_none(changed):
+                    run.config()
+                raise DamagedError("has no usable config.json")
+        (run.folder / name).write_bytes(written)
+
+
+def _json_or_none(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_metrics_half_written_line_is_left_for_later(in_training: RunInTraining) -> None:
+    in_training.log_metrics({"step": 1, "loss": 0.5})
+    with (in_training.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
-    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+    assert in_training.metrics() == [{"step": 1, "loss": 0.5}]
 
 
-def test_an_update_keeps_what_it_does_not_name(run: Run) -> None:
+def test_metrics_with_a_changed_or_lost_line_end_before_it(in_training: RunInTraining) -> None:
+    for step in range(1, 6):
+        in_training.log_metrics({"step": step, "loss": 1 / step})
+    path = in_training.folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b"0.33", b"0.34"), *lines[3:]]))
+    assert [row["step"] for row in in_training.metrics()] == [1, 2]
+    assert "damaged from line 3 of 5" in in_training.metrics_damage()
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert [row["step"] for row in in_training.metrics()] == [1, 2]
+
+
+def test_metrics_refuse_numbers_that_json_has_not(in_training: RunInTraining) -> None:
+    with pytest.raises(ValueError):
+        in_training.log_metrics({"step": 1, "loss": float("nan")})
+
+
+def test_update_keeps_what_it_does_not_name(run: Run) -> None:
     run.update(step=1)
     run.update(step=2, eta=3.0)
     state = run.state()
-    assert (state["status"], state["step"], state["eta"]) == ("SCHEDULED", 2, 3.0)
-    assert "created" in state
+    assert (state.status, state.step, state.eta) == ("SCHEDULED", 2, 3.0)
+    assert state.created > 0
+
+
+def test_update_in_training_survives_a_state_that_cannot_be_read(in_training: RunInTraining) -> None:
+    """It used to read, change and write: after one failed read all other entries were lost."""
+    in_training.update(step=4, max_steps=9)
+    (in_training.folder / "status.json").write_text("{")
+    in_training.update(eta=2.0)
+    state = in_training.state()
+    assert (state.status, state.step, state.max_steps, state.eta) == ("RUNNING", 4, 9, 2.0)
+
+
+def test_update_of_a_lost_state_is_refused(run: Run) -> None:
+    (run.folder / "status.json").write_text("{")
+    with pytest.raises(DamagedError):
+        run.update(status=runs.KILLED)
+    assert (run.folder / "status.json").read_text() == "{"
 
 
 def test_a_full_disk_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,23 +283,10 @@ def test_a_full_disk_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPat
     with pytest.raises(RunError, match="The disk is full"):
         run.update(step=1)
     assert sorted(run.folder.iterdir()) == before
-    assert "step" not in json.loads((run.folder / "status.json").read_text(encoding="utf-8"))
+    assert run.state().step is None
     with pytest.raises(RunError, match="The disk is full"):
         runs.create(run.folder.parent, TrainConfig())
     assert [path.name for path in run.folder.parent.iterdir()] == [run.run_id]
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    for text in ("first", "second"):
-        with runs.whole_folder(tmp_path / ".staging", final) as staging:
-            (staging / text).write_text(text, encoding="utf-8")
-            assert not (final / text).exists()
-    with pytest.raises(RuntimeError), runs.whole_folder(tmp_path / ".staging", final) as staging:
-        (staging / "third").touch()
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-    assert [path.name for path in final.iterdir()] == ["second"]
 
 
 def test_stop_is_a_file(run: Run) -> None:
@@ -156,8 +295,33 @@ def test_stop_is_a_file(run: Run) -> None:
     assert Run(run.folder).stop_requested()
 
 
-def test_a_run_that_continues_forgets_the_steps_it_takes_again_and_its_result(run: Run) -> None:
+def test_forget_metrics_drops_later_steps_and_the_result(in_training: RunInTraining) -> None:
     for row in ({"step": 4, "loss": 1.0}, {"step": 5, "loss": 0.9}, {"step": 4, "test_accuracy": 0.5}):
-        run.log_metrics(row)
-    run.forget_metrics_after(4)
-    assert run.metrics() == [{"step": 4, "loss": 1.0}]
+        in_training.log_metrics(row)
+    in_training.forget_metrics_after(4)
+    in_training.log_metrics({"step": 5, "loss": 0.8})
+    assert in_training.metrics() == [{"step": 4, "loss": 1.0}, {"step": 5, "loss": 0.8}]
+    assert not in_training.metrics_damage()
+
+
+def test_delete_refuses_a_run_that_trains(in_training: RunInTraining) -> None:
+    with pytest.raises(RunError, match="stop it before you delete it"):
+        runs.delete(in_training.folder.parent, in_training.run_id)
+    in_training.update(status=runs.FINISHED)
+    runs.delete(in_training.folder.parent, in_training.run_id)
+    assert list(in_training.folder.parent.iterdir()) == []
+
+
+def test_sweep_removes_what_dead_processes_left_and_nothing_else(run: Run) -> None:
+    mine, legacy = staging_path(run.merged), run.folder / ".merged"
+    other = run.folder / ".staging-999999-another-boot-1-0123abcd-merged"
+    tokens = run.folder.parent / ".tokens"
+    for folder in (mine, other, legacy, tokens, run.checkpoints / "checkpoint-3"):
+        folder.mkdir(parents=True)
+        (folder / "weights").touch()
+    assert runs.sweep(run.folder.parent) == 1, "a run that waits may still be written by an older version"
+    run.update(status=runs.KILLED)
+    assert runs.sweep(run.folder.parent) == 1
+    assert mine.exists() and tokens.exists() and (run.checkpoints / "checkpoint-3").exists()
+    assert not other.exists() and not legacy.exists()
+    shutil.rmtree(mine)

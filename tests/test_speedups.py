@@ -21,9 +21,10 @@ from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import kernels, speedups
 from peft_core.training.batches import UnpaddedCollator
+from peft_core.training.fallback import Speedups
 from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
-from peft_core.training.speedups import Speedups, faster
+from peft_core.training.speedups import faster
 from peft_core.training.trainer import build_trainer, training_arguments
 
 FIRST_TOKEN = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
@@ -82,8 +83,8 @@ def test_the_last_layer_for_the_first_token_is_the_same_step(
     batch = batch_of(model, padded=padded)
     plain = step(model, batch)
     layers, seen = encoder_layers(model), []
-    with faster(model, config, batch, 1) as done:
-        assert done.first_token and done.lora_layers == 4
+    with faster(model, config, batch, 1) as applied:
+        assert applied.record.first_token and applied.record.lora_layers == 4
         hook = layers[-1].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
         quick = step(model, batch)
         hook.remove()
@@ -97,8 +98,8 @@ def test_a_layer_of_another_build_stays_whole(family: str, tmp_path: Path) -> No
     model, config = built(tmp_path, family)
     batch = batch_of(model)
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as done:
-        assert not done.first_token
+    with faster(model, config, batch, 1) as applied:
+        assert not applied.record.first_token
         assert_same_step(step(model, batch), plain)
 
 
@@ -123,9 +124,9 @@ def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) ->
     batch = batch_of(model)
     model.eval()  # LoRA's own dropout apart, which no two steps share
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as done:
+    with faster(model, config, batch, 1) as applied:
         fused = not changes or "use_rslora" in changes or "target_modules" in changes
-        assert bool(done.lora_layers) == fused
+        assert bool(applied.record.lora_layers) == fused
         assert_same_step(step(model, batch), plain)
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
@@ -139,8 +140,8 @@ def test_a_head_that_reads_more_than_the_first_token_is_noticed(
     pooler.forward = lambda hidden: read(pooler, hidden.mean(1, keepdim=True))
     batch = batch_of(model)
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as done:
-        assert not done.first_token
+    with faster(model, config, batch, 1) as applied:
+        assert not applied.record.first_token
         assert_same_step(step(model, batch), plain)
     assert "first_token stays as it is" in capsys.readouterr().out
 
@@ -153,8 +154,8 @@ def test_half_width_layers_keep_the_step_about_and_the_weights_exactly(
     model, config = built(tmp_path)
     batch = batch_of(model)
     plain, before = step(model, batch), {n: p.detach().clone() for n, p in model.named_parameters()}
-    with faster(model, config, batch, 1) as done:
-        assert done.dtype == "bfloat16" and 0 < done.gradient_error < speedups.HALF
+    with faster(model, config, batch, 1) as applied:
+        assert applied.record.dtype == "bfloat16" and 0 < applied.record.gradient_error < speedups.HALF
         widths = {n: p.dtype for n, p in model.named_parameters()}
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         assert {widths[n] for n in trained} == {torch.float32}
@@ -177,8 +178,8 @@ def test_layers_stay_wide_where_half_does_not_gain_or_hold(
     monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
     monkeypatch.setattr(speedups, name, value)
     model, config = built(tmp_path)
-    with faster(model, config, batch_of(model), 1) as done:
-        assert done.dtype == "float32"
+    with faster(model, config, batch_of(model), 1) as applied:
+        assert applied.record.dtype == "float32"
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
@@ -186,12 +187,12 @@ def test_plain_arithmetic_changes_nothing_and_a_continued_run_changes_what_it_di
     tmp_path: Path,
 ) -> None:
     model, config = built(tmp_path, arithmetic="plain")
-    with faster(model, config, batch_of(model), 1) as done:
-        assert done == Speedups() and not [m for m in model.modules() if "forward" in vars(m)]
+    with faster(model, config, batch_of(model), 1) as applied:
+        assert applied.record == Speedups() and not [m for m in model.modules() if "forward" in vars(m)]
     fast = TrainConfig.from_dict({**config.to_dict(), "arithmetic": "fast"})
-    before = Speedups(lora_layers=4).to_dict()
-    with faster(model, fast, batch_of(model), 1, before) as done:
-        assert done.lora_layers == 4 and not done.first_token
+    before = Speedups(lora_layers=4)
+    with faster(model, fast, batch_of(model), 1, before) as applied:
+        assert applied.record.lora_layers == 4 and not applied.record.first_token
 
 
 def test_a_lora_layer_as_one_operation(tmp_path: Path) -> None:
@@ -330,5 +331,5 @@ def test_lora_of_more_than_one_adapter_is_left_alone(tmp_path: Path) -> None:
     model, config = built(tmp_path)
     layer = next(m for m in model.modules() if isinstance(m, lora.Linear))
     layer._active_adapter = ["default", "default"]
-    with faster(model, config, batch_of(model), 1) as done:
-        assert done.lora_layers == 3
+    with faster(model, config, batch_of(model), 1) as applied:
+        assert applied.record.lora_layers == 3

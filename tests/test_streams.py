@@ -1,5 +1,6 @@
 """Rows in pieces: the cells that reading the whole gives, and written back with columns beside them."""
 
+import csv
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peft_core.data import files, streams, writers
+from peft_core.data import streams, workbooks, writers
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import neutral, writer_for
 from peft_core.errors import DataError
 
+CASES = Path(__file__).parent / "cases"
 ROWS = [("Grüße, „Welt“", "gut"), ('sie sagte "nein"', "schlecht"), ("", "gut"), ("zwei\nZeilen", "gut")] * 30
 
 
@@ -81,7 +83,6 @@ def test_one_odd_byte_far_down_makes_a_plain_head_no_utf_8(tmp_path: Path, monke
         ("a.csv", b"text,label\n" + b'"so, good",yes\n' * 50 + b'"open,yes\n', "never closed"),
         ("a.jsonl", b'{"text": "a"}\n' * 20 + b'{"text": \n', "row 21 is no JSON"),
         ("a.jsonl", b'{"text": "a"}\n' * 20 + b"[1]\n", "row 21.*no object"),
-        ("a.jsonl", b'{"text": "a"}\n' * 20 + b'{"text": "a", "late": 1}\n', "a key 'late'"),
         ("a.parquet", b"PAR1 nothing", "damaged Parquet"),
         ("a.xlsx", b"PK no zip", "damaged or locked Excel"),
         ("a.csv", b"", "holds no rows"),
@@ -96,7 +97,7 @@ def test_damage_is_one_sentence(name: str, content: bytes, words: str, tmp_path:
 
 
 def test_a_sheet_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(files, "MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr(workbooks, "MOST_UNPACKED", 1_000_000)
     pd.DataFrame({"text": ["good"] * 5}).to_excel(tmp_path / "bomb.xlsx", index=False)
     with zipfile.ZipFile(tmp_path / "bomb.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/padding.xml", b" " * 2_000_000)
@@ -140,6 +141,121 @@ def test_parquet_keeps_its_own_types(tmp_path: Path) -> None:
     pq.write_table(table, path)
     out, _ = rewritten(path)
     assert pq.read_table(out).select(table.column_names).equals(pq.read_table(path))
+
+
+def answered(path: Path, **added: object) -> Path:
+    """The file as prediction writes it, with the same answer for each row."""
+    stream = open_rows(path)
+    kind = writer_for(stream)
+    out = path.with_name("out" + (kind.suffix or stream.file.format))
+    writer = kind(out, stream, {name: type(value) for name, value in added.items()})
+    try:
+        for rows in stream.chunks():
+            writer.write(rows, [list(added.values())] * len(rows))
+    finally:
+        writer.close()
+    return out
+
+
+def test_blank_lines_of_a_one_column_file_are_rows() -> None:
+    stream = open_rows(CASES / "blank_rows_to_predict.csv")
+    texts = [text for chunk in stream.chunks() for (text,) in chunk]
+    assert texts == ["the battery lasts all week", "", "screen flickers all the time", "", "works"]
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        ("text\n\na\n\n\nb\n\n", ["", "a", "", "", "b", ""]),
+        ("\n\ntext\na\n", ["a"]),
+        ("text\r\n\r\na", ["", "a"]),
+        ("text\r\ra\r", ["", "a"]),
+        ('text\n""\n" "\n', ["", " "]),
+    ],
+)
+def test_one_column_rows_are_its_lines(data: str, rows: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(data.encode())
+    assert [text for chunk in open_rows(path).chunks() for (text,) in chunk] == rows
+    out = answered(path, predicted_label="pos")
+    with out.open(encoding="utf-8", newline="") as file:
+        written = list(csv.reader(file))
+    assert written == [["text", "predicted_label"], *([text, "pos"] for text in rows)]
+
+
+def test_blank_lines_between_rows_of_several_columns_stay_in_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n1,good\n\n  \n2,bad\n\n\n", encoding="utf-8")
+    rows = [row for chunk in open_rows(path).chunks() for row in chunk]
+    assert rows == [["1", "good"], ["", ""], ["", ""], ["2", "bad"]]
+    assert len(read_table(path).frame) == 2, "no blank line is learned from"
+
+
+def test_predicted_lines_begin_with_the_bytes_of_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((CASES / "other_columns_to_predict.jsonl").read_bytes())
+    before = path.read_text("utf-8").splitlines()
+    after = answered(path, predicted_label="pos", confidence=0.5).read_text("utf-8").splitlines()
+    assert [
+        line.removesuffix(', "predicted_label": "pos", "confidence": 0.5}') + "}" for line in after
+    ] == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": 9223372036854775809, "text": "a", "x": 1e400, "y": 2.50, "z": NaN}',
+        '{"text": "\\u00e9 \\ud83d\\ude00", "nested": {"b": [1, {"c": null}], "a": -0}}',
+        '{"text":"a","text":"b"}   ',
+        '  { "text" : "a" , "big" : 12345678901234567890123456789.0 }',
+        '{"label": "x"}',
+        "{}",
+    ],
+)
+@pytest.mark.parametrize("shape", ["lines", "array", "under"])
+def test_a_predicted_object_keeps_its_own_characters(text: str, shape: str, tmp_path: Path) -> None:
+    rows = ['{"text": "first"}', text]
+    whole = {
+        "lines": "\n".join(rows),
+        "array": f"[{','.join(rows)}]",
+        "under": f'{{"n": 2, "rows": [{",".join(rows)}]}}',
+    }
+    path = tmp_path / ("a.jsonl" if shape == "lines" else "a.json")
+    path.write_text(whole[shape], encoding="utf-8")
+    after = answered(path, predicted_label=None).read_text("utf-8").splitlines()
+    assert len(after) == 2
+    comma = "" if text == "{}" else ", "
+    assert after[1] == f'{text.strip().removesuffix("}").rstrip()}{comma}"predicted_label": null}}'
+
+
+def test_predicted_columns_of_json_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"text": ["a", "b"],\n "n": [9223372036854775809, 1e400]}', encoding="utf-8")
+    after = answered(path, predicted_label="pos").read_text("utf-8").splitlines()
+    assert after[0] == '{"text": "a", "n": 9223372036854775809, "predicted_label": "pos"}'
+    assert after[1] == '{"text": "b", "n": 1e400, "predicted_label": "pos"}'
+
+
+def test_a_key_that_comes_late_is_kept_and_one_that_clashes_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 20 + '{"text": "b", "late": 1}\n', encoding="utf-8")
+    assert answered(path, predicted_label="pos").read_text("utf-8").splitlines()[-1] == (
+        '{"text": "b", "late": 1, "predicted_label": "pos"}'
+    )
+    path.write_text('{"text": "a"}\n' * 20 + '{"text": "b", "predicted_label": 1}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="object 21 has a key 'predicted_label'"):
+        answered(path, predicted_label="pos")
+
+
+def test_parquet_with_objects_keeps_them_when_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"review": [{"text": "a", "n": 1}, {"text": "b", "n": 2}], "tags": [[{"x": 1}], []]})
+    pq.write_table(table, path)
+    assert set(open_rows(path).columns) == {"review.text", "review.n"}
+    out = answered(path, predicted_label="pos")
+    assert pq.read_table(out).select(["review", "tags"]).equals(pq.read_table(path))
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "＝1+1"])

@@ -1,5 +1,6 @@
 """A file of rows under a model: each row answered, in order and judged, or one sentence and no file."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from peft_core.inference import tables
 from peft_core.inference.decision import Decision
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, look, predict_file
+from peft_core.pictures.inference import file_result
 from peft_core.rows import judged_rows
 from peft_core.runs import Run
 
 LABELS = ["bad", "good"]
+CASES = Path(__file__).parent / "cases"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,56 @@ def test_a_row_without_text_has_no_answer_and_the_rest_has(own_run: Run, tmp_pat
     found = pd.read_csv(done["path"])
     assert done["empty"] == 2 and done["metrics"] is None
     assert found["predicted_label"].isna().tolist() == [True, True, *[False] * (len(texts) - 2)]
+
+
+def test_predict_file_with_blank_lines_gives_the_same_rows(own_run: Run) -> None:
+    done = predict_file(Predictor(own_run.folder), Request(CASES / "blank_rows_to_predict.csv", "text"))
+    with Path(done["path"]).open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert [row[0] for row in rows] == [
+        "the battery lasts all week", "", "screen flickers all the time", "", "works"
+    ]  # fmt: skip
+    assert (done["rows"], done["empty"]) == (5, 2)
+    assert [bool(row[header.index("predicted_label")]) for row in rows] == [True, False, True, False, True]
+
+
+def test_predict_file_of_json_lines_keeps_the_other_keys(own_run: Run) -> None:
+    path = CASES / "other_columns_to_predict.jsonl"
+    done = predict_file(Predictor(own_run.folder), Request(path, "text"))
+    before = path.read_text("utf-8").splitlines()
+    after = Path(done["path"]).read_text("utf-8").splitlines()
+    assert [line.split(', "predicted_label"')[0] + "}" for line in after] == before
+    assert all(json.loads(line)["predicted_label"] in LABELS for line in after)
+
+
+@pytest.mark.parametrize(("name", "row"), [("one_bad_byte.csv", 6), ("zero_byte.csv", 5)])
+def test_predict_file_with_one_bad_byte_names_the_row(name: str, row: int, own_run: Run) -> None:
+    done = predict_file(Predictor(own_run.folder), Request(CASES / name, "text"))
+    assert done["rows"] == 40 and f"row {row}" in done["notes"][0]
+    assert f"row {row}" in file_result(done, "adapter")
+    texts = pd.read_csv(done["path"])["text"].tolist()
+    assert sum("café" in text for text in texts) == sum(
+        "caf" in text and "\ufffd" not in text for text in texts
+    )
+
+
+def test_predict_file_of_a_workbook_says_which_sheet(own_run: Run) -> None:
+    path = CASES / "second_sheet.xlsx"
+    looked = look(path, own_run)
+    assert (looked["sheet"], looked["header_row"], looked["sheets"]) == ("Reviews", 3, ["About", "Reviews"])
+    assert looked["text"] == "text"
+    done = predict_file(Predictor(own_run.folder), Request(path, "text"))
+    assert done["rows"] == 40
+    assert "sheet Reviews, header in row 3" in file_result(done, "adapter")
+    with pytest.raises(DataError, match="has no sheet 'Other'"):
+        predict_file(Predictor(own_run.folder), Request(path, "text", sheet_name="Other"))
+
+
+@pytest.mark.parametrize("name", ["header_only.csv", "empty.csv"])
+def test_predict_file_without_rows_is_one_sentence(name: str, own_run: Run, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes((CASES / "header_only.csv").read_bytes() if name[0] == "h" else b"\n\n")
+    with pytest.raises(DataError, match="holds no rows"):
+        predict_file(Predictor(own_run.folder), Request(tmp_path / name, "text"))
 
 
 def test_the_saved_rule_decides_and_abstains(own_run: Run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, serve
-from browser import FLAGS, MISSING, find_chromium
+from browser import FLAGS, MISSING, find_chromium, picture_of, wait_until_redrawn
 from conftest import copy_of
 from gradio_client import Client
 from playwright.sync_api import Page, expect, sync_playwright
@@ -33,7 +33,7 @@ def page(server: Server) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
@@ -107,11 +107,10 @@ def test_runs_of_different_tasks_are_compared_apart(page: Page, server: Server, 
     expect(metrics).to_have_count(3)
     expect(page.locator("#own-runs")).to_contain_text("Spearman")
     expect(page.locator("#own-chart canvas")).to_be_visible()
-    before = page.locator("#own-chart canvas").screenshot()
+    before = picture_of(page, "#own-chart canvas")
     chosen = page.locator("#own-metric input:checked").input_value()
     page.locator(f"#own-metric input:not([value='{chosen}'])").first.check()
-    page.wait_for_timeout(1500)
-    assert page.locator("#own-chart canvas").screenshot() != before
+    wait_until_redrawn(page, "#own-chart canvas", before)
 
 
 def test_the_cards_stack_on_a_narrow_screen(page: Page, server: Server, topics: Run) -> None:

@@ -1,11 +1,16 @@
 """Texts are tokenised once: what is read again by content is what was made."""
 
+import io
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
+from processes import start_python
 from tiny import make_tiny_bert
 from transformers import AutoTokenizer
 
@@ -46,12 +51,139 @@ def test_other_texts_labels_lengths_and_tokenizers_are_others(tokenizer: Any, tm
         assert len(list(cache.glob("*.arrow"))) == kept + 1
 
 
-def test_a_damaged_file_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
+def many_rows() -> Dataset:
+    """More rows than one batch of an Arrow stream holds."""
+    return Dataset.from_dict({"text": [f"good food {i}" for i in range(2500)], "label": [0, 1] * 1250})
+
+
+def cut_after_batches(path: Path, batches: int) -> None:
+    """Leave the first batches of the stream: what a writer leaves that dies between two of them."""
+    data = path.read_bytes()
+    reader = pa.ipc.open_stream(data)
+    kept = io.BytesIO()
+    with pa.ipc.new_stream(kept, reader.schema) as stream:
+        for _ in range(batches):
+            stream.write_batch(reader.read_next_batch())
+    path.write_bytes(kept.getvalue())
+
+
+def flip_bit(path: Path, place: float) -> None:
+    """Flip one bit at a share of the file."""
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "no arrow": lambda path: path.write_bytes(b"no arrow"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "cut after one batch": lambda path: cut_after_batches(path, 1),
+    "cut after two batches": lambda path: cut_after_batches(path, 2),
+    "cut in the middle": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "without its footer": lambda path: path.write_bytes(path.read_bytes()[:-52]),
+    "one byte longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_cache_entry_damaged_is_made_again(
+    damage: str, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, rows = tmp_path / "tokens", many_rows()
+    expected = encode(rows, tokenizer, 16, cache)[:]
+    (entry,) = cache.iterdir()
+    whole = entry.read_bytes()
+    DAMAGE[damage](entry)
+    assert encode(rows, tokenizer, 16, cache)[:] == expected
+    assert ("tokenized again" in caplog.text) == (damage != "missing")
+    if damage != "a folder":  # which stays, and leaves every run to tokenize
+        assert entry.read_bytes() == whole and list(cache.iterdir()) == [entry]
+
+
+def test_cache_entry_with_one_bit_flipped_anywhere_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
     cache, rows = tmp_path / "tokens", Dataset.from_dict(ROWS)
-    wanted = encode(rows, tokenizer, 16, cache)[:]
-    (file,) = cache.glob("*.arrow")
-    file.write_bytes(b"no arrow")
-    assert encode(rows, tokenizer, 16, cache)[:] == wanted
+    expected = encode(rows, tokenizer, 16, cache)[:]
+    (entry,) = cache.iterdir()
+    whole = entry.read_bytes()
+    for i in range(100):
+        flip_bit(entry, i / 99)
+        assert encode(rows, tokenizer, 16, cache)[:] == expected
+        assert entry.read_bytes() == whole, f"flipped at {i} % of the file"
+
+
+def test_cache_without_its_check_takes_a_cut_entry(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault that the check is there for: a run trained on 1,000 of its rows."""
+    cache, rows = tmp_path / "tokens", many_rows()
+    encode(rows, tokenizer, 16, cache)
+    (entry,) = cache.iterdir()
+    cut_after_batches(entry, 1)
+    monkeypatch.setattr(tokens, "read_entry", lambda path, rows: Dataset.from_file(str(path)))
+    assert len(encode(rows, tokenizer, 16, cache)) == 1000
+
+
+WRITE_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from datasets import Dataset
+from transformers import AutoTokenizer
+from peft_core.data.tokens import encode
+model, cache = sys.argv[1], Path(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(model)
+rows = Dataset.from_dict({"text": [f"good food {i}" for i in range(300)], "label": [0, 1] * 150})
+(cache.parent / f"ready-{sys.argv[3]}").touch()
+while len(list(cache.parent.glob("ready-*"))) < 2:
+    time.sleep(0.001)
+for _ in range(5):
+    assert len(encode(rows, tokenizer, 16, cache)) == 300
+    for path in cache.glob("*.arrow"):
+        path.unlink(missing_ok=True)
+encode(rows, tokenizer, 16, cache)
+"""
+
+
+def test_cache_entry_written_by_two_processes_at_once_is_whole(tokenizer: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "tokens"
+    arguments = ["-c", WRITE_AT_ONCE, str(tmp_path / "model"), str(cache)]
+    others = [start_python(*arguments, str(number)) for number in range(2)]
+    assert [process.wait(timeout=120) for process in others] == [0, 0]
+    rows = Dataset.from_dict({"text": [f"good food {i}" for i in range(300)], "label": [0, 1] * 150})
+    (entry,) = cache.iterdir()
+    assert tokens.read_entry(entry, 300)[:] == encode(rows, tokenizer, 16)[:]
+
+
+def test_cache_entry_is_synced_before_its_rename_and_the_folder_after(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("folder synced" if is_folder else "file synced")
+        fsync(descriptor)
+
+    def recorded_replace(path: Path, target: Path) -> Path:
+        done.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    encode(Dataset.from_dict(ROWS), tokenizer, 16, tmp_path / "tokens")
+    assert done == ["file synced", "renamed", "folder synced"]
+
+
+def test_files_that_dead_processes_left_are_removed_after_a_day(tokenizer: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "tokens"
+    cache.mkdir()
+    old, new = cache / ".a.arrow.x1", cache / ".b.arrow.x2"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    encode(Dataset.from_dict(ROWS), tokenizer, 16, cache)
+    assert not old.exists() and new.exists()
 
 
 @pytest.mark.parametrize("small_disk", [4], indirect=True)

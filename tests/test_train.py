@@ -23,9 +23,9 @@ from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.probe import PROBE_FILE
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue, list_checkpoints, step_of
 from peft_core.train import train
 from peft_core.training import trainer
 
@@ -89,7 +89,7 @@ def test_the_default_run_reaches_its_promise(tmp_path: Path, capsys: pytest.Capt
     run = default_run(tmp_path)
     result = run.result()
     assert run.config() == TrainConfig.from_dict({})
-    assert run.state()["status"] == "FINISHED"
+    assert run.state().status == "FINISHED"
     assert result["accuracy"] >= 0.77
     assert (result["train_rows"], result["eval_rows"]) == (3000, 1000)
     assert result["base_revision"] == f"sha256:{EMBEDDED_SHA256}"
@@ -114,25 +114,32 @@ def default_run(runs_dir: Path) -> Run:
 
 def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
     state, result = finished_run.state(), finished_run.result()
-    assert state["status"] == "FINISHED"
-    assert state["step"] == state["max_steps"] == result["steps"] == 60
-    assert state["created"] <= state["started"] <= state["ended"]
+    assert state.status == "FINISHED"
+    assert state.step == state.max_steps == result["steps"] == 60
+    assert state.created <= state.started <= state.ended
     assert result["accuracy"] >= 0.9 > result["baseline"]["accuracy"]
     assert result["tokens_per_second"] > 0
-    assert names(finished_run.folder) - {PROBE_FILE} == {  # which another test's question may have left
+    assert names(finished_run.folder) - {"probe"} == {  # which another test's question may have left
         "adapter",
         "config.json",
-        "evaluation.parquet",
-        "validation.parquet",
+        "evaluation",
+        "inputs.json",
         "lock",
+        "manifest.json",
         "metrics.jsonl",
-        "result.json",
         "status.json",
+    }
+    assert names(finished_run.results) == {
+        "evaluation.parquet",
+        "manifest.json",
+        "result.json",
+        "validation.parquet",
     }
     assert names(finished_run.adapter) == {
         "adapter_config.json",
         "adapter_model.safetensors",
         "classifier.json",
+        "manifest.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -226,8 +233,15 @@ def test_what_cannot_be_trained_fails_with_one_sentence(
     with pytest.raises(error, match=words) as raised:
         train(run.folder)
     state = run.state()
-    assert (state["status"], state["error"]) == ("FAILED", str(raised.value))
-    assert names(run.folder) <= {"config.json", "status.json", "lock", "metrics.jsonl"}
+    assert (state.status, state.error) == ("FAILED", str(raised.value))
+    assert names(run.folder) <= {
+        "config.json",
+        "inputs.json",
+        "lock",
+        "manifest.json",
+        "metrics.jsonl",
+        "status.json",
+    }
 
 
 def test_the_command_says_one_line_and_exits_with_two(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -237,7 +251,7 @@ def test_the_command_says_one_line_and_exits_with_two(tmp_path: Path, settings: 
     assert done.returncode == 2
     assert "a classifier needs two or more" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert run.state()["error"] in done.stderr
+    assert run.state().error in done.stderr
     nothing = python("-m", "peft_core.train", str(tmp_path / "nothing"))
     assert nothing.returncode == 2
     assert len(nothing.stderr.strip().splitlines()) == 1
@@ -249,7 +263,7 @@ def test_strange_texts_and_a_part_of_an_epoch(train_here: Callable[..., Run], tm
     write_csv(tmp_path / "data" / "train.csv", rows)
     write_csv(tmp_path / "data" / "test.csv", rows[:4])
     run = train_here(dataset_name=str(tmp_path / "data"), num_train_epochs=0.01)
-    assert run.state()["status"] == "FINISHED"
+    assert run.state().status == "FINISHED"
     assert run.result()["steps"] == 1
 
 
@@ -257,7 +271,7 @@ def test_a_stop_before_the_first_step_leaves_nothing(settings: dict[str, Any], t
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     run.request_stop()
     train(run.folder)
-    assert run.state()["status"] == "KILLED"
+    assert run.state().status == "KILLED"
     assert not run.has_adapter
 
 
@@ -273,7 +287,7 @@ def training(
     run = long_run(settings, tmp_path / "long", getattr(request, "param", 100))
     process = start_python("-m", "peft_core.train", str(run.folder))
     try:
-        wait_for(lambda: (run.state().get("step") or 0) > 20)
+        wait_for(lambda: (run.state().step or 0) > 20)
         yield run, process
     finally:
         process.kill()
@@ -285,8 +299,14 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     run.request_stop()
     assert process.wait(timeout=30) == 0
     state = run.state()
-    assert state["status"] == "KILLED"
-    assert 0 < run.result()["steps"] < state["max_steps"]
+    assert state.status == "KILLED"
+    step = step_of(list_checkpoints(run.checkpoints)[0])
+    assert 20 < step < state.max_steps
+    assert state.notes == [
+        f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
+        f"were not evaluated. Continue goes on from step {step} and evaluates them."
+    ]
+    assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
 
 
@@ -295,21 +315,15 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     training: tuple[Run, subprocess.Popen], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     run, process = training
-    wait_for(lambda: run.can_continue)
+    wait_for(lambda: can_continue(run))
     process.send_signal(signal.SIGKILL)
     process.wait()
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert "ended without a word at step" in state["error"]
-    assert not names(run.folder) & {
-        "adapter",
-        ".adapter",
-        "result.json",
-        "evaluation.parquet",
-        "validation.parquet",
-    }
+    assert state.status == "FAILED"
+    assert "ended without a word at step" in state.error
+    assert not names(run.folder) & {"adapter", "evaluation"}
     train(run.folder)
-    assert run.state()["status"] == "FINISHED"
+    assert run.state().status == "FINISHED"
     assert run.result()["resumed_from"] > 0
     whole = long_run(settings, tmp_path / "whole", 40)
     train(whole.folder)
@@ -320,19 +334,19 @@ def test_a_process_killed_while_it_saves_leaves_no_adapter(settings: dict[str, A
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     done = python("-c", KILLED_WHILE_SAVING, str(run.folder))
     assert done.returncode == -signal.SIGKILL
-    assert run.state()["status"] == "FAILED"
-    assert "while saving" in run.state()["error"] or "at step 60 of 60" in run.state()["error"]
+    assert run.state().status == "FAILED"
+    assert "while saving" in run.state().error or "at step 60 of 60" in run.state().error
     assert not run.adapter.exists()
     train(run.folder)
-    assert run.state()["status"] == "FINISHED"
-    assert not names(run.folder) & {".adapter", "checkpoints"}
+    assert run.state().status == "FINISHED"
+    assert not names(run.folder) & {"checkpoints"}
 
 
 def test_the_termination_signal_stops_a_run(training: tuple[Run, subprocess.Popen]) -> None:
     run, process = training
     process.terminate()
     process.wait(timeout=30)
-    assert run.state()["status"] == "KILLED"
+    assert run.state().status == "KILLED"
     assert not run.adapter.exists()
 
 
@@ -341,9 +355,9 @@ def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_pa
     done = python("-c", SMALL_FILES_ONLY, str(run.folder))
     assert done.returncode in (1, 2)
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert state["error"].startswith("The disk is full")
-    assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
+    assert state.status == "FAILED"
+    assert state.error.startswith("The disk is full")
+    assert not names(run.folder) & {"adapter", "evaluation"}
 
 
 @pytest.mark.parametrize("small_disk", [16, 24, 40, 64, 96], indirect=True)
@@ -354,9 +368,9 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
     with pytest.raises((RunError, OSError), match="The disk is full|No space left"):
         train(run.folder)
     state = run.state()
-    assert state["status"] == "FAILED"
-    assert "disk is full" in state["error"] or "the disk ran out" in state["error"]
-    assert not names(run.folder) & {"adapter", ".adapter", "result.json"}
+    assert state.status == "FAILED"
+    assert "disk is full" in state.error or "the disk ran out" in state.error
+    assert not names(run.folder) & {"adapter", "evaluation"}
     assert not list((run.folder / "checkpoints").glob("checkpoint-*/.*"))
 
 
@@ -366,4 +380,4 @@ def test_two_processes_do_not_train_one_run(settings: dict[str, Any], tmp_path: 
         second = python("-m", "peft_core.train", str(run.folder))
     assert second.returncode == 2
     assert second.stderr.strip().endswith("is being trained by another process.")
-    assert run.state()["status"] == "SCHEDULED"
+    assert run.state().status == "SCHEDULED"

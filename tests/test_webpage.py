@@ -152,7 +152,7 @@ def test_it_needs_no_torch() -> None:
         ("onnx/onnx/model_quantized.onnx", "lost or damaged its onnx/model_quantized.onnx"),
         ("onnx/tokenizer.json", "lost or damaged its tokenizer.json"),
         ("onnx/config.json", "lost or damaged its config.json"),
-        ("evaluation.parquet", "lost its test rows"),
+        ("evaluation/evaluation.parquet", "lost its test rows"),
     ],
 )
 def test_what_is_lost_gets_one_sentence_and_leaves_nothing(lost: str, words: str, own_export: Run) -> None:

@@ -1,7 +1,6 @@
 """A page of its own, in a real browser: Python's answers, nothing sent, nothing unchecked run."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ import onnxruntime
 import pytest
 from conftest import copy_of
 from exported_runs import refuse_int8
-from page_server import Folder, serve_folder
+from page_server import SEND_AND_WAIT, Folder, serve_folder
 from playwright.sync_api import Browser, Page, Route, expect
+from run_files import change_json
 from tiny import COMMON_WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -25,7 +25,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.rows import judged_rows
-from peft_core.runs import Run, write_json
+from peft_core.runs import Run
 
 TOLERANCE = 0.01  # of a probability: the rounding of two machines can tip a value over a step of int8
 SCRIPT, LOADER, WASM = (file["name"] for file in read_record()["files"])
@@ -241,8 +241,7 @@ def test_nothing_is_asked_of_anyone_else_and_nothing_once_it_is_ready(
     assert (len(requests), len(served.asked)) == asked
     attempts = """async (urls) => Promise.all(urls.map((url) => fetch(url).then(() => "sent", () => "no")))"""
     assert page.evaluate(attempts, [served.url, f"{served.url}/page.json?text=secret", *files]) == ["no"] * 5
-    page.evaluate("(url) => { new Image().src = url; navigator.sendBeacon(url, 'secret'); }", served.url)
-    page.wait_for_timeout(300)
+    assert page.evaluate(SEND_AND_WAIT, served.url) == ["connect-src", "img-src"]
     assert len(served.asked) == asked[1] and len(led) == 3
 
 
@@ -369,7 +368,7 @@ def test_pairs_have_two_fields(
 
 
 def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visit: Visit) -> None:
-    Decision(abstain_below=0.9999).write(own_export.adapter, ("bad", "good"))
+    Decision(abstain_below=0.9999).save(own_export, ("bad", "good"))
     page, _ = visit(page_folder(own_export, library))
     page.fill("#text", "The food was awful.")
     page.click("#classify")
@@ -381,9 +380,7 @@ def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visi
 def test_labels_are_text_in_both_themes_on_a_narrow_screen(
     own_export: Run, library: Path, visit: Visit
 ) -> None:
-    path = own_export.adapter / "classifier.json"
-    held = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**held, "id2label": {"0": HOSTILE, "1": "good" * 20}})
+    change_json(own_export, "adapter/classifier.json", id2label={"0": HOSTILE, "1": "good" * 20})
     folder = page_folder(own_export, library)
     page, _ = visit(folder, viewport={"width": 380, "height": 800}, color_scheme="light")
     page.fill("#text", "The food was awful and the waiter rude.")

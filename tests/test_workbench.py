@@ -90,9 +90,9 @@ def test_bad_data_is_said_at_once_or_by_the_run(
         said = str(error)
         assert own.list_runs() == []
     else:
-        wait_for(lambda: run.state()["status"] in ENDED)
-        said = run.state()["error"]
-        assert run.state()["status"] == "FAILED"
+        wait_for(lambda: run.state().status in ENDED)
+        said = run.state().error
+        assert run.state().status == "FAILED"
         assert not run.adapter.exists()
     assert words in said
     assert "\n" not in said
@@ -108,7 +108,7 @@ def test_the_way_from_settings_to_files(
     second = own.train({**settings, "seed": 1})
     assert second["waiting_for"] == first["run_id"]
     runs_left = [own.find(answer["run_id"]) for answer in (first, second)]
-    wait_for(lambda: all(run.state()["status"] in ENDED for run in runs_left))
+    wait_for(lambda: all(run.state().status in ENDED for run in runs_left))
     found = own.status(first["run_id"])
     assert (found["status"], found["has_adapter"], found["merged"]) == ("FINISHED", True, False)
     assert found["settings"]["num_train_epochs"] == 30
@@ -150,14 +150,14 @@ def test_an_empty_text_gets_one_sentence(text: Any, holding: tuple[Workbench, Ru
     [
         "config.json",
         "status.json",
-        "result.json",
+        "evaluation/result.json",
         "metrics.jsonl",
         "adapter/adapter_config.json",
         "adapter/classifier.json",
         "adapter/adapter_model.safetensors",
         "merged/config.json",
         "merged/model.safetensors",
-        "certificate.json",
+        "merged/certificate.json",
     ],
 )
 @pytest.mark.parametrize("content", [None, "{"])

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import psutil
@@ -29,6 +28,7 @@ def worker() -> Iterator[Worker]:
 def kill_the_process() -> None:
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
+        child.join()
 
 
 def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
@@ -80,7 +80,6 @@ def test_a_death_in_the_middle_is_one_sentence_and_the_next_call_works(worker: W
 def test_a_death_between_two_calls_is_no_more_than_one_sentence(ask: str, worker: Worker) -> None:
     worker.run("count", {})
     kill_the_process()
-    time.sleep(1)
     try:
         found = worker.run("count", {}) if ask == "run" else list(worker.stream("count", {}))[-1].result
         assert found["trainable"] == TRAINABLE

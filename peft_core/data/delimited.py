@@ -5,12 +5,13 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from peft_core.data.columns import KNOWN_NAMES
+from peft_core.data.decoding import is_damaged, mend
 from peft_core.errors import DataError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -20,6 +21,7 @@ QUOTING = {
     "none": {"quoting": csv.QUOTE_NONE},
 }
 _SAMPLE = 100_000  # characters that decide on the delimiter
+_NAMED_DELIMITER = re.compile(r"\ufeff?sep=([^\r\n\"])[ \t]*(\r\n|\r|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
 
 
@@ -31,24 +33,68 @@ class Delimited:
     delimiter: str
     header: bool
     quoting: str
+    damaged_header: int | None = None  # the header's row number if a name holds bytes that are no text
 
 
-def read_delimited(name: str, text: str) -> Delimited:
-    """The cells of a CSV or TSV text exactly as typed; blank lines are passed over.
+@dataclass(frozen=True)
+class Preamble:
+    """What stands above the rows of a delimited text: `length` characters in `lines` lines.
 
+    `delimiter` is the one that a first line `sep=;`, which Excel writes and reads, names.
+    """
+
+    length: int = 0
+    lines: int = 0
+    delimiter: str | None = None
+
+
+def read_delimited(name: str, text: str, header_row: int | None = None) -> Delimited:
+    """The cells of a CSV or TSV text exactly as typed; its header is in line `header_row`, or guessed.
+
+    Blank lines are passed over, but not in a file of one column, where each is a row with an empty cell.
     Raises DataError that names the file, the row and the column of the first damaged row.
     """
-    delimiter = delimiter_of(text)
-    rows, quoting = _quoted(name, text, delimiter)
-    if not rows:
+    start = preamble_of(name, text, header_row)
+    text = text[start.length :]
+    delimiter = start.delimiter or delimiter_of(text)
+    rows, quoting = _quoted(name, text, delimiter, start.lines)
+    filled = [cells for _, cells in rows if not is_blank(cells)]
+    if not filled:
         raise DataError(f"The file {name!r} holds no rows; add some.")
-    header = has_header([cells for _, cells in rows[:1000]])
-    width = len(rows[0][1])
-    names = unique_names(rows[0][1] if header else [""] * width)
-    kept = _even(name, rows[header:], names, delimiter)
+    header, width = header_row is not None or has_header(filled[:1000]), len(filled[0])
+    damaged_header = None
+    if header:
+        place = next(i for i, (_, cells) in enumerate(rows) if not is_blank(cells))
+        damaged_header = rows[place][0] if any(map(is_damaged, filled[0])) else None
+        rows = rows[place + 1 :]
+    names = unique_names(filled[0] if header else [""] * width)
+    kept = _even(name, rows, names, delimiter)
     frame = pd.DataFrame([cells for _, cells in kept], columns=names, dtype=object)
     frame.index = pd.Index([number for number, _ in kept], dtype=int)
-    return Delimited(frame, DELIMITERS[delimiter], header, quoting)
+    return Delimited(frame, DELIMITERS.get(delimiter, delimiter), header, quoting, damaged_header)
+
+
+def preamble_of(name: str, text: str, header_row: int | None) -> Preamble:
+    """What stands above the header: the lines before `header_row`, or a line that names the delimiter.
+
+    Raises DataError for a text with fewer lines.
+    """
+    named = _NAMED_DELIMITER.match(text)
+    if header_row is None and named is None:
+        return Preamble()
+    delimiter = named.group(1) if named else None
+    if header_row is None:
+        return Preamble(named.end(), 1, delimiter)
+    lines = io.StringIO(text, newline="")
+    length = sum(len(line) for line in itertools.islice(lines, header_row - 1))
+    if not next(lines, "").strip():
+        raise DataError(f"{name!r} has nothing in line {header_row}, the header_row; name another, or none.")
+    return Preamble(length, header_row - 1, delimiter)
+
+
+def is_blank(cells: Sequence[str]) -> bool:
+    """Whether a row is a line that holds no delimiter and nothing but spaces."""
+    return not cells or (len(cells) == 1 and not cells[0].strip())
 
 
 def has_header(rows: list[list[str]]) -> bool:
@@ -56,13 +102,13 @@ def has_header(rows: list[list[str]]) -> bool:
     first, rest = rows[0], rows[1:]
     if any(_NUMBER.fullmatch(cell) for cell in first) or any(len(cell) > 60 for cell in first):
         return False
-    if not any(cell.strip() for cell in first[1:] or first):
-        return False
     columns = [[row[i] for row in rest if i < len(row)] for i in range(len(first))]
     known = [cell.strip().casefold() in KNOWN_NAMES for cell in first]
     triples = list(zip(first, known, columns, strict=True))
     if any(is_known and cell not in below for cell, is_known, below in triples):
         return True  # labels may well be called what the other columns are
+    if not any(cell.strip() for cell in first[1:] or first):
+        return False
     for cell, is_known, below in triples:
         repeats = len(below) >= 2 * len(set(below))
         if cell and cell in below and (repeats or not is_known):
@@ -71,12 +117,15 @@ def has_header(rows: list[list[str]]) -> bool:
 
 
 def unique_names(cells: list[str]) -> list[str]:
-    """Column names without spaces around them; an empty one is numbered, a repeated one too."""
-    names: list[str] = []
+    """Readable column names without spaces around them; an empty one is numbered, a repeated one too."""
+    names: dict[str, None] = {}
     for i, cell in enumerate(cells, 1):
-        name = str(cell).strip() or f"column {i}"
-        names.append(name if name not in names else f"{name} ({i})")
-    return names
+        name = unique = mend(str(cell)).strip() or f"column {i}"
+        number = i
+        while unique in names:
+            unique, number = f"{name} ({number})", number + 1
+        names[unique] = None
+    return list(names)
 
 
 def delimiter_of(text: str) -> str:
@@ -92,7 +141,7 @@ def quoting_of(text: str, delimiter: str, *, whole: bool) -> str:
     for quoting in _ways(text):
         try:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
-            widths = [len(cells) for cells in _until_cut(reader, whole) if cells]
+            widths = [len(cells) for cells in _until_cut(reader, whole) if not is_blank(cells)]
         except csv.Error:
             continue
         if len(set(widths if whole else widths[:-1])) == 1:
@@ -106,7 +155,7 @@ def _evenness(sample: str, delimiter: str, whole: bool) -> float:
         try:
             text = io.StringIO(sample, newline="")
             reader = csv.reader(text, delimiter=delimiter, **QUOTING[quoting])
-            widths = [len(cells) for cells in _until_cut(reader, whole) if cells]
+            widths = [len(cells) for cells in _until_cut(reader, whole) if not is_blank(cells)]
         except csv.Error:
             continue
         if not whole and len(widths) > 1:
@@ -129,18 +178,20 @@ def _until_cut(reader: Iterator[list[str]], whole: bool) -> Iterator[list[str]]:
             raise
 
 
-def _quoted(name: str, text: str, delimiter: str) -> tuple[list[tuple[int, list[str]]], str]:
+def _quoted(
+    name: str, text: str, delimiter: str, lines_above: int
+) -> tuple[list[tuple[int, list[str]]], str]:
     """Numbered rows by the first way of quoting under which all have one width; else by the usual one."""
-    found: dict[str, list | DataError] = {}
+    readings: dict[str, list | DataError] = {}
     for quoting in _ways(text):
         try:
-            found[quoting] = rows = _rows(name, text, delimiter, quoting)
+            readings[quoting] = rows = _rows(name, text, delimiter, quoting, lines_above)
         except DataError as error:
-            found[quoting] = error
+            readings[quoting] = error
             continue
-        if len({len(cells) for _, cells in rows}) == 1:
+        if len({len(cells) for _, cells in rows if not is_blank(cells)}) <= 1:
             return rows, quoting
-    usual = found["doubled"]
+    usual = readings["doubled"]
     if isinstance(usual, DataError):
         raise usual
     return usual, "doubled"
@@ -151,15 +202,17 @@ def _ways(text: str) -> list[str]:
     return [quoting for quoting in QUOTING if quoting != "backslash" or '\\"' in text]
 
 
-def _rows(name: str, text: str, delimiter: str, quoting: str) -> list[tuple[int, list[str]]]:
+def _rows(
+    name: str, text: str, delimiter: str, quoting: str, lines_above: int
+) -> list[tuple[int, list[str]]]:
+    """Rows with their numbers, blank ones too; `lines_above` lines stand above the first."""
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
-    number = line = 0
+    number, line = lines_above, 0
     try:
-        for number, cells in enumerate(reader, 1):
+        for number, cells in enumerate(reader, lines_above + 1):
             line = reader.line_num
-            if cells:
-                rows.append((number, cells))
+            rows.append((number, cells))
     except csv.Error as error:
         raise DataError(
             f"{name!r}, row {number + 1}, column {_bad_column(text, line, delimiter)}: "
@@ -180,15 +233,30 @@ def _even(
     name: str, rows: list[tuple[int, list[str]]], names: list[str], delimiter: str
 ) -> list[tuple[int, list[str]]]:
     """The rows cut to the header's width where only empty cells are over; DataError for any other width."""
-    width, even = len(names), []
+    even = []
     for number, cells in rows:
-        if len(cells) > width and not any(cells[width:]):
-            cells = cells[:width]
-        if len(cells) != width:
-            at = f"column {width + 1}" if len(cells) > width else f"column {names[len(cells)][:60]!r}"
-            raise DataError(
-                f"{name!r}, row {number}, {at}: the row has {len(cells)} cells where {width} are expected; "
-                f"put a text that holds a {DELIMITERS[delimiter]} in quotation marks, or remove the row."
-            )
+        cells = fitted(cells, len(names))
+        if cells is None:
+            continue
+        if len(cells) != len(names):
+            raise DataError(uneven_row(name, number, len(cells), names, delimiter))
         even.append((number, cells))
     return even
+
+
+def fitted(cells: list[str], width: int) -> list[str] | None:
+    """A row without the empty cells beyond `width`; None for a blank line, unless one column is all."""
+    if is_blank(cells):
+        return (cells or [""]) if width == 1 else None
+    return cells[:width] if len(cells) > width and not any(cells[width:]) else cells
+
+
+def uneven_row(name: str, number: int, cells: int, names: Sequence[str], delimiter: str) -> str:
+    """The sentence for a row that has more or fewer cells than the header."""
+    width = len(names)
+    at = f"column {width + 1}" if cells > width else f"column {names[cells][:60]!r}"
+    mark = DELIMITERS.get(delimiter, repr(delimiter))
+    return (
+        f"{name!r}, row {number}, {at}: the row has {cells} cells where {width} are expected; put a text "
+        f"that holds a {mark} in quotation marks, or remove the row."
+    )

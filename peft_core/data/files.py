@@ -1,4 +1,4 @@
-"""The bytes of one file as a table of cells, with what was found out about them: encoding, delimiter, header.
+"""The bytes of one file as a table of cells, with what is known of them: encoding, delimiter, sheet, header.
 
 A cell is a str exactly as typed, or what JSON, Parquet and Excel hold beside texts: a number, a bool, a list
 of these, or None. The index numbers rows as a spreadsheet does (a header is row 1); JSON counts its lines.
@@ -7,26 +7,41 @@ of these, or None. The index numbers rows as a spreadsheet does (a header is row
 import csv
 import io
 import json
-import math
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.data.delimited import has_header, read_delimited, unique_names
-from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, SUFFIXES
+from peft_core.data.cells import cell, first_line, shown
+from peft_core.data.decoding import decode, is_damaged, mend
+from peft_core.data.delimited import read_delimited, unique_names
+from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, ReadOptions
+from peft_core.data.json_rows import read_records, texts_where_mixed
+from peft_core.data.json_shapes import is_lines, parse, rows_of, shape_of
+from peft_core.data.unpacking import locate
+from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
+__all__ = ["ReadingNote", "Table", "cell", "read_table", "shown"]
 _BATCH = 1000
+_MOST_NAMED = 1000  # row numbers that a note keeps
+_DEFAULT = ReadOptions()
 
 csv.field_size_limit(MOST_BYTES)  # the module's own limit of 131,072 characters refuses long texts
+
+
+@dataclass(frozen=True)
+class ReadingNote:
+    """What a reader had to decide about a file: its kind, how many rows, their numbers, and one sentence."""
+
+    kind: str
+    count: int
+    rows: tuple[int, ...]
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -38,196 +53,225 @@ class Table:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, options: ReadOptions = _DEFAULT) -> Table:
     """A file's table, and as JSON types its name, format, bytes, rows, columns and how its text was read.
 
     Raises DataError, one sentence that names the file and where it can the row and the column.
     """
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
-    data = _bytes(path)
+    file = locate(path)
+    try:
+        size, data = path.stat().st_size, file.read(MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{path.name!r} cannot be opened: {error.strerror or error}.") from error
     if not data.strip():
         raise DataError(f"The file {path.name!r} holds no rows; add some.")
-    frame, facts, names = _READERS[kind](path.name, data)
+    reading = _READERS[file.format](path.name, data, options)
+    frame, notes = _mended(reading)
     _check_characters(path.name, frame)
+    if not len(frame) or not len(frame.columns):
+        raise DataError(f"The file {path.name!r} holds no rows below its column names; add some.")
     if len(frame) > MOST_ROWS:
         raise DataError(
             f"{path.name!r} has {len(frame):,} rows; at most {MOST_ROWS:,} are read, so split it."
         )
-    shape = {"rows": len(frame), "columns": list(frame.columns)}
-    return Table(frame, {"name": path.name, "format": kind[1:], "bytes": len(data), **facts, **shape}, names)
+    facts = {"name": path.name, "format": file.format[1:], "bytes": size, **reading.facts}
+    facts |= {"rows": len(frame), "columns": list(frame.columns)}
+    if file.member is not None:
+        facts["member"] = file.member
+    return Table(
+        frame,
+        {**facts, "notes": [{**asdict(note), "rows": list(note.rows)} for note in notes]},
+        reading.class_names,
+    )
 
 
-def shown(value: Any, most: int = 40) -> str:
-    """A cell or name as an error message quotes it: on one line, and short."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+@dataclass(frozen=True)
+class _Reading:
+    """What a reader of one format gives; `damaged` says that cells hold marks of bad or zero bytes."""
+
+    frame: pd.DataFrame
+    facts: dict[str, Any]
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[ReadingNote, ...] = ()
+    damaged: bool = False
+    damaged_rows: tuple[int, ...] = ()  # beside those of marked cells
 
 
-_Read = tuple[pd.DataFrame, dict[str, Any], dict[str, tuple[str, ...]]]
+def damage_note(rows: Sequence[int], count: int) -> ReadingNote:
+    """The note on rows whose bytes are no text: `count` rows, the first of which are named."""
+    named = ", ".join(f"{row:,}" for row in rows[:5]) + (" …" if count > 5 else "")
+    sentence = (
+        f"{count:,} row{'s hold' if count > 1 else ' holds'} bytes that are no text (row{'s' * (count > 1)} "
+        f"{named}): each was read as � or a space, so save the file again in UTF-8 or mend the rows."
+    )
+    return ReadingNote("damaged_text", count, tuple(rows[:_MOST_NAMED]), sentence)
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise DataError(
-                f"{path.name!r} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are read, "
-                "so leave out rows or columns that are not needed."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path.name!r} cannot be opened: {error.strerror or error}.") from error
+def _mended(reading: _Reading) -> tuple[pd.DataFrame, tuple[ReadingNote, ...]]:
+    """The frame with readable characters for marks of damage, and a note on the rows that had any."""
+    if not reading.damaged:
+        return reading.frame, reading.notes
+    frame, rows = reading.frame, set(reading.damaged_rows)
+    mended = {}
+    for place, column in enumerate(frame.columns):
+        cells = frame[column].tolist()
+        marked = [i for i, value in enumerate(cells) if _holds_damage(value)]
+        rows |= {int(frame.index[i]) for i in marked}
+        for i in marked:
+            cells[i] = _mended_cell(cells[i])
+        mended[place] = pd.Series(cells, index=frame.index, dtype=object)
+    columns = frame.columns
+    frame = pd.DataFrame(mended, index=frame.index, dtype=object)
+    frame.columns = columns
+    return frame, (*reading.notes, damage_note(sorted(rows), len(rows)))
 
 
-def decode(name: str, data: bytes) -> tuple[str, str]:
-    """Text and its encoding's name: a byte order mark, else UTF-16 by its zeros, else UTF-8, else cp1252.
-
-    Raises DataError for what is no text, or in an alphabet that only its writer knows the encoding of.
-    """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            return _decoded(name, data, encoding), encoding
-    zeros = [half.count(0) / max(1, len(half)) for half in (data[0:4000:2], data[1:4000:2])]
-    if max(zeros) > 0.4 and min(zeros) < 0.1:
-        encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-        return _decoded(name, data, encoding), encoding
-    try:
-        text, encoding = data.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
-        text, encoding = _western(name, data)
-    if "\0" in text:
-        raise DataError(f"{name!r} is no text file: it holds zero bytes. Save it again as CSV in UTF-8.")
-    return text, encoding
+def _holds_damage(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_damage, value))
+    return isinstance(value, str) and is_damaged(value)
 
 
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+def _mended_cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_mended_cell(part) for part in value]
+    return mend(value) if isinstance(value, str) else value
 
 
-def _decoded(name: str, data: bytes, encoding: str) -> str:
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        row = data[: error.start].decode(encoding, "replace").count("\n") + 1
-        raise DataError(
-            f"{name!r}, row {row}: byte {error.start:,} is no {encoding}; save the file again in UTF-8."
-        ) from error
-    if "\0" in text:
-        raise DataError(f"{name!r} is no text file: it holds zero bytes. Save it again as CSV in UTF-8.")
-    return text
-
-
-def _western(name: str, data: bytes) -> tuple[str, str]:
-    """Bytes that are no UTF-8, as Windows or ISO Latin; refused where most letters would be accented."""
-    try:
-        text, encoding = data.decode("cp1252"), "cp1252"
-    except UnicodeDecodeError:
-        text, encoding = data.decode("latin-1"), "latin-1"
-    letters = [c for c in text[:100_000] if c.isalpha() or not c.isascii()]
-    odd = sum(not c.isascii() for c in letters)
-    controls = sum(ord(c) < 32 and c not in "\t\n\r\f" for c in text[:100_000])
-    if odd > 0.3 * len(letters) + 5 or controls > 0.01 * len(text[:100_000]) + 2:
-        raise DataError(f"{name!r} is in no encoding that is known here; save it again in UTF-8.")
-    return text, encoding
-
-
-def _delimited(name: str, data: bytes) -> _Read:
-    text, encoding = decode(name, data)
-    found = read_delimited(name, text)
+def _delimited(name: str, data: bytes, options: ReadOptions) -> _Reading:
+    decoded = decode(name, data)
+    table = read_delimited(name, decoded.text, options.header_row)
     facts = {
-        "encoding": encoding,
-        "delimiter": found.delimiter,
-        "header": found.header,
-        "quoting": found.quoting,
+        "encoding": decoded.encoding,
+        "delimiter": table.delimiter,
+        "header": table.header,
+        "quoting": table.quoting,
     }
-    return found.frame, facts, {}
+    header = () if table.damaged_header is None else (table.damaged_header,)
+    return _Reading(table.frame, facts, damaged=decoded.damaged, damaged_rows=header)
 
 
-def _json(name: str, data: bytes) -> _Read:
-    text, encoding = decode(name, data)
-    rows = _json_array(name, text) if text.lstrip()[:1] == "[" else _json_lines(name, text)
-    numbers, records = zip(*rows, strict=True) if rows else ((), ())
-    for number, record in rows:
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{name!r}, row {number}: {shown(record)} is no object; write each row as "
-                '{"text": …, "label": …}.'
-            )
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    return _framed(name, numbers, records, columns), {"encoding": encoding}, {}
+def _json(name: str, data: bytes, options: ReadOptions) -> _Reading:
+    decoded = decode(name, data)
+    facts: dict[str, Any] = {"encoding": decoded.encoding}
+    damaged_rows: list[int] = []
+    if is_lines(decoded.text):
+        numbers, records, damaged_rows = _lines(name, decoded.text)
+    else:
+        numbers, records = _document(name, decoded.text, facts)
+    table = read_records(name, numbers, records)
+    if table.export is not None:
+        facts["export"] = table.export
+    notes = []
+    if table.left_out:
+        columns = ", ".join(map(shown, table.left_out[:5])) + (" …" if len(table.left_out) > 5 else "")
+        words = (
+            f"Keys that hold lists of objects are left out, since they are no text and no label: {columns}."
+        )
+        notes.append(ReadingNote("left_out", len(table.left_out), (), words))
+    if table.differ:
+        words = (
+            f"{len(table.differ):,} texts carry different answers of several annotators; the first is taken."
+        )
+        notes.append(ReadingNote("annotators", len(table.differ), tuple(table.differ[:_MOST_NAMED]), words))
+    columns = list(dict.fromkeys(key for row in table.rows for key in row))
+    frame = _framed(name, numbers, table.rows, columns)
+    return _Reading(
+        frame, facts, notes=tuple(notes), damaged=decoded.damaged, damaged_rows=tuple(damaged_rows)
+    )
+
+
+def _lines(name: str, text: str) -> tuple[list[int], list[Any], list[int]]:
+    """Numbers and values of the lines that are not blank, and the numbers of those that hold damage."""
+    lines = [(number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip()]
+    records = [parse(name, mend(line), number) for number, line in lines]
+    return [number for number, _ in lines], records, [number for number, line in lines if is_damaged(line)]
+
+
+def _document(name: str, text: str, facts: dict[str, Any]) -> tuple[list[int], list[Any]]:
+    """The rows inside one JSON value; the keys that lead to them are put into the facts."""
+    whole = parse(name, text)
+    shape = shape_of(name, whole)
+    if shape.path:
+        facts["rows_under"] = ".".join(shape.path)
+    records = rows_of(whole, shape)
+    return list(range(1, len(records) + 1)), records
 
 
 def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns: list[str]) -> pd.DataFrame:
     """Objects as a table; a key that an object lacks is an empty cell."""
     if len(columns) * len(records) > MOST_CELLS:
         raise DataError(f"{name!r} has {len(columns):,} different keys; write the same few in each row.")
-    cells = {key: pd.Series([cell(r.get(key)) for r in records], dtype=object) for key in columns}
-    frame = pd.DataFrame(cells, columns=columns, dtype=object)
+    _check_names(name, columns)
+    series = [pd.Series([r.get(key) for r in records], dtype=object) for key in columns]
+    frame = pd.DataFrame(dict(enumerate(map(texts_where_mixed, series))), dtype=object)
     frame.columns = unique_names(columns)
     frame.index = pd.Index(numbers, dtype=int)
     return frame
 
 
-def _json_array(name: str, text: str) -> list[tuple[int, Any]]:
-    return list(enumerate(_parsed(name, text, None), 1))
-
-
-def _json_lines(name: str, text: str) -> list[tuple[int, Any]]:
-    """A row a line; or one object that spreads over lines and holds the rows, by column or in a list."""
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if len(lines) > 1 and lines[0][1].strip() not in ("{", "["):
-        return [(number, _parsed(name, line, number)) for number, line in lines]
-    whole = _parsed(name, text, None)
-    if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()):
-        if len(whole) == 1 and all(isinstance(row, dict) for row in next(iter(whole.values()))):
-            return list(enumerate(next(iter(whole.values())), 1))
-        if len({len(v) for v in whole.values()}) == 1:
-            keys, columns = list(whole), whole.values()
-            rows = (dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True))
-            return list(enumerate(rows, 1))
-    return [(1, whole)]
-
-
-def _parsed(name: str, text: str, number: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        row = number or getattr(error, "lineno", 1)
-        where = f"character {error.colno}: {error.msg}" if hasattr(error, "colno") else _first_line(error)
-        raise DataError(
-            f"{name!r}, row {row} is no JSON ({where}); mend the row, or write one object a line."
-        ) from error
-
-
-def _parquet(name: str, data: bytes) -> _Read:
+def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         if file.metadata.num_rows > MOST_ROWS:
             raise DataError(f"{name!r} has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
-        batches = list(_batches(name, file))
+        columns, left_out = flat_columns(file.schema_arrow)
+        batches = list(_batches(name, file, columns))
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise DataError(
-            f"{name!r} is a damaged Parquet file ({_first_line(error)}); write it again."
+            f"{name!r} is a damaged Parquet file ({first_line(error)}); write it again."
         ) from error
-    columns = list(file.schema_arrow.names)
     cells = [[cell(v) for batch in batches for v in batch[i]] for i in range(len(columns))]
     frame = pd.DataFrame({i: pd.Series(c, dtype=object) for i, c in enumerate(cells)}, dtype=object)
     frame.columns = unique_names(columns)
     frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return frame, {}, _class_names(file.schema_arrow.metadata)
+    notes = ()
+    if left_out:
+        words = f"Columns that hold lists of objects are left out: {', '.join(map(shown, left_out[:5]))}."
+        notes = (ReadingNote("left_out", len(left_out), (), words),)
+    return _Reading(frame, {}, _class_names(file.schema_arrow.metadata), notes)
 
 
-def _batches(name: str, file: pq.ParquetFile) -> Iterator[list[list]]:
+def flat_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """A schema's columns once objects are columns of their own, and those that hold lists of objects."""
+    flat = flat_table(schema.empty_table())
+    left_out = [field.name for field in flat.schema if _is_nested(field.type)]
+    return [name for name in flat.column_names if name not in left_out], left_out
+
+
+def flat_table(table: pa.Table) -> pa.Table:
+    """A table whose objects (Arrow's structs) are columns named `object.key`."""
+    while any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    return table
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(check(kind) for check in lists):
+        return pa.types.is_nested(kind.value_type)
+    return pa.types.is_nested(kind)
+
+
+def _batches(name: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[list[list]]:
     """The columns of some rows at a time, so that a small file that unpacks without end is stopped."""
     unpacked = 0
     for batch in file.iter_batches(_BATCH):
         unpacked += batch.nbytes
         if unpacked > MOST_UNPACKED:
-            raise DataError(_too_large(name))
-        yield [column.to_pylist() for column in batch.columns]
+            raise DataError(
+                f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."
+            )
+        yield batch_columns(batch, columns)
+
+
+def batch_columns(batch: pa.RecordBatch, columns: Sequence[str]) -> list[list[Any]]:
+    """The values of a batch by flat column."""
+    table, wanted = flat_table(pa.Table.from_batches([batch])), set(columns)
+    kept = [i for i, name in enumerate(table.column_names) if name in wanted]
+    return [table.column(i).to_pylist() for i in kept]
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
@@ -240,109 +284,58 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ..
         return {}
 
 
-def _excel(name: str, data: bytes) -> _Read:
-    """The first sheet; formulas are the values that were last computed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # openpyxl's remarks on styles and extensions
-            sheet, rows = _sheet(name, data)
-    except DataError:
-        raise
-    except Exception as error:  # openpyxl meets damage with whatever its parsers raise
-        raise DataError(
-            f"{name!r} is a damaged or locked Excel file ({_first_line(error)}); save it again."
-        ) from error
-    frame = _sheet_frame(name, rows)
-    return frame, {"sheet": sheet, "header": frame.attrs.pop("header")}, {}
-
-
-def _sheet(name: str, data: bytes) -> tuple[str, list[tuple[int, list]]]:
-    """The first sheet's name, and its rows that hold something, each with its number."""
-    book = open_book(name, io.BytesIO(data))
-    sheet, rows, cells = book.worksheets[0], [], 0
-    sheet.reset_dimensions()  # what a file claims of its own size may be wrong
-    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells += len(row)
-        if cells > MOST_CELLS:
-            raise DataError(
-                f"{name!r} has over {MOST_CELLS:,} cells; delete the columns that are not needed."
-            )
-        values = filled_cells(row)
-        if values:
-            rows.append((number, values))
-    return sheet.title, rows
-
-
-def filled_cells(row: Sequence[Any]) -> list[Any]:
-    """A sheet's row without the empty cells at its end."""
-    values = [cell(value) for value in row]
-    while values and values[-1] in (None, ""):
-        values.pop()
-    return values
-
-
-def open_book(name: str, file: Any) -> openpyxl.Workbook:
-    """An Excel file to be read row by row; DataError for one that unpacks to too much."""
-    with zipfile.ZipFile(file) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
-            raise DataError(_too_large(name))
-    return openpyxl.load_workbook(file, read_only=True, data_only=True)
-
-
-def _sheet_frame(name: str, rows: list[tuple[int, list]]) -> pd.DataFrame:
-    if not rows:
-        raise DataError(f"The first sheet of {name!r} holds no rows; add some.")
-    width = max(len(values) for _, values in rows)
-    if width * len(rows) > MOST_CELLS:
-        raise DataError(f"{name!r} has over {MOST_CELLS:,} cells; delete the columns that are not needed.")
-    padded = [values + [None] * (width - len(values)) for _, values in rows]
-    texts = [["" if value is None else str(value) for value in values] for values in padded[:1000]]
-    header = has_header(texts)
-    names = unique_names(texts[0]) if header else unique_names([""] * width)
-    frame = pd.DataFrame(padded[header:], columns=names, dtype=object)
-    frame.index = pd.Index([number for number, _ in rows[header:]], dtype=int)
-    frame.attrs["header"] = header
-    return frame
-
-
-def cell(value: Any) -> Any:
-    """A value of JSON, Parquet or Excel as a cell: what is neither text nor number is written out."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if isinstance(value, int):
-        return value if abs(value) < 2**63 else str(value)
-    if isinstance(value, list | tuple):
-        return [cell(one) for one in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return str(value)
+def _excel(name: str, data: bytes, options: ReadOptions) -> _Reading:
+    """The chosen or guessed sheet; formulas are the values that were last computed."""
+    with open_book(name, io.BytesIO(data)) as book:
+        table = find_table(name, book, options)
+        rows = list(table_rows(name, book, table))
+    numbers = pd.Index([number for number, _ in rows], dtype=int)
+    columns = [[cells[i] for _, cells in rows] for i in range(len(table.columns))]
+    series = [texts_where_mixed(pd.Series(cells, index=numbers, dtype=object)) for cells in columns]
+    frame = pd.DataFrame(dict(enumerate(series)), index=numbers, dtype=object)
+    frame.columns = list(table.columns)
+    facts = {
+        "sheet": table.sheet,
+        "sheets": list(table.sheets),
+        "header": table.header_row is not None,
+        "header_row": table.header_row,
+    }
+    return _Reading(frame, facts)
 
 
 def _check_characters(name: str, frame: pd.DataFrame) -> None:
     """Raise DataError for half a character (a lone surrogate), which no file can hold."""
     for column in frame.columns:
+        if not _is_unicode(column):
+            raise DataError(
+                f"{name!r}: the column name {shown(column)} holds half a character; write it again."
+            )
         for number, value in frame[column].items():
-            if isinstance(value, str) and not value.isascii():
-                try:
-                    value.encode("utf-8")
-                except UnicodeEncodeError as error:
-                    raise DataError(
-                        f"{name!r}, row {number}, column {shown(column)} holds half a character; "
-                        "write the cell again."
-                    ) from error
+            parts = value if isinstance(value, list) else [value]
+            if not all(_is_unicode(part) for part in parts if isinstance(part, str)):
+                raise DataError(
+                    f"{name!r}, row {number}, column {shown(column)} holds half a character; "
+                    "write the cell again."
+                )
 
 
-def _too_large(name: str) -> str:
-    return f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."
+def _check_names(name: str, columns: Sequence[str]) -> None:
+    wrong = next((column for column in columns if not _is_unicode(mend(column))), None)
+    if wrong is not None:
+        raise DataError(f"{name!r}: the key {shown(wrong)} holds half a character; write it again.")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-_READERS: dict[str, Callable[[str, bytes], _Read]] = {
+_READERS: dict[str, Callable[[str, bytes, ReadOptions], _Reading]] = {
     ".csv": _delimited,
     ".tsv": _delimited,
     ".jsonl": _json,

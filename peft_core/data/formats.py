@@ -1,7 +1,31 @@
 """Which files are taken, and how large ones: what a page knows without the code that reads them."""
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
-MOST_BYTES = 200_000_000  # of a file as it lies on the disk
+from dataclasses import dataclass
+from pathlib import PurePath
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
+COMPRESSED = (".csv.gz", ".tsv.gz", ".jsonl.gz", ".json.gz", ".zip")
+SUFFIXES = (*TABLES, *COMPRESSED)
+FILE_TYPES = (*TABLES, ".gz", ".zip")  # as a browser's file dialog compares them: the last suffix alone
+MOST_BYTES = 200_000_000  # of a file as it lies on the disk, and of a compressed text file once unpacked
 MOST_UNPACKED = 500_000_000  # of what a Parquet or Excel file unpacks to
 MOST_ROWS = 1_000_000
 MOST_CELLS = 20_000_000  # of a spreadsheet, which may claim 16,384 columns in each row
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings that choose the table inside a file; None leaves a choice to the reader.
+
+    `sheet_name` is a sheet of a workbook. `header_row`, counted from 1, is the row of the sheet, or the line
+    of a CSV or TSV file, that names the columns; what stands above it is not read.
+    """
+
+    sheet_name: str | None = None
+    header_row: int | None = None
+
+
+def suffix_of(path: str | PurePath) -> str | None:
+    """The suffix by which a file is read, such as `.csv` or `.csv.gz`; None if it is not read."""
+    name = PurePath(path).name.lower()
+    return next((suffix for suffix in reversed(SUFFIXES) if name.endswith(suffix) and name != suffix), None)

@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError, HubError, RunError
-from peft_core.runs import disk_full_in_words
+from peft_core.files import translate_disk_errors
 from peft_core.sources import dataset_revision, hub_sentence
 
 
@@ -83,7 +83,7 @@ def load_hub(config: TrainConfig) -> tuple[DatasetDict, dict[str, Any]]:
     name, config_name = config.dataset_name, config.dataset_config_name
     revision = dataset_revision(name)
     try:
-        with disk_full_in_words():
+        with translate_disk_errors():
             try:
                 found = load_dataset(name, config_name, revision=revision, trust_remote_code=False)
             except ValueError as error:
@@ -128,7 +128,7 @@ def load_folder(folder: Path, config_name: str | None) -> DatasetDict:
     # pandas reads "null", "NA" and "None" as missing; here they are words
     reading = {"keep_default_na": False} if any(path.suffix in (".csv", ".tsv") for path in files) else {}
     try:
-        with disk_full_in_words():
+        with translate_disk_errors():
             return load_dataset(str(folder), config_name, cache_dir=_cache(files), **reading)
     except RunError:
         raise

@@ -20,6 +20,7 @@ from peft_core.data.label_lists import as_flag
 from peft_core.data.labelled import LabelledText, cut, load_labelled_text, on_hub
 from peft_core.data.preparing import tidy
 from peft_core.data.reading import TRAIN, RawRows, peek_rows, read_rows
+from peft_core.data.reading_findings import reading_findings
 from peft_core.encoder import has_tokenizer, local_config
 from peft_core.errors import DataError, ModelError, PeftCoreError
 from peft_core.heads import head_labels, head_rows
@@ -101,7 +102,11 @@ def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     else:
         tokens = _tokens(train, tokenizer, config.max_length)
         found |= {"tokens": _histogram(tokens), "rows": _token_rows(train, tokenizer, config.max_length)}
-    findings = [*questions, *audit(frames, columns.problem_type, tokens)]
+    findings = [
+        *reading_findings(raw.record),
+        *questions,
+        *audit(frames, columns.problem_type, tokens),
+    ]
     return {**found, "findings": [finding.to_dict() for finding in findings]}
 
 

@@ -33,7 +33,7 @@ MOST_LABELS = 1000
 _ROW_SETTINGS = (
     "dataset_name", "dataset_config_name", "train_split", "validation_split", "eval_split", "split_seed",
     "text_column", "text_pair_column", "label_column", "label_columns", "problem_type", "label_separator",
-    "decimal_mark", "num_labels", "remedies",
+    "decimal_mark", "num_labels", "remedies", "sheet_name", "header_row",
 )  # fmt: skip
 
 

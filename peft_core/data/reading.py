@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from peft_core.config import TrainConfig
 from peft_core.data.files import Table, cell, read_table
-from peft_core.data.formats import MOST_ROWS, SUFFIXES
+from peft_core.data.formats import MOST_ROWS, ReadOptions, suffix_of
 from peft_core.data.hub import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
 from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.errors import DataError
@@ -83,7 +83,7 @@ def peek_rows(config: TrainConfig) -> RawRows:
 
 def is_local_data(name: str) -> bool:
     """Whether a name is a file or folder on this machine rather than a Hub id."""
-    return is_local(name) or os.path.isfile(name) or Path(name).suffix.lower() in SUFFIXES
+    return is_local(name) or os.path.isfile(name) or suffix_of(name) is not None
 
 
 def local_path(name: str) -> Path:
@@ -91,7 +91,7 @@ def local_path(name: str) -> Path:
     path = os.path.expanduser(name)
     if os.path.isfile(path) or os.path.isdir(path):
         return Path(path).resolve()
-    kind = "file" if Path(name).suffix.lower() in SUFFIXES else "folder"
+    kind = "file" if suffix_of(name) is not None else "folder"
     raise DataError(f"There is no {kind} {name!r}; give a file or a folder of CSV, JSON, Parquet or Excel.")
 
 
@@ -133,7 +133,7 @@ def _index(file: str, numbers: list[int]) -> pd.MultiIndex:
 
 def _files_in(folder: Path) -> list[Path]:
     """The data files of a folder, in order of name; DataError if there are none, or far too many."""
-    inside = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    inside = (path for path in sorted(folder.rglob("*")) if suffix_of(path) is not None)
     files = [path for path in inside if path.is_file() and not _is_about_data(path.relative_to(folder))]
     if not files or len(files) > MOST_FILES:
         raise DataError(
@@ -155,7 +155,8 @@ def _is_about_data(path: Path) -> bool:
 
 def _local(config: TrainConfig, path: Path) -> RawRows:
     root = path.parent if path.is_file() else path
-    tables, roles = _tables(local_state(config.dataset_name), str(root))
+    options = ReadOptions(config.sheet_name, config.header_row)
+    tables, roles = _tables(local_state(config.dataset_name), str(root), options)
     _check_split(config, roles)
     frames = {role: _joined([tables[i] for i in roles[name]]) for role, name in _roles(config, roles).items()}
     classes = {column: names for table in tables for column, names in table.class_names.items()}
@@ -168,7 +169,7 @@ def _local(config: TrainConfig, path: Path) -> RawRows:
 
 
 @lru_cache(maxsize=4)
-def _tables(state: tuple, root: str) -> tuple[list[Table], dict[str, list[int]]]:
+def _tables(state: tuple, root: str, options: ReadOptions) -> tuple[list[Table], dict[str, list[int]]]:
     """Every file's table, and which of them make up each split; a file without a telling name is training."""
     files = [Path(path) for path, *_ in state]
     named = [split_of(file.relative_to(root)) if len(files) > 1 else TRAIN for file in files]
@@ -180,7 +181,7 @@ def _tables(state: tuple, root: str) -> tuple[list[Table], dict[str, list[int]]]
     roles: dict[str, list[int]] = {}
     for i, role in enumerate(named):
         roles.setdefault(role or TRAIN, []).append(i)
-    tables = [read_table(file) for file in files]
+    tables = [read_table(file, options) for file in files]
     if sum(len(table.frame) for table in tables) > MOST_ROWS:
         raise DataError(f"The files of {root!r} have more than {MOST_ROWS:,} rows together; take fewer.")
     return tables, {role: roles[role] for role in ROLES if role in roles}

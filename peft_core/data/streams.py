@@ -1,28 +1,43 @@
 """A file's rows a few thousand at a time, as often as asked, without ever holding all of them."""
 
-import codecs
 import csv
 import io
 import itertools
-import json
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.data.delimited import DELIMITERS, QUOTING, delimiter_of, has_header, quoting_of, unique_names
-from peft_core.data.files import cell, decode, filled_cells, open_book, read_table, shown
-from peft_core.data.formats import MOST_UNPACKED, SUFFIXES
+from peft_core.data.cells import cell, first_line
+from peft_core.data.decoding import ZERO, decode, detect_encoding, is_damaged, mend
+from peft_core.data.delimited import (
+    QUOTING,
+    delimiter_of,
+    fitted,
+    has_header,
+    is_blank,
+    preamble_of,
+    quoting_of,
+    uneven_row,
+    unique_names,
+)
+from peft_core.data.files import batch_columns, flat_columns
+from peft_core.data.formats import MOST_BYTES as MOST_WHOLE
+from peft_core.data.formats import MOST_UNPACKED, ReadOptions
+from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
+from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
+from peft_core.data.unpacking import DataFile, locate
+from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
 ROWS = 4096  # in a chunk
 MOST_BYTES = 2_000_000_000  # of a file, which is read in pieces and may be larger than one to train on
 _HEAD = 1_000_000  # bytes that tell how a text file is written
+_MOST_NAMED = 1000  # numbers of damaged rows that are kept
+_DEFAULT = ReadOptions()
 
 Chunk = list[list[Any]]  # rows of cells, as `files.Table` has them
 
@@ -30,263 +45,322 @@ Chunk = list[list[Any]]  # rows of cells, as `files.Table` has them
 class RowStream(ABC):
     """One file: its `columns`, and its rows in order by `chunks()`, which starts anew with every call.
 
-    Chunks raise DataError, which names the file and the row, for one that cannot be read.
+    Chunks raise DataError, which names the file and the row, for one that cannot be read. Bytes that are no
+    text are � or a space in them; `damaged` counts such rows of the latest pass, and `damaged_rows` has the
+    numbers of the first.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.columns = path, list[str]()
+    def __init__(self, file: DataFile) -> None:
+        self.file, self.path, self.columns = file, file.path, list[str]()
+        self.damaged, self.damaged_rows = 0, list[int]()
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
         """Rows, at most `ROWS` at a time."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a person is to know of how the file is read, as JSON types."""
+        return {}
 
-def open_rows(path: Path) -> RowStream:
-    """The stream of a CSV, TSV, JSONL, JSON, Parquet or Excel file; DataError, one sentence, for others."""
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
+    def _reset_damage(self) -> None:
+        self.damaged, self.damaged_rows = 0, []
+
+    def _note_damage(self, row: int) -> None:
+        self.damaged += 1
+        if len(self.damaged_rows) < _MOST_NAMED:
+            self.damaged_rows.append(row)
+
+
+def open_rows(path: Path, options: ReadOptions = _DEFAULT) -> RowStream:
+    """The stream of a CSV, TSV, JSONL, JSON, Parquet or Excel file, plain or packed.
+
+    Raises DataError, one sentence, for a file that is none of these.
+    """
+    file = locate(path)
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise DataError(f"{path.name!r} has {size / 1e9:,.1f} GB; at most 2 GB are read, so split it.")
-        return _STREAMS[kind](path)
+        if file.format in (".csv", ".tsv"):
+            return DelimitedRows(file, options)
+        if file.format == ".parquet":
+            return ParquetRows(file)
+        if file.format == ".xlsx":
+            return ExcelRows(file, options)
+        return JsonLines(file) if is_lines(_head(file)[0]) else JsonDocument(file)
     except OSError as error:
         raise DataError(f"{path.name!r} cannot be opened: {error.strerror or error}.") from error
 
 
 class DelimitedRows(RowStream):
-    """CSV or TSV. `encoding`, `delimiter` (the character) and `header` are found in the first megabyte."""
+    """CSV or TSV; `encoding`, `delimiter` (the character) and `header` are found in the first megabyte."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        head, self.encoding, whole = _head(path)
-        self.delimiter = delimiter_of(head)
+    def __init__(self, file: DataFile, options: ReadOptions = _DEFAULT) -> None:
+        super().__init__(file)
+        head, self.encoding, whole = _head(file)
+        self._start = preamble_of(file.name, head, options.header_row)
+        head = head[self._start.length :]
+        self.delimiter = self._start.delimiter or delimiter_of(head)
         self._quoting = quoting_of(head, self.delimiter, whole=whole)
         first = list(itertools.islice(self._cut_off(head), 1000))
         if not first:
-            raise DataError(f"The file {path.name!r} holds no rows; add some.")
-        self.header = has_header(first)
+            raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
+        self.header = options.header_row is not None or has_header(first)
         self.columns = unique_names(first[0] if self.header else [""] * len(first[0]))
 
     def chunks(self) -> Iterator[Chunk]:
-        """As above; blank lines are passed over."""
-        with self.path.open(encoding=self.encoding, newline="") as file:
-            rows = self._checked(csv.reader(file, delimiter=self.delimiter, **QUOTING[self._quoting]))
-            yield from _chunked(itertools.islice(rows, int(self.header), None))
+        """Rows of str cells. A blank line between rows, or in a one-column file, is a row of empty cells.
+
+        Blank lines at the end of a file of several columns are passed over.
+        """
+        self._reset_damage()
+        with _opened_text(self.file, self.encoding, newline="") as text:
+            text.read(self._start.length)
+            yield from _chunked(self._checked(csv.reader(_lines(text), **self._dialect())))
+
+    def _dialect(self) -> dict[str, Any]:
+        return {"delimiter": self.delimiter, **QUOTING[self._quoting]}
 
     def _cut_off(self, head: str) -> Iterator[list[str]]:
         """The rows of the head, without an error that its end may bring."""
-        reader = csv.reader(io.StringIO(head, newline=""), delimiter=self.delimiter, **QUOTING[self._quoting])
+        reader = csv.reader(io.StringIO(head, newline=""), **self._dialect())
         try:
-            yield from (cells for cells in reader if cells)
+            yield from (cells for cells in reader if not is_blank(cells))
         except csv.Error:
             return
 
     def _checked(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
-        number, width = 0, len(self.columns)
+        number, width, blank = 0, len(self.columns), 0
+        awaits_header = self.header
         try:
-            for number, cells in enumerate(reader, 1):
-                if len(cells) > width and not any(cells[width:]):
-                    cells = cells[:width]
-                if cells and len(cells) != width:
+            for number, cells in enumerate(reader, self._start.lines + 1):
+                if awaits_header:
+                    awaits_header = is_blank(cells)
+                    continue
+                fit = fitted(cells, width)
+                if fit is None:
+                    blank += 1
+                    continue
+                if len(fit) != width:
                     raise DataError(
-                        f"{self.path.name!r}, row {number}: the row has {len(cells)} cells where {width} are "
-                        f"expected; put a text that holds a {DELIMITERS[self.delimiter]} in quotation marks."
+                        uneven_row(self.path.name, number, len(fit), self.columns, self.delimiter)
                     )
-                if cells:
-                    yield cells
+                yield from ([""] * width for _ in range(blank))
+                blank = 0
+                yield self._mended(number, fit)
         except csv.Error as error:
             raise DataError(
                 f"{self.path.name!r}, row {number + 1}: a quotation mark stands within a cell or is never "
                 "closed; double the mark inside a text, or close it."
             ) from error
         except UnicodeError as error:
-            raise DataError(
-                f"{self.path.name!r}, after row {number}: bytes that are no {self.encoding}; save the file "
-                "again in UTF-8."
-            ) from error
+            raise _undecodable(self, number) from error
+
+    def _mended(self, number: int, cells: list[str]) -> list[str]:
+        if not any(map(is_damaged, cells)):
+            return cells
+        self._note_damage(number)
+        return [mend(text) for text in cells]
 
 
-class JsonLines(RowStream):
-    """An object a line; its columns are the keys of the first `ROWS` objects."""
+class RecordRows(RowStream):
+    """Objects of JSON: `chunks()` has their cells, `raw()` their own characters, in the same order."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        _, self.encoding, _ = _head(path)
-        keys = (key for record in itertools.islice(self._records(), ROWS) for key in record)
-        self.columns = list(dict.fromkeys(keys))
-        if not self.columns:
-            raise DataError(f"The file {path.name!r} holds no rows; add some.")
+    encoding: str
+    _reader: RecordReader
+
+    @abstractmethod
+    def raw(self) -> Iterator[str]:
+        """Each object as it is written, on one line."""
+
+    @abstractmethod
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Each object, parsed."""
 
     def chunks(self) -> Iterator[Chunk]:
-        known = set(self.columns)
-        rows = ([cell(record.get(key)) for key in self.columns] for record in self._known(known))
-        yield from _chunked(rows)
+        """Rows by the columns of the first `ROWS` objects; a key that comes later is no column."""
+        self._reset_damage()
+        rows = (self._reader.cells(record) for record in self._records())
+        yield from _chunked([row.get(key) for key in self.columns] for row in rows)
 
-    def _known(self, known: set[str]) -> Iterator[dict[str, Any]]:
-        for number, record in enumerate(self._records(), 1):
-            late = next((key for key in record if key not in known), None)
-            if late is not None:
-                raise DataError(
-                    f"{self.path.name!r}, object {number} has a key {shown(late)} that none of the first "
-                    f"{ROWS:,} has; write the same keys in each row."
-                )
-            yield record
+    def _find_columns(self) -> None:
+        first = list(itertools.islice(self._records(), ROWS))
+        self._reader = reader_of(first)
+        left_out: set[str] = set()
+        columns: dict[str, None] = {}
+        for record in first:
+            cells, left = self._reader.flat(self._reader.annotated(record).cells)
+            columns |= dict.fromkeys(cells)
+            left_out |= set(left)
+        self.columns = [name for name in columns if name not in left_out]
+        if not self.columns:
+            raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
+
+    def _object(self, number: int, text: str) -> dict[str, Any]:
+        if is_damaged(text):
+            self._note_damage(number)
+            text = mend(text)
+        record = parse(self.path.name, text, number)
+        if not isinstance(record, dict):
+            raise DataError(not_an_object(self.path.name, number, record))
+        return record
+
+
+class JsonLines(RecordRows):
+    """An object a line."""
+
+    def __init__(self, file: DataFile) -> None:
+        super().__init__(file)
+        _, self.encoding, _ = _head(file)
+        self._find_columns()
+
+    def raw(self) -> Iterator[str]:
+        return (mend(line) for _, line in self._numbered())
 
     def _records(self) -> Iterator[dict[str, Any]]:
+        return (self._object(number, line) for number, line in self._numbered())
+
+    def _numbered(self) -> Iterator[tuple[int, str]]:
         number = 0
         try:
-            with self.path.open(encoding=self.encoding, newline="\n") as file:
-                for number, line in enumerate(file, 1):
+            with _opened_text(self.file, self.encoding, newline=None) as text:
+                for number, line in enumerate(_lines(text), 1):
                     if line.strip():
-                        yield self._object(number, line)
+                        yield number, line.strip("\n\r\t ")
         except UnicodeError as error:
-            raise DataError(
-                f"{self.path.name!r}, after row {number}: bytes that are no {self.encoding}; save the file "
-                "again in UTF-8."
-            ) from error
+            raise _undecodable(self, number) from error
 
-    def _object(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{self.path.name!r}, row {number} is no JSON; mend the row, or write one object a line."
-            ) from error
-        if not isinstance(found, dict):
-            raise DataError(
-                f"{self.path.name!r}, row {number}: {shown(found)} is no object; write each row as "
-                '{"text": …}.'
-            )
-        return found
+
+class JsonDocument(RecordRows):
+    """JSON that is one value: it cannot be read in pieces, so the limits of `files.read_table` hold."""
+
+    def __init__(self, file: DataFile) -> None:
+        super().__init__(file)
+        decoded = decode(file.name, file.read(MOST_WHOLE))
+        self.encoding = decoded.encoding
+        if not decoded.text.strip():
+            raise DataError(f"The file {file.name!r} holds no rows; add some.")
+        shape = shape_of(file.name, parse(file.name, decoded.text))
+        self._rows = [row.translate(_ONE_LINE) for row in raw_rows(decoded.text, shape)]
+        self._find_columns()
+
+    def raw(self) -> Iterator[str]:
+        return (mend(row) for row in self._rows)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        return (self._object(number, row) for number, row in enumerate(self._rows, 1))
 
 
 class ParquetRows(RowStream):
-    """Parquet, read by record batches; `schema` is the file's own."""
+    """Parquet, read by record batches; `schema` is the file's own, whose objects are columns here."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, file: DataFile) -> None:
+        super().__init__(file)
         try:
-            with pq.ParquetFile(path) as file:
-                self.schema = file.schema_arrow
+            with self.source() as parquet:
+                self.schema = parquet.schema_arrow
+            self._flat, _ = flat_columns(self.schema)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(error) from error
-        self.columns = unique_names(list(self.schema.names))
+            raise self._damaged_file(error) from error
+        self.columns = unique_names(self._flat)
+
+    def source(self) -> pq.ParquetFile:
+        """The file, opened anew."""
+        if self.file.is_packed:
+            return pq.ParquetFile(io.BytesIO(self.file.read(MOST_WHOLE)))
+        return pq.ParquetFile(self.path)
 
     def chunks(self) -> Iterator[Chunk]:
         try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(ROWS):
+            with self.source() as parquet:
+                for batch in parquet.iter_batches(ROWS):
                     if batch.nbytes > MOST_UNPACKED:
                         raise DataError(f"{self.path.name!r} unpacks to too much; leave out columns.")
-                    columns = [[cell(value) for value in column.to_pylist()] for column in batch.columns]
+                    columns = [list(map(cell, values)) for values in batch_columns(batch, self._flat)]
                     yield [list(row) for row in zip(*columns, strict=True)]
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(error) from error
+            raise self._damaged_file(error) from error
 
-    def _damaged(self, error: Exception) -> DataError:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        return DataError(f"{self.path.name!r} is a damaged Parquet file ({first}); write it again.")
+    def _damaged_file(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.path.name!r} is a damaged Parquet file ({first_line(error)}); write it again."
+        )
 
 
 class ExcelRows(RowStream):
-    """The first sheet; formulas are the values that were last computed."""
+    """A sheet of a workbook, chosen or guessed; formulas are the values that were last computed."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        first = list(itertools.islice(self._rows(), 1000))
-        if not first:
-            raise DataError(f"The first sheet of {path.name!r} holds no rows; add some.")
-        texts = [["" if value is None else str(value) for value in row] for row in first]
-        width = max(len(row) for row in first)
-        self.header = has_header(texts)
-        names = texts[0] + [""] * (width - len(texts[0])) if self.header else [""] * width
-        self.columns = unique_names(names)
+    def __init__(self, file: DataFile, options: ReadOptions = _DEFAULT) -> None:
+        super().__init__(file)
+        with open_book(self.path.name, self.source()) as book:
+            self.table = find_table(self.path.name, book, options)
+        self.header = self.table.header_row is not None
+        self.columns = list(self.table.columns)
 
-    def chunks(self) -> Iterator[Chunk]:
-        width = len(self.columns)
-        rows = (row[:width] + [None] * (width - len(row)) for row in self._rows())
-        yield from _chunked(itertools.islice(rows, int(self.header), None))
+    def source(self) -> Any:
+        """What a workbook is opened from."""
+        return io.BytesIO(self.file.read(MOST_WHOLE)) if self.file.is_packed else self.path
 
-    def _rows(self) -> Iterator[list[Any]]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # openpyxl's remarks on styles and extensions
-                book = open_book(self.path.name, self.path)
-                sheet = book.worksheets[0]
-                sheet.reset_dimensions()  # what a file claims of its own size may be wrong
-                yield from filter(None, map(filled_cells, sheet.iter_rows(values_only=True)))
-                book.close()
-        except DataError:
-            raise
-        except Exception as error:  # openpyxl meets damage with whatever its parsers raise
-            raise DataError(
-                f"{self.path.name!r} is a damaged or locked Excel file; save it again."
-            ) from error
-
-
-class WholeTable(RowStream):
-    """JSON that is one array: it cannot be read in pieces, so the limits of `files.read_table` hold."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._frame: pd.DataFrame = read_table(path).frame
-        self.columns = list(self._frame.columns)
+    def facts(self) -> dict[str, Any]:
+        return {
+            "sheet": self.table.sheet,
+            "sheets": list(self.table.sheets),
+            "header_row": self.table.header_row,
+        }
 
     def chunks(self) -> Iterator[Chunk]:
-        yield from _chunked(list(row) for row in self._frame.itertuples(index=False, name=None))
+        """Rows of cells; a blank row between two others is a row of empty cells."""
+        with open_book(self.path.name, self.source()) as book:
+            yield from _chunked(self._with_gaps(table_rows(self.path.name, book, self.table)))
+
+    def _with_gaps(self, rows: Iterator[tuple[int, list[Any]]]) -> Iterator[list[Any]]:
+        expected = self.table.first_row
+        for number, cells in rows:
+            yield from ([None] * len(self.columns) for _ in range(expected, number))
+            yield cells
+            expected = number + 1
 
 
-def _json(path: Path) -> RowStream:
-    """Lines where the first is an object of its own, else the whole."""
-    head, *_ = _head(path)
-    first = head.lstrip().split("\n", 1)[0]
-    try:
-        one_a_line = isinstance(json.loads(first), dict) and "\n" in head.strip()
-    except (ValueError, RecursionError):
-        one_a_line = path.suffix.lower() == ".jsonl" and first.startswith("{") and first.strip() != "{"
-    return JsonLines(path) if one_a_line else WholeTable(path)
+_ONE_LINE = str.maketrans("\r\n\t", "   ")  # between values alone: inside a text JSON has them escaped
 
 
-def _head(path: Path) -> tuple[str, str, bool]:
-    """The text of the first megabyte up to a line's end, the file's encoding, and whether that is all."""
-    with path.open("rb") as file:
-        data = file.read(_HEAD)
-        whole = not file.read(1)
-    if not whole and b"\n" in data:
-        data = data[: data.rindex(b"\n") + 1]
-        if b"\0" in data[:4000]:
-            data = data[: len(data) - len(data) % 2]  # a line's end in UTF-16 is two bytes
-    text, encoding = decode(path.name, data)
-    if encoding == "utf-8" and not _is_utf8(path):
-        encoding = "cp1252"
-    return text, encoding, whole
+def _head(file: DataFile) -> tuple[str, str, bool]:
+    """The first megabyte's text up to a line's end, the whole file's encoding, and whether that is all."""
+    with file.open(MOST_BYTES) as stream:
+        data = stream.read(_HEAD)
+        whole = not stream.read(1)
+    encoding = detect_encoding(file.name, _blocks(file))
+    if whole:
+        return decode(file.name, data).text, encoding, True
+    end = data.rfind(b"\n") + 1 or len(data)
+    wide = 4 if "32" in encoding else 2 if "16" in encoding else 1
+    text = data[: end - end % wide].decode(encoding, "surrogateescape" if wide == 1 else "replace")
+    return text.replace("\0", ZERO), encoding, False
 
 
-def _is_utf8(path: Path) -> bool:
-    """Whether the whole file is UTF-8: one far down may not be, though its first megabyte is plain."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_HEAD):
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-        return True
-    except UnicodeDecodeError:
-        return False
+def _blocks(file: DataFile) -> Iterator[bytes]:
+    with file.open(MOST_BYTES) as stream:
+        while block := stream.read(_HEAD):
+            yield block
+
+
+def _opened_text(file: DataFile, encoding: str, newline: str | None) -> io.TextIOWrapper:
+    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    return io.TextIOWrapper(file.open(MOST_BYTES), encoding, errors, newline)
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines in which a zero byte is `ZERO`."""
+    return (line.replace("\0", ZERO) if "\0" in line else line for line in text)
+
+
+def _undecodable(stream: RowStream, row: int) -> DataError:
+    encoding = getattr(stream, "encoding", "text")
+    return DataError(
+        f"{stream.path.name!r}, after row {row}: bytes that are no {encoding}; save the file again in UTF-8."
+    )
 
 
 def _chunked(rows: Iterator[list[Any]]) -> Iterator[Chunk]:
     while chunk := list(itertools.islice(rows, ROWS)):
         yield chunk
-
-
-_STREAMS: dict[str, Any] = {
-    ".csv": DelimitedRows,
-    ".tsv": DelimitedRows,
-    ".jsonl": _json,
-    ".json": _json,
-    ".parquet": ParquetRows,
-    ".xlsx": ExcelRows,
-}

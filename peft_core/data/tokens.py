@@ -1,8 +1,19 @@
-"""Texts as tokens, made once: what was tokenised before is read again by its content."""
+"""Texts as tokens, made once: what was tokenized before is read again by its content.
 
+An entry of the cache is one file: an Arrow stream and a footer with its number of rows and SHA-256. It is
+written under a name of its own, synced and renamed, so that it is there whole or not at all, also when two
+processes write the same entry. Both are checked whenever it is read, because a stream that is cut between two
+batches and a flipped bit in a label are valid Arrow. A damaged entry is made again.
+"""
+
+import contextlib
 import hashlib
 import json
+import logging
 import os
+import struct
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +23,16 @@ from datasets import Dataset
 from peft_core.data.labelled import cut
 
 CACHE_BYTES = 1_000_000_000  # of all tokens that are kept; the oldest go first
+_FOOTER = struct.Struct("<8sIQ32s")  # mark, schema version, rows, SHA-256 of what comes before
+_MARK, _SCHEMA_VERSION = b"pwtokens", 1
+_HASHED = 1 << 20  # bytes at a time
+_ABANDONED = 86_400  # seconds after which a file that was never renamed belongs to nobody
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCache(Exception):
+    """A cache entry that is not what was written."""
 
 
 def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = None) -> Dataset:
@@ -29,12 +50,11 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = 
     told = _told(tokenizer)
     content = _hash(rows, told, max_length)
     kept = cache / f"{content}.arrow" if cache is not None and told is not None else None
-    if kept is not None and kept.is_file():
+    if kept is not None and kept.exists():
         try:
-            kept.touch()  # used last
-            return Dataset.from_file(str(kept))
-        except (pa.ArrowInvalid, OSError):  # damaged: made again below
-            kept.unlink(missing_ok=True)
+            return read_entry(kept, len(rows))
+        except (DamagedCache, OSError) as error:
+            logger.warning("The tokens in %s are unusable (%s); the texts are tokenized again.", kept, error)
     tokens = rows.map(
         batch, batched=True, remove_columns=rows.column_names, keep_in_memory=True, new_fingerprint=content
     )
@@ -43,18 +63,71 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = 
     return tokens
 
 
+def read_entry(path: Path, rows: int) -> Dataset:
+    """The tokens of a cache entry that must hold so many rows. Raises DamagedCache, or OSError."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size - _FOOTER.size
+        if size < 0:
+            raise DamagedCache("it is cut short")
+        digest = hashlib.sha256()
+        while size > file.tell():
+            digest.update(file.read(min(_HASHED, size - file.tell())))
+        if file.read() != _footer(rows, digest):
+            raise DamagedCache("its bytes are not those that were written")
+    try:
+        tokens = Dataset.from_file(str(path))
+    except pa.ArrowInvalid as error:
+        raise DamagedCache(str(error)) from error
+    if len(tokens) != rows:
+        raise DamagedCache(f"it holds {len(tokens):,} of {rows:,} rows")
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        os.utime(path)  # used last
+    return tokens
+
+
+def _footer(rows: int, digest: Any) -> bytes:
+    return _FOOTER.pack(_MARK, _SCHEMA_VERSION, rows, digest.digest())
+
+
 def _keep(tokens: Dataset, path: Path) -> None:
-    """Write them whole or not at all, and make room; a disk that has none leaves the next run to tokenise."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    table = tokens.data.table
+    """Write an entry and make room; a disk that has none leaves the next run to tokenize again."""
+    staging = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with made.open("wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
-        made.replace(path)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        staging = Path(name)
+        with os.fdopen(descriptor, "w+b") as file:
+            _write_entry(tokens, file)
+        staging.replace(path)
+        _sync_folder(path.parent)
         _keep_newest(path)
-    except OSError:
-        made.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("The tokens are not kept for the next run: %s", error)
+    finally:
+        if staging is not None:
+            staging.unlink(missing_ok=True)
+
+
+def _write_entry(tokens: Dataset, file: Any) -> None:
+    table = tokens.data.table
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    file.flush()
+    file.seek(0)
+    footer = _footer(len(tokens), hashlib.file_digest(file, "sha256"))
+    file.seek(0, os.SEEK_END)
+    file.write(footer)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a rename on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _hash(rows: Dataset, told: str | None, max_length: int) -> str:
@@ -76,10 +149,20 @@ def _told(tokenizer: Any) -> str | None:
 
 
 def _keep_newest(made: Path) -> None:
-    """Take away the oldest files until the rest fits, but never the one that was just made."""
-    files = sorted(made.parent.glob("*.arrow"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Remove the oldest entries until the rest fits, but never the one just made.
+
+    Files that dead processes left half-written go, too.
+    """
+    entries = []
+    for path in made.parent.iterdir():
+        with contextlib.suppress(OSError):  # another process has removed it
+            entries.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for path in files:
-        total += path.stat().st_size
+    for changed, size, path in sorted(entries, reverse=True):
+        if path.suffix != ".arrow":
+            if ".arrow." in path.name and changed < time.time() - _ABANDONED:
+                path.unlink(missing_ok=True)
+            continue
+        total += size
         if total > CACHE_BYTES and path != made:
             path.unlink(missing_ok=True)

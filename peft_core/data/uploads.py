@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from peft_core.data.formats import MOST_BYTES, SUFFIXES
+from peft_core.data.formats import MOST_BYTES, SUFFIXES, suffix_of
+from peft_core.data.unpacking import unpacked_bytes
 from peft_core.errors import DataError
+from peft_core.files import atomic_folder
 from peft_core.presets import DATASETS
-from peft_core.runs import whole_folder
 
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
 MOST_FILES = 20
@@ -38,7 +39,7 @@ def store_upload(
         os.utime(folder)
     else:
         uploads_dir.mkdir(parents=True, exist_ok=True)
-        with whole_folder(uploads_dir / f".{folder.name}.{os.getpid()}", folder) as staging:
+        with atomic_folder(folder) as staging:
             for path in paths:
                 shutil.copyfile(path, staging / path.name)
     _prune(uploads_dir, {str(folder), *in_use}, most_uploads)
@@ -75,15 +76,17 @@ def _check(paths: Sequence[Path], most_bytes: int) -> None:
         raise DataError(f"{len(paths)} files were given; give one to {MOST_FILES}.")
     names = [path.name for path in paths]
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
+        if suffix_of(path) is None:
             raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
         if names.count(path.name) > 1:
             raise DataError(f"Two files are named {path.name!r}; give them names of their own.")
-    size = sum(path.stat().st_size for path in paths)
+    size = 0
+    for path in paths:  # a packed file counts as what it unpacks to, which is not read beyond the limit
+        size += unpacked_bytes(path, most_bytes) if size <= most_bytes else path.stat().st_size
     if size > most_bytes:
         raise DataError(
-            f"The files have {size / 1e6:,.1f} MB; at most {most_bytes / 1e6:,.0f} MB are taken, so leave "
-            "out rows or columns that are not needed."
+            f"The files have {size / 1e6:,.1f} MB or more; at most {most_bytes / 1e6:,.0f} MB are taken, so "
+            "leave out rows or columns that are not needed."
         )
 
 

@@ -1,9 +1,14 @@
-"""Rows written in the format that they were read in, a chunk at a time, with columns added."""
+"""Rows written in the format that they were read in, a chunk at a time, with columns added.
+
+Nothing of the input goes through the cells that a model reads: CSV cells are texts anyway, JSON objects keep
+their own characters, Parquet columns their own arrays, and cells of a sheet their values and formats.
+"""
 
 import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,10 @@ import pyarrow.parquet as pq
 from openpyxl.cell import WriteOnlyCell
 
 from peft_core.data.columns import as_text
-from peft_core.data.streams import ROWS, Chunk, DelimitedRows, ExcelRows, ParquetRows, RowStream
+from peft_core.data.delimited import unique_names
+from peft_core.data.streams import ROWS, Chunk, DelimitedRows, ExcelRows, ParquetRows, RecordRows, RowStream
+from peft_core.data.workbooks import open_book, written_rows
+from peft_core.errors import DataError
 
 _RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets take for formulas
 _NUMBER = re.compile(r"[-+]?(\d[\d ., ]*|[.,]\d+)([eE][-+]?\d+)?%?")
@@ -31,7 +39,8 @@ class RowWriter:
     suffix = ""
 
     def __init__(self, path: Path, stream: RowStream, added: Mapping[str, type]) -> None:
-        self.columns = [*stream.columns, *_free(stream.columns, tuple(added))]
+        self.added = _free(stream.columns, tuple(added))
+        self.columns = [*stream.columns, *self.added]
         self.types = tuple(added.values())
         self.neutralised = 0
 
@@ -60,7 +69,7 @@ class DelimitedWriter(RowWriter):
 
     def __init__(self, path: Path, stream: DelimitedRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
-        self.suffix = stream.path.suffix
+        self.suffix = stream.file.format
         encoding = "utf-8" if stream.encoding in ("utf-8", "ascii") else "utf-8-sig"
         self._file = path.open("w", encoding=encoding, newline="")
         self._writer = csv.writer(self._file, delimiter=stream.delimiter)
@@ -81,21 +90,34 @@ class DelimitedWriter(RowWriter):
 
 
 class JsonLinesWriter(RowWriter):
-    """An object a line, whether the input was lines or an array."""
+    """An object a line, whatever the input's shape: its own characters and the added keys."""
 
     suffix = ".jsonl"
 
-    def __init__(self, path: Path, stream: RowStream, added: Mapping[str, type]) -> None:
+    def __init__(self, path: Path, stream: RecordRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
+        self._name, self._raw, self._row = stream.path.name, stream.raw(), 0
         self._file = path.open("w", encoding="utf-8")
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        for row, more in zip(rows, added, strict=True):
-            record = dict(zip(self.columns, (*row, *more), strict=True))
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for _, more in zip(rows, added, strict=True):
+            self._row += 1
+            members = json.dumps(dict(zip(self.added, more, strict=True)), ensure_ascii=False)[1:-1]
+            self._file.write(self._with_members(next(self._raw), members))
 
     def close(self) -> None:
         self._file.close()
+
+    def _with_members(self, raw: str, members: str) -> str:
+        """An object's line with members added before its closing brace."""
+        inner = raw.rstrip().removesuffix("}").rstrip()
+        own = json.loads(raw).keys() & set(self.added) if any(name in raw for name in self.added) else ()
+        if own:
+            raise DataError(
+                f"{self._name!r}, object {self._row} has a key {min(own)!r}, which the prediction adds and "
+                f"none of the first {ROWS:,} objects has; rename it."
+            )
+        return f"{inner}{'' if inner == '{' else ', '}{members}}}\n"
 
 
 class ParquetWriter(RowWriter):
@@ -105,7 +127,9 @@ class ParquetWriter(RowWriter):
 
     def __init__(self, path: Path, stream: ParquetRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
-        self._source = pq.ParquetFile(stream.path)
+        own = unique_names(stream.schema.names)
+        self.columns = [*own, *_free([*own, *stream.columns], tuple(added))]
+        self._source = stream.source()
         self._batches = self._source.iter_batches(ROWS)
         self._path, self._writer = path, None
 
@@ -125,27 +149,37 @@ class ParquetWriter(RowWriter):
 
 
 class ExcelWriter(RowWriter):
-    """A workbook of one sheet; a text is always text, whatever it begins with."""
+    """A workbook of one sheet with the table alone; a text is always text, whatever it begins with."""
 
     suffix = ".xlsx"
 
     def __init__(self, path: Path, stream: ExcelRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
         self._path, self._book = path, openpyxl.Workbook(write_only=True)
+        self._open, self._width = ExitStack(), len(stream.columns)
+        source = self._open.enter_context(open_book(stream.path.name, stream.source()))
+        self._rows = written_rows(source, stream.table)
         self._sheet = self._book.create_sheet("predictions")
         self._sheet.append([self._cell(name) for name in self.columns])
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        for row, more in zip(rows, added, strict=True):
-            self._sheet.append([self._cell(value) for value in (*row, *more)])
+        for _, more in zip(rows, added, strict=True):
+            own = [self._cell(value, style) for value, style in next(self._rows)]
+            own += [None] * (self._width - len(own))
+            self._sheet.append([*own, *map(self._cell, more)])
 
     def close(self) -> None:
+        self._open.close()
         self._book.save(self._path)
         self._book.close()
 
-    def _cell(self, value: Any) -> Any:
+    def _cell(self, value: Any, number_format: str = "General") -> Any:
         if not isinstance(value, str | list):
-            return value
+            if number_format == "General" or value is None:
+                return value
+            cell = WriteOnlyCell(self._sheet, value)
+            cell.number_format = number_format
+            return cell
         text = _CONTROLS.sub("", as_text(value))[:_SHEET_CELL]
         cell = WriteOnlyCell(self._sheet, text)
         self.neutralised += cell.data_type != "s"

@@ -1,13 +1,19 @@
-"""What a person takes away of a run, each kind a folder that becomes one zip."""
+"""The downloads of a run: each of its folders as one zip, made from verified files and verified itself.
+
+A zip lies in `downloads/KIND/` with a manifest of its own, and its comment names the digest of the files that
+it was made from: it is made again whenever either does not fit, whatever the times of the files say.
+"""
 
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft_core.errors import RunError
-from peft_core.runs import Run, whole_file
+from peft_core.errors import DamagedError, RunError
+from peft_core.files import translate_disk_errors
+from peft_core.manifests import FileEntry, digest_of, entries_of, verify_folder
+from peft_core.runs import Run
 
-# the folder of a run, the files without which there is nothing to take, and what makes them
+# the folder of a run, the files without which there is nothing to download, and what makes them
 KINDS: Mapping[str, tuple[str, str]] = {
     "adapter": ("*.safetensors", "train it first"),
     "merged": ("*.safetensors", "merge it first"),
@@ -15,23 +21,20 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "embeddings": ("*.safetensors", "make it first"),
     "page": ("index.html", "make it first"),
 }
+_WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".parquet")  # which do not compress
 
 
 def zip_of(run: Run, kind: str) -> Path:
-    """The zip of one of a run's folders, written anew if the folder has changed.
+    """The zip of one of a run's folders, made anew if the folder has changed.
 
-    Weights do not compress, so files are stored as they are. Raises RunError if there is nothing to take.
+    Raises RunError if there is nothing to download, or DamagedError if a file of it is damaged.
     """
     folder = folder_of(run, kind)
-    path = run.folder / f"{run.run_id}-{kind}.zip"
-    files = {
-        str(file.relative_to(folder).as_posix()): file for file in sorted(folder.rglob("*")) if file.is_file()
-    }
-    if _holds(path, files):
-        return path
-    with whole_file(path) as staging, zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
-        for name, file in files.items():
-            archive.write(file, name)
+    files = verified_files(run, folder)
+    path = run.folder / "downloads" / kind / f"{run.run_id}-{kind}.zip"
+    if _source_digest(path) != digest_of(files):
+        with run.new_folder(path.parent) as staging:
+            write_zip(staging / path.name, folder, files)
     return path
 
 
@@ -45,15 +48,28 @@ def folder_of(run: Run, kind: str) -> Path:
     return folder
 
 
-def _holds(path: Path, files: Mapping[str, Path]) -> bool:
-    """Whether a zip is whole, holds just these files, and is as new as each of them."""
+def verified_files(run: Run, folder: Path) -> dict[str, FileEntry]:
+    """The files of one of a run's folders, every one as it was written; DamagedError if one is not."""
+    if run.is_version_0:
+        return entries_of(folder)
+    run.verify(folder)
+    return verify_folder(folder).files
+
+
+def write_zip(path: Path, folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Write files of a folder as a zip that names their digest. Weights are stored as they are."""
+    with translate_disk_errors(), zipfile.ZipFile(path, "w", strict_timestamps=False) as archive:
+        archive.comment = digest_of(dict(files)).encode()
+        for name in files:
+            kind = zipfile.ZIP_STORED if name.endswith(_WEIGHTS) else zipfile.ZIP_DEFLATED
+            archive.write(folder / name, name, kind)
+
+
+def _source_digest(path: Path) -> str | None:
+    """The digest of the files that a zip was made from; None if there is no zip, or it is damaged."""
     try:
+        verify_folder(path.parent)
         with zipfile.ZipFile(path) as archive:
-            held = {entry.filename: entry.file_size for entry in archive.infolist()}
-    except (OSError, zipfile.BadZipFile):
-        return False
-    found = {name: file.stat() for name, file in files.items()}
-    written = path.stat().st_mtime
-    return held == {name: stat.st_size for name, stat in found.items()} and all(
-        stat.st_mtime <= written for stat in found.values()
-    )
+            return archive.comment.decode()
+    except (DamagedError, OSError, ValueError, zipfile.BadZipFile):
+        return None

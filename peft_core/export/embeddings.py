@@ -1,6 +1,5 @@
 """The adapted encoder as sentence vectors for retrieval, in the folder that sentence-transformers loads."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from peft_core.certificate import TOLERANCE
-from peft_core.errors import MergeError
+from peft_core.errors import DamagedError, MergeError
+from peft_core.files import write_json, write_text
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
 from peft_core.inference.vectors import (
@@ -24,9 +24,11 @@ from peft_core.inference.vectors import (
     refuse_vectors,
     vectors,
 )
+from peft_core.manifests import verify_folder
 from peft_core.methods import METHODS
 from peft_core.progress import Progress, unheard
-from peft_core.runs import Run, whole_folder, write_json, write_text
+from peft_core.records import read_json
+from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
 FOLDER, REPORT_FILE = "embeddings", "report.json"
@@ -67,7 +69,7 @@ def export_embeddings(run_dir: str | Path, progress: Progress = unheard) -> dict
     earlier = _earlier(run.folder / FOLDER, kept.fingerprint)
     if earlier is not None:
         return earlier
-    with whole_folder(run.folder / f".{FOLDER}", run.folder / FOLDER) as staging:
+    with run.new_folder(run.folder / FOLDER) as staging:
         made = _fill(staging, run, classifier, kept.judged.rows.texts, progress)
         report = _report(made, classifier, kept)
         write_json(staging / REPORT_FILE, report)
@@ -80,10 +82,10 @@ def export_embeddings(run_dir: str | Path, progress: Progress = unheard) -> dict
 def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of an export that was made from these very files."""
     try:
-        found = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-        whole = (folder / "model.safetensors").is_file()
-        return found if whole and found["fingerprint"] == fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError):
+        verify_folder(folder)
+        report = read_json(folder / REPORT_FILE)
+        return report if report.get("fingerprint") == fingerprint else None
+    except DamagedError:
         return None
 
 

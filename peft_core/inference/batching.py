@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from peft_core.data.labelled import cut
+from peft_core.errors import ModelError
 from peft_core.progress import unheard
 
 BATCH_TEXTS = 256  # the most of a batch
+TOKENIZED_TEXTS = 500  # at a time
 # Tokens of a batch with its padding: on a CPU what its cache holds of the widest layer, elsewhere more.
 CPU_TOKENS, OTHER_TOKENS = 1024, 16384
 
@@ -23,8 +25,11 @@ def batched_logits(
     *,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts."""
-    return batched_outputs(
+    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts.
+
+    Raises ModelError for outputs that are NaN or infinite: no label may be read from them.
+    """
+    logits = batched_outputs(
         lambda batch: model(**batch).logits,
         tokenizer,
         texts,
@@ -33,6 +38,18 @@ def batched_logits(
         device=model.device,
         text_pairs=text_pairs,
     )
+    check_finite(logits)
+    return logits
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise ModelError if a raw output is NaN or infinite."""
+    broken = int((~np.isfinite(logits)).any(-1).sum()) if len(logits) else 0
+    if broken:
+        raise ModelError(
+            f"The model's outputs are not finite for {broken:,} of {len(logits):,} texts: its training "
+            "diverged or a file is damaged; train again with a lower learning rate."
+        )
 
 
 def batched_outputs(
@@ -46,9 +63,7 @@ def batched_outputs(
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
     """What `outputs` makes of each padded batch, (texts, width), as one float32 array in the texts' order."""
-    sides = [texts] if text_pairs is None else [texts, text_pairs]
-    short = [[cut(text, max_length) for text in side] for side in sides]
-    rows = tokenizer(*short, truncation=True, max_length=max_length)
+    rows = _tokenized(tokenizer, texts, text_pairs, max_length, progress)
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
     out, done = None, 0
     for chosen in batches(lengths, CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS):
@@ -60,6 +75,25 @@ def batched_outputs(
         done += int(lengths[chosen].sum())
         progress(done / int(lengths.sum()))
     return out
+
+
+def _tokenized(
+    tokenizer: Any,
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    max_length: int,
+    progress: Callable[[float], None],
+) -> dict[str, list[list[int]]]:
+    """Unpadded tokens by name, some texts at a time: one call for many of them could not be interrupted."""
+    sides = [texts] if text_pairs is None else [texts, text_pairs]
+    rows: dict[str, list[list[int]]] = {}
+    for start in range(0, len(texts), TOKENIZED_TEXTS):
+        short = [[cut(text, max_length) for text in side[start : start + TOKENIZED_TEXTS]] for side in sides]
+        for name, values in tokenizer(*short, truncation=True, max_length=max_length).items():
+            rows.setdefault(name, []).extend(values)
+        if start:
+            progress(0.0)
+    return rows
 
 
 def batches(

@@ -1,4 +1,4 @@
-"""What an adapter is worth nothing without: its labels, its length and its very base (`classifier.json`)."""
+"""Metadata saved beside an adapter (`classifier.json`): labels, max length, problem type, base revision."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ CLASSIFIER_FILE = "classifier.json"
 
 @dataclass(frozen=True)
 class Classifier:
-    """What `adapter_config.json` does not hold and an adapter cannot be used without (`classifier.json`)."""
+    """What an adapter cannot be used without and `adapter_config.json` does not hold."""
 
     labels: tuple[str, ...]
     max_length: int
@@ -29,8 +29,9 @@ class Classifier:
     def read(cls, run: Run) -> "Classifier":
         """From a run's adapter folder; RunError if the run has no adapter or has lost files of it."""
         if not run.has_adapter:
-            status = run.state()["status"]
+            status = run.state().status
             raise RunError(f"The run {run.run_id!r} has no adapter (it is {status}); pick a finished run.")
+        run.verify(run.adapter)
         path = run.adapter / CLASSIFIER_FILE
         try:
             held = json.loads(path.read_text(encoding="utf-8"))

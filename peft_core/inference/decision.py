@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from peft_core.errors import ConfigError, RunError
+from peft_core.files import write_json
+from peft_core.manifests import replace_file
 from peft_core.problems import MULTI, REGRESSION, SINGLE, THRESHOLD, scores
-from peft_core.runs import Run, write_json
+from peft_core.runs import Run
 
 DECISION_FILE = "decision.json"
 
@@ -32,6 +34,8 @@ class Decision:
     @classmethod
     def read(cls, run: Run) -> "Decision":
         """The choice saved with a run, or the plain rule; RunError for a damaged file."""
+        if run.adapter.is_dir():
+            run.verify(run.adapter)
         path = run.adapter / DECISION_FILE
         if not path.is_file():
             return cls()
@@ -67,7 +71,7 @@ class Decision:
         """Write it into the adapter, and beside the merged and the ONNX model where they are."""
         for folder in (run.adapter, run.merged, run.onnx):
             if folder.is_dir():
-                self.write(folder, labels)
+                replace_file(folder, DECISION_FILE, lambda path: self.write(path.parent, labels))
 
     def write(self, folder: Path, labels: tuple[str, ...]) -> None:
         """Write `decision.json` into a folder, or remove it for the plain rule."""

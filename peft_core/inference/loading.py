@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import merged_model
+from peft_core.certificate import verified_certificate
 from peft_core.encoder import BaseModel, has_tokenizer, load_base, permute_head
 from peft_core.errors import MergeError, ModelError, RunError
 from peft_core.heads import BY_ORDER
@@ -27,8 +28,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 def load_variant(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
     """A model and its tokenizer; RunError, ModelError or HubError for files that are lost or changed."""
     if variant == MERGED:
-        if not run.is_merged:
-            raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
+        verified_certificate(run)
         return _load_merged(run)
     if variant == BASE:
         base = load_adapter_base(run, classifier)
@@ -60,6 +60,7 @@ def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> Bas
 
 def load_adapter(run: Run, base: BaseModel) -> nn.Module:
     """The run's adapter (or the weights it trained) on its base; RunError if files are lost or damaged."""
+    run.verify(run.adapter)
     try:
         if METHODS[run.config().method].peft_config is None:
             return _load_weights(base.model, run.adapter / "adapter_model.safetensors")

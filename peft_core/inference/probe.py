@@ -15,15 +15,16 @@ from torch import nn
 
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.encoder import BaseModel
-from peft_core.errors import DataError
+from peft_core.errors import DamagedError, DataError
 from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
+from peft_core.manifests import verify_folder
 from peft_core.problems import MULTI, REGRESSION
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 SECONDS = 2.0  # of encoding; a large model sees fewer rows rather than keeping a person waiting
 LEAST_ROWS, MOST_ROWS = 256, 1000
-PROBE_FILE = "probe.safetensors"
+PROBE_FILE = "probe/probe.safetensors"
 
 
 class Probe(nn.Module):
@@ -88,9 +89,10 @@ def _fit(run: Run, base: BaseModel, classifier: Classifier) -> Fitted:
         len(vectors),
         time.perf_counter() - start,
     )
-    with whole_file(run.folder / PROBE_FILE) as staging:
+    path = run.folder / PROBE_FILE
+    with run.new_folder(path.parent) as staging:
         facts = {"rows": str(fitted.rows), "seconds": f"{fitted.seconds:.3f}"}
-        save_file({"weight": fitted.weight, "bias": fitted.bias}, staging, metadata=facts)
+        save_file({"weight": fitted.weight, "bias": fitted.bias}, staging / path.name, metadata=facts)
     return fitted
 
 
@@ -155,9 +157,10 @@ def _yes_or_no(vectors: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, floa
 def _read(path: Path) -> Fitted | None:
     """A probe kept before; None if there is none, or it is damaged and must be fitted again."""
     try:
+        verify_folder(path.parent)
         with safe_open(path, "pt") as file:
             facts = file.metadata()
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
             return Fitted(weight, bias, int(facts["rows"]), float(facts["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (DamagedError, OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from peft_core.data.columns import TEXT_COLUMNS, Columns, as_text, labels_of
-from peft_core.data.files import shown
+from peft_core.data.files import damage_note, shown
+from peft_core.data.formats import ReadOptions
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
+from peft_core.files import atomic_file
 from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
 from peft_core.inference.predictor import Predictor
 from peft_core.metrics import headline_interval, task_metrics
 from peft_core.problems import MULTI, REGRESSION, headline, joined
 from peft_core.progress import Progress, unheard
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 PREDICTIONS = "predictions"  # the folder in a run that keeps what was predicted
 _KEPT = 5  # files in it; older ones go
@@ -27,7 +29,10 @@ _KEPT = 5  # files in it; older ones go
 
 @dataclass(frozen=True)
 class Request:
-    """A file's columns to read; `label` only where the rows carry labels to be judged by."""
+    """A file's columns to read; `label` only where the rows carry labels to be judged by.
+
+    `sheet_name` and `header_row` choose the table as `ReadOptions` does.
+    """
 
     path: Path
     text: str
@@ -35,24 +40,28 @@ class Request:
     label: str | None = None
     most_rows: int | None = None
     exact: bool = False  # answer in float32 whatever the time
+    sheet_name: str | None = None
+    header_row: int | None = None
 
 
-def look(path: Path, run: Run) -> dict[str, Any]:
+def look(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, Any]:
     """The `columns` of a file, its first `rows`, and which are `text`, `text_pair` and `label` by the run's
-    own names or by their content (None where none is). Raises DataError."""
-    stream = open_rows(path)
+    own names or by their content (None where none is); of a workbook also its `sheets`, and the `sheet` and
+    `header_row` that are read. Raises DataError."""
+    stream = open_rows(path, options or ReadOptions())
     first = next(stream.chunks(), [])
     trained = _trained_columns(run)
     named = {role: trained.get(f"{role}_column") for role in ("text", "text_pair", "label")}
     found = {role: name if name in stream.columns else None for role, name in named.items()}
     found["text"] = found["text"] or _guess_text(stream.columns, first)
-    return {"columns": stream.columns, "rows": first[:5], **found}
+    return {"columns": stream.columns, "rows": first[:5], **found, **stream.facts()}
 
 
 def predict_file(predictor: Predictor, request: Request, progress: Progress = unheard) -> dict[str, Any]:
     """`path` of the written file, and what it holds: columns, rows, empty, abstained, neutralised, seconds,
     `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels, and the `form` of
-    the model that answered, as `precision.quicker` describes it (None where it was not looked for).
+    the model that answered, as `precision.quicker` describes it (None where it was not looked for). `notes`
+    are sentences on rows that could not be read as they are, and `read` tells the sheet of a workbook.
 
     The file is read twice: first to count and check every row, so that nothing is written of one that cannot
     be read whole. Raises DataError, one sentence; a full disk gives RunError and leaves nothing.
@@ -60,16 +69,16 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     start = time.perf_counter()
     if predictor.shows_baseline:
         raise RunError(f"{predictor.standing_in} It says the same of every row; choose the adapter.")
-    stream = open_rows(request.path)
+    stream = open_rows(request.path, ReadOptions(request.sheet_name, request.header_row))
     job = _Job(predictor, request, stream, progress)
     job.check()
     form = job.take_quicker_form()
     folder = predictor.run.folder / PREDICTIONS
     folder.mkdir(exist_ok=True)
     kind = writer_for(stream)
-    suffix = kind.suffix or request.path.suffix
-    name = f"{request.path.stem[:60]}-{predictor.variant}-{secrets.token_hex(3)}{suffix}"
-    with whole_file(folder / name) as staging:
+    suffix = kind.suffix or stream.file.format
+    name = f"{request.path.name.split('.')[0][:60]}-{predictor.variant}-{secrets.token_hex(3)}{suffix}"
+    with atomic_file(folder / name) as staging:
         writer = kind(staging, stream, job.added)
         try:
             for rows in stream.chunks():
@@ -87,6 +96,8 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
         "seconds": time.perf_counter() - start,
         "metrics": job.metrics(),
         "form": form,
+        "notes": [damage_note(stream.damaged_rows, stream.damaged).sentence] if stream.damaged else [],
+        "read": stream.facts(),
     }
 
 
@@ -240,7 +251,11 @@ class _Job:
 
 
 def _trained_columns(run: Run) -> dict[str, Any]:
-    return run.result().get("data", {}).get("columns", {})
+    """The columns that a run was trained on; empty for a run that was stopped, or has lost its result."""
+    try:
+        return run.result().get("data", {}).get("columns", {})
+    except RunError:
+        return {}
 
 
 def _guess_text(columns: list[str], rows: Chunk) -> str | None:

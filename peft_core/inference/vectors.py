@@ -12,19 +12,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from peft_core.errors import DataError, MergeError
+from peft_core.errors import DamagedError, DataError, MergeError
 from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.inference.probe import mean_vectors
 from peft_core.inference.review import Judged
+from peft_core.manifests import verify_folder
 from peft_core.methods import METHODS
 from peft_core.problems import MULTI, REGRESSION
 from peft_core.progress import Progress, unheard
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 BASE, ADAPTED = "base", "adapted"
-VECTORS_FILE = "vectors.safetensors"
+VECTORS_FILE = "vectors/vectors.safetensors"
 NEAREST, MOST = 10, 100
 _BLOCK = 1024  # rows whose similarities to all others are held at a time
 
@@ -101,25 +102,26 @@ class RowVectors:
     """
 
     def __init__(self, run: Run) -> None:
-        self.path = run.folder / VECTORS_FILE
+        self.run, self.path = run, run.folder / VECTORS_FILE
         self.judged = Judged.read(run)
         self.fingerprint = _fingerprint(run, Classifier.read(run))
 
     def load(self) -> dict[str, np.ndarray] | None:
         """`base` and `adapted`, float32 (rows, size) of length 1; None if they must be made."""
         try:
+            verify_folder(self.path.parent)
             with safe_open(self.path, framework="numpy") as file:
                 if (file.metadata() or {}).get("fingerprint") != self.fingerprint:
                     return None
                 found = {name: file.get_tensor(name) for name in (BASE, ADAPTED)}
-        except (OSError, SafetensorError):
+        except (DamagedError, OSError, SafetensorError):
             return None
         return found if all(len(rows) == len(self.judged.rows) for rows in found.values()) else None
 
     def save(self, found: dict[str, np.ndarray]) -> None:
         """Keep them, whole or not at all."""
-        with whole_file(self.path) as staging:
-            save_file(found, staging, metadata={"fingerprint": self.fingerprint})
+        with self.run.new_folder(self.path.parent) as staging:
+            save_file(found, staging / self.path.name, metadata={"fingerprint": self.fingerprint})
 
 
 def _fingerprint(run: Run, classifier: Classifier) -> str:

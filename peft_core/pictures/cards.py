@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.pictures.pieces import duration, message, settings_line, speed
+from peft_core.kept_step import KeptStep
+from peft_core.pictures.pieces import duration, message, settings_line, speed, speedup_failure
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import FINISHED, KILLED
 
@@ -23,16 +24,39 @@ def result_card(description: Mapping[str, Any]) -> str:
     result, status = description["result"], description["status"]
     title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
     if result is None:
-        why = description.get("error") or "Stopped before there was anything to keep."
-        return f'<div class="result">{title}{message(why, "error" if status != KILLED else "note")}</div>'
+        why = description.get("error") or " ".join(description.get("notes") or ())
+        why = why or "Stopped before there was anything to keep."
+        kind = "error" if status != KILLED else "note"
+        return f'<div class="result">{title}{message(why, kind)}{speedup_failure(description)}</div>'
     stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
-    return f"""<div class="result" data-testid="result">{title}{stopped}
+    kept = kept_step_line(result)
+    return f"""<div class="result" data-testid="result">{title}{stopped}{speedup_failure(result)}
 <div class="figures">{_figures(result)}</div>
 <div class="errors">{errors(result)}</div>
 <p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
 {result["parameters"]["trainable"]:,} of {result["parameters"]["total"]:,} parameters
 ({result["parameters"]["percent"]:.4f} %).
-Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p></div>"""
+Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p>{kept}</div>"""
+
+
+def kept_step_line(result: Mapping[str, Any]) -> str:
+    """Which step was kept and why, with its numbers on all validation rows; nothing for earlier versions."""
+    if "kept" not in result:
+        return ""
+    words = kept_step_words(result)
+    return f'<p class="quiet" data-testid="kept-step">{html.escape(words)}</p>'
+
+
+def kept_step_words(result: Mapping[str, Any]) -> str:
+    """Which step was kept and why, and what its weights reach on all validation rows, if there are any."""
+    words, validation = KeptStep.from_dict(result["kept"]).describe(), result.get("validation")
+    if not validation:
+        return words
+    first = METRICS[result["problem_type"]][0]
+    return (
+        f"{words} On all {validation['rows']:,} validation rows the kept weights reach {TITLES[first]} "
+        f"{measured(validation[first])} and loss {measured(validation['eval_loss'])}."
+    )
 
 
 def measured(value: float) -> str:
@@ -194,6 +218,9 @@ def _label_bars(shares: Mapping[str, float]) -> str:
 
 
 def _number_bar(value: float, limits: Sequence[float]) -> str:
+    """Nothing for a run that was stopped before it kept the limits: the number is the answer already."""
+    if not limits:
+        return ""
     low, high = limits
     share = min(1.0, max(0.0, (value - low) / (high - low))) if high > low else 0.5
     return _bar_row(f"{low:,g}", share, f"{high:,g}")

@@ -1,5 +1,6 @@
 """Runs and counts as tidy DataFrames, and the DataFrames as Vega-Lite specifications."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +24,15 @@ Spec = dict[str, Any]
 
 
 def curve_frame(metrics: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Columns step, kind (loss or a metric), series (training, validation, test), value; a row each."""
+    """Columns step, kind (loss or a metric), series (training, validation, test), value; a row each.
+
+    Values that are not finite, as runs of earlier versions logged, are left out.
+    """
     rows = []
     for row in metrics:
         for key, value in row.items():
             series, kind = _series_of(key)
-            if series and value is not None:
+            if series and value is not None and math.isfinite(value):
                 rows.append({"step": row["step"], "kind": kind, "series": series, "value": value})
     return pd.DataFrame(rows, columns=["step", "kind", "series", "value"])
 

@@ -112,9 +112,17 @@ def _file_words(facts: Mapping[str, Any]) -> str:
         read.append(f"{facts['delimiter']} between cells")
     if "encoding" in facts:
         read.append(_ENCODINGS.get(facts["encoding"], facts["encoding"]))
+    if "export" in facts:
+        read.append(f"export of {facts['export']}")
+    if "rows_under" in facts:
+        read.append(f"rows under {facts['rows_under']}")
+    if "member" in facts:
+        read.append(f"{facts['member']} inside")
     if "sheet" in facts:
         read.append(f"sheet {facts['sheet']}")
-    if "header" in facts:
+    if facts.get("header_row"):
+        read.append(f"header in row {facts['header_row']}")
+    elif "header" in facts:
         read.append("header" if facts["header"] else "no header")
     if facts.get("quoting") == "none":
         read.append("quotation marks are text")

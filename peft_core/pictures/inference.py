@@ -43,11 +43,21 @@ def file_result(done: Mapping[str, Any], variant: str) -> str:
         if done["neutralised"]
         else "",
         _form(done["form"]),
+        *(html.escape(note) for note in done["notes"]),
+        _sheet(done["read"]),
     ]
     return (
         f'<div class="result" data-testid="file-result"><p>{" ".join(filter(None, parts))}</p>'
         f"{_file_metrics(done['metrics'])}</div>"
     )
+
+
+def _sheet(read: Mapping[str, Any]) -> str:
+    """Which sheet of a workbook was read, and where its header is."""
+    if "sheet" not in read:
+        return ""
+    header = f", header in row {read['header_row']}" if read["header_row"] else ", without a header"
+    return f"Read from the sheet {html.escape(read['sheet'])}{header}."
 
 
 def _form(form: Mapping[str, Any] | None) -> str:

@@ -137,7 +137,7 @@ def running(state: Mapping[str, Any]) -> str:
     return (
         f'<div class="running"><h3>{html.escape(state["run_id"])}</h3>'
         f"{bar(share)}"
-        f'<p data-testid="progress">{html.escape(words)}</p></div>'
+        f'<p data-testid="progress">{html.escape(words)}</p>{speedup_failure(state)}</div>'
     )
 
 
@@ -145,6 +145,8 @@ def speed(told: Mapping[str, Any]) -> str:
     """Tokens a second of a run, and what stands behind them where that is not the plain step."""
     words = [f"{told.get('tokens_per_second') or 0:,.0f} tokens/s"]
     faster = told.get("speedups") or {}
+    if faster.get("failed_at") is not None:
+        faster = {}  # from that step on every one is plain
     if faster.get("dtype") == "bfloat16":
         words.append("bfloat16")
     if faster.get("lower_layers"):
@@ -154,6 +156,18 @@ def speed(told: Mapping[str, Any]) -> str:
     if told.get("gradient_checkpointing"):
         words.append("memory is short, so layers run again in the backward pass")
     return " · ".join(words)
+
+
+def speedup_failure(record: Mapping[str, Any]) -> str:
+    """A note on a run one of whose steps failed in a faster form; empty for any other."""
+    speedups = record.get("speedups") or {}
+    if speedups.get("failed_at") is None:
+        return ""
+    return message(
+        f"After step {speedups['failed_at']:,} a step failed in its faster form ({speedups['failure']}). It "
+        "was repeated in the plain form, and every later step is plain: slower, with the same result.",
+        "note",
+    )
 
 
 def settings_line(settings: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,5 @@
-"""Checkpoints that are whole or not there: staged, hashed, synced, renamed, and verified before use."""
+"""What training changes, saved to a checkpoint and put back: the trained weights and the ranks of AdaLoRA."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from peft_core.adapters import rank_allocator, trained_state
 
-MANIFEST, STATE = "manifest.json", "trained.safetensors"
 _IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as PEFT's RankAllocator names them
 
 
@@ -42,37 +40,3 @@ def load_trained(model: nn.Module, path: Path) -> None:
         for kind in _IMPORTANCES:
             held = {name: value for name, value in state.items() if name.startswith(f"{kind}:")}
             setattr(allocator, kind, {name.partition(":")[2]: value for name, value in held.items()})
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and have the bytes they were saved with, or None."""
-    return next((path for path in list_checkpoints(folder) if _verified(path)), None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps that a checkpoint has behind it."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): _sha256(path) for path in sorted(files)}
-
-
-def _verified(checkpoint: Path) -> bool:
-    try:
-        expected = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return STATE in expected and expected == hashes(checkpoint)
-    except (OSError, ValueError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from peft_core.runs import Run
+from peft_core.runs import RunInTraining
 
 
 def launch_command(count: int, run_dir: str) -> list[str]:
@@ -62,10 +62,14 @@ def part() -> None:
         dist.destroy_process_group()
 
 
-class FollowedRun(Run):
+class FollowedRun(RunInTraining):
     """A run's folder as a process that follows has it: it reads everything and writes nothing."""
 
+    def begin(self) -> None: ...
+
     def update(self, **changes: Any) -> None: ...
+
+    def note(self, sentence: str) -> None: ...
 
     def log_metrics(self, row: dict[str, Any]) -> None: ...
 

@@ -1,26 +1,36 @@
-"""What Trainer does, written into the run folder as it happens."""
+"""What Trainer does, written into the run folder as it happens, and Stop as the run folder has it."""
 
+import math
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
 from peft_core.problems import METRICS
-from peft_core.runs import Run
-from peft_core.training.processes import as_the_leader
+from peft_core.runs import RunInTraining
+from peft_core.training.fallback import random_state
+from peft_core.training.processes import as_the_leader, processes
+from peft_core.training.stopping import Stopped
 
-LOOKS = 4  # steps from one look for a stop to the next
+LOOK_SECONDS = 0.5  # between two looks for Stop that several processes take together
+SMALL = 10_000_000  # trained numbers up to which a checkpoint takes a fraction of a second
 
 
 class RunProgress(TrainerCallback):
-    """Writes what Trainer does into the run folder, and stops it when the folder says so."""
+    """Writes what Trainer does into the run folder, and raises `Stopped` after a step once the folder says
+    so.
 
-    def __init__(self, run: Run, problem_type: str) -> None:
+    `random` is the state of the random numbers after the last whole step.
+    """
+
+    def __init__(self, run: RunInTraining, problem_type: str) -> None:
         self.run, self.metrics = run, METRICS[problem_type]
         self.step_seconds = 0.0
         self.steps = self.tokens = 0
         self._step_start = self._written = 0.0
         self._steps_before = self._tokens_before = 0
+        self._next_look = 0
+        self.random = random_state()
 
     def totals(self) -> dict[str, Any]:
         """Steps, tokens (padding left out) and tokens a second of the steps alone."""
@@ -30,12 +40,13 @@ class RunProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._steps_before, self._tokens_before = state.global_step, int(state.num_input_tokens_seen)
+        self.steps, self.tokens = self._steps_before, self._tokens_before
         self.run.update(step=state.global_step, max_steps=state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_start = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         now = time.perf_counter()
         self.step_seconds += now - self._step_start
         self.steps, self.tokens = state.global_step, int(state.num_input_tokens_seen)
@@ -46,21 +57,45 @@ class RunProgress(TrainerCallback):
             eta = left * self.step_seconds / (self.steps - self._steps_before)
             self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
         if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
-            control.should_evaluate, control.should_save = args.eval_strategy != "no", False
-        if state.global_step % LOOKS == 0 and as_the_leader(self.run.stop_requested()):
-            control.should_training_stop = True
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = trained_numbers(named["model"]) <= SMALL  # for a Stop in the evaluation
+        self.random = random_state()
+        self._stop_if_requested()
+
+    def _stop_if_requested(self) -> None:
+        """Raise `Stopped` in this process, or in all that share the run.
+
+        To agree takes several processes as long as a short step. They do so every half a second, at a step
+        that the leader names.
+        """
+        if processes() == 1:
+            if self.run.stop_requested():
+                raise Stopped
+        elif self.steps >= self._next_look:
+            step_seconds = self.step_seconds / max(1, self.steps - self._steps_before)
+            wait = max(1, int(LOOK_SECONDS / max(step_seconds, 1e-6)))
+            stop, wait = as_the_leader((self.run.stop_requested(), wait))
+            self._next_look = self.steps + wait
+            if stop:
+                raise Stopped
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         kept = ("loss", "learning_rate", "grad_norm", "eval_loss", *(f"eval_{name}" for name in self.metrics))
-        row = {key: float(logs[key]) for key in kept if key in logs}
+        row = {key: float(logs[key]) for key in kept if key in logs and math.isfinite(logs[key])}
         if row:
             self.run.log_metrics(
                 {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row}
             )
 
 
-def log_result(run: Run, result: dict[str, Any]) -> None:
-    """The result as a point of its own: it is of the test rows, the curve of the validation rows."""
+def trained_numbers(model: Any) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def log_result(run: RunInTraining, result: dict[str, Any]) -> None:
+    """The result as a point of its own, at the step kept: it is of the test rows, the curve of the validation
+    rows."""
     row = {f"test_{name}": result[name] for name in METRICS[result["problem_type"]]}
-    row["test_loss"] = result["eval_loss"]
-    run.log_metrics({"step": result["steps"], "epoch": result["epochs"], "time": time.time(), **row})
+    row["test_loss"], kept = result["eval_loss"], result["kept"]
+    run.log_metrics({"step": kept["step"], "epoch": kept["epoch"], "time": time.time(), **row})

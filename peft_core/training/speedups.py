@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from peft_core.config import TrainConfig
 from peft_core.machine import gains_by_half, seconds
 from peft_core.methods import METHODS, TRAINS_LAYERS
 from peft_core.modules import encoder_layers
+from peft_core.training.admission import PlainStep, gradient
+from peft_core.training.fallback import AppliedSpeedups, Speedups
 from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
 from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
@@ -25,30 +27,10 @@ from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
 WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
 EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
 COMPILING_TAKES, COMPILED_SAVES = 150.0, 0.3  # seconds, and the share of a step; on a GPU
-CHECKED = 4  # texts of the batch on which a step is compared: more would take more memory than training
 _ATTENTION = "peft_core"
 
 Undo = Callable[[], None]
 Change = Callable[[nn.Module, str], tuple[Undo | None, Any]]
-
-
-@dataclass(frozen=True)
-class Speedups:
-    """What a training step was made faster by; `gradient_error` is of the whole against the plain step.
-
-    `dtype` is that of the layers' frozen weights. `autocast`: a GPU is to compute in bfloat16 all the same.
-    """
-
-    dtype: str = "float32"
-    first_token: bool = False
-    lora_layers: int = 0
-    lower_layers: int = 0
-    compiled: bool = False
-    autocast: bool = False
-    gradient_error: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def uncompiled() -> contextlib.AbstractContextManager[None]:
@@ -62,10 +44,12 @@ def faster(
     config: TrainConfig,
     batch: dict[str, torch.Tensor],
     steps: int,
-    before: dict[str, Any] | None = None,
+    before: Speedups | None = None,
     texts: Texts | None = None,
-) -> Iterator[Speedups]:
-    """The model with every speed-up that leaves this batch's gradient as it is; plain again at the end.
+) -> Iterator[AppliedSpeedups]:
+    """The model with every speed-up that leaves a step's gradient as it is; plain again at the end.
+
+    The gradients are compared on texts of this batch, with and without an attention mask.
 
     The last layer runs for the first token alone, and plain LoRA layers as one operation each: both move a
     gradient by rounding alone (EXACT). Where the machine multiplies bfloat16 faster, the layers' frozen
@@ -89,9 +73,8 @@ def faster(
                 *[("lower_layers", partial(_lower_layers, texts))] * bool(texts and again),
                 *[("compiled", _compiled)] * compiles,
             ]
-            earlier = Speedups(**before) if before else None
-            done = _all_that_hold(stack, model, config.method, batch, changes, earlier)
-        yield done
+            done = _all_that_hold(stack, model, config.method, batch, changes, before)
+        yield AppliedSpeedups(model, done, stack)
 
 
 def _all_that_hold(
@@ -102,14 +85,16 @@ def _all_that_hold(
     changes: list[tuple[str, Change]],
     before: Speedups | None,
 ) -> Speedups:
-    (batch, plain), done = _compared(model, batch), Speedups()
+    if before is not None and before.failed:
+        return before
+    plain, done = PlainStep(model, batch), Speedups()
     for name, change in changes:
         if before is not None and getattr(before, name) == getattr(done, name):
             continue
         undo, value = change(model, method)
         if undo is None:
             continue
-        error = _error(model, batch, plain)
+        error = plain.error(model)
         rounds = name in ("dtype", "compiled") or done.dtype != "float32"
         if error <= (HALF if rounds else EXACT):
             stack.callback(undo)
@@ -153,10 +138,7 @@ def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
     wide = [parameter.data for parameter in frozen]  # which lie in the file that was loaded, not in memory
     for parameter in frozen:
         parameter.data = parameter.data.to(torch.bfloat16)
-    hooks = [
-        layers[0].register_forward_pre_hook(_narrow, with_kwargs=True),
-        layers[-1].register_forward_hook(_widen),
-    ]
+    hooks = _narrow_hooks(layers)
     implementation = model.config._attn_implementation
     if implementation == "sdpa":
         model.config._attn_implementation = _ATTENTION
@@ -186,6 +168,9 @@ def _lower_layers(texts: Texts, model: nn.Module, method: str) -> tuple[Undo | N
     except OSError:  # the disk is full: they run each time, as ever
         lower.close()
         return None, None
+    except BaseException:
+        lower.close()
+        raise
     return lower.close, count
 
 
@@ -210,10 +195,19 @@ def _compiling_pays(model: nn.Module, batch: dict[str, torch.Tensor], steps: int
     if not next(model.parameters()).is_cuda:
         return False
     try:
-        _gradient(model, batch)
+        gradient(model, batch)
     except torch.OutOfMemoryError:
         return False
-    return steps * COMPILED_SAVES * seconds(lambda: _gradient(model, batch)) > COMPILING_TAKES
+    return steps * COMPILED_SAVES * seconds(lambda: gradient(model, batch)) > COMPILING_TAKES
+
+
+def _narrow_hooks(layers: nn.ModuleList) -> list[Any]:
+    """What flows into the layers becomes bfloat16, what leaves them float32 again.
+
+    Every layer is hooked, because some models give each a float32 mask or position bias (MPNet, DeBERTa).
+    """
+    hooks = [layer.register_forward_pre_hook(_narrow, with_kwargs=True) for layer in layers]
+    return [*hooks, layers[-1].register_forward_hook(_widen)]
 
 
 def _narrow(_: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -221,8 +215,11 @@ def _narrow(_: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, d
 
 
 def _to_half(value: Any) -> Any:
-    is_wide = isinstance(value, torch.Tensor) and value.dtype == torch.float32
-    return value.to(torch.bfloat16) if is_wide else value
+    if not (isinstance(value, torch.Tensor) and value.dtype == torch.float32):
+        return value
+    # float32's lowest number, which a mask holds, would become -inf
+    lowest = torch.finfo(torch.bfloat16).min
+    return (value.clamp_min(lowest) if value.dim() == 4 else value).to(torch.bfloat16)
 
 
 def _widen(_: nn.Module, __: tuple, output: Any) -> Any:
@@ -285,45 +282,3 @@ def _replaced(forwards: list[tuple[nn.Module, Callable]]) -> Undo:
             del module.forward
 
     return undo
-
-
-def _compared(
-    model: nn.Module, batch: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A batch's first CHECKED texts, or fewer where a GPU is short of memory, and their plain gradient."""
-    texts = CHECKED
-    while True:
-        few = {name: value[:texts] for name, value in batch.items()}
-        try:
-            return few, _gradient(model, few)
-        except torch.OutOfMemoryError:
-            if texts == 1:
-                raise
-        texts //= 2
-
-
-def _error(model: nn.Module, batch: dict[str, torch.Tensor], plain: torch.Tensor) -> float:
-    """How far this batch's gradient is from the plain one, in norms of that; infinite if there is none."""
-    try:
-        found = _gradient(model, batch)
-    except (RuntimeError, TypeError, AttributeError) as failed:  # these numbers, or the compiler
-        print(f"{type(failed).__name__}: {str(failed).strip()}")
-        return math.inf
-    error = float((found - plain).norm() / plain.norm().clamp_min(1e-12))
-    return error if error == error else math.inf
-
-
-def _gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of the model's own loss, by what is trained and not large, without dropout; float32, one vector.
-
-    Where there is no dropout the model is in training mode, for which alone it is compiled then.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= WORTH_IT]
-    training = model.training
-    model.train(not any(isinstance(module, nn.Dropout) and module.p for module in model.modules()))
-    try:
-        with torch.random.fork_rng():
-            grads = torch.autograd.grad(model(**batch).loss, trained, allow_unused=True)
-    finally:
-        model.train(training)
-    return torch.cat([torch.zeros(1), *(g.float().flatten().cpu() for g in grads if g is not None)])

@@ -1,13 +1,18 @@
 """The named endpoints, for gradio_client and MCP: each takes and returns JSON."""
 
+from pathlib import Path
+
 import gradio as gr
 
+from peft_core.downloads import describe_os_errors
+from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import sentence
 from peft_core.workbench import Workbench
 
 
 class Endpoints:
-    """The functions behind /train, /status, /stop, /runs, /count, /merge and /predict.
+    """The functions behind /train, /status, /stop, /runs, /count, /merge, /predict, /download and
+    /delete.
 
     MCP clients read the docstrings.
     """
@@ -43,6 +48,14 @@ class Endpoints:
         """
         return self._workbench.stop(run_id)
 
+    def delete(self, run_id: str) -> dict:
+        """Delete a run that has ended, with its adapter and all its files. There is no way back.
+
+        Args:
+            run_id: a run's id, from /runs.
+        """
+        return self._workbench.delete(run_id)
+
     def runs(self) -> list:
         """All runs, the newest first, each as /status tells it."""
         return [self._workbench.describe(run) for run in self._workbench.list_runs()]
@@ -77,9 +90,23 @@ class Endpoints:
         """
         return self._workbench.predict(text, run_id, variant, text_pair)
 
+    def download(self, run_id: str, kind: str) -> gr.FileData:
+        """A zip of what a run has.
+
+        Args:
+            run_id: a run's id, from /train or /runs.
+            kind: adapter, merged, onnx, embeddings, page, or script (a program that trains the same run).
+        """
+        with describe_os_errors(f"The {kind} of {run_id!r}"):
+            path = download_cache().publish(self._workbench.archive(run_id, kind))
+        return gr.FileData(path=path, orig_name=Path(path).name)
+
 
 def build_api(workbench: Workbench) -> None:
     """Register the endpoints under their plain names."""
     ends = Endpoints(workbench)
-    for endpoint in (ends.train, ends.status, ends.stop, ends.runs, ends.count, ends.merge, ends.predict):
+    for endpoint in (
+        ends.train, ends.status, ends.stop, ends.runs, ends.count, ends.merge, ends.predict, ends.download,
+        ends.delete,
+    ):  # fmt: skip
         gr.api(sentence(endpoint), api_name=endpoint.__name__)

@@ -1,7 +1,6 @@
 """The Compare parameters tab: what each configuration costs, exactly, and what one's own runs reached."""
 
 import itertools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from peft_core.pictures.charts import parts_chart, parts_frame, runs_chart, runs
 from peft_core.pictures.pieces import message, size, working
 from peft_core.presets import MODELS
 from peft_core.problems import TITLES
+from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import FOLLOWING, PRIVATE, download_by_click, plot, sentence_each
 from peft_core.ui.fields import Form
 from peft_core.ui.form import fill
@@ -79,7 +79,7 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
     chart = gr.Plot(show_label=False, elem_id="parts", container=False)
 
     @sentence_each
-    def count(names: list, kinds: list, widths: list, sets: list, labels: float, use_log: bool) -> Any:
+    def count(names: list, kinds: list, widths: list, sets: list, labels: float) -> Any:
         asked = combinations(names, kinds, widths, sets, labels)
         settings = [workbench.config(config).to_dict() for config in asked]
         counted: list[dict[str, Any]] = []
@@ -90,7 +90,6 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         yield {
             rows: found,
             table: frame_of(found),
-            chart: plot(parts_chart(parts_frame(found), log=use_log)),
             told: gr.update(visible=bool(refused), value=message(" ".join(refused), "note")),
         }
 
@@ -102,8 +101,9 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         facts = workbench.worker.run("describe_model", config.model_name_or_path)
         return {**fill(form, config, facts["modules"]), tabs: gr.update(selected="train")}
 
-    go.click(count, [*inputs, log], [rows, table, chart, told], **PRIVATE)
-    log.change(redraw, [rows, log], chart, **PRIVATE)
+    counted = go.click(count, inputs, [rows, table, told], **PRIVATE)
+    for changed in (counted.success, log.change):  # drawn by the scale that is chosen when it is drawn
+        changed(redraw, [rows, log], chart, **FOLLOWING)
     table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
     download_by_click(csv, write_csv, [rows], "file-csv")
 
@@ -236,11 +236,11 @@ def frame_of(rows: list[dict[str, Any]]) -> Styler:
     return frame.style.format(thousands=",", subset=counts).format(precision=4, subset=[COLUMNS["percent"]])
 
 
-def write_csv(rows: list[dict[str, Any]]) -> str:
+def write_csv(rows: list[dict[str, Any]]) -> Path:
     """The table as a CSV file of plain numbers."""
     if not rows:
-        raise gr.Error("Press Count first; then there is a table to download.", print_exception=False)
+        raise PeftCoreError("Press Count first; then there is a table to download.")
     columns = [column for column in COLUMNS if column != "file"] + ["file_bytes"]
-    path = Path(tempfile.mkdtemp()) / "parameter-counts.csv"
+    path = download_cache().new_file("parameter-counts.csv")
     pd.DataFrame(rows)[columns].to_csv(path, index=False)
-    return str(path)
+    return path

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import BASE_HEADS, DECIMAL_MARKS, PROBLEM_TYPES, REMEDIES, SETTINGS
-from peft_core.data.formats import SUFFIXES
+from peft_core.data.formats import FILE_TYPES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.data import data_facts, data_findings, data_preview
@@ -25,12 +25,14 @@ GUESSED = (
     "label_separator",
     "decimal_mark",
     "dataset_config_name",
+    "sheet_name",
 )  # an empty text leaves them open
 _ANSWERS = ("label_columns", "decimal_mark", "base_head")  # shown where a finding asks for them
 _SPLITS = ("train_split", "validation_split", "eval_split")
 _INSPECTED = (
-    "dataset_name", "dataset_config_name", *_SPLITS, *COLUMNS, *_ANSWERS, "problem_type", "label_separator",
-    "remedies", "split_seed", "max_train_samples", "max_eval_samples", "max_length", "class_weight",
+    "dataset_name", "dataset_config_name", "sheet_name", "header_row", *_SPLITS, *COLUMNS, *_ANSWERS,
+    "problem_type", "label_separator", "remedies",
+    "split_seed", "max_train_samples", "max_eval_samples", "max_length", "class_weight",
 )  # fmt: skip
 _READ_ALONG = ("model_name_or_path", "revision")
 _GUESS = "Guessed"
@@ -60,12 +62,23 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
     )
     upload = gr.File(
         file_count="multiple",
-        file_types=list(SUFFIXES),
-        label="Or upload CSV, JSONL, Parquet, Excel",
+        file_types=list(FILE_TYPES),
+        label="Or upload CSV, JSONL, Parquet, Excel, .gz, .zip",
         height=130,
         elem_id="upload",
     )
     facts = gr.HTML(elem_id="data-facts")
+    with gr.Row():
+        form["sheet_name"] = gr.Dropdown(
+            [(_GUESS, "")],
+            value="",
+            label=SETTINGS["sheet_name"].label,
+            allow_custom_value=True,
+            visible=False,
+            min_width=150,
+            elem_id="sheet_name",
+        )
+        form["header_row"] = field("header_row", visible=False, precision=0, min_width=150)
     with gr.Row():
         form["text_column"], form["label_column"] = _picker("text_column"), _picker("label_column")
     with gr.Row():
@@ -135,6 +148,8 @@ def wire_data_card(
         form["remedies"],
         form["dataset_config_name"],
         form["label_separator"],
+        form["sheet_name"],
+        form["header_row"],
     ]
     shown += [form[name] for name in (*COLUMNS, *_SPLITS, *_ANSWERS)]
 
@@ -198,6 +213,10 @@ def _look(card: DataCard, form: Form, workbench: Workbench, values: Mapping[Any,
         ),
         form["dataset_config_name"]: gr.update(choices=[("None", ""), *found["configs"]]),
         form["label_separator"]: gr.update(visible=_takes_separator(settings, found)),
+        form["sheet_name"]: gr.update(
+            choices=_sheet_choices(found), visible=bool(_sheets(found) or settings["sheet_name"])
+        ),
+        form["header_row"]: gr.update(visible=_has_header_row(found) or bool(settings["header_row"])),
         **{form[name]: gr.update(choices=_column_choices(found, name)) for name in COLUMNS},
         **_answers(form, found, settings),
         **{form[name]: gr.update(choices=_split_choices(found, name)) for name in _SPLITS},
@@ -282,13 +301,30 @@ def _unset(form: Form) -> dict[Any, Any]:
     """Values that say nothing of the columns, the task or the splits, so that all is guessed anew."""
     kept = {form[name]: getattr(DEFAULTS, name) for name in (*_SPLITS, "class_weight", "base_head")}
     empty = {form[name]: [] for name in ("remedies", "label_columns")}
-    return {**dict.fromkeys((form[name] for name in GUESSED), ""), **empty, **kept}
+    guessed = dict.fromkeys((form[name] for name in GUESSED), "")
+    return {**guessed, **empty, form["header_row"]: None, **kept}
 
 
 def _takes_separator(settings: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     in_force = found.get("in_force", {})
     several = in_force.get("problem_type") == "multi_label_classification" and not in_force["label_columns"]
     return several or bool(settings["label_separator"])
+
+
+def _sheets(found: Mapping[str, Any]) -> list[str]:
+    """The sheets of all workbooks that were read."""
+    return list(dict.fromkeys(sheet for facts in found.get("files", ()) for sheet in facts.get("sheets", ())))
+
+
+def _sheet_choices(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sheets by name; first, the one that is read where none is chosen."""
+    read = next((facts["sheet"] for facts in found.get("files", ()) if "sheet" in facts), None)
+    return [(f"{_GUESS}: {read}" if read else _GUESS, ""), *((sheet, sheet) for sheet in _sheets(found))]
+
+
+def _has_header_row(found: Mapping[str, Any]) -> bool:
+    """Whether a file has rows whose header can be chosen: a sheet, or delimited text."""
+    return any("sheet" in facts or "delimiter" in facts for facts in found.get("files", ()))
 
 
 def _remedy_choices(counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -5,12 +5,17 @@ from typing import Any, get_args, get_type_hints
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
+from peft_core.problems import TITLES
 
 DEFAULTS = TrainConfig()
 Form = dict[str, gr.components.Component]
 _KINDS = get_type_hints(TrainConfig)
-_CHOICES: dict[str, list[tuple[str, int]]] = {
-    "load_in_bits": [("32, as they are", 32), ("8, quantised", 8), ("4, quantised", 4)]
+_CHOICES: dict[str, list[tuple[str, int]] | list[tuple[str, str]]] = {
+    "load_in_bits": [("32, as they are", 32), ("8, quantised", 8), ("4, quantised", 4)],
+    "metric_for_best_model": [
+        ("The task's first metric", ""),
+        *((TITLES.get(name, name), name) for name in SETTINGS["metric_for_best_model"].choices),
+    ],
 }
 
 
@@ -25,7 +30,7 @@ def field(name: str, **options: Any) -> gr.components.Component:
     if isinstance(value, tuple):
         return gr.CheckboxGroup(choices, value=list(value), **shared)
     if choices:
-        return gr.Dropdown(choices, value=value, **shared)
+        return gr.Dropdown(choices, value="" if value is None and name in _CHOICES else value, **shared)
     if int in kinds or float in kinds:
         return gr.Number(value, **shared)
     return gr.Textbox(value or "", **shared)

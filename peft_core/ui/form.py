@@ -28,6 +28,8 @@ from peft_core.ui.method_card import (
 from peft_core.ui.model_card import build_model_card, model_facts
 from peft_core.workbench import Workbench
 
+_EMPTY_TEXT = (*GUESSED, "metric_for_best_model")  # fields in which an empty text stands for None
+
 
 @dataclass(frozen=True)
 class Cards:
@@ -59,6 +61,15 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
             ("lr_scheduler_type", "seed"),
             ("dropout", "arithmetic", "torch_compile"),
         )
+        with gr.Accordion("Best step and early stopping", open=False, elem_classes="more"):
+            fields(
+                form,
+                ("load_best_model_at_end", "metric_for_best_model"),
+                ("early_stopping_patience", "early_stopping_threshold"),
+                ("eval_steps",),
+            )
+        with gr.Accordion("Gradient and loss", open=False, elem_classes="more"):
+            fields(form, ("gradient_accumulation_steps", "max_grad_norm", "label_smoothing_factor"))
     accordions = [model, data, method, training]
     for card, label in zip(accordions, summaries(DEFAULTS.to_dict()), strict=True):
         card.label = label
@@ -71,7 +82,8 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
     What the chosen method does not read keeps its default, whatever a hidden field holds.
     """
     named = {name: values[component] for name, component in form.items()}
-    named["num_labels"] = named["num_labels"] or None  # an empty number field reads 0
+    for name in ("num_labels", "eval_steps", "header_row"):
+        named[name] = named[name] or None  # an empty number field reads 0
     read = METHODS[named["method"]].settings
     return {name: value for name, value in named.items() if name in read or name not in OWN_SETTINGS}
 
@@ -79,7 +91,7 @@ def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:
     """Updates that put a config into the form; `choices` are the model's modules."""
     updates: dict[Any, Any] = {
-        form[name]: gr.update(value="" if value is None and name in GUESSED else value)
+        form[name]: gr.update(value="" if value is None and name in _EMPTY_TEXT else value)
         for name, value in config.to_dict().items()
         if name in form
     }

@@ -1,21 +1,30 @@
 """The right side of the Train tab: the picked run as it stands on disk, and what can be done with it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from peft_core.certificate import read_certificate
+from peft_core.certificate import certificate_of_merged
 from peft_core.errors import RunError
-from peft_core.export.archives import zip_of
 from peft_core.pictures.cards import result_card
 from peft_core.pictures.charts import curve, curve_frame
 from peft_core.pictures.pieces import certificate, message, method_picture, running, working
 from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
-from peft_core.ui.events import PRIVATE, download_by_click, plot, sentence, sentence_each
+from peft_core.ui.events import (
+    PRIVATE,
+    at_once,
+    download_by_click,
+    drop_answers,
+    plot,
+    sentence,
+    sentence_each,
+)
 from peft_core.ui.fields import DEFAULTS, Form
 from peft_core.ui.form import fill
+from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
 INTRO = '<div class="intro"><h3>What Train does</h3></div>'
@@ -38,12 +47,18 @@ class RunPanel:
     adapter_zip: gr.Button
     merged_zip: gr.Button
     proof: gr.HTML
+    removal: gr.Row
+    delete: gr.Button
+    question: gr.Row
+    confirm: gr.Button
+    keep: gr.Button
 
     @property
     def shown(self) -> list[Any]:
         """The components that `updates` speaks of."""
         return [
             self.intro, self.picture, self.card, self.curves, self.actions, self.merged_zip, self.proof,
+            self.removal,
         ]  # fmt: skip
 
 
@@ -73,6 +88,13 @@ def build_run_panel() -> RunPanel:
         adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
         merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
     proof = gr.HTML(elem_id="proof", visible=False)
+    with gr.Row(visible=False, elem_classes="actions") as removal:
+        delete = gr.Button("Delete run", elem_id="delete-run", size="sm", scale=0, min_width=110)
+        with gr.Row(visible=False) as question:
+            confirm = gr.Button(
+                "Delete it for good", elem_id="confirm-delete", variant="stop", size="sm", scale=0
+            )
+            keep = gr.Button("Keep it", elem_id="keep-run", size="sm", scale=0, min_width=110)
     return RunPanel(
         intro,
         picture,
@@ -87,6 +109,11 @@ def build_run_panel() -> RunPanel:
         adapter_zip,
         merged_zip,
         proof,
+        removal,
+        delete,
+        question,
+        confirm,
+        keep,
     )
 
 
@@ -117,7 +144,9 @@ def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[A
         return {**nothing, **before}
     try:
         run = workbench.find(run_id)
-        return {**nothing, **_of_run(panel, run, workbench.describe(run))}
+        description = workbench.describe(run)
+        removal = gr.update(visible=description["status"] in ENDED and workbench.limits is None)
+        return {**nothing, **_of_run(panel, run, description), panel.removal: removal}
     except RunError as error:
         return {**nothing, panel.card: gr.update(visible=True, value=message(str(error)))}
 
@@ -138,16 +167,29 @@ def wire_run_panel(
         for report in workbench.merge(run_id):
             yield gr.update(visible=True, value=working(report.share, report.what))
 
-    def zip_path(kind: str) -> Any:
-        return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
-
     panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
     panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
     merged = panel.merge.click(merge, picker, panel.proof, **PRIVATE)
+    drop_answers(picker.change, merged)
     for ended in (merged.success, merged.failure):  # either way its progress goes
         ended(lambda: "", None, seen, **PRIVATE)
-    download_by_click(panel.adapter_zip, zip_path("adapter"), [picker], "file-adapter")
-    download_by_click(panel.merged_zip, zip_path("merged"), [picker], "file-merged")
+    _wire_removal(panel, workbench, picker)
+    for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):
+        download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"file-{kind}")
+
+
+def _wire_removal(panel: RunPanel, workbench: Workbench, picker: gr.Radio) -> None:
+    """Delete the picked run, once a second click says so."""
+
+    @sentence
+    def delete(run_id: str) -> Any:
+        workbench.delete(run_id)
+        return gr.update(choices=run_choices(workbench), value=None)
+
+    at_once([panel.delete.click], {panel.question: gr.update(visible=True)})
+    over = [panel.keep.click, panel.confirm.click, picker.change]
+    at_once(over, {panel.question: gr.update(visible=False)})
+    panel.confirm.click(delete, picker, picker, **PRIVATE)
 
 
 def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
@@ -160,9 +202,9 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     if ended and description["has_adapter"]:
         shown |= _visible(panel.actions)
         shown[panel.merged_zip] = gr.update(interactive=description["merged"])
-    held = read_certificate(run) if description["merged"] else None
-    if held is not None:
-        shown[panel.proof] = gr.update(visible=True, value=certificate(held.to_dict()))
+    proof = certificate_of_merged(run)
+    if proof is not None:
+        shown[panel.proof] = gr.update(visible=True, value=certificate(proof.to_dict()))
     return shown
 
 
@@ -175,7 +217,9 @@ def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[st
 
 
 def _stages(panel: RunPanel) -> list[Any]:
-    return [panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof]
+    return [
+        panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof, panel.removal,
+    ]  # fmt: skip
 
 
 def _visible(*components: Any) -> dict[Any, Any]:

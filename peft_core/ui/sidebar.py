@@ -1,13 +1,12 @@
 """The runs at the side: the list that every tab shares; what is picked there is the run in all of them."""
 
 import time
-from typing import Any
 
 import gradio as gr
 
 from peft_core.errors import RunError
 from peft_core.problems import headline
-from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run
+from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run, RunState
 from peft_core.workbench import Workbench
 
 MARKS = {RUNNING: "●", SCHEDULED: "○", FINISHED: "✓", FAILED: "✕", KILLED: "■"}
@@ -33,14 +32,16 @@ def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
 
 
 def _label(run: Run) -> str:
-    state: dict[str, Any] = run.state()
-    when = time.strftime("%d %b %H:%M", time.localtime(state.get("created", 0)))
-    return f"{MARKS.get(state['status'], '?')} {run.run_id}\n{_score(run) or _word(state)} · {when}"
+    state = run.state()
+    when = time.strftime("%d %b %H:%M", time.localtime(state.created))
+    if state.damage:
+        return f"{MARKS[FAILED]} {run.run_id}\ndamaged · {when}"
+    return f"{MARKS[state.status]} {run.run_id}\n{_score(run) or _word(state)} · {when}"
 
 
-def _word(state: dict[str, Any]) -> str:
-    starting = state["status"] == SCHEDULED and state.get("stage")
-    return "starting" if starting else state["status"].lower()
+def _word(state: RunState) -> str:
+    starting = state.status == SCHEDULED and state.stage
+    return "starting" if starting else state.status.lower()
 
 
 def _score(run: Run) -> str:

@@ -10,7 +10,7 @@ from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED
 from peft_core.ui.code import code_kinds, code_view, served, shown
 from peft_core.ui.data_card import wire_data_card
-from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PRIVATE, at_once, sentence, then_at_once
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
 from peft_core.ui.run_panel import RunPanel, build_run_panel, glance, updates, wire_run_panel
@@ -56,13 +56,13 @@ def build_train(
             gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
         return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
 
+    edits = [recipe.input, *[field.input for field in form.values()]]
+    at_once(edits, {refused: "", codes: gr.update(visible=False)})  # before what fills in a recipe's settings
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
     _wire_looks(workbench, panel, picker, seen, standing, [go, resume, stop])
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
-    edits = [recipe.input, *[field.input for field in form.values()]]
-    gr.on(edits, lambda: ["", gr.update(visible=False)], None, [refused, codes], **FOLLOWING)
     _wire_code(workbench, form, show_code, kind, [code, codes])
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
@@ -107,7 +107,7 @@ def _wire_looks(
 
     moving = [seen, held, panel.card, panel.loss, panel.metric]
     timer.tick(look, [picker, seen, held], moving, queue=False, **PRIVATE)
-    picker.change(look, [picker, seen, held], moving, **FOLLOWING)
+    then_at_once([picker.change], look, [picker, seen, held], moving)
     seen.change(show, picker, [picker, standing, *panel.shown, *buttons], **FOLLOWING)
 
 
@@ -132,7 +132,7 @@ def _word_for(*known: Any) -> str:
 def _status(workbench: Workbench, run_id: str | None) -> str:
     """How the picked run stands; empty for none, and for one that is gone."""
     try:
-        return workbench.find(run_id).state()["status"] if run_id else ""
+        return workbench.find(run_id).state().status if run_id else ""
     except RunError:
         return ""
 

@@ -14,7 +14,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from peft_core.errors import HubError, PeftCoreError
 from peft_core.export.hub.markdown import plain
-from peft_core.runs import disk_full_in_words
+from peft_core.files import translate_disk_errors
 from peft_core.sources import HUB_TIMEOUT, causes
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what a header can carry
@@ -131,7 +131,7 @@ def hub_in_words(repo_id: str = "") -> Iterator[None]:
     except Exception as error:
         sentence = _sentence(error, repo_id)
         if sentence is None:
-            with disk_full_in_words():  # the xet client keeps files of its own
+            with translate_disk_errors():  # the xet client keeps files of its own
                 raise
         raise HubError(sentence) from error
 

@@ -1,20 +1,19 @@
 """What a model card tells of a run, read once from its folder; its names as others may read them."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peft_core.certificate import MergeCertificate, read_certificate
+from peft_core.certificate import MergeCertificate, certificate_of_merged
 from peft_core.export.hub.markdown import LONGEST, escaped, name, plain
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.methods import METHODS, Method
 from peft_core.presets import DATASETS, MODELS
 from peft_core.problems import headline
-from peft_core.runs import Run
+from peft_core.runs import Run, RunResult
 from peft_core.sources import from_hub, hub_commit
 
 HUB = "https://huggingface.co"
@@ -28,7 +27,7 @@ class Facts:
     run: Run
     classifier: Classifier
     settings: dict[str, Any]
-    result: dict[str, Any]
+    result: RunResult
     decision: Decision
 
     @classmethod
@@ -60,13 +59,8 @@ class Facts:
 
     @cached_property
     def certificate(self) -> MergeCertificate | None:
-        """The merge certificate, if it holds and is of this very adapter."""
-        found = read_certificate(self.run)
-        if found is None or not found.holds:
-            return None
-        with (self.run.adapter / "adapter_model.safetensors").open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == found.adapter_sha256
-        return found if same else None
+        """The merge certificate, if it holds for this adapter and for the files of the merged model."""
+        return certificate_of_merged(self.run)
 
     @property
     def beats_baseline(self) -> bool:

@@ -11,7 +11,7 @@ from peft_core.errors import RunError
 from peft_core.export.hub.card_facts import LANGUAGES, Facts
 from peft_core.export.hub.markdown import escaped, folded, listed, name, table
 from peft_core.methods import bits_of
-from peft_core.pictures.cards import MATRIX, measured
+from peft_core.pictures.cards import MATRIX, kept_step_words, measured
 from peft_core.pictures.pieces import duration, size
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, THRESHOLD, TITLES
 from peft_core.rows import judged_rows
@@ -26,8 +26,10 @@ _SOURCES = {
     "folder with a card": ", a folder",
 }
 _TRAINING = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "num_train_epochs",
-    "per_device_train_batch_size", "max_length", "class_weight", "seed", "split_seed",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
+    "class_weight", "label_smoothing_factor", "load_best_model_at_end", "metric_for_best_model",
+    "early_stopping_patience", "eval_steps", "seed", "split_seed",
 )  # fmt: skip
 
 
@@ -81,11 +83,13 @@ def settings(facts: Facts) -> str:
     """The method, and the settings that it and its training read."""
     rows = [("Method", f"{facts.method.label} ({facts.method.source})")]
     for key in (*facts.method.settings, *_TRAINING):
-        rows.append((f"{SETTINGS[key].label} (`{key}`)", _value(facts.settings[key])))
+        if facts.settings[key] is not None:
+            rows.append((f"{SETTINGS[key].label} (`{key}`)", _value(facts.settings[key])))
     if "steps" in facts.result:
         rows.append(("Steps", f"{facts.result['steps']:,}"))
     rows.append(("Time", duration(facts.result["train_seconds"])))
-    return table(("Setting", "Value"), rows, numbers=False)
+    kept = f"\n\n{kept_step_words(facts.result)}" if "kept" in facts.result else ""
+    return table(("Setting", "Value"), rows, numbers=False) + kept
 
 
 def parameters(facts: Facts) -> str:
@@ -316,6 +320,6 @@ def _limits(facts: Facts) -> Iterator[str]:
             f"It was trained and measured over a base in {bits} bits; over full-precision weights its "
             "outputs differ a little."
         )
-    if facts.run.state()["status"] == KILLED:
+    if facts.run.state().status == KILLED:
         yield "Training was stopped before its end."
     yield "Nobody examined it for bias against groups of people, nor against texts made to mislead it."

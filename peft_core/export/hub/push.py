@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from peft_core.errors import HubError
-from peft_core.export.archives import folder_of
+from peft_core.export.archives import folder_of, verified_files
 from peft_core.export.hub.account import check_name, check_rights, find_account, hub_in_words
 from peft_core.export.hub.model_card import model_card
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
@@ -65,10 +65,9 @@ def _files(run: Run, kind: str, repo_id: str, folder: Path) -> list[CommitOperat
     """What is uploaded: the folder's files and the card, which is written nowhere else."""
     classifier = Classifier.read(run)
     files = [CommitOperationAdd(CARD, model_card(run, kind, repo_id).encode())]
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.is_file() and inside.name != CARD and not any(part.startswith(".") for part in inside.parts):
-            files.append(CommitOperationAdd(inside.as_posix(), _content(path, classifier)))
+    for name in sorted(verified_files(run, folder)):
+        if Path(name).name != CARD:
+            files.append(CommitOperationAdd(name, _content(folder / name, classifier)))
     return files
 
 

@@ -16,6 +16,7 @@ from peft_core.errors import ConfigError, ExportError
 from peft_core.export.onnx.graph import narrowing_matrices, write_fp32, write_int8
 from peft_core.export.onnx.judge import Judge
 from peft_core.export.onnx.report import REPORT_FILE, readme
+from peft_core.files import write_json, write_text
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
 from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant, merged_weights
@@ -23,7 +24,7 @@ from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, lo
 from peft_core.methods import METHODS
 from peft_core.progress import Progress, unheard
 from peft_core.rows import judged_rows
-from peft_core.runs import Run, whole_folder, write_json, write_text
+from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
 MAX_DROP = 0.5  # points of the headline metric that int8 may cost
@@ -52,7 +53,7 @@ def export_onnx(
     adapter_sha256 = sha256_of_adapter(run)
     progress(0.0, "Loading the model")
     model, tokenizer = _trained_model(run, classifier)
-    with whole_folder(run.folder / ".onnx", run.onnx) as staging:
+    with run.new_folder(run.onnx) as staging:
         progress(0.1, "Writing it as ONNX")
         _write_float32(staging, classifier, model, tokenizer)
         Decision.read(run).write(staging, classifier.labels)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_core.certificate import sha256_of_adapter
+from peft_core.errors import DamagedError
 from peft_core.problems import MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run
 
@@ -53,11 +54,12 @@ _TITLES = {"original": "the model in torch", "fp32": "`{}`, float32", "int8": "`
 
 
 def read_onnx_report(run: Run) -> dict[str, Any] | None:
-    """What `export_onnx` returned, or None if nothing is exported, or it is of an earlier adapter."""
+    """What `export_onnx` returned; None if nothing is exported, or it is damaged or of an earlier adapter."""
     try:
+        run.verify(run.onnx)
         report = json.loads((run.onnx / REPORT_FILE).read_text(encoding="utf-8"))
         return report if report["adapter_sha256"] == sha256_of_adapter(run) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamagedError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -4,21 +4,24 @@ import html
 import json
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peft_core.errors import RunError
+from peft_core.export.archives import zip_of
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.export.page.weblibrary import LIBRARY_URL, PAGE, described, library_files, read_record
+from peft_core.files import write_json
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
+from peft_core.manifests import replace_file
 from peft_core.problems import MULTI, REGRESSION, TITLES, headline
 from peft_core.progress import Progress, unheard
+from peft_core.records import read_json
 from peft_core.rows import JudgedRows, judged_rows
-from peft_core.runs import Run, whole_file, whole_folder, write_json
+from peft_core.runs import Run
 
 STATIC = ("page.css", "page.js", "classifier.js", "decision.js", "tokens.js")
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -60,8 +63,7 @@ def export_page(
             "files": library_files(library_url),
         },
     }
-    archive = run.folder / f"{run.run_id}-page.zip"
-    with whole_folder(run.folder / ".page", run.folder / "page") as folder:
+    with run.new_folder(run.folder / "page") as folder:
         progress(0.1, "Copying the model")
         settings["files"] = _copy_model(run, model["file"], folder)
         if library:
@@ -69,8 +71,8 @@ def export_page(
         settings["about"] = _about(run, classifier, precision, model)
         write_json(folder / SETTINGS_FILE, settings)
         _write_static(folder, settings)
-        progress(0.6, "Packing")
-        _zip(folder, archive)
+    progress(0.6, "Packing")
+    archive = zip_of(run, "page")
     progress(1.0, "Done")
     return {
         "folder": str(run.folder / "page"),
@@ -84,10 +86,12 @@ def export_page(
 
 def refresh_rule(run: Run) -> None:
     """Let a page that was made before answer by the decision that is saved with the run now."""
-    path = run.folder / "page" / SETTINGS_FILE
-    if path.is_file():
-        settings = json.loads(path.read_text("utf-8"))
-        write_json(path, {**settings, "decision": _decision(run, Classifier.read(run))})
+    folder = run.folder / "page"
+    if (folder / SETTINGS_FILE).is_file():
+        run.verify(folder)
+        settings = read_json(folder / SETTINGS_FILE)
+        settings["decision"] = _decision(run, Classifier.read(run))
+        replace_file(folder, SETTINGS_FILE, lambda path: write_json(path, settings))
 
 
 def default_title(classifier: Classifier) -> str:
@@ -202,14 +206,6 @@ def _write_static(folder: Path, settings: dict[str, Any]) -> None:
         text = (PAGE / name).read_text(encoding="utf-8")
         filled = re.sub(r"\{(\w+)\}", lambda found, values=values: values[found[1]], text)
         (folder / name).write_text(filled, encoding="utf-8")
-
-
-def _zip(folder: Path, path: Path) -> None:
-    """The folder as one file; weights do not compress, the vocabulary does."""
-    with whole_file(path) as staging, zipfile.ZipFile(staging, "w") as archive:
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            kind = zipfile.ZIP_STORED if file.suffix == ".onnx" else zipfile.ZIP_DEFLATED
-            archive.write(file, file.relative_to(folder), kind)
 
 
 def _about(run: Run, classifier: Classifier, precision: str, model: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from peft_core.export.script.source import assign, imports_of, literal
 from peft_core.export.script.training import (
     evaluate_block,
     loss_block,
+    measures_for_best_step,
     metrics_block,
     save_block,
     short_trainer_block,
@@ -79,11 +80,13 @@ def copied_part(
     parts = (
         f"{_fixed(config, facts)}\n{base}\n\n{load_block(config, facts)}",
         method_block(config, facts),
+        metrics_block(facts) if measures_for_best_step(config, facts) else "",
         loss_block(config, facts),
         f"{short_trainer_block(config, facts)}\n{train_block(config, facts)}",
         f"{save_block(config, _HERE)}\n{merge_block(config, facts, _HERE)}".strip(),
     )
-    body = _joined(*parts) if "\n\n\n" in "".join(parts) else "\n\n".join(filter(None, parts))
+    has_functions = any("\n\n\n" in part or part.startswith("def ") for part in parts)
+    body = _joined(*parts) if has_functions else "\n\n".join(filter(None, parts))
     return f"# With train and validation as data sets of tokens and labels:\n\n{imports_of(body)}\n\n{body}\n"
 
 
@@ -128,7 +131,7 @@ It needs: pip install {pinned}
 
 
 def _likeness(config: TrainConfig, facts: RunFacts) -> str:
-    if facts.stopped:
+    if facts.stopped and facts.model.kept_step is None:
         return "The run was stopped early; this trains to the end."
     return _SAME if config.arithmetic == "plain" else _ROUNDED
 

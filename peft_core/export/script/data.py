@@ -6,7 +6,7 @@ from peft_core.export.script.facts import RunFacts
 from peft_core.export.script.source import literal
 from peft_core.presets import DATASETS
 from peft_core.problems import SINGLE
-from peft_core.schedule import CURVE_ROWS
+from peft_core.schedule import evaluation_rows
 
 EMBEDDED, HUB, FILES = "embedded", "Hub", "files"
 ROW_FILES = {part: f"{part}.parquet" for part in ("train", "validation", "test")}
@@ -101,7 +101,7 @@ def is_held_out(row):
 
 pool = reviews.filter(lambda row: not is_held_out(row)).shuffle(seed=SEED)
 test = reviews.filter(is_held_out).shuffle(seed=SEED).select(range({facts.rows("test")}))
-{_train_and_spare(facts)}'''
+{_train_and_spare(config, facts)}'''
 
 
 def _hub(config: TrainConfig, facts: RunFacts) -> str:
@@ -112,11 +112,11 @@ def _hub(config: TrainConfig, facts: RunFacts) -> str:
     test = f"data[{literal(config.eval_split)}].shuffle(seed=SEED).select(range({facts.rows('test')}))"
     lines += [f"test = {test}", f"pool = data[{literal(config.train_split)}].shuffle(seed=SEED)"]
     if config.dataset_name in DATASETS:
-        return "\n".join([*lines, _train_and_spare(facts)])
+        return "\n".join([*lines, _train_and_spare(config, facts)])
     lines.append(f"train = pool.select(range({facts.rows('train')}))")
     if facts.rows("validation"):
         held = f"data[{literal(config.validation_split)}].shuffle(seed={config.split_seed})"
-        lines.append(f"validation = {held}.select(range({_curve_rows(facts)}))")
+        lines.append(f"validation = {held}.select(range({_curve_rows(config, facts)}))")
     return "\n".join(lines)
 
 
@@ -124,7 +124,7 @@ def _files(config: TrainConfig, facts: RunFacts) -> str:
     files = [f'"{part}": str(folder / "{ROW_FILES[part]}")' for part in parts_of(facts)]
     chosen = [f'{part} = rows["{part}"]' for part in parts_of(facts)]
     if facts.rows("validation"):
-        chosen[1] += f".select(range({_curve_rows(facts)}))"
+        chosen[1] += f".select(range({_curve_rows(config, facts)}))"
     columns = ", ".join([*text_columns(config, facts), "label"])
     return "\n".join(
         [
@@ -137,18 +137,21 @@ def _files(config: TrainConfig, facts: RunFacts) -> str:
     )
 
 
-def _train_and_spare(facts: RunFacts) -> str:
+def _train_and_spare(config: TrainConfig, facts: RunFacts) -> str:
     """The first rows of `pool` to train on, the next ones for the curve."""
     rows, lines = facts.rows("train"), []
     lines.append(f"train = pool.select(range({rows}))")
     if facts.rows("validation"):
         lines.append("# for the curve alone, so simply the next ones; the run took as many of each label")
-        lines.append(f"validation = pool.select(range({rows}, min(len(pool), {rows + _curve_rows(facts)})))")
+        lines.append(
+            f"validation = pool.select(range({rows}, min(len(pool), {rows + _curve_rows(config, facts)})))"
+        )
     return "\n".join(lines)
 
 
-def _curve_rows(facts: RunFacts) -> int:
-    return min(CURVE_ROWS, facts.rows("validation"))
+def _curve_rows(config: TrainConfig, facts: RunFacts) -> int:
+    """The validation rows of an evaluation during training."""
+    return evaluation_rows(config, facts.rows("train"), facts.rows("validation"))
 
 
 def _held_out_of_the_sample(config: TrainConfig, facts: RunFacts) -> bool:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_core.config import TrainConfig
@@ -25,7 +25,8 @@ class ModelFacts:
     """What is known of the model to be built; None where the script must find it out.
 
     `target_modules` are those of a run, in names that the model has; `feedforward` those of them that lie in
-    an MLP, which IA3 scales at their input; `steps` the optimizer steps of the whole training.
+    an MLP, which IA3 scales at their input; `steps` the optimizer steps of the whole training, of which the
+    weights of `kept_step` were kept (None for a run of earlier versions: the last one).
     """
 
     labels: tuple[str, ...] | None = None
@@ -35,6 +36,7 @@ class ModelFacts:
     head_is_fresh: bool = True
     head_change: HeadChange | None = None
     steps: int | None = None
+    kept_step: int | None = None
     target_modules: tuple[str, ...] | None = None
     feedforward: tuple[str, ...] = ()
 
@@ -66,11 +68,12 @@ class RunFacts:
             versions = {name: _version(result["versions"][name]) for name in _PACKAGES}
             threads = int(result["machine"]["threads"])
             model = _model_facts(run, config, classifier, used["train"])
+            model = replace(model, kept_step=_kept_step(result, model.steps))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
                 f"The run {run.run_id!r} does not say all that a script needs; train it again."
             ) from error
-        stopped = run.state()["status"] == KILLED
+        stopped = run.state().status == KILLED
         return cls(model, record, bool(classifier.text_pair), versions, threads, stopped)
 
     def rows(self, part: str) -> int:
@@ -93,6 +96,12 @@ def _model_facts(run: Run, config: TrainConfig, classifier: Classifier, rows: in
         target_modules=_sorted_names(peft.get("target_modules")),
         feedforward=_sorted_names(peft.get("feedforward_modules")),
     )
+
+
+def _kept_step(result: Mapping[str, Any], steps: int | None) -> int | None:
+    """The step that was kept; None where several processes took fewer steps than a script will."""
+    kept = result.get("kept")
+    return int(kept["step"]) if kept and int(kept["max_steps"]) == steps else None
 
 
 def _sorted_names(names: list[str] | None) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from peft_core.errors import RunError
 from peft_core.export.script.compose import SCRIPT_FILE, training_script
 from peft_core.export.script.data import FILES, ROW_FILES, parts_of, rows_come_from
 from peft_core.export.script.facts import RunFacts
+from peft_core.files import atomic_file
 from peft_core.progress import Progress, unheard
 from peft_core.rows import judged_texts
-from peft_core.runs import Run, whole_file
+from peft_core.runs import Run
 
 
 def script_of(run: Run) -> str:
@@ -35,8 +36,11 @@ def reproduction_zip(run: Run, progress: Progress = unheard, *, rows: bool = Tru
         progress(0.0, "Reading the rows of the run")
         files = _row_files(run, config, facts)
     progress(0.8, "Packing")
-    path = run.folder / f"{run.run_id}-script.zip"
-    with whole_file(path) as staging, zipfile.ZipFile(staging, "w", zipfile.ZIP_DEFLATED) as archive:
+    path = run.folder / "downloads" / "script" / f"{run.run_id}-script.zip"
+    with (
+        run.new_folder(path.parent) as staging,
+        zipfile.ZipFile(staging / path.name, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         archive.writestr(SCRIPT_FILE, script)
         for name, content in files.items():
             archive.writestr(name, content, zipfile.ZIP_STORED)
@@ -47,7 +51,7 @@ def reproduction_zip(run: Run, progress: Progress = unheard, *, rows: bool = Tru
 def save_rows(run: Run, folder: Path) -> None:
     """Write the Parquet files that a run's script reads into a folder. Raises as `reproduction_zip`."""
     for name, content in _row_files(run, run.config(), RunFacts.read(run)).items():
-        with whole_file(folder / name) as staging:
+        with atomic_file(folder / name) as staging:
             staging.write_bytes(content)
 
 

@@ -35,7 +35,8 @@ _NAMES = {
     "torch.utils.data": ("DataLoader", "Sampler"),
     "transformers": (
         "AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer", "BitsAndBytesConfig",
-        "DataCollatorWithPadding", "Trainer", "TrainerCallback", "TrainingArguments", "set_seed",
+        "DataCollatorWithPadding", "EarlyStoppingCallback", "Trainer", "TrainerCallback",
+        "TrainingArguments", "set_seed",
     ),
 }  # fmt: skip
 

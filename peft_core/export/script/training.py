@@ -1,13 +1,15 @@
 """The parts of a script that train, and that measure what was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peft_core.config import TrainConfig
+from peft_core.errors import ConfigError
 from peft_core.export.script.facts import ModelFacts
 from peft_core.export.script.source import Argument, call, literal, own_source
+from peft_core.kept_step import metric_for_best
 from peft_core.methods import HEAD_NAMES, METHODS
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.schedule import START_BATCHES, curve_steps, loss_steps
+from peft_core.problems import LOWER_IS_BETTER, MULTI, REGRESSION, SINGLE, headline
+from peft_core.schedule import START_BATCHES, eval_steps, loss_steps
 
 EVAL_BATCH = 16  # of long texts more are no faster, and take memory
 _HALF = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"
@@ -98,10 +100,12 @@ texts = np.array(train["labels"]).sum(0)
 ratios = np.where(texts > 0, (len(train) - texts) / np.maximum(texts, 1), 1)
 weights = torch.tensor(ratios, dtype=torch.float32)""",
 }
-_WEIGHTED = {
-    SINGLE: "cross_entropy(logits, labels, weight=held",
-    MULTI: "binary_cross_entropy_with_logits(logits, labels, pos_weight=held",
-}
+_STOP_AT_KEPT_STEP = '''class StopAtKeptStep(TrainerCallback):
+    """The run planned {steps:,} steps and kept the weights of step {kept:,}: training ends there."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == {kept}:
+            control.should_training_stop = True'''
 
 
 def metrics_block(facts: ModelFacts) -> str:
@@ -115,22 +119,41 @@ def loss_block(config: TrainConfig, facts: ModelFacts) -> str:
         heads = f"({', '.join(map(literal, HEAD_NAMES))})"
         parts = [_STANDARDISED.format(heads=heads)] + [f"\n\n{_TAKEN_OUT}"] * (not facts.head_is_fresh)
         return "".join(parts)
-    if config.class_weight == "none":
+    if not _has_own_loss(config, facts):
         return ""
-    return f"""{_WEIGHTS[facts.problem_type]}
+    weights = [] if config.class_weight == "none" else [f"{_WEIGHTS[facts.problem_type]}\n\n"]
+    return "\n".join([*weights, _loss_function(config, facts.problem_type)])
 
 
-def loss(outputs, labels, num_items_in_batch=None):
-    logits = outputs["logits"].float()
-    held = weights.to(logits.device)
-    total = {_WEIGHTED[facts.problem_type]}, reduction="sum")
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)"""
+def _has_own_loss(config: TrainConfig, facts: ModelFacts) -> bool:
+    """Whether `loss` stands in for the model's own."""
+    weighted = config.class_weight != "none" or config.label_smoothing_factor > 0
+    return facts.problem_type == REGRESSION or weighted
+
+
+def _loss_function(config: TrainConfig, problem_type: str) -> str:
+    """`loss` with class weights, label smoothing or both."""
+    smoothing, multi = config.label_smoothing_factor, problem_type == MULTI
+    weighted = config.class_weight != "none"
+    lines = [
+        "def loss(outputs, labels, num_items_in_batch=None):",
+        '    logits = outputs["logits"].float()',
+    ]
+    if multi and smoothing:
+        lines.append(f"    labels = labels * {literal(1 - smoothing)} + {literal(smoothing / 2)}  # smoothed")
+    options = [f"{'pos_weight' if multi else 'weight'}=weights.to(logits.device)"] * weighted
+    options += [f"label_smoothing={literal(smoothing)}"] * (smoothing > 0 and not multi)
+    function = "binary_cross_entropy_with_logits" if multi else "cross_entropy"
+    arguments = ", ".join(["logits", "labels", *options, 'reduction="sum"'])
+    lines.append(f"    total = {function}({arguments})")
+    lines.append("    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)")
+    return "\n".join(lines)
 
 
 def trainer_block(config: TrainConfig, facts: ModelFacts, *, curve: bool) -> str:
     """Lines that leave a `trainer` which takes the run's rows in the run's order; `curve`: it is measured on
     validation rows on the way."""
-    measured = ['eval_strategy="steps"', f"eval_steps={curve_steps(facts.steps)}"] if curve else []
+    measured = ['eval_strategy="steps"', f"eval_steps={eval_steps(config, facts.steps)}"] if curve else []
     arguments = [
         'output_dir=str(OUTPUT / "checkpoints")',
         *_own_arguments(config),
@@ -143,8 +166,10 @@ def trainer_block(config: TrainConfig, facts: ModelFacts, *, curve: bool) -> str
     curve_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
     named = ["eval_dataset=validation"] * curve
     named += [curve_metrics] * (curve and facts.problem_type != REGRESSION)
-    classes = [_batches(), _trainer()] + [_RANKS] * (config.method == "adalora")
-    return "\n\n\n".join([*classes, _built(config, facts, "RunTrainer", arguments, named)])
+    callbacks = _callbacks(config, facts)
+    classes = [_batches(), _trainer(), *callbacks.values()]
+    built = _built(config, facts, "RunTrainer", arguments, [*named, *_given_as(callbacks)])
+    return "\n\n\n".join([*classes, built])
 
 
 def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
@@ -153,12 +178,73 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
         'output_dir="checkpoints"',
         *_own_arguments(config),
         ('train_sampling_strategy="group_by_length"', "texts of like length together"),
-        'eval_strategy="epoch"',
+        *_evaluations(config),
+        *best_step_arguments(config, facts),
         *_machine(config),
     ]
-    classes = [f"{_RANKS}\n\n\n"] if config.method == "adalora" else []
-    built = _built(config, facts, "Trainer", arguments, ["eval_dataset=validation"])
-    return "".join([*classes, built])
+    named = ["eval_dataset=validation"]
+    if measures_for_best_step(config, facts):
+        named.append("compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)")
+    callbacks = _callbacks(config, facts)
+    if config.early_stopping_patience and best_step_arguments(config, facts):
+        callbacks[_early_stopping(config)] = ""
+    built = _built(config, facts, "Trainer", arguments, [*named, *_given_as(callbacks)])
+    return "\n\n\n".join([*filter(None, callbacks.values()), built])
+
+
+def best_step_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
+    """Trainer's arguments that keep the best step; none for virtual tokens, which it cannot load again."""
+    if not config.load_best_model_at_end or "num_virtual_tokens" in METHODS[config.method].settings:
+        return []
+    metric = _metric_for_best(config, facts)
+    return [
+        "load_best_model_at_end=True",
+        f"metric_for_best_model={literal(metric)}",
+        f"greater_is_better={metric not in LOWER_IS_BETTER}",
+    ]
+
+
+def measures_for_best_step(config: TrainConfig, facts: ModelFacts) -> bool:
+    """Whether `metrics` has to be known to Trainer for the best step."""
+    return bool(best_step_arguments(config, facts)) and _metric_for_best(config, facts) != "loss"
+
+
+def _metric_for_best(config: TrainConfig, facts: ModelFacts) -> str:
+    """By which a script chooses the best step; a number's errors in another scale are ordered by the loss."""
+    try:
+        metric = metric_for_best(config, facts.problem_type)
+    except ConfigError:  # the task was guessed to be another
+        metric = headline(facts.problem_type)
+    return "loss" if metric in LOWER_IS_BETTER else metric
+
+
+def _evaluations(config: TrainConfig) -> list[Argument]:
+    """When Trainer evaluates and saves."""
+    if config.eval_steps is None:
+        return ['eval_strategy="epoch"', 'save_strategy="epoch"']
+    steps = [f"{kind}_steps={config.eval_steps}" for kind in ("eval", "save")]
+    return ['eval_strategy="steps"', 'save_strategy="steps"', *steps]
+
+
+def _early_stopping(config: TrainConfig) -> str:
+    arguments = [f"early_stopping_patience={config.early_stopping_patience}"]
+    if config.early_stopping_threshold:
+        arguments.append(f"early_stopping_threshold={literal(config.early_stopping_threshold)}")
+    return f"EarlyStoppingCallback({', '.join(arguments)})"
+
+
+def _callbacks(config: TrainConfig, facts: ModelFacts) -> dict[str, str]:
+    """The callbacks that a trainer takes, as calls, with the source of their classes."""
+    callbacks = {"MoveRanks()": _RANKS} if config.method == "adalora" else {}
+    if facts.steps is not None and facts.kept_step is not None and facts.kept_step < facts.steps:
+        source = _STOP_AT_KEPT_STEP.format(steps=facts.steps, kept=facts.kept_step)
+        callbacks["StopAtKeptStep()"] = source
+    return callbacks
+
+
+def _given_as(callbacks: Iterable[str]) -> list[str]:
+    """The argument of Trainer for these callbacks."""
+    return [f"callbacks=[{', '.join(callbacks)}]"] if callbacks else []
 
 
 def _batches() -> str:
@@ -181,7 +267,13 @@ def _machine(config: TrainConfig) -> list[str]:
 
 def _own_arguments(config: TrainConfig) -> list[str]:
     """The person's own settings, without those that are Trainer's defaults."""
-    usual = {"lr_scheduler_type": "linear", "warmup_steps": 0.0, "weight_decay": 0.0}
+    usual = {
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "gradient_accumulation_steps": 1,
+    }
     names = ("learning_rate", *usual, "num_train_epochs", "per_device_train_batch_size")
     given = [(name, getattr(config, name)) for name in names]
     own = [f"{name}={literal(value)}" for name, value in given if usual.get(name) != value]
@@ -199,13 +291,11 @@ def _built(
         *named,
         "processing_class=tokenizer",
     ]
-    if facts.problem_type == REGRESSION or config.class_weight != "none":
+    if _has_own_loss(config, facts):
         given.append("compute_loss_func=loss")
     if config.method == "lora" and config.loraplus_lr_ratio != 1.0:
         lines.append(_LORAPLUS.format(ratio=config.loraplus_lr_ratio, decay=config.weight_decay))
         given.append("optimizers=(optimizer, None)")
-    if config.method == "adalora":
-        given.append("callbacks=[MoveRanks()]")
     return "\n".join([*lines, call(f"trainer = {trainer}", given)])
 
 

@@ -8,17 +8,22 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.data.formats import SUFFIXES
+from peft_core.data.formats import FILE_TYPES, suffix_of
+from peft_core.downloads import describe_os_errors
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE
+from peft_core.ui.downloads import download_cache
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, at_once, drop_answers, then_at_once
 from peft_core.workbench import Workbench
 
 HELP = (
-    "CSV, TSV, JSONL, Parquet or Excel. The same rows come back in the same order, with label, confidence "
-    "and the probability of each label."
+    "CSV, TSV, JSONL, Parquet or Excel, also as .gz or .zip. The same rows come back in the same order, with "
+    "label, confidence and the probability of each label."
 )
+_GUESSED = "Guessed"
+_ROW = "Of the sheet, or line of the CSV; guessed at 0."
+_WITH_HEADER_ROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
 VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
 
@@ -30,6 +35,8 @@ class FileForm:
     columns: list[gr.Dropdown]
     variant: gr.Radio
     exact: gr.Checkbox
+    sheet_name: gr.Dropdown
+    header_row: gr.Number
 
 
 def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
@@ -45,21 +52,37 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             result = gr.DownloadButton("Download", visible=False, elem_id="get-file", variant="primary")
     job, columns = gr.State(), form.columns
 
-    def look(path: str | None, run_id: str | None) -> dict[Any, Any]:
-        nothing = {one: gr.update(choices=[], value=None) for one in columns}
-        cleared = {**nothing, result: gr.update(visible=False), shown: ""}
+    def open_file(path: str | None, run_id: str | None) -> dict[Any, Any]:
+        """A new file's columns; its sheet and its header row are guessed."""
+        takes_row = suffix_of(path or "") in _WITH_HEADER_ROW
+        row = gr.update(value=None, visible=takes_row)
+        sheets = {"choices": [(_GUESSED, "")], "value": "", "visible": False}
+        return {form.header_row: row, **look(path, run_id, "", None, sheets)}
+
+    def look(
+        path: str | None,
+        run_id: str | None,
+        sheet_name: str | None,
+        header_row: int | None,
+        sheets: dict[str, Any] | None = None,
+    ) -> dict[Any, Any]:
+        nothing = {column: gr.update(choices=[], value=None) for column in columns}
+        nothing |= {form.sheet_name: gr.update(**sheets)} if sheets else {}
         if not path:
-            return cleared
+            return nothing
         if not run_id:
-            return {**cleared, shown: PICK_A_RUN}
+            return {**nothing, shown: PICK_A_RUN}
         try:
-            seen = workbench.look_at_file(Path(path), run_id)
+            preview = workbench.look_at_file(Path(path), run_id, sheet_name, header_row)
         except PeftCoreError as error:
-            return {**cleared, shown: message(str(error))}
-        return {**cleared, **_choices(seen, columns, bool(workbench.result_of(run_id).get("text_pair")))}
+            return {**nothing, shown: message(str(error))}
+        if sheets and "sheets" in preview:
+            choices = [(f"{_GUESSED}: {preview['sheet']}", ""), *((name, name) for name in preview["sheets"])]
+            nothing[form.sheet_name] = gr.update(**{**sheets, "choices": choices, "visible": True})
+        return {**nothing, **_choices(preview, columns, bool(workbench.result_of(run_id).get("text_pair")))}
 
     def predict(
-        path: str | None, run_id: str | None, chosen: str, whole: bool, *names: str
+        path: str | None, run_id: str | None, chosen: str, whole: bool, sheet: str, row: int, *names: str
     ) -> Iterator[dict[Any, Any]]:
         if not path or not run_id:
             yield {shown: message("Pick a run at the side and a file first.")}
@@ -67,11 +90,14 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         name, hidden = secrets.token_hex(8), gr.update(visible=False)
         yield {job: name, stop: gr.update(interactive=True), result: hidden, shown: working(0.0, "Starting")}
         request = {**dict(zip(("text", "text_pair", "label"), names, strict=True)), "exact": whole}
+        request |= {"sheet_name": sheet, "header_row": row}
         try:
             for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
                 done = report.result
                 yield {shown: working(report.share, report.what)}
-            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=done["path"])}
+            with describe_os_errors("The predicted file"):
+                download = download_cache().publish(Path(done["path"]))
+            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=download)}
         except PeftCoreError as error:
             yield {shown: message(str(error))}
         finally:
@@ -79,20 +105,31 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         yield {stop: gr.update(interactive=False)}
 
     file, changed = [form.upload, picker], [form.upload.change, standing.change]
-    gr.on(changed, look, file, [*columns, result, shown], **FOLLOWING)
-    asked = [*file, form.variant, form.exact, *columns]
-    go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    table = [form.sheet_name, form.header_row]
+    cleared = {result: gr.update(visible=False), shown: ""}
+    then_at_once(changed, open_file, file, [*table, *columns, shown], clear=cleared)
+    chosen = [form.sheet_name.input, form.header_row.input]
+    then_at_once(chosen, look, [*file, *table], [*columns, shown], clear=cleared)
+    asked = [*file, form.variant, form.exact, *table, *columns]
+    predicting = go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
+    drop_answers(picker.change, predicting)
+    at_once([picker.change], {**cleared, stop: gr.update(interactive=False)})
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
 
 
 def _file_form() -> FileForm:
     """Layout alone."""
-    upload = gr.File(label="A file of texts", file_types=list(SUFFIXES), elem_id="file", height=130)
+    upload = gr.File(label="A file of texts", file_types=list(FILE_TYPES), elem_id="file", height=130)
     gr.HTML(f'<p class="quiet">{HELP}</p>')
     with gr.Row():
         text = gr.Dropdown([], label="Text column", elem_id="file-text")
         pair = gr.Dropdown([], label="Second text", elem_id="file-pair", visible=False)
         label = gr.Dropdown([], label="Label column", info="Empty: no metrics.", elem_id="file-label")
+    with gr.Row():
+        sheet_name = gr.Dropdown(
+            [(_GUESSED, "")], value="", label="Sheet", elem_id="file-sheet", visible=False
+        )
+        header_row = gr.Number(None, label="Header row", info=_ROW, precision=0, visible=False, minimum=0)
     variant = gr.Radio(VARIANTS, value="adapter", label="Model", elem_id="file-model")
     exact = gr.Checkbox(
         False,
@@ -100,7 +137,7 @@ def _file_form() -> FileForm:
         info="Else a long file is answered in bfloat16 where this machine gains by it.",
         elem_id="file-exact",
     )
-    return FileForm(upload, [text, pair, label], variant, exact)
+    return FileForm(upload, [text, pair, label], variant, exact, sheet_name, header_row)
 
 
 def _choices(seen: dict[str, Any], columns: list[gr.Dropdown], pairs: bool) -> dict[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import PRIVATE
+from peft_core.ui.events import then_at_once
 from peft_core.ui.inference.files import build_files
 from peft_core.ui.inference.taking import build_taking
 from peft_core.ui.inference.texts import build_texts
@@ -29,7 +29,7 @@ def build_inference(workbench: Workbench, picker: gr.Radio, standing: gr.State) 
             build_why(workbench, picker, standing, why)
         with gr.Tab("Take away", id="take") as take:
             build_taking(workbench, picker, standing, take)
-    picker.change(_picked, picker, picked, **PRIVATE)
+    then_at_once([picker.change], _picked, picker, picked)
 
 
 def _picked(run_id: str | None) -> Any:

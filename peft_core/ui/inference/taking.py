@@ -1,12 +1,12 @@
 """What a person takes away: files made and proved in the run's folder, the Hub, and the code."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from peft_core.errors import PeftCoreError
-from peft_core.export.archives import zip_of
 from peft_core.pictures.pieces import message, working
 from peft_core.pictures.taken import (
     embeddings_report,
@@ -16,7 +16,7 @@ from peft_core.pictures.taken import (
     pushed,
 )
 from peft_core.ui.code import code_kinds, code_view, served, shown
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, download_by_click, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, at_once, download_by_click, drop_answers
 from peft_core.workbench import Workbench
 
 EMBEDDINGS = (
@@ -57,11 +57,7 @@ def _zips(workbench: Workbench, picker: gr.Radio) -> None:
     with gr.Row():
         for kind, title in (("adapter", "Adapter zip"), ("merged", "Merged zip")):
             button = gr.Button(title, elem_id=f"take-{kind}")
-            download_by_click(button, _zip_path(workbench, kind), [picker], f"taken-{kind}")
-
-
-def _zip_path(workbench: Workbench, kind: str) -> Callable[[str], str]:
-    return sentence(lambda run_id: str(zip_of(workbench.find(run_id), kind)))
+            download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"taken-{kind}")
 
 
 def _maker(
@@ -80,27 +76,28 @@ def _maker(
         take = gr.Button("Download zip", elem_id=f"take-{kind}", interactive=False)
     shown = gr.HTML(elem_id=f"made-{kind}")
 
-    def made(run_id: str | None, *values: Any) -> Iterator[list[Any]]:
+    def export(run_id: str | None, *values: Any) -> Iterator[str]:
         if not run_id:
-            yield [PICK_A_RUN, gr.update(interactive=False)]
+            yield PICK_A_RUN
             return
         try:
             for step in workbench.make(kind, run_id, **dict(zip(options or {}, values, strict=True))):
-                yield [working(step.share, step.what), gr.update(interactive=False)]
-            yield [report(step.result), gr.update(interactive=True)]
+                yield working(step.share, step.what)
+            yield report(step.result)
         except PeftCoreError as error:
-            yield [message(str(error)), gr.update(interactive=False)]
+            yield message(str(error))
 
-    make.click(made, [picker, *(options or {}).values()], [shown, take], **PRIVATE)
-    picker.change(lambda: "", None, shown, **PRIVATE)
-    gr.on(
-        opened,
-        lambda run_id: gr.update(interactive=workbench.holds(run_id, kind)),
-        picker,
-        take,
-        **FOLLOWING,
-    )
-    download_by_click(take, _zip_path(workbench, kind), [picker], f"taken-{kind}")
+    def offer(run_id: str | None) -> Any:
+        return gr.update(interactive=workbench.holds(run_id, kind))
+
+    at_once([make.click], {take: gr.update(interactive=False)})
+    exporting = make.click(export, [picker, *(options or {}).values()], shown, **PRIVATE)
+    for ended in (exporting.then, exporting.failure):
+        ended(offer, picker, take, **FOLLOWING)
+    drop_answers(picker.change, exporting)
+    at_once([picker.change], {shown: ""})
+    gr.on(opened, offer, picker, take, **FOLLOWING)
+    download_by_click(take, partial(workbench.archive, kind=kind), [picker], f"taken-{kind}")
 
 
 def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
@@ -118,8 +115,9 @@ def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
         except PeftCoreError as error:
             return message(str(error))
 
-    gr.on([find.click, query.submit], search, [picker, query], shown, **PRIVATE)
-    picker.change(lambda: "", None, shown, **PRIVATE)
+    searching = gr.on([find.click, query.submit], search, [picker, query], shown, **FOLLOWING)
+    drop_answers(picker.change, searching)
+    at_once([picker.change], {shown: ""})
 
 
 def _hub(workbench: Workbench, picker: gr.Radio) -> None:
@@ -162,8 +160,4 @@ def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> None:
 
     gr.on([*opened, kind.input], write, [picker, kind], code, **FOLLOWING)
 
-    def packed(run_id: str) -> str:
-        *_, last = workbench.make("script", run_id)
-        return last.result["zip"]
-
-    download_by_click(take, sentence(packed), [picker], "taken-script")
+    download_by_click(take, partial(workbench.archive, kind="script"), [picker], "taken-script")

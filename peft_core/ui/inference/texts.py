@@ -11,7 +11,7 @@ from peft_core.pictures.cards import prediction_card
 from peft_core.pictures.inference import runs_table
 from peft_core.pictures.pieces import message
 from peft_core.problems import REGRESSION
-from peft_core.ui.events import PRIVATE
+from peft_core.ui.events import FOLLOWING, at_once, drop_answers
 from peft_core.workbench import Workbench
 
 OTHERS = "Any finished runs; those of one base model share its weights."
@@ -51,17 +51,14 @@ def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             return [*_cards({}), message(str(error)), ""]
         return [*_cards(answer, result.get("train_label_range", ())), _strip(answer), runs_table(found)]
 
-    def look(run_id: str | None) -> list[Any]:
+    def describe_run(run_id: str | None) -> list[Any]:
         pairs = bool(workbench.result_of(run_id).get("text_pair"))
         samples = [[" · ".join(sample)] for sample in _examples(workbench, run_id)]
         finished = [run.run_id for run in workbench.list_runs() if run.has_adapter and run.run_id != run_id]
         return [
-            gr.update(visible=pairs, value=""),
+            gr.update(visible=pairs),
             gr.update(samples=samples),
-            gr.update(choices=finished, value=[]),
-            *_cards({}),
-            "",
-            "",
+            gr.update(choices=finished),
         ]
 
     def example(run_id: str | None, index: int) -> list[str]:
@@ -69,11 +66,13 @@ def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
         return [chosen[0], chosen[1] if len(chosen) > 1 else ""]
 
     inputs, outputs = [picker, text, second, others], [*cards, strip, theirs]
-    gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **PRIVATE)
-    examples.click(example, [picker, examples], [text, second], **PRIVATE).then(
-        classify, inputs, outputs, **PRIVATE
-    )
-    standing.change(look, picker, [second, examples, others, *outputs], **PRIVATE)
+    typed = gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **FOLLOWING)
+    filled_in = examples.click(example, [picker, examples], [text, second], **FOLLOWING)
+    chosen = filled_in.then(classify, inputs, outputs, **FOLLOWING)
+    drop_answers(picker.change, typed, filled_in, chosen)
+    empty = dict(zip(outputs, [*_cards({}), "", ""], strict=True))
+    at_once([picker.change], {**empty, second: "", others: []})
+    standing.change(describe_run, picker, [second, examples, others], **FOLLOWING)
 
 
 def _textboxes(most: int | None) -> tuple[gr.Textbox, gr.Textbox]:

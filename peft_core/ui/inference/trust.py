@@ -1,6 +1,5 @@
 """Whether to trust the answers: a rule chosen on validation rows, judged on test rows, kept with the run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import pandas as pd
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import coverage_chart, reliability_chart, trust_table
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, plot
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, plot, then_at_once
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -82,7 +81,12 @@ def _rule_form() -> RuleForm:
 def _wire(
     workbench: Workbench, picker: gr.Radio, opened: list[Any], form: RuleForm, shown: list[Any]
 ) -> None:
-    """A rule is judged as it changes; `shown` are its table, or a sentence in its place, and its charts."""
+    """A rule is judged as it changes; `shown` are its table, or a sentence in its place, and its charts.
+
+    What fills in a rule clears the confirmation in the same answer, and an edit clears it in the browser: no
+    answer that comes late can take away the confirmation of what was saved after it.
+    """
+    loaded = gr.State("")  # the rule that was last read from the run, with the run's id
 
     def judge(run_id: str | None, *values: Any) -> list[Any]:
         if not run_id:
@@ -92,38 +96,59 @@ def _wire(
         except PeftCoreError as error:
             return [message(str(error)), None, None]
 
-    def show(run_id: str | None, find: Callable[[str], dict[str, Any]]) -> list[Any]:
+    def fill(run_id: str | None, rule: dict[str, Any]) -> list[Any]:
+        values = _values(rule)
+        return [*values, *judge(run_id, *values), ""]
+
+    def explain(error: PeftCoreError) -> list[Any]:
+        return [*(gr.skip() for _ in form.values), message(str(error)), gr.skip(), gr.skip(), ""]
+
+    def load(run_id: str | None, last: str) -> list[Any]:
+        """The run's own rule, unless it was read before: what a person has typed since is not overwritten."""
         try:
-            values = _values(find(run_id) if run_id else {})
+            rule = workbench.rule(run_id) if run_id else {}
+            current = _token(workbench, run_id, rule)
         except PeftCoreError as error:
-            return [*(gr.skip() for _ in form.values), message(str(error)), gr.skip(), gr.skip()]
-        return [*values, *judge(run_id, *values)]
+            return [*explain(error), ""]
+        if current == last:
+            return [gr.skip()] * (len(everything) + 1)
+        return [*fill(run_id, rule), current]
 
-    def saved(run_id: str | None) -> list[Any]:
-        return show(run_id, workbench.rule)
-
-    def suggested(run_id: str | None, thresholds: bool, percent_right: float | None) -> list[Any]:
-        return show(run_id, lambda name: workbench.suggest_rule(name, thresholds, percent_right))
+    def suggest(run_id: str | None, thresholds: bool, percent_right: float | None) -> list[Any]:
+        try:
+            rule = workbench.suggest_rule(run_id, thresholds, percent_right) if run_id else {}
+        except PeftCoreError as error:
+            return explain(error)
+        return fill(run_id, rule)
 
     def plain(run_id: str | None) -> list[Any]:
-        return show(run_id, lambda name: {"labels": workbench.rule(name)["labels"]})
+        try:
+            labels = workbench.rule(run_id)["labels"] if run_id else ()
+        except PeftCoreError as error:
+            return explain(error)
+        return fill(run_id, {"labels": labels})
 
-    def keep(run_id: str | None, *values: Any) -> str:
+    def save(run_id: str | None, *values: Any) -> list[Any]:
         try:
             workbench.save_rule(run_id, _rule(*values))
+            saved = _token(workbench, run_id, workbench.rule(run_id))
         except PeftCoreError as error:
-            return message(str(error))
-        return message("Saved: predictions and exports of this run go by it.", "note")
+            return [message(str(error)), gr.skip()]
+        return [message("Saved: predictions and exports of this run go by it.", "note"), saved]
 
-    everything = [*form.values, *shown]
-    gr.on(opened, saved, picker, everything, **FOLLOWING)
-    form.fit.click(suggested, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
+    everything = [*form.values, *shown, form.said]
+    gr.on(opened, load, [picker, loaded], [*everything, loaded], **FOLLOWING)
+    form.fit.click(suggest, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
     form.plain.click(plain, picker, everything, **PRIVATE)
     edits = [one.input for one in form.values]
-    gr.on(edits, judge, [picker, *form.values], shown, **FOLLOWING)
-    of_another_choice = [*edits, *opened, form.fit.click, form.plain.click]
-    gr.on(of_another_choice, None, None, form.said, js="() => ''")
-    form.save.click(keep, [picker, *form.values], form.said, **PRIVATE)
+    then_at_once(edits, judge, [picker, *form.values], shown, clear={form.said: ""})
+    form.save.click(save, [picker, *form.values], [form.said, loaded], **PRIVATE)
+
+
+def _token(workbench: Workbench, run_id: str | None, rule: dict[str, Any]) -> str:
+    """A text that is another one for another run, for one that has trained on, and for another rule of it."""
+    state = workbench.status(run_id) if run_id else {}
+    return repr((run_id, state.get("status"), state.get("ended"), sorted(rule.items())))
 
 
 def _values(rule: dict[str, Any]) -> list[Any]:

@@ -9,7 +9,7 @@ import gradio as gr
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, sentence
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, drop_answers, sentence
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
@@ -53,29 +53,32 @@ def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: g
             question = _question()
         with gr.Column(scale=6):
             rows = _test_rows()
-    explain, asked = _wire_question(workbench, picker, question)
+    explain, asked, explaining = _wire_question(workbench, picker, question)
     search = _wire_rows(workbench, picker, tab, rows)
 
-    def look(run_id: str | None) -> list[Any]:
+    def describe_run(run_id: str | None, *filters: Any) -> list[Any]:
         result = workbench.result_of(run_id)
         names = [(name, name) for name in result.get("labels", [])]
         chosen, true, predicted = (
-            gr.update(choices=[(first, ""), *names], value="", visible=bool(names))
+            gr.update(choices=[(first, ""), *names], visible=bool(names))
             for first in ("the predicted one", "any", "any")
         )
-        pair = gr.update(visible=bool(result.get("text_pair")), value="")
-        return ["", pair, chosen, "", "all", "", true, predicted, *search(run_id, "all", "", "", "")]
+        pair = gr.update(visible=bool(result.get("text_pair")))
+        return [pair, chosen, true, predicted, *search(run_id, *filters)]
 
     def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
         row = workbench.row(run_id, int(event.row_value[0]))
         return [row["text"], row["text_pair"] or ""]
 
     texts = [question.text, question.second]
-    shown = [*texts, question.label, question.words, *rows.filters, rows.count, rows.table]
-    standing.change(look, picker, shown, **PRIVATE)
-    rows.table.select(sentence(take), picker, texts, **PRIVATE).success(
-        explain, asked, question.words, **PRIVATE
-    )
+    places = [*texts, question.label, question.words, rows.query, rows.true, rows.predicted, rows.count]
+    shown = {rows.kind: "all", rows.filtering: gr.update(visible=True)}
+    at_once([picker.change], {**dict.fromkeys(places, ""), **shown})
+    described = [question.second, question.label, rows.true, rows.predicted, rows.count, rows.table]
+    standing.change(describe_run, [picker, *rows.filters], described, **FOLLOWING)
+    filled_in = rows.table.select(sentence(take), picker, texts, **FOLLOWING)
+    chosen = filled_in.success(explain, asked, question.words, **FOLLOWING)
+    drop_answers(picker.change, explaining, filled_in, chosen)
 
 
 def _question() -> Question:
@@ -83,7 +86,9 @@ def _question() -> Question:
     text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
     second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
     with gr.Row():
-        label = gr.Dropdown([], label="Label to explain", elem_id="why-label")
+        label = gr.Dropdown(
+            [("the predicted one", "")], value="", label="Label to explain", elem_id="why-label"
+        )
         go = gr.Button("Explain", variant="primary", elem_id="explain")
     return Question(text, second, label, go, gr.HTML(elem_id="explained"))
 
@@ -93,8 +98,8 @@ def _test_rows() -> RowsPanel:
     kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
     with gr.Row() as filtering:
         query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
-        true = gr.Dropdown([], label="True", elem_id="rows-true")
-        predicted = gr.Dropdown([], label="Predicted", elem_id="rows-predicted")
+        true = gr.Dropdown([("any", "")], value="", label="True", elem_id="rows-true")
+        predicted = gr.Dropdown([("any", "")], value="", label="Predicted", elem_id="rows-predicted")
     count = gr.HTML(elem_id="rows-count")
     table = gr.Dataframe(
         headers=list(COLUMNS),
@@ -111,8 +116,8 @@ def _test_rows() -> RowsPanel:
 
 def _wire_question(
     workbench: Workbench, picker: gr.Radio, question: Question
-) -> tuple[Callable[..., Iterator[str]], list[Any]]:
-    """Explain by the button or Enter; what comes back is the handler and its inputs."""
+) -> tuple[Callable[..., Iterator[str]], list[Any], gr.events.Dependency]:
+    """Explain by the button or Enter; what comes back is the handler, its inputs and its dependency."""
 
     def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> Iterator[str]:
         if not run_id:
@@ -126,8 +131,8 @@ def _wire_question(
             yield message(str(error))
 
     asked = [picker, question.text, question.second, question.label]
-    gr.on([question.go.click, question.text.submit], explain, asked, question.words, **PRIVATE)
-    return explain, asked
+    triggers = [question.go.click, question.text.submit]
+    return explain, asked, gr.on(triggers, explain, asked, question.words, **FOLLOWING)
 
 
 def _wire_rows(

@@ -1,0 +1,20 @@
+"""What the readers of files had to decide, as findings beside those of the audit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft_core.data.audit import EXAMPLES, Finding
+
+
+def reading_findings(record: Mapping[str, Any]) -> list[Finding]:
+    """A finding for each note of each file that a `RawRows.record` names."""
+    return [
+        Finding(
+            note["kind"],
+            note["count"],
+            tuple(f"{facts['name']} row {row:,}" for row in note["rows"][:EXAMPLES]),
+            f"{facts['name']}: {note['sentence']}",
+        )
+        for facts in record.get("files", ())
+        for note in facts.get("notes", ())
+    ]

@@ -1,0 +1,152 @@
+"""A data file as it lies on disk, and the bytes of the table in it: plain, in a .gz, or alone in a .zip.
+
+Unpacked bytes are counted while they are read, never taken from what an archive claims, so that a file that
+unpacks without end is stopped at the limit. Nothing unpacked is written to the disk.
+"""
+
+import gzip
+import io
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from peft_core.data.formats import SUFFIXES, TABLES, suffix_of
+from peft_core.errors import DataError
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+_ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|changelog|data_?card)\b", re.IGNORECASE)
+_BLOCK = 1_000_000
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One table on disk: `format` is the table's own suffix, `member` its name inside a .zip."""
+
+    path: Path
+    format: str
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name as messages and reports give it."""
+        return self.path.name
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the table's bytes differ from the file's."""
+        return self.path.suffix.lower() in (".gz", ".zip")
+
+    def open(self, most_bytes: int) -> BinaryIO:
+        """The table's bytes from the first; reading raises DataError after `most_bytes` and for damage."""
+        if not self.is_packed:
+            return self.path.open("rb")
+        return cast(BinaryIO, io.BufferedReader(_Unpacked(self, most_bytes), _BLOCK))
+
+    def read(self, most_bytes: int) -> bytes:
+        """All bytes of the table; DataError for more than `most_bytes`, and for damage."""
+        size = self.path.stat().st_size
+        if size > most_bytes:
+            raise DataError(
+                f"{self.name!r} has {size / 1e6:,.0f} MB; at most {most_bytes / 1e6:,.0f} MB are read, so "
+                "leave out rows or columns that are not needed, or split it."
+            )
+        with self.open(most_bytes) as file:
+            return file.read()
+
+
+def locate(path: Path) -> DataFile:
+    """The table in a file; DataError for a suffix that is not read, or a .zip without exactly one table."""
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
+    if suffix == ".zip":
+        return _only_table(path)
+    return DataFile(path, suffix.removesuffix(".gz"))
+
+
+def unpacked_bytes(path: Path, most_bytes: int) -> int:
+    """A table's size in bytes, counted until it is beyond `most_bytes`; DataError for damage."""
+    table = locate(path)
+    if not table.is_packed:
+        return path.stat().st_size
+    size = 0
+    with table.open(most_bytes + 2 * _BLOCK) as file:
+        while size <= most_bytes and (block := file.read(_BLOCK)):
+            size += len(block)
+    return size
+
+
+class _Unpacked(io.RawIOBase):
+    """A compressed table as a stream that stops at a limit and whose errors are one sentence."""
+
+    def __init__(self, table: DataFile, most_bytes: int) -> None:
+        self._table, self._left, self._most = table, most_bytes, most_bytes
+        self._archive: zipfile.ZipFile | None = None
+        try:
+            if table.member is None:
+                self._stream: BinaryIO = cast(BinaryIO, gzip.GzipFile(table.path))
+            else:
+                self._archive = zipfile.ZipFile(table.path)
+                self._stream = cast(BinaryIO, self._archive.open(table.member))
+        except _DAMAGE as error:
+            raise _damaged(table.name, error) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        try:
+            block = self._stream.read(len(buffer))
+        except (*_DAMAGE, OSError) as error:
+            raise _damaged(self._table.name, error) from error
+        self._left -= len(block)
+        if self._left < 0:
+            raise _too_large(self._table.name, self._most)
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        for file in (getattr(self, "_stream", None), getattr(self, "_archive", None)):
+            if file is not None:
+                file.close()
+        super().close()
+
+
+def _only_table(path: Path) -> DataFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    except _DAMAGE as error:
+        raise _damaged(path.name, error) from error
+    tables = [name for name in names if _is_table(name)]
+    if len(tables) == 1:
+        return DataFile(path, str(PurePosixPath(tables[0]).suffix.lower()), tables[0])
+    if not tables:
+        holds = ", ".join(map(repr, names[:5])) or "nothing"
+        raise DataError(f"{path.name!r} holds no {' '.join(TABLES)} file, only {holds}; add one.")
+    holds = ", ".join(map(repr, tables[:5])) + (" …" if len(tables) > 5 else "")
+    raise DataError(f"{path.name!r} holds {len(tables)} tables, {holds}; give each as a file of its own.")
+
+
+def _is_table(name: str) -> bool:
+    """Whether a file in an archive is data, not a text about it or what an operating system leaves there."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in TABLES and not hidden and not _ABOUT.match(path.name)
+
+
+def _damaged(name: str, error: BaseException) -> DataError:
+    if "password" in str(error):
+        return DataError(f"{name!r} is locked with a password; unpack it first.")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return DataError(f"{name!r} is a damaged archive ({first}); pack it again.")
+
+
+def _too_large(name: str, most_bytes: int) -> DataError:
+    return DataError(
+        f"{name!r} has over {most_bytes / 1e6:,.0f} MB once unpacked; leave out rows or columns that are not "
+        "needed, or split it."
+    )

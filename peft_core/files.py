@@ -1,0 +1,213 @@
+"""Files and folders that appear whole or not at all, and survive a power cut once they have appeared.
+
+Why this holds. Content is written under a staging name that no reader looks at; every file of it and every
+directory is fsynced before the rename, so a name never points at content that is not on disk. One rename (or,
+where a folder replaces another, one exchange of the two names) makes it visible, and the parent directory is
+fsynced after it, so that the rename itself survives. The old content is removed last. A process that dies at
+any point leaves the old content or the new one under the name, and at most a staging folder, whose name says
+which process made it: `sweep_staging` removes those of processes that are gone.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft_core.errors import RunError
+from peft_core.process_identity import is_same_process, own_identity
+
+DISK_FULL = "The disk is full: free some space and try again; nothing half-written is left."
+DISK_ERROR = "The disk reports an error ({error}): check it; nothing half-written is left."
+_STAGING = re.compile(r"\.staging-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)")
+_REPLACED = re.compile(r"\.replaced-[0-9a-f]{8}-(?P<name>.+)")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+# what safetensors, torch.save and datasets say of a full disk or of a file that may not grow
+_FULL = ("No space left", "File too large", "unexpected pos", "iostream error", "Not enough disk space")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A staging path to write; it takes the place of `path` when the block ends, and is removed if it fails.
+
+    Raises RunError for a disk that is full or fails.
+    """
+    staging = staging_path(path)
+    try:
+        with translate_disk_errors():
+            yield staging
+            fsync(staging)
+            os.replace(staging, path)
+            fsync(path.parent)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A staging folder to fill; it takes the place of `final` when the block ends, or is removed if it fails.
+
+    It has the name of `final` already, in a folder of its own. Raises RunError for a disk that is full or
+    fails.
+    """
+    container = staging_path(final)
+    staging = container / final.name
+    try:
+        with translate_disk_errors():
+            staging.mkdir(parents=True)
+            yield staging
+            fsync_tree(staging)
+            _swap(staging, final)
+    finally:  # what is half-written, or what `final` was before
+        shutil.rmtree(container, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def edited_folder(final: Path) -> Iterator[Path]:
+    """As `atomic_folder`, with the files of `final` in it already, as hard links: replace them, never write
+    into them."""
+    with atomic_folder(final) as staging:
+        shutil.copytree(final, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+        yield staging
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all. Raises ValueError for a number that JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def staging_path(final: Path) -> Path:
+    """A name beside `final` that nothing else has; it says which process writes under it."""
+    return final.with_name(f".staging-{os.getpid()}-{own_identity()}-{secrets.token_hex(4)}-{final.name}")
+
+
+def sweep_staging(folder: Path) -> int:
+    """Remove what dead processes left half-written in a folder; returns how many files and folders.
+
+    A folder that was being replaced where the system cannot exchange names is put back first.
+    """
+    if not folder.is_dir():
+        return 0
+    swept = 0
+    for path in list(folder.iterdir()):
+        replaced, staging = _REPLACED.fullmatch(path.name), _STAGING.fullmatch(path.name)
+        if replaced and not path.with_name(replaced["name"]).exists():
+            path.rename(path.with_name(replaced["name"]))
+        elif replaced or (staging and not is_same_process(int(staging["pid"]), staging["process"])):
+            remove_tree(path)
+            swept += 1
+    return swept
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a directory's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems have no fsync of directories
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Wait until every file and directory of a folder is on disk, the folder itself last."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync(Path(parent, name))
+        fsync(Path(parent))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, from Python or from a library's own writer, comes of a full disk."""
+    return any(
+        getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or any(words in str(cause) for words in _FULL)
+        for cause in _causes(error)
+    )
+
+
+@contextlib.contextmanager
+def translate_disk_errors() -> Iterator[None]:
+    """Raise RunError for a disk that is full or fails; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunError(DISK_FULL) from error
+        if any(getattr(cause, "errno", None) in (errno.EIO, errno.EROFS) for cause in _causes(error)):
+            raise RunError(DISK_ERROR.format(error=os.strerror(_errno(error)))) from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it came of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _errno(error: BaseException) -> int:
+    return next(cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno)
+
+
+def _swap(staging: Path, final: Path) -> None:
+    """Give the staging folder the final name; what had that name before is under the staging name then."""
+    if not final.exists():
+        os.replace(staging, final)
+    elif not _exchange(staging, final):
+        replaced = final.with_name(f".replaced-{secrets.token_hex(4)}-{final.name}")
+        os.replace(final, replaced)
+        os.replace(staging, final)
+        os.replace(replaced, staging)
+    fsync(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux renameat2); False where the system or its disk cannot."""
+    rename = getattr(_libc(), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _libc() -> Any:
+    try:
+        return ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):
+        return None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

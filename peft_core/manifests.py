@@ -1,0 +1,141 @@
+"""Manifests: the SHA-256 and size of every file of a folder, written with it and verified as it is read.
+
+A folder that a run makes holds `manifest.json`, which names every other file in it. `verify_folder` compares
+them before anything of the folder is used: a file that is missing, cut, changed by one bit or that nobody
+wrote is one sentence instead of another model's logits. Hashing is cached by path, modification time, size
+and inode, so that a folder is hashed once per process while it stays as it is.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft_core.errors import DamagedError
+from peft_core.files import edited_folder, write_json
+from peft_core.records import Record, read_record
+
+MANIFEST_FILE = "manifest.json"
+
+
+class FileEntry(Record):
+    """SHA-256 (64 hex digits) and size in bytes of one file."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(Record):
+    """The files of a folder by their names inside it, with `/` between folders."""
+
+    files: dict[str, FileEntry]
+
+
+class _Stamp(NamedTuple):
+    mtime_ns: int
+    size: int
+    inode: int
+
+
+_hashed: dict[str, tuple[_Stamp, str]] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read again only if its time, size or inode changed since."""
+    status = os.stat(path)
+    stamp, key = _Stamp(status.st_mtime_ns, status.st_size, status.st_ino), str(path.absolute())
+    known = _hashed.get(key)
+    if known is None or known[0] != stamp:
+        with path.open("rb") as file:
+            known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        _hashed[key] = known
+    return known[1]
+
+
+def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, FileEntry]:
+    """Every file of a folder but the manifest, hidden files and those named in `without`."""
+    return {name: _entry(path) for name, path in _files(folder) if name not in without}
+
+
+def write_manifest(folder: Path, *names: str) -> None:
+    """Write the manifest of a folder: of these files, or of all that it holds."""
+    entries = {name: _entry(folder / name) for name in names} or entries_of(folder)
+    write_json(folder / MANIFEST_FILE, Manifest(files=entries).to_dict())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, whose files are not looked at; DamagedError if it is lost or damaged."""
+    return read_record(folder / MANIFEST_FILE, Manifest)
+
+
+def verify_folder(folder: Path) -> Manifest:
+    """The manifest of a folder whose files are all there as they were written, and no others.
+
+    Raises DamagedError, which names the first file that is not.
+    """
+    manifest, present = read_manifest(folder), dict(_files(folder))
+    for name, entry in manifest.files.items():
+        _verify_file(folder, name, entry)
+    strays = sorted(set(present) - set(manifest.files))
+    if strays:
+        raise DamagedError(
+            f"The folder {folder.name}/ holds {strays[0]!r}, which the run did not write; move it elsewhere."
+        )
+    return manifest
+
+
+def verify_file(folder: Path, name: str) -> Path:
+    """The path of a file that the folder's manifest names; DamagedError unless it is as it was written."""
+    entry = read_manifest(folder).files.get(name)
+    if entry is None:
+        raise DamagedError(f"The {MANIFEST_FILE} of {folder.name}/ does not name {name!r}.")
+    _verify_file(folder, name, entry)
+    return folder / name
+
+
+def replace_file(folder: Path, name: str, write: Any) -> None:
+    """Replace or remove one file of a folder with a manifest, in one step: `write` gets the file's path in a
+    copy of the folder, from which an earlier file of that name is gone."""
+    with edited_folder(folder) as staging:
+        (staging / name).unlink(missing_ok=True)
+        (staging / MANIFEST_FILE).unlink(missing_ok=True)
+        write(staging / name)
+        write_manifest(staging)
+
+
+def digest_of(files: dict[str, FileEntry]) -> str:
+    """One SHA-256 for a set of files: of their names and hashes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{files[name].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            raise DamagedError(
+                f"The file {name!r} of {folder.name}/ is damaged: it has {size:,} bytes, not {entry.size:,}."
+            )
+        if sha256_of(path) != entry.sha256:
+            raise DamagedError(f"The file {name!r} of {folder.name}/ is damaged: its content has changed.")
+    except FileNotFoundError as error:
+        raise DamagedError(f"The file {name!r} of {folder.name}/ is missing.") from error
+    except OSError as error:
+        raise DamagedError(
+            f"The file {name!r} of {folder.name}/ cannot be read: {error.strerror}."
+        ) from error
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST_FILE and not path.name.startswith("."):
+            yield name, path

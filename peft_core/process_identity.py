@@ -1,0 +1,62 @@
+"""Which process a number means: a pid is reused, a pid with its start time and boot is not."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+_PROC = Path("/proc")
+
+
+def process_identity(pid: int) -> str | None:
+    """A text that no other process has had or will have, or None if no such process runs.
+
+    On Linux the boot's id and the start time in clock ticks since boot, which a change of the wall clock
+    leaves alone; elsewhere the creation time as psutil reports it. A zombie counts as gone.
+    """
+    if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 1:
+        return None
+    return _linux_identity(pid) if _PROC.joinpath("self/stat").exists() else _portable_identity(pid)
+
+
+def own_identity() -> str:
+    """The identity of the process that asks."""
+    identity = process_identity(os.getpid())
+    return identity or f"pid-{os.getpid()}"  # pid 1 of a container: nothing else can have it
+
+
+def is_same_process(pid: int, identity: str) -> bool:
+    """Whether the process that had this identity still runs under this pid."""
+    return process_identity(pid) == identity or (pid == os.getpid() and identity == own_identity())
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments of a running process; empty if there is none or they cannot be read."""
+    try:
+        return psutil.Process(pid).cmdline()
+    except (psutil.Error, ValueError, OverflowError):
+        return []
+
+
+def _linux_identity(pid: int) -> str | None:
+    try:
+        fields = _PROC.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *numbers = fields.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    return None if state in "ZX" else f"{_boot_id()}-{numbers[18]}"
+
+
+def _boot_id() -> str:
+    try:
+        return _PROC.joinpath("sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "boot"
+
+
+def _portable_identity(pid: int) -> str | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.3f}"
+    except psutil.Error:
+        return None

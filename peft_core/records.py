@@ -1,0 +1,117 @@
+"""What is kept on disk as JSON: typed records with a schema version and a digest, read through one door.
+
+`read_record` is that door: bad bytes, JSON nested too deep, NaN, a field of another type or a changed bit all
+come out as one DamagedError. `upgrade` is the only place that knows earlier layouts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from peft_core.errors import DamagedError
+from peft_core.files import write_json
+
+SCHEMA_VERSION = 1  # of all records; 0 is the layout before records had a version
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=1e11)]  # since the epoch
+_DIGEST = "sha256"
+AnyRecord = TypeVar("AnyRecord", bound="Record")
+
+
+class Record(BaseModel):
+    """Base of the records: frozen, strict about types; entries that it does not name are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From JSON types of this or an earlier schema version; DamagedError for a field that is wrong."""
+        try:
+            return cls.model_validate_json(json.dumps(upgrade(cls.__name__, values)))
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise DamagedError(_first_problem(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return self.model_dump(mode="json")
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked as a new record is."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+
+def upgrade(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a record of an earlier schema version as this version has them.
+
+    Raises ValueError for a version that this program does not know.
+    """
+    version = values.get("schema_version", 0)
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is {version!r}; this program knows 0 to {SCHEMA_VERSION}")
+    if version == 0 and kind == "RunResult":
+        values = {"problem_type": "single_label_classification", **values}
+        if "majority" in values:  # the baseline's name before there were other problem types
+            values["baseline"] = values.pop("majority")
+    return {**values, "schema_version": SCHEMA_VERSION}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; DamagedError for a file that is missing, unreadable or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path.name} is missing.") from error
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name} is damaged: it holds no valid JSON.") from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path.name} is damaged: it holds no JSON object.")
+    return value
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """A record from its file; DamagedError, which names the file, if it is lost or damaged."""
+    values = read_json(path)
+    if _DIGEST in values and values.pop(_DIGEST) != _digest(values):
+        raise DamagedError(f"{path.name} is damaged: its content has changed.")
+    try:
+        return kind.from_dict(values)
+    except DamagedError as error:
+        raise DamagedError(f"{path.name} is damaged: {error}.") from error
+
+
+def read_sealed(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """As `read_record`, of a file that `write_sealed` wrote: without its digest it is damaged."""
+    values = read_json(path)
+    if values.get("schema_version", 0) != 0 and _DIGEST not in values:
+        raise DamagedError(f"{path.name} is damaged: its digest is missing.")
+    return read_record(path, kind)
+
+
+def write_sealed(path: Path, record: Record) -> None:
+    """Write a record with a digest of its entries, so that a changed bit is noticed; whole or not at all."""
+    values = record.to_dict()
+    write_json(path, {**values, _DIGEST: _digest(values)})
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        return f"{where} is {str(first.get('input'))[:60]!r} ({first['msg']})"
+    return str(error) or type(error).__name__

@@ -1,0 +1,311 @@
+"""One run folder: where its files lie, and its state, settings, metrics and result as they are read from it.
+
+Nothing here is trusted because a file exists. `manifest.json` names `config.json` and `inputs.json`,
+`evaluation/manifest.json` names the result and its rows, `adapter/manifest.json` the adapter, and
+`status.json` carries its own digest: each is verified as it is read. Looking at a run never takes its lock;
+whether its process lives is told by the process's identity.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from peft_core import manifests
+from peft_core.config import TrainConfig
+from peft_core.errors import DamagedError, PeftCoreError, RunError
+from peft_core.files import atomic_folder
+from peft_core.process_identity import command_line, is_same_process, own_identity
+from peft_core.records import read_json, read_record, read_sealed, write_sealed
+from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
+from peft_core.runs.records import FAILED, KILLED, RUNNING, RunResult, RunState
+
+CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, named by its id. Nothing of it is kept in memory."""
+
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def onnx(self) -> Path:
+        return self.folder / "onnx"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        """The folder of the result and its rows; of schema version 0 they lie in the run folder."""
+        folder = self.folder / "evaluation"
+        return folder if folder.is_dir() or not self.is_version_0 else self.folder
+
+    @property
+    def evaluation(self) -> Path:
+        """Parquet of the test rows, as `rows.write_rows` writes it."""
+        return self.results / "evaluation.parquet"
+
+    @property
+    def validation(self) -> Path:
+        """The same of the validation rows, where there were any."""
+        return self.results / "validation.parquet"
+
+    @property
+    def certificate(self) -> Path:
+        """The certificate of the merged model, inside its folder."""
+        return self.merged / "certificate.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "train.log"
+
+    @property
+    def is_version_0(self) -> bool:
+        """Whether the run was made before files were verified: it has no manifest and says no version."""
+        if (self.folder / manifests.MANIFEST_FILE).exists():
+            return False
+        try:
+            return "schema_version" not in read_json(self.folder / CONFIG_FILE)
+        except DamagedError:
+            return False
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is there; `verify` tells whether it is whole."""
+        return (self.adapter / "adapter_model.safetensors").is_file()
+
+    def verify(self, folder: Path) -> None:
+        """Raise DamagedError, with the run's name, unless a folder of this run is as it was written."""
+        if not self.is_version_0:
+            with self._named():
+                manifests.verify_folder(folder)
+
+    @contextlib.contextmanager
+    def new_folder(self, folder: Path) -> Iterator[Path]:
+        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`."""
+        with atomic_folder(folder) as staging:
+            yield staging
+            manifests.write_manifest(staging)
+
+    def config(self) -> TrainConfig:
+        """The settings; RunError if the file is missing or damaged."""
+        try:
+            if not self.is_version_0:
+                manifests.verify_file(self.folder, CONFIG_FILE)
+            values = read_json(self.folder / CONFIG_FILE)
+            values.pop("schema_version", None)
+            return TrainConfig.from_dict(values)
+        except PeftCoreError as error:
+            raise DamagedError(f"The run {self.run_id!r} has no usable {CONFIG_FILE}: {error}") from error
+
+    def result(self) -> RunResult:
+        """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
+        if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
+            self.refuse_unevaluated()
+            raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
+        with self._named():
+            if not self.is_version_0:
+                manifests.verify_folder(self.results)
+            result = read_record(self.results / RESULT_FILE, RunResult)
+            measured, present = result.adapter_sha256, self._adapter_sha256()
+            if measured and present and measured != present:
+                raise DamagedError("its result is of another adapter than the one in adapter/; continue it.")
+        return result
+
+    def refuse_unevaluated(self) -> None:
+        """Raise RunError for a stopped run that keeps an adapter, but never evaluated its test rows."""
+        if self.has_adapter and not self.evaluation.is_file() and self.state().status == KILLED:
+            raise RunError(
+                f"The run {self.run_id!r} was stopped before its test rows were evaluated; continue it first."
+            )
+
+    def state(self) -> RunState:
+        """What the run does now. A run whose process died without a word, or whose status is lost, reads
+        FAILED, with `error` (and `damage`) saying why."""
+        try:
+            state = self._read_state()
+            if state.status == RUNNING and not self._is_alive(state):
+                state = self._read_state()  # it may have ended between the two looks
+                if state.status == RUNNING and not self._is_alive(state):
+                    return state.changed(status=FAILED, error=_died(state))
+            return state
+        except DamagedError as error:
+            damage = f"The state of the run {self.run_id!r} is lost: {error}"
+            return RunState(status=FAILED, created=self._made(), error=damage, damage=damage)
+
+    def damage(self) -> list[str]:
+        """What is damaged, a sentence each, as far as it can be told without hashing large files."""
+        checks: tuple[Callable[[], Any], ...] = (
+            self._read_state,
+            self.config,
+            lambda: self.verify(self.adapter) if self.has_adapter else None,
+            lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
+        )
+        problems = []
+        for check in checks:
+            try:
+                check()
+            except DamagedError as error:
+                problems.append(str(error))
+        return [*problems, *filter(None, [self.metrics_damage()])]
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of the state, whole or not at all; DamagedError if the present one is lost."""
+        write_sealed(self.folder / STATUS_FILE, self._read_state().changed(**changes))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl so far, up to the first line that is half-written or damaged."""
+        return read_metrics(self.folder).rows
+
+    def metrics_damage(self) -> str:
+        """A sentence if rows of metrics.jsonl are lost; empty if none are."""
+        log = read_metrics(self.folder)
+        if log.damage:
+            return log.damage
+        try:
+            last = self.result().get("metrics_check", log.check)
+        except RunError:
+            return ""
+        return "" if last == log.check else "metrics.jsonl has lost its last rows; the curve is not whole."
+
+    def request_stop(self) -> None:
+        (self.folder / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        return (self.folder / "stop").exists()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the training process for as long as it lives: the system lets go of it however it dies.
+
+        Raises RunError if another process trains this run.
+        """
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise RunError(f"The run {self.run_id!r} is being trained by another process.") from error
+
+    def training_process(self) -> int | None:
+        """The pid of the process that trains this run now, proven by start time and command line."""
+        state = self._read_state()
+        if state.status != RUNNING or state.pid is None or not self._is_alive(state):
+            return None
+        command = command_line(state.pid)
+        return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
+
+    def _is_alive(self, state: RunState) -> bool:
+        if state.pid is None or state.pid < 1:
+            return False
+        if state.process is None:  # of schema version 0
+            return state.pid > 1 and self.run_id in " ".join(command_line(state.pid))
+        return is_same_process(state.pid, state.process)
+
+    def _read_state(self) -> RunState:
+        return read_sealed(self.folder / STATUS_FILE, RunState)
+
+    def _adapter_sha256(self) -> str | None:
+        """The hash of the adapter's weights as its manifest has it; None if there is no such manifest."""
+        try:
+            entry = manifests.read_manifest(self.adapter).files.get("adapter_model.safetensors")
+        except DamagedError:
+            return None
+        return entry.sha256 if entry else None
+
+    def _made(self) -> float:
+        """When the folder was made, for a run whose state is lost."""
+        try:
+            return max(0.0, self.folder.stat().st_ctime)
+        except OSError:
+            return 0.0
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedError as error:
+            raise DamagedError(f"The run {self.run_id!r} is damaged: {error}") from error
+
+
+@dataclass
+class _Live:
+    """What a training process knows of its run without reading it: the state, and the last row's check."""
+
+    state: RunState | None = None
+    metrics_check: str = ""
+
+
+@dataclass(frozen=True)
+class RunInTraining(Run):
+    """A run as its training process has it: the state is held here and written whole at each change, so that
+    a read that fails loses nothing."""
+
+    live: _Live = field(default_factory=_Live, compare=False, repr=False)
+
+    def begin(self) -> None:
+        """Take over the state from whoever scheduled the run: this process trains it now."""
+        self.live.state = self._read_state()
+        self.live.metrics_check = read_metrics(self.folder).check
+        self.update(
+            status=RUNNING,
+            pid=os.getpid(),
+            process=own_identity(),
+            started=time.time(),
+            ended=None,
+            error=None,
+            notes=[],
+        )
+
+    @property
+    def current(self) -> RunState:
+        """The state as this process wrote it last."""
+        return self.live.state or self._read_state()
+
+    def update(self, **changes: Any) -> None:
+        self.live.state = self.current.changed(**changes)
+        write_sealed(self.folder / STATUS_FILE, self.live.state)
+
+    def note(self, sentence: str) -> None:
+        """Tell the person something about this training, once."""
+        if sentence not in self.current.notes:
+            self.update(notes=[*self.current.notes, sentence])
+
+    def log_metrics(self, row: dict[str, Any]) -> None:
+        """Append one row to metrics.jsonl."""
+        self.live.metrics_check = append_metrics(self.folder, row, self.live.metrics_check)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the rows of steps that a run which continues from a checkpoint takes again, and the result."""
+        kept = [
+            row
+            for row in self.metrics()
+            if row["step"] <= step and not any(key.startswith("test_") for key in row)
+        ]
+        self.live.metrics_check = keep_metrics(self.folder, kept)
+
+
+def _died(state: RunState) -> str:
+    where = (
+        f" at step {state.step} of {state.max_steps}" if state.step else f" while {state.stage or 'starting'}"
+    )
+    return f"The training process ended without a word{where}: it was killed, or memory or the disk ran out."

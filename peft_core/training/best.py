@@ -1,0 +1,178 @@
+"""The best step so far by validation, and its weights on disk.
+
+The weights of the best step lie in `checkpoints/best.safetensors` while training runs. Each checkpoint holds
+a copy of its own (`best.safetensors`, unless the checkpoint's step is itself the best), covered by the
+checkpoint's manifest. So a run that continues from any checkpoint has the best step as of that checkpoint,
+whichever other checkpoints were removed or damaged since. The evaluations before it
+come back from `log_history` in Trainer's own `trainer_state.json`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peft_core.errors import RunError
+from peft_core.files import atomic_file
+from peft_core.kept_step import KeptStep, Reason
+from peft_core.manifests import sha256_of
+from peft_core.problems import LOWER_IS_BETTER
+from peft_core.runs.checkpoints import STATE_FILE, step_of
+from peft_core.training.checkpoints import load_trained, save_trained
+from peft_core.training.processes import leads as is_main_process
+
+BEST, TRAINER_STATE = "best.safetensors", "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class BestStep:
+    """What the evaluations so far say: the best step, and how many in a row brought no improvement.
+
+    Of two steps with the same value the one with the lower loss is better, then the earlier one. For
+    `patience` an improvement is a change of more than `threshold`, as in transformers' EarlyStoppingCallback.
+    """
+
+    metric: str
+    patience: int = 0
+    threshold: float = 0.0
+    first_step: int = 0  # evaluations before it do not count
+    step: int = 0
+    value: float | None = None
+    loss: float = 0.0
+    evaluations: int = 0
+    without_improvement: int = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.without_improvement
+
+    def after(self, step: int, metrics: Mapping[str, float]) -> "BestStep":
+        """The best step once an evaluation's `eval_*` metrics are known."""
+        if step < self.first_step:
+            return self
+        value, loss = metrics[f"eval_{self.metric}"], metrics["eval_loss"]
+        gain = self._gain(value)
+        improved = gain is None or gain > self.threshold
+        counted = replace(
+            self,
+            evaluations=self.evaluations + 1,
+            without_improvement=0 if improved else self.without_improvement + 1,
+        )
+        is_best = gain is None or gain > 0 or (gain == 0 and loss < self.loss)
+        return replace(counted, step=step, value=value, loss=loss) if is_best else counted
+
+    def _gain(self, value: float) -> float | None:
+        """By how much a value is better than the best so far; None if it is the first."""
+        if self.value is None:
+            return None
+        return self.value - value if self.metric in LOWER_IS_BETTER else value - self.value
+
+
+class BestWeights:
+    """The file with the weights of the best step: written by the main process alone, read at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / BEST
+        self._sha256 = ""
+
+    def save(self, model: nn.Module) -> None:
+        """Keep the model's present weights in place of the earlier ones."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path) as staging:
+            save_trained(model, staging)
+        self._sha256 = sha256_of(self.path)
+
+    def restore(self, source: Path) -> None:
+        """Take the weights from a file of a verified checkpoint."""
+        with atomic_file(self.path) as staging:
+            shutil.copyfile(source, staging)
+        self._sha256 = sha256_of(source)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give the model the weights of the best step; RunError if the file is not what was written."""
+        if not self.path.is_file() or sha256_of(self.path) != self._sha256:
+            raise RunError("The weights of the best step were lost or changed on disk; continue the run.")
+        load_trained(model, self.path)
+
+
+class StepKeeper:
+    """Decides at the end of training whose weights stay: the best step's, or the last one's.
+
+    `rows` are the validation rows of an evaluation. With `keeps_best` False it counts evaluations for early
+    stopping alone. Every process of a run has one and decides the same; the main process writes and reads.
+    """
+
+    def __init__(self, folder: Path, best: BestStep, rows: int, *, keeps_best: bool) -> None:
+        self.best, self._first = best, best
+        self._weights, self._rows, self._keeps_best = BestWeights(folder), rows, keeps_best
+
+    def evaluated(self, model: nn.Module, state: Any, metrics: Mapping[str, float]) -> None:
+        """Take in an evaluation at Trainer's present step; the best weights are written where more follow."""
+        self.best = self.best.after(state.global_step, metrics)
+        more_follow = state.global_step < state.max_steps and not self.best.exhausted
+        if self._keeps_best and self.best.step == state.global_step and more_follow and is_main_process():
+            self._weights.save(model)
+
+    def save_into(self, checkpoint: Path, step: int) -> None:
+        """Complete a checkpoint that is being written at this step."""
+        if self._keeps_best and self.best.value is not None and self.best.step != step:
+            shutil.copyfile(self._weights.path, checkpoint / BEST)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a verified checkpoint; from one without the best weights nothing has been evaluated."""
+        best = best_step_at(checkpoint, self._first)
+        source = checkpoint / (STATE_FILE if step_of(checkpoint) == best.step else BEST)
+        if self._keeps_best and best.value is not None:
+            if not source.is_file():
+                return
+            if is_main_process():
+                self._weights.restore(source)
+        self.best = best
+
+    def finish(self, model: nn.Module, state: Any) -> KeptStep:
+        """Leave the model with the weights to keep, and say which they are."""
+        if not self._rows:
+            return kept_step(self.best, Reason.NO_VALIDATION, state, 0)
+        if not self._keeps_best:
+            return kept_step(self.best, Reason.TURNED_OFF, state, 0)
+        if self.best.value is None:
+            return kept_step(self.best, Reason.NOT_EVALUATED, state, 0)
+        if self.best.step != state.global_step and is_main_process():
+            self._weights.load_into(model)
+        return kept_step(self.best, Reason.BEST, state, self._rows)
+
+
+def best_step_at(checkpoint: Path, best: BestStep) -> BestStep:
+    """`best` after the evaluations that a checkpoint's trainer_state.json records."""
+    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    for logged in state["log_history"]:
+        if f"eval_{best.metric}" in logged:
+            best = best.after(logged["step"], logged)
+    return best
+
+
+def kept_step(best: BestStep, reason: Reason, state: Any, rows: int) -> KeptStep:
+    """What the result says of the step kept; `state` is Trainer's at the end of training."""
+    chosen = reason == Reason.BEST
+    step = best.step if chosen else state.global_step
+    return KeptStep(
+        step=step,
+        epoch=_epoch_of(step, state),
+        trained_steps=state.global_step,
+        max_steps=state.max_steps,
+        reason=reason,
+        metric=best.metric if chosen else None,
+        value=best.value if chosen else None,
+        rows=rows if chosen else 0,
+        evaluations=best.evaluations,
+        early_stopped_after=best.without_improvement if best.exhausted else 0,
+    )
+
+
+def _epoch_of(step: int, state: Any) -> float:
+    return next((logged["epoch"] for logged in state.log_history if logged["step"] == step), state.epoch)

@@ -1,0 +1,152 @@
+"""What a run was trained on (`inputs.json`), so that it continues on the same rows, labels and base model.
+
+The record is written when a run first starts and again into each checkpoint. A run that continues computes it
+anew and compares it with the checkpoint's: whatever differs would give the weights another meaning (labels in
+another order, rows trained on before among the test rows), so the run is refused and nothing is changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import torch
+import transformers
+
+from peft_core.config import TrainConfig
+from peft_core.data.labelled import LabelledText
+from peft_core.encoder import BaseModel
+from peft_core.errors import InputsChangedError
+from peft_core.files import write_json
+from peft_core.manifests import sha256_of, write_manifest
+from peft_core.records import Record, read_record
+from peft_core.runs import Run
+from peft_core.runs.checkpoints import INPUTS_FILE
+from peft_core.runs.run import CONFIG_FILE
+
+_SPLITS = ("train", "validation", "test")
+
+
+class SplitDigest(Record):
+    """The rows of a split: how many, and the SHA-256 of their texts and labels in order."""
+
+    rows: int
+    sha256: str
+
+
+class RunInputs(Record):
+    """Everything that decides which weights a training ends with, as digests and names."""
+
+    splits: dict[str, SplitDigest]
+    problem_type: str
+    label_names: list[str]
+    base_model_name_or_path: str
+    base_revision: str | None
+    base_config_sha256: str
+    tokenizer_sha256: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def inputs_of(config: TrainConfig, data: LabelledText, base: BaseModel) -> RunInputs:
+    """The record of a run that would start now."""
+    rows = zip(_SPLITS, (data.train, data.validation, data.eval), strict=True)
+    return RunInputs(
+        splits={name: SplitDigest(rows=len(split), sha256=rows_digest(split)) for name, split in rows},
+        problem_type=data.problem_type,
+        label_names=list(base.model.config.id2label.values()),
+        base_model_name_or_path=base.source.name,
+        base_revision=base.source.revision,
+        base_config_sha256=sha256_of(base.source.folder / "config.json"),
+        tokenizer_sha256=_tokenizer_digest(base.tokenizer),
+        settings=json.loads(config.to_json()),
+        versions={module.__name__: module.__version__ for module in (torch, transformers, peft, datasets)},
+    )
+
+
+def write_inputs(folder: Path, inputs: RunInputs) -> None:
+    """Write `inputs.json` into a folder."""
+    write_json(folder / INPUTS_FILE, inputs.to_dict())
+
+
+def begin_inputs(run: Run, inputs: RunInputs) -> None:
+    """Record the inputs of a run that starts from its first step."""
+    write_inputs(run.folder, inputs)
+    write_manifest(run.folder, CONFIG_FILE, INPUTS_FILE)
+
+
+def read_inputs(folder: Path) -> RunInputs:
+    """The record of a checkpoint, whose files are verified already."""
+    return read_record(folder / INPUTS_FILE, RunInputs)
+
+
+def check_inputs(before: RunInputs, now: RunInputs) -> None:
+    """Raise InputsChangedError, which names the first difference, unless both are the same."""
+    difference = next(differences(before, now), None)
+    if difference:
+        raise InputsChangedError(
+            f"The run cannot continue: {difference}. Nothing was changed; put it back as it was, or train as "
+            "a new run with these settings."
+        )
+
+
+def differences(before: RunInputs, now: RunInputs) -> Iterator[str]:
+    """What differs, in words, the most important first."""
+    if before.problem_type != now.problem_type:
+        yield f"the labels were read as {before.problem_type}, and are read as {now.problem_type} now"
+    if before.label_names != now.label_names:
+        yield f"the labels were {_listed(before.label_names)}, and are {_listed(now.label_names)} now"
+    for name in _SPLITS:
+        yield from _split_differences(name, before.splits.get(name), now.splits.get(name))
+    if before.base_model_name_or_path != now.base_model_name_or_path:
+        names = before.base_model_name_or_path, now.base_model_name_or_path
+        yield f"the base model was {names[0]!r}, and is {names[1]!r} now"
+    if before.base_revision != now.base_revision or before.base_config_sha256 != now.base_config_sha256:
+        yield (
+            f"the files of the base model {now.base_model_name_or_path!r} have changed since it began "
+            f"(they were {before.base_revision}, and are {now.base_revision} now)"
+        )
+    if before.tokenizer_sha256 != now.tokenizer_sha256:
+        yield "the tokenizer of the base model has changed since it began"
+    yield from _changed_entries("the setting", before.settings, now.settings)
+    yield from _changed_entries("the version of", before.versions, now.versions)
+
+
+def rows_digest(rows: datasets.Dataset) -> str:
+    """SHA-256 of a split's column names, and of its texts and labels row by row in order."""
+    digest = hashlib.sha256(json.dumps(sorted(rows.column_names)).encode())
+    columns = [rows[name][:] for name in sorted(rows.column_names)]
+    for row in zip(*columns, strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _split_differences(name: str, before: SplitDigest | None, now: SplitDigest | None) -> Iterator[str]:
+    if before is None or now is None or before == now:
+        return
+    if before.rows != now.rows:
+        yield f"it began with {before.rows:,} {name} rows, and there are {now.rows:,} now"
+    else:
+        yield f"the {name} rows have changed since it began (their texts, labels or order)"
+
+
+def _changed_entries(kind: str, before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(set(before) | set(now)):
+        if before.get(name) != now.get(name):
+            yield f"{kind} {name} was {before.get(name)!r}, and is {now.get(name)!r} now"
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Of what decides a tokenizer's answer: its backend's state, or its vocabulary where it has none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else dict(tokenizer.get_vocab())
+    state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
+    content = json.dumps([type(tokenizer).__name__, tokenizer.truncation_side, state], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (" …" if len(names) > 8 else "")

@@ -1,0 +1,75 @@
+"""What a run that was stopped keeps, and what it says of that."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from peft_core.files import remove_tree
+from peft_core.runs import KILLED, RunInTraining
+from peft_core.runs.checkpoints import list_checkpoints, step_of
+from peft_core.training.processes import processes
+from peft_core.training.reporting import SMALL, RunProgress, trained_numbers
+from peft_core.training.stopping import StopCheck, Stopped
+from peft_core.training.trainer import RunTrainer
+
+
+def train_until_stopped(
+    trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None, stop: StopCheck
+) -> bool:
+    """Run the trainer, from a checkpoint if there is one; whether it was stopped after one step or more.
+
+    One process alone stops within a step, too; processes that share a run stop together, between two steps.
+    Raises `Stopped` where there is no step to keep.
+    """
+    alone, compiled = processes() == 1, trainer.speedups.record.compiled
+    if alone:
+        trainer.check_stop = stop
+    # a compiler cannot take in a look at the disk; steps that are worth compiling are short
+    layers = stop.between_layers(trainer.model) if alone and not compiled else contextlib.nullcontext()
+    try:
+        with layers:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped:
+        if not trainer.state.global_step:
+            raise
+        small = trained_numbers(trainer.model) <= SMALL
+        trainer.save_stopped(progress.tokens, progress.random, small=small)
+        return True
+    return False
+
+
+def forget_result(run: RunInTraining) -> None:
+    """Remove what an earlier adapter of the run measured, because this one's test rows are not evaluated."""
+    remove_tree(run.folder / "evaluation")
+
+
+def mark_stopped(run: RunInTraining, note: str) -> None:
+    """Write that a run was stopped, and why it is as it is; a signal meanwhile asks for nothing else."""
+    while True:
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            run.update(status=KILLED, ended=time.time(), notes=[*run.current.notes, note])
+            return
+
+
+def note_without_adapter(run: RunInTraining) -> str:
+    """For a run that was stopped before its first step since it was started or continued, or by a signal."""
+    stage, checkpoint = run.current.stage or "starting", _newest_checkpoint(run)
+    if checkpoint is None:
+        return f"Stopped while {stage}; there was nothing to keep."
+    return f"Stopped while {stage}. Continue goes on from step {checkpoint:,}."
+
+
+def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
+    """For a run whose adapter is kept as it was after `step` of `max_steps` steps."""
+    if step < max_steps:
+        words = f"Stopped at step {step:,} of {max_steps:,}. The adapter of that step is kept"
+    else:
+        words = f"Stopped after all {max_steps:,} steps. The adapter is kept"
+    words, checkpoint = f"{words}; the test rows were not evaluated", _newest_checkpoint(run)
+    if checkpoint is None:
+        return f"{words}, and there is no checkpoint to continue from."
+    return f"{words}. Continue goes on from step {checkpoint:,} and evaluates them."
+
+
+def _newest_checkpoint(run: RunInTraining) -> int | None:
+    return next((step_of(path) for path in list_checkpoints(run.checkpoints)), None)

@@ -1,0 +1,133 @@
+"""How a training process hears of Stop within two seconds, whatever it is doing.
+
+Stop is a file in the run folder. Three ways of looking for it cover every stage:
+
+* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two looks at the disk, a
+  tenth of a second apart, it only compares two numbers. Tokenization, the validation curve and the test
+  evaluation call it.
+* `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every one,
+  so that a step of a minute is left within a layer's time. The weights are those of the last whole step then,
+  because an optimizer step is never interrupted.
+* `StopCheck.interrupting` raises `Stopped` in the middle of code that knows nothing of it: reading files,
+  loading a model. It is used only where nothing but the end of the run follows, because an exception at any
+  line may leave a library's state half-changed.
+"""
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from peft_core.modules import encoder_layers
+
+INTERVAL = 0.1  # seconds between two looks at the disk
+GRACE = 1.0  # seconds after which an exception that the interrupted code swallowed is raised again
+
+
+class Stopped(BaseException):
+    """The user asked the run to stop. No Exception, so that no handler on the way takes it for a failure."""
+
+
+class StopCheck:
+    """Raises `Stopped` when called once `requested` is true; it asks at most every `INTERVAL` seconds."""
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        self._requested = requested
+        self._next_look = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + INTERVAL
+            self.look()
+
+    def look(self) -> None:
+        """As a call, but without waiting for the interval."""
+        if self._requested():
+            self._next_look = 0.0  # a second caller is to hear of it, too
+            raise Stopped
+
+    @contextlib.contextmanager
+    def between_layers(self, model: nn.Module) -> Iterator[None]:
+        """Check before each encoder layer, and after each in the backward pass."""
+        hooks: list[Any] = []
+        for layer in encoder_layers(model) or ():
+            hooks.append(layer.register_forward_pre_hook(self._before_layer))
+            hooks.append(layer.register_forward_hook(self._after_layer))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _before_layer(self, *_: Any) -> None:
+        self()
+
+    def _after_layer(self, _: nn.Module, __: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+            hidden.register_hook(self._before_layer)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise `Stopped` at whatever line this block has reached, as soon as the run is asked to stop.
+
+        One call into C is not interrupted; the exception comes when it returns to Python.
+        """
+        self.look()
+        watch = _Watch(self._requested, threading.get_ident())
+        watch.start()
+        try:
+            yield
+        finally:
+            _end(watch)
+
+
+class _Watch(threading.Thread):
+    """Asks every `INTERVAL` seconds, and raises `Stopped` in another thread until that thread ends the
+    watch."""
+
+    def __init__(self, requested: Callable[[], bool], thread: int) -> None:
+        super().__init__(name="stop-watch", daemon=True)
+        self._requested, self._thread = requested, thread
+        self._ended, self._raising = threading.Event(), threading.Lock()
+
+    def run(self) -> None:
+        wait = INTERVAL
+        while not self._ended.wait(wait):
+            if not self._requested():
+                continue
+            with self._raising:
+                if not self._ended.is_set():
+                    _raise_in(self._thread, Stopped)
+            wait = GRACE
+
+    def end(self) -> None:
+        """No exception is raised once this has returned; one that is on its way is taken back."""
+        self._ended.set()
+        with self._raising:
+            _raise_in(self._thread, None)
+
+
+def _end(watch: _Watch) -> None:
+    """End a watch, whose exception may come while that is done; it is raised afterwards."""
+    interrupted = False
+    while True:
+        try:
+            watch.end()
+            break
+        except Stopped:
+            interrupted = True
+    if interrupted:
+        raise Stopped
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Have a thread raise an error at its next line, or take back what it has not raised yet."""
+    target = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)

@@ -1,0 +1,197 @@
+"""A speed-up is admitted on masked and unmasked batches, and what it is admitted on holds for whole runs.
+
+Half-width weights are tried only on processors that multiply them faster. These tests answer that probe
+themselves, so they run the same code on any machine: every processor can compute in bfloat16, and neither the
+difference of a gradient nor a type error depends on how fast it is.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_data import write_csv
+from test_speedups import TARGETS, batch_of, step
+from tiny import FAMILIES, make_tiny
+
+from peft_core import runs
+from peft_core.adapters import apply_method
+from peft_core.config import TrainConfig
+from peft_core.encoder import load_base, set_dropout
+from peft_core.modules import encoder_layers
+from peft_core.train import train
+from peft_core.training import admission, speedups
+from peft_core.training.admission import PlainStep, mask_variants
+from peft_core.training.speedups import faster
+from peft_core.training.trainer import RunTrainer
+
+# Two layers of this width hold over a million frozen weights, even where they share them (ALBERT).
+WIDE = {"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 4}
+WIDE_BY_FAMILY = {"deberta-v2": {"pooler_hidden_size": 320}}
+ADMITTED_IN_HALF = sorted(FAMILIES)
+STEPS, RATE = 4, 0.01
+
+
+@pytest.fixture(autouse=True)
+def half_width_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+
+
+def wide_model(folder: Path, family: str, **changes: Any) -> tuple[Any, TrainConfig]:
+    """A model with over a million frozen weights in its layers, and its adapter."""
+    make_tiny(folder, family, **WIDE, **WIDE_BY_FAMILY.get(family, {}))
+    targets = TARGETS.get(family, ["query", "value"])
+    config = TrainConfig.from_dict(
+        {"model_name_or_path": str(folder), "target_modules": targets, "num_train_epochs": 2.0, **changes}
+    )
+    base = load_base(str(folder), None, ("bad", "good"))
+    set_dropout(base.model, config.dropout)
+    torch.manual_seed(5)
+    model = apply_method(base.model, config, base.untrained, base=base.source, steps=20).train()
+    frozen = sum(p.numel() for p in encoder_layers(model).parameters() if not p.requires_grad)
+    assert frozen > speedups.WORTH_IT
+    return model, config
+
+
+def whole_batch(model: Any) -> dict[str, torch.Tensor]:
+    """As the collator makes it of texts of one length: without an attention mask."""
+    batch = batch_of(model, padded=False)
+    del batch["attention_mask"]
+    return batch
+
+
+def mixed_batches(model: Any) -> list[dict[str, torch.Tensor]]:
+    """Without a mask, with one, and again, of different shapes."""
+    return [whole_batch(model), batch_of(model), batch_of(model, 3, 17), whole_batch(model)]
+
+
+def losses_of(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
+    """The losses of one step of plain gradient descent a batch."""
+    losses = []
+    for batch in batches:
+        losses.append(step(model, batch)[0])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= RATE * parameter.grad
+    return losses
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_trains_on_masked_and_unmasked_batches_as_the_plain_form(
+    family: str, tmp_path: Path
+) -> None:
+    model, config = wide_model(tmp_path, family)
+    plain = losses_of(copy.deepcopy(model), mixed_batches(model))
+    with faster(model, config, whole_batch(model), STEPS) as applied:
+        assert (applied.record.dtype == "bfloat16") == (family in ADMITTED_IN_HALF)
+        losses = losses_of(model, mixed_batches(model))
+    assert losses == pytest.approx(plain, abs=0.005)
+
+
+def only_first_layer_narrowed(layers: torch.nn.ModuleList) -> list[Any]:
+    """As it was when a run of all-mpnet-base-v2 failed: MPNet gives every layer its float32 mask."""
+    return [
+        layers[0].register_forward_pre_hook(speedups._narrow, with_kwargs=True),
+        layers[-1].register_forward_hook(speedups._widen),
+    ]
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_half_width_that_fails_on_masked_batches_is_refused(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
+    model, config = wide_model(tmp_path, family)
+    plain = losses_of(copy.deepcopy(model), mixed_batches(model))
+    with faster(model, config, whole_batch(model), STEPS) as applied:
+        assert applied.record.dtype == "float32"
+        assert losses_of(model, mixed_batches(model)) == pytest.approx(plain, abs=1e-4)
+    assert "dtype stays as it is: it fails" in capsys.readouterr().out
+
+
+def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure of the real run, which shows that the tests above would notice it."""
+    monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
+    monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
+    model, config = wide_model(tmp_path, "mpnet")
+    first, second, *_ = mixed_batches(model)
+    with faster(model, config, first, STEPS) as applied:
+        assert applied.record.dtype == "bfloat16"
+        step(model, first)
+        with pytest.raises(RuntimeError, match="same dtype.*BFloat16"):
+            step(model, second)
+
+
+def mixed_lengths(folder: Path) -> Path:
+    """Reviews of full length, which fill the first batch, and short ones, whose batches are masked."""
+    rows = [("good food " * 20, "good"), ("bad food " * 20, "bad")] * 12
+    rows += [(f"good {'food ' * (i % 5)}", "good") for i in range(24)]
+    rows += [(f"bad {'food ' * (i % 5)}", "bad") for i in range(24)]
+    write_csv(folder / "train.csv", rows)
+    write_csv(folder / "test.csv", rows[10:40])
+    return folder
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["now", "as it was"])
+def test_mpnet_run_with_unmasked_and_masked_batches_finishes(
+    mended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now in half width to its end; as it was, in the plain form from the step on that ended the real run."""
+    masked: list[bool] = []
+    compute_loss = RunTrainer.compute_loss
+
+    def recorded(trainer: RunTrainer, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        masked.append("attention_mask" in inputs)
+        return compute_loss(trainer, model, inputs, *given, **named)
+
+    monkeypatch.setattr(RunTrainer, "compute_loss", recorded)
+    if not mended:
+        monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
+        monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
+    config = {
+        "model_name_or_path": str(make_tiny(tmp_path / "model", "mpnet", **WIDE)),
+        "dataset_name": str(mixed_lengths(tmp_path / "data")),
+        "target_modules": TARGETS["mpnet"],
+        "max_length": 16,
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 8,
+    }
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(config))
+    train(run.folder)
+    assert not masked[0] and any(masked)
+    record = run.result()["speedups"]
+    assert run.state().status == "FINISHED" and record["dtype"] == "bfloat16"
+    assert record["failed_at"] == (None if mended else masked.index(True))
+    assert mended or "same dtype" in record["failure"]
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
+def test_compared_batches_are_one_without_and_one_with_a_mask(padded: bool, tmp_path: Path) -> None:
+    model, _ = wide_model(tmp_path, "mpnet")
+    batch = batch_of(model, padded=padded)
+    whole, masked = mask_variants(batch, pad=1)
+    assert "attention_mask" not in whole and whole["input_ids"].equal(batch["input_ids"])
+    assert 0 < masked["attention_mask"].sum() < masked["attention_mask"].numel()
+    assert masked["attention_mask"].any(1).all()  # no text is masked whole
+    assert masked["labels"].equal(batch["labels"])
+    if padded:
+        assert masked["attention_mask"].equal(batch["attention_mask"])
+
+
+def test_compared_batches_of_single_tokens_have_no_mask() -> None:
+    batch = {"input_ids": torch.ones(3, 1, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
+    assert [set(one) for one in mask_variants(batch, pad=0)] == [{"input_ids", "labels"}]
+
+
+def test_plain_step_error_is_that_of_the_worst_batch(tmp_path: Path) -> None:
+    model, _ = wide_model(tmp_path, "bert")
+    plain = PlainStep(model, batch_of(model))
+    assert plain.error(model) == 0.0
+    plain.gradients[1] = plain.gradients[1] * 2
+    assert plain.error(model) == pytest.approx(0.5)
+    plain.gradients[0] = plain.gradients[0] * float("nan")
+    assert plain.error(model) == float("inf")

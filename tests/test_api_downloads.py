@@ -1,0 +1,100 @@
+"""Files by the real client, of runs that lie outside every folder that gradio hands out files from."""
+
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_server import Server, serve
+from conftest import copy_of
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from peft_core.runs import Run
+
+MADE = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}
+INSIDE = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors", "script": "train.py", **MADE}
+
+
+@pytest.fixture(scope="module")
+def run(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A merged run with a file in each folder that an export makes."""
+    run = copy_of(merged_run, tmp_path_factory.mktemp("elsewhere") / "runs")
+    for kind, name in MADE.items():
+        path = run.folder / kind / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(kind.encode())
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(run: Run) -> Iterator[Server]:
+    with serve(run.folder.parent, "--mcp") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> Client:
+    return Client(server.url, verbose=False, download_files=str(tmp_path / "downloads"))
+
+
+def fetch(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_download_returns_the_zip_of_a_run_elsewhere(kind: str, client: Client, run: Run) -> None:
+    path = Path(client.predict(run.run_id, kind, api_name="/download"))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert [name for name in names if name.endswith(INSIDE[kind])], names
+        if kind in MADE:
+            assert archive.read(MADE[kind]) == kind.encode()
+
+
+@pytest.mark.parametrize("kind", ["nothing", "../adapter", "", None])
+def test_download_of_an_unknown_kind_is_one_sentence(kind: object, client: Client, run: Run) -> None:
+    with pytest.raises(AppError, match="it is one of adapter, merged") as refused:
+        client.predict(run.run_id, kind, api_name="/download")
+    assert str(run.folder.parent) not in str(refused.value)
+
+
+def test_download_that_cannot_be_read_names_no_place(client: Client, run: Run) -> None:
+    weights = run.adapter / "adapter_model.safetensors"
+    hidden = weights.rename(run.folder / "hidden")
+    weights.symlink_to(weights.name)  # a file that nobody, root included, can read
+    try:
+        with pytest.raises(AppError) as refused:
+            client.predict(run.run_id, "adapter", api_name="/download")
+    finally:
+        weights.unlink()
+        hidden.rename(weights)
+    assert str(run.folder.parent) not in str(refused.value)
+    assert tempfile.gettempdir() not in str(refused.value)
+
+
+def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: Client, run: Run) -> None:
+    client.predict(run.run_id, "adapter", api_name="/download")
+    paths = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert run.folder / "status.json" in paths and any(path.suffix == ".zip" for path in paths)
+    for path in paths:
+        status, content = fetch(f"{server.url}/gradio_api/file={urllib.parse.quote(str(path))}")
+        assert status in (403, 404), path
+        assert content != path.read_bytes()
+
+
+def test_download_leaves_one_copy_however_often_it_is_asked_for(client: Client, run: Run) -> None:
+    for _ in range(3):
+        client.predict(run.run_id, "merged", api_name="/download")
+    copies = list((run.folder.parent.parent / "tmp" / "gradio").rglob("*-merged.zip"))
+    assert len(copies) == 1
+    assert copies[0].stat().st_nlink == 2, "a hard link, no copy of the weights"

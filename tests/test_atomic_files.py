@@ -1,0 +1,162 @@
+"""Files and folders appear whole or not at all, and are on disk before their name points at them."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from peft_core import files, manifests
+from peft_core.errors import DamagedError, RunError
+from peft_core.files import atomic_file, atomic_folder, edited_folder, sweep_staging, write_json
+
+
+@pytest.fixture(params=["exchange", "three renames"])
+def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of replacing a folder: in one step, and where the system cannot."""
+    if request.param == "three renames":
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    return request.param
+
+
+def filled(final: Path, **contents: str) -> None:
+    with atomic_folder(final) as staging:
+        for name, content in contents.items():
+            (staging / name).write_text(content, encoding="utf-8")
+            assert not (final / name).exists()
+
+
+def test_atomic_folder_replaces_the_old_one_whole(tmp_path: Path, swap: str) -> None:
+    final = tmp_path / "final"
+    filled(final, first="1")
+    filled(final, second="2")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert [path.name for path in final.iterdir()] == ["second"]
+
+
+def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, swap: str) -> None:
+    final = tmp_path / "final"
+    filled(final, first="1")
+    with pytest.raises(RuntimeError), atomic_folder(final) as staging:
+        (staging / "second").touch()
+        raise RuntimeError
+    assert [path.name for path in final.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_atomic_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to remove the old folder before the rename: a process killed between left none."""
+    final, moments = tmp_path / "final", []
+    filled(final, first="1")
+    real = shutil.rmtree
+
+    def watched(path: Path, **options: bool) -> None:
+        moments.append((final / "second").exists())
+        real(path, **options)
+
+    monkeypatch.setattr(files.shutil, "rmtree", watched)
+    filled(final, second="2")
+    assert moments == [True], "the old folder is removed once, after the new one has its name"
+
+
+def test_sweep_puts_back_a_folder_that_was_being_replaced(tmp_path: Path) -> None:
+    """Where names cannot be exchanged, a process killed between two renames leaves the old folder aside."""
+    (tmp_path / ".replaced-0123abcd-final").mkdir()
+    (tmp_path / ".replaced-0123abcd-final" / "first").touch()
+    assert sweep_staging(tmp_path) == 0
+    assert (tmp_path / "final" / "first").exists()
+
+
+def test_names_point_at_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and directory is fsynced before the rename, and the parent directory after it.
+
+    A kill cannot show a missing fsync, as what the system has cached survives it; the order of calls can.
+    """
+    calls: list[tuple[str, str]] = []
+    real_fsync, real_replace = files.fsync, os.replace
+    monkeypatch.setattr(files, "fsync", lambda path: (calls.append(("fsync", path.name)), real_fsync(path)))
+    monkeypatch.setattr(
+        files.os, "replace", lambda one, two: (calls.append(("rename", two.name)), real_replace(one, two))
+    )
+    with atomic_folder(tmp_path / "final") as staging:
+        (staging / "inner").mkdir()
+        (staging / "inner" / "weights").touch()
+    assert calls == [
+        ("fsync", "weights"),
+        ("fsync", "inner"),
+        ("fsync", "final"),
+        ("rename", "final"),
+        ("fsync", tmp_path.name),
+    ]
+    calls.clear()
+    with atomic_file(tmp_path / "state") as staging:
+        staging.touch()
+    assert [name for name, _ in calls] == ["fsync", "rename", "fsync"]
+    assert calls[-1] == ("fsync", tmp_path.name)
+
+
+def test_two_writers_of_one_folder_do_not_collide(tmp_path: Path) -> None:
+    """Two zips at once used one staging name."""
+    final = tmp_path / "final"
+    with atomic_folder(final) as one, atomic_folder(final) as other:
+        assert one != other
+        (one / "from").write_text("one")
+        (other / "from").write_text("other")
+    assert (final / "from").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_edited_folder_leaves_the_files_of_the_old_one_as_they_were(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    filled(final, kept="1", changed="2")
+    inode = (final / "kept").stat().st_ino
+    with edited_folder(final) as staging:
+        (staging / "changed").unlink()
+        (staging / "changed").write_text("3")
+    assert ((final / "kept").stat().st_ino, (final / "changed").read_text()) == (inode, "3")
+
+
+def test_replace_file_changes_file_and_manifest_together(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "final") as staging:
+        write_json(staging / "rule.json", {"temperature": 1})
+        manifests.write_manifest(staging)
+    manifests.replace_file(tmp_path / "final", "rule.json", lambda path: write_json(path, {"temperature": 2}))
+    assert set(manifests.verify_folder(tmp_path / "final").files) == {"rule.json"}
+    manifests.replace_file(tmp_path / "final", "rule.json", lambda path: None)
+    assert not manifests.verify_folder(tmp_path / "final").files
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "added"])
+def test_verify_folder_names_what_is_not_as_it_was_written(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "final"
+    with atomic_folder(folder) as staging:
+        (staging / "weights").write_bytes(b"0123456789")
+        manifests.write_manifest(staging)
+    path = folder / "weights"
+    content = {"empty": b"", "cut": b"01234", "flipped": b"0123456788"}
+    if damage == "missing":
+        path.unlink()
+    elif damage == "added":
+        (folder / "vocab.txt").touch()
+    else:
+        path.write_bytes(content[damage])
+    with pytest.raises(DamagedError, match="vocab.txt" if damage == "added" else "weights"):
+        manifests.verify_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "The disk is full"), (errno.EIO, "The disk reports an error")]
+)
+def test_atomic_folder_on_a_bad_disk_is_one_sentence(
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    filled(tmp_path / "final", first="1")
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(RunError, match=words):
+        filled(tmp_path / "final", second="2")
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]

@@ -1,0 +1,350 @@
+"""The best step by validation: chosen, kept through rotation and kills, and exported as it was measured."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from processes import python
+from safetensors.torch import load_file
+from task_runs import number_rows, topic_rows, train_on
+from tiny import LABEL_WORDS
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.data.labelled import LabelledText
+from peft_core.errors import ConfigError
+from peft_core.inference.predictor import Predictor
+from peft_core.kept_step import KeptStep, Reason, metric_for_best
+from peft_core.losses import LabelScale, eval_loss, task_loss
+from peft_core.manifests import verify_folder
+from peft_core.metrics import task_metrics
+from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, decide
+from peft_core.results import label_array
+from peft_core.rows import judged_rows
+from peft_core.runs import Run
+from peft_core.runs.checkpoints import can_continue, list_checkpoints
+from peft_core.schedule import EVAL_ROWS, evaluation_rows
+from peft_core.training.best import BEST, BestStep
+
+# Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
+OVERFITTING = {
+    "num_train_epochs": 8,
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "constant",
+    "eval_steps": 10,
+    "metric_for_best_model": "loss",
+}
+KILLED_AT = """
+import os, signal, sys
+from peft_core import train
+from peft_core.training.trainer import RunTrainer
+step_of = RunTrainer._get_grad_norm
+def killed(self, *given, **named):
+    if self.state.global_step + 1 == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step_of(self, *given, **named)
+RunTrainer._get_grad_norm = killed
+sys.exit(train.main([sys.argv[1]]))
+"""
+
+
+def noise_rows(count: int, seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    words = [word for group in LABEL_WORDS for word in group]
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(count)]
+    return Dataset.from_dict({"text": texts, "label": rng.integers(2, size=count).tolist()})
+
+
+def noise(problem_type: str = SINGLE) -> LabelledText:
+    """Rows whose labels are shuffled."""
+    if problem_type == SINGLE:
+        make, names = noise_rows, ("bad", "good")
+    else:
+        make, names = (topic_rows, ("food", "drink", "room")) if problem_type == MULTI else (number_rows, ())
+    parts = []
+    for seed, count in enumerate((160, 40, 40)):
+        rows = make(count, seed)
+        shuffled = np.random.default_rng(seed).permutation(count).tolist()
+        labels = [rows["label"][i] for i in shuffled]
+        parts.append(rows.remove_columns("label").add_column("label", labels))
+    record = {"used": {"train": 160, "validation": 40, "test": 40}, "source": "files"}
+    return LabelledText(*parts, names, True, problem_type, record)
+
+
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same rows of one label as files."""
+    folder, data = tmp_path_factory.mktemp("noise"), noise()
+    for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.eval)):
+        named = rows.map(lambda row: {"label": data.label_names[row["label"]]})
+        named.to_csv(folder / f"{name}.csv", index=False)
+    return str(folder)
+
+
+def kept(run: Run) -> KeptStep:
+    return KeptStep.from_dict(run.result()["kept"])
+
+
+def evaluations(run: Run) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in run.metrics() if "eval_loss" in row}
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    a, b = (load_file(run.adapter / "adapter_model.safetensors") for run in (one, other))
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+METHODS = ("lora", "adalora", "full", "p_tuning", "head_only")
+RATES = {"full": 1e-3}  # at which it learns the training rows by heart
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft 0.21, of any AdaLoRA adapter
+@pytest.mark.parametrize("arithmetic", ["fast", "plain"])
+@pytest.mark.parametrize("method", METHODS)
+def test_exported_adapter_of_the_best_step_reproduces_its_validation_numbers(
+    method: str, arithmetic: str, fit: Callable[..., Run]
+) -> None:
+    changes = {**OVERFITTING, "learning_rate": RATES.get(method, 0.02)}
+    run = fit(noise(), **changes, method=method, arithmetic=arithmetic)
+    step, curve, result = kept(run), evaluations(run), run.result()
+    assert step.reason == Reason.BEST and step.trained_steps == step.max_steps == result["steps"] == 80
+    assert step.step < 80 or method in ("adalora", "head_only", "p_tuning")
+    first = 56 if method == "adalora" else 0  # where AdaLoRA's ranks rest
+    assert step.value == min(row["eval_loss"] for at, row in curve.items() if at >= first)
+    assert step.value == curve[step.step]["eval_loss"]
+    assert_reproduced(run, SINGLE)
+    if arithmetic == "plain":  # all 40 rows were evaluated, so the kept weights are those of that step
+        assert step.rows == result["validation"]["rows"] == 40
+        assert result["validation"]["eval_loss"] == pytest.approx(step.value, rel=1e-5)
+
+
+def assert_reproduced(run: Run, problem_type: str) -> None:
+    """The adapter, loaded again, gives the very metrics and loss that the result tells of validation."""
+    rows, validation = judged_rows(run, "validation"), run.result()["validation"]
+    logits = Predictor(run.folder).logits(rows.texts)
+    assert np.array_equal(logits, rows.logits.astype(np.float32))
+    again = task_metrics(problem_type, decide(logits, problem_type), rows.labels)
+    assert again == {name: validation[name] for name in METRICS[problem_type]}
+    labels = label_array(noise(problem_type).train, problem_type)
+    loss = task_loss(run.config(), problem_type, labels, logits.shape[1])
+    if problem_type == REGRESSION:
+        scale = LabelScale.of(labels)
+        logits = ((logits.astype(np.float64) - scale.mean) / scale.std).astype(np.float32)
+    assert eval_loss(problem_type, logits, rows.labels, loss) == validation["eval_loss"]
+
+
+@pytest.mark.parametrize("problem_type", [MULTI, REGRESSION])
+def test_best_step_of_several_labels_and_of_numbers_is_exported_as_measured(
+    problem_type: str, fit: Callable[..., Run]
+) -> None:
+    run = fit(noise(problem_type), **OVERFITTING, arithmetic="plain")
+    assert kept(run).step < 80
+    assert run.result()["validation"]["eval_loss"] == pytest.approx(kept(run).value, rel=1e-4)
+    assert_reproduced(run, problem_type)
+
+
+def test_evaluations_of_the_kept_step_are_the_training_metric_by_default(fit: Callable[..., Run]) -> None:
+    run = fit(noise(), **{**OVERFITTING, "metric_for_best_model": None})
+    curve = evaluations(run)
+    assert kept(run).metric == "accuracy"
+    assert kept(run).value == max(row["eval_accuracy"] for row in curve.values())
+    (test,) = [row for row in run.metrics() if "test_accuracy" in row]
+    assert test["step"] == kept(run).step
+    assert len(curve) == 8 and set(curve) == set(range(10, 81, 10))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
+    method: str, settings: dict[str, Any], noise_folder: str, tmp_path: Path
+) -> None:
+    config = TrainConfig.from_dict(
+        {
+            **settings,
+            **OVERFITTING,
+            "learning_rate": RATES.get(method, 0.02),
+            "dataset_name": noise_folder,
+            "method": method,
+            "eval_steps": 7,
+        }
+    )
+    whole = runs.create(tmp_path, config)
+    done = python("-m", "peft_core.train", str(whole.folder))
+    assert done.returncode == 0, done.stderr
+    killed = runs.create(tmp_path, config)
+    for step in (23, 58, 79):  # checkpoints are of the steps 20, 40 and 60
+        assert python("-c", KILLED_AT, str(killed.folder), str(step)).returncode == -signal.SIGKILL
+        assert killed.state().status == "FAILED" and can_continue(killed)
+    done = python("-m", "peft_core.train", str(killed.folder))
+    assert done.returncode == 0, done.stderr
+    assert killed.result()["resumed_from"] == 60
+    assert same_weights(killed, whole)
+    assert kept(killed) == kept(whole)
+    assert kept(whole).step < 60 or method == "adalora"
+    assert evaluations(killed).keys() == evaluations(whole).keys()
+    assert not (killed.folder / "checkpoints").exists()
+
+
+def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(
+    fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_core.train.remove_tree", lambda _: None)
+    run = fit(noise(), **OVERFITTING)
+    newest = list_checkpoints(run.folder / "checkpoints")[0]
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["best_global_step"] == kept(run).step < 60
+    assert state["best_metric"] == kept(run).value
+    assert state["best_model_checkpoint"] is None
+    assert BEST in verify_folder(newest).files
+    exported = load_file(run.adapter / "adapter_model.safetensors")
+    best = load_file(newest / BEST)
+    for name, tensor in exported.items():
+        path, _, last = name.rpartition(".")
+        parts = (f"{path}.{last}", f"{path}.default.{last}", f"{path}.modules_to_save.default.{last}")
+        assert any(part in best and best[part].equal(tensor) for part in parts), name
+
+
+def test_early_stopping_ends_the_run_finished_with_the_reason(fit: Callable[..., Run]) -> None:
+    run = fit(noise(), **OVERFITTING, early_stopping_patience=2)
+    step = kept(run)
+    assert run.state().status == "FINISHED"
+    assert step.trained_steps == run.result()["steps"] == step.step + 20 < step.max_steps
+    assert step.early_stopped_after == 2
+    assert "Training ended early" in step.describe() and "2 evaluations in a row" in step.describe()
+    assert not (run.folder / "checkpoints").exists()
+
+
+def test_early_stopped_run_killed_before_its_result_stops_at_the_same_step_again(
+    fit: Callable[..., Run], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**OVERFITTING, "early_stopping_patience": 2}
+    whole = fit(noise(), **changes)
+    run = runs.create(tmp_path, whole.config())
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_core.train._evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_on(noise(), run)
+    assert run.state().status == "KILLED" and can_continue(run)
+    train_on(noise(), run)
+    assert run.state().status == "FINISHED"
+    assert kept(run) == kept(whole) and same_weights(run, whole)
+
+
+def test_no_validation_rows_keep_the_last_step_and_say_so(fit: Callable[..., Run]) -> None:
+    data = noise()
+    run = fit(replace(data, validation=data.validation.select([])), **OVERFITTING)
+    step = kept(run)
+    assert (step.reason, step.step, step.value) == (Reason.NO_VALIDATION, 80, None)
+    assert "there were no validation rows" in step.describe()
+    assert "validation" not in run.result()
+
+
+def test_last_step_is_kept_where_keeping_the_best_is_off(fit: Callable[..., Run]) -> None:
+    run = fit(noise(), **OVERFITTING, load_best_model_at_end=False)
+    assert (kept(run).reason, kept(run).step) == (Reason.TURNED_OFF, 80)
+    best = fit(noise(), **OVERFITTING)
+    assert kept(best).step < 80 and not same_weights(run, best)
+
+
+def test_stopped_run_keeps_the_best_step_so_far(
+    fit: Callable[..., Run], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, fit(noise(), **OVERFITTING).config())
+    log = Run.log_metrics
+
+    def stop_at_40(self: Run, row: dict[str, Any]) -> None:
+        log(self, row)
+        if row["step"] >= 40 and "eval_loss" in row:
+            self.request_stop()
+
+    monkeypatch.setattr(Run, "log_metrics", stop_at_40)
+    train_on(noise(), run)
+    step = kept(run)
+    assert run.state().status == "KILLED"
+    assert step.reason == Reason.BEST and step.step < step.trained_steps < 80
+    assert f"Training ran to step {step.trained_steps} of 80" in step.describe()
+
+
+def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def flip(self: Run, row: dict[str, Any]) -> None:
+        path = self.folder / "checkpoints" / BEST
+        if row["step"] == 80 and "eval_loss" in row:
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+
+    monkeypatch.setattr(Run, "log_metrics", flip)
+    with pytest.raises(runs.RunError, match="best step were lost or changed"):
+        fit(noise(), **OVERFITTING)
+
+
+def after(best: BestStep, *values: tuple[float, float]) -> BestStep:
+    """After evaluations of (metric, loss) at the steps 1, 2, ..."""
+    for step, (value, loss) in enumerate(values, start=1):
+        best = best.after(step, {f"eval_{best.metric}": value, "eval_loss": loss})
+    return best
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "step"),
+    [
+        ("accuracy", [(0.5, 1.0), (0.7, 0.9), (0.6, 0.8)], 2),
+        ("accuracy", [(0.7, 0.9), (0.7, 0.8), (0.7, 0.8)], 2),  # the lower loss, then the earlier
+        ("mae", [(3.0, 1.0), (2.0, 2.0), (2.5, 0.1)], 2),
+        ("loss", [(0.9, 0.9), (0.7, 0.7), (0.8, 0.8)], 2),
+        ("spearman", [(-0.5, 1.0), (-0.1, 1.0)], 2),
+    ],
+)
+def test_best_step_follows_the_direction_of_its_metric(
+    metric: str, values: list[tuple[float, float]], step: int
+) -> None:
+    assert after(BestStep(metric), *values).step == step
+
+
+def test_patience_counts_evaluations_without_enough_improvement() -> None:
+    flat = [(0.5, 1.0), (0.52, 0.9), (0.53, 0.8)]
+    assert not after(BestStep("accuracy", patience=2), *flat).exhausted
+    strict = after(BestStep("accuracy", patience=2, threshold=0.05), *flat)
+    assert strict.exhausted and strict.step == 3
+    assert not after(BestStep("accuracy"), *[(0.5, 1.0)] * 9).exhausted
+
+
+def test_evaluations_before_the_first_comparable_step_do_not_count() -> None:
+    best = after(BestStep("accuracy", patience=1, first_step=3), (0.9, 0.1), (0.1, 1.0), (0.5, 0.5))
+    assert (best.step, best.evaluations, best.exhausted) == (3, 1, False)
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
+def test_metric_of_another_problem_type_is_refused(problem_type: str, fit: Callable[..., Run]) -> None:
+    assert metric_for_best(TrainConfig(), problem_type) == METRICS[problem_type][0]
+    assert metric_for_best(TrainConfig(metric_for_best_model="loss"), problem_type) == "loss"
+    other = {SINGLE: "spearman", MULTI: "accuracy", REGRESSION: "macro_f1"}[problem_type]
+    with pytest.raises(ConfigError, match=f"metric_for_best_model is '{other}'"):
+        fit(noise(problem_type), metric_for_best_model=other)
+
+
+def test_every_metric_of_every_problem_type_can_be_chosen() -> None:
+    for metric in {"loss", *(name for names in METRICS.values() for name in names)}:
+        assert TrainConfig(metric_for_best_model=metric).metric_for_best_model == metric
+
+
+@pytest.mark.parametrize(
+    ("changes", "train_rows", "rows"),
+    [
+        ({}, 3000, 300),  # 4 evaluations read 1,200 texts, 3,000 are trained on
+        ({"num_train_epochs": 3}, 3000, 900),
+        ({"num_train_epochs": 10}, 3000, 1000),
+        ({"num_train_epochs": 1}, 300, EVAL_ROWS),
+        ({"eval_steps": 1}, 3000, EVAL_ROWS),
+    ],
+)
+def test_evaluation_reads_as_many_rows_as_a_fifth_of_training_affords(
+    changes: dict[str, Any], train_rows: int, rows: int
+) -> None:
+    config = TrainConfig.from_dict(changes)
+    assert evaluation_rows(config, train_rows, 1000) == rows
+    assert evaluation_rows(config, train_rows, 20) == 20

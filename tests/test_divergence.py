@@ -1,0 +1,196 @@
+"""A run whose loss, gradient or weights are not finite ends at that step, its checkpoints finite."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peft_core import runs, train
+from peft_core.config import TrainConfig
+from peft_core.errors import ModelError
+from peft_core.pictures.charts import curve, curve_frame
+from peft_core.runs import Run
+from peft_core.runs.checkpoints import STATE_FILE, can_continue, choose_checkpoint
+from peft_core.training import divergence
+from peft_core.training.trainer import RunTrainer
+
+Poison = Callable[[RunTrainer, int], None]
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def poison_at(step: int, part: str, patch: pytest.MonkeyPatch) -> None:
+    """One trained weight becomes infinite before a step's forward pass."""
+    training_step = RunTrainer.training_step
+
+    def poisoned(self: RunTrainer, model: Any, *given: Any) -> torch.Tensor:
+        if self.state.global_step + 1 == step:
+            trained = next(p for name, p in model.named_parameters() if p.requires_grad and part in name)
+            trained.data.view(-1)[0] = math.inf
+        return training_step(self, model, *given)
+
+    patch.setattr(RunTrainer, "training_step", poisoned)
+
+
+def assert_finite_checkpoint(run: Run, step: int) -> None:
+    choice = choose_checkpoint(run)
+    assert choice is not None and choice.step == step and not choice.skipped
+    checkpoint = choice.checkpoint
+    weights = load_file(checkpoint / STATE_FILE)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    moments = [value for kept in optimizer.values() for value in kept.values()]
+    assert moments and all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in moments)
+
+
+def assert_valid_files(run: Run, last_step: int) -> None:
+    """Metrics and the charts' data are JSON, and tell of no step after the divergence."""
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [strict_json(line) for line in lines]
+    assert rows and max(row["step"] for row in rows) <= last_step
+    for kind in ("loss", "accuracy"):
+        assert strict_json(json.dumps(curve(curve_frame(run.metrics()), kind, 60), allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("classifier", "the loss is "), ("lora_A", "the gradient's norm is nan")]
+)
+def test_poisoned_weight_stops_the_run_at_that_step(
+    part: str,
+    what: str,
+    settings: dict[str, Any],
+    train_here: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    with monkeypatch.context() as patch:
+        poison_at(37, part, patch)
+        with pytest.raises(ModelError) as raised:
+            train.train(run.folder)
+    state = run.state()
+    assert (state["status"], state["error"]) == ("FAILED", str(raised.value))
+    assert state["error"].startswith(f"Training diverged at step 37: {what}")
+    assert "Train again with a learning rate below 0.03" in state["error"]
+    assert state["error"].endswith("The checkpoint of step 30 is kept.")
+    assert not run.has_adapter
+    assert_finite_checkpoint(run, 30)
+    assert_valid_files(run, 36)
+    train.train(run.folder)
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] == 30
+    whole = train_here()
+    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
+    assert all(one[name].equal(other[name]) for name in other)
+
+
+def test_infinite_loss_with_finite_gradients_stops_the_run(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    compute_loss = RunTrainer.compute_loss
+
+    def infinite(self: RunTrainer, model: Any, *given: Any, **named: Any) -> Any:
+        loss = compute_loss(self, model, *given, **named)
+        return loss + math.inf if model.training and self.state.global_step + 1 == 20 else loss
+
+    monkeypatch.setattr(RunTrainer, "compute_loss", infinite)
+    with pytest.raises(ModelError, match="diverged at step 20: the loss is inf"):
+        train.train(run.folder)
+    assert_finite_checkpoint(run, 15)
+
+
+def test_huge_learning_rate_stops_the_run_without_any_checkpoint_that_is_not_finite(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict({**settings, "warmup_steps": 0}))
+    arguments = train.training_arguments
+
+    def huge(*given: Any, **named: Any) -> Any:
+        made = arguments(*given, **named)
+        made.learning_rate = 1e30  # settings allow 1 at most
+        return made
+
+    monkeypatch.setattr(train, "training_arguments", huge)
+    with pytest.raises(ModelError, match=r"diverged at step \d+: .* learning rate below 1e\+30"):
+        train.train(run.folder)
+    assert run.state().status == "FAILED"
+    assert not can_continue(run)
+    assert "is kept" not in run.state().error
+    json.dumps(run.metrics(), allow_nan=False)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_weights_that_the_optimizer_made_infinite_are_never_saved(
+    evaluated: bool, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the evaluation before a checkpoint, or else over the values themselves."""
+    changes = {"eval_steps": 15 if evaluated else 60}
+    run = runs.create(tmp_path, TrainConfig.from_dict({**settings, **changes}))
+    save = RunTrainer._maybe_log_save_evaluate
+
+    def poisoned(self: RunTrainer, *given: Any, **named: Any) -> None:
+        if self.state.global_step == 30:
+            part = "classifier" if evaluated else "lora_A"
+            trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+            next(p for name, p in trained if part in name).data.fill_(math.nan)
+        save(self, *given, **named)
+
+    monkeypatch.setattr(RunTrainer, "_maybe_log_save_evaluate", poisoned)
+    what = "the loss on validation rows is nan" if evaluated else r"base_model\..* is not finite"
+    with pytest.raises(ModelError, match=f"diverged at step 30: {what}"):
+        train.train(run.folder)
+    assert_finite_checkpoint(run, 15)
+    assert_valid_files(run, 30)
+    left = {path.name for path in (run.folder / "checkpoints").rglob("checkpoint-*")}
+    assert left == {"checkpoint-15"}
+
+
+def test_weights_that_the_last_step_made_infinite_are_not_exported(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(tmp_path, TrainConfig.from_dict({**settings, "load_best_model_at_end": False}))
+    evaluate = RunTrainer._maybe_log_save_evaluate
+
+    def poisoned(self: RunTrainer, *given: Any, **named: Any) -> None:
+        evaluate(self, *given, **named)
+        if self.state.global_step == 60:
+            next(p for n, p in self.model.named_parameters() if "lora_A" in n).data.fill_(math.nan)
+
+    monkeypatch.setattr(RunTrainer, "_maybe_log_save_evaluate", poisoned)
+    with pytest.raises(ModelError, match="diverged at step 60: .* is not finite"):
+        train.train(run.folder)
+    assert run.state().status == "FAILED" and not run.has_adapter
+
+
+def test_optimizer_values_that_are_not_finite_are_found() -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert divergence.first_not_finite(divergence.named_values(model, optimizer)) is None
+    optimizer.state[model.weight]["exp_avg_sq"].fill_(math.inf)
+    assert divergence.first_not_finite(divergence.named_values(model, optimizer)) == "optimizer.exp_avg_sq"
+
+
+def test_advice_names_plain_arithmetic_where_weights_are_half_width() -> None:
+    model = torch.nn.Linear(2, 1)
+    assert "plain arithmetic" not in str(divergence.divergence_error("it", 3, model, 0.1, []))
+    error = divergence.divergence_error("it", 3, model.to(torch.bfloat16), 0.1, [2, 1])
+    assert "or with plain arithmetic" in str(error) and "checkpoint of step 2 is kept" in str(error)
+
+
+def test_charts_skip_values_that_are_not_finite() -> None:
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan}, {"step": 3, "eval_loss": math.inf}]
+    frame = curve_frame(rows)
+    assert frame["step"].tolist() == [1]
+    assert strict_json(json.dumps(curve(frame, "loss", 3), allow_nan=False))

@@ -1,0 +1,218 @@
+"""Answers that come late: a handler is held up, and what was answered or typed meanwhile stays as it is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_server import Server, serve
+from browser import PendingAnswers, picture_of, wait_until_redrawn
+from conftest import Open, copy_of
+from playwright.sync_api import expect
+from test_app_inference import questions
+
+from peft_core.inference.decision import DECISION_FILE
+from peft_core.runs import Run
+
+# In the app: a function answers only when no file with its name lies in the folder.
+HOLD_UP = """
+import os, time
+from peft_core.ui.inference import texts
+from peft_core.workbench import Workbench
+from peft_core.worker import Worker
+
+def hold_up(owner, name):
+    function = getattr(owner, name)
+    def held_up(*arguments, **named):
+        answer = function(*arguments, **named)
+        while os.path.exists(os.path.join(os.environ["HELD_UP"], name)):
+            time.sleep(0.02)
+        return answer
+    setattr(owner, name, held_up)
+
+hold_up(texts, "_examples")
+for name in ("judge_rule", "compare", "review"):
+    hold_up(Workbench, name)
+hold_up(Worker, "stream")
+run = Worker.run
+class Models:
+    describe_model = staticmethod(run)
+hold_up(Models, "describe_model")
+Worker.run = lambda self, task, *rest: (Models.describe_model if task == "describe_model" else run)(
+    self, task, *rest)
+"""
+GOOD, BAD = "Wonderful, the best pizza.", "Awful, the worst and rude."
+
+
+@pytest.fixture(scope="module")
+def held_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the names of the functions that do not answer."""
+    return tmp_path_factory.mktemp("held-up")
+
+
+@pytest.fixture(scope="module")
+def server(
+    merged_run: Run, topics: Run, held_up: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The app over two runs, with functions that can be held up."""
+    folder = tmp_path_factory.mktemp("app") / "runs"
+    for run in (merged_run, topics):
+        copy_of(run, folder)
+    changes = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder.parent / "hf")}
+    with serve(folder, patch=HOLD_UP, HELD_UP=str(held_up), **changes) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def release_all(held_up: Path) -> Iterator[None]:
+    yield
+    for path in held_up.iterdir():
+        path.unlink()
+
+
+def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
+    topics: Run, open_page: Open, held_up: Path
+) -> None:
+    page = questions(open_page, topics, "Can I trust it?")
+    table = page.get_by_test_id("trust")
+    expect(table).to_contain_text("60 test rows", timeout=60_000)
+    judged, pending = table.inner_html(), PendingAnswers(page)
+    (held_up / "judge_rule").touch()
+    page.fill("#abstain input", "0.6")
+    page.locator("#abstain input").press("Tab")
+    page.click("#save-rule")
+    expect(page.locator("#rule-said")).to_contain_text("Saved")
+    (held_up / "judge_rule").unlink()
+    has_changed = "(before) => document.querySelector('[data-testid=trust]').outerHTML !== before"
+    page.wait_for_function(has_changed, arg=judged)
+    pending.wait()
+    expect(page.locator("#rule-said")).to_contain_text("Saved")
+
+
+def test_edit_clears_the_confirmation_before_it_is_judged(
+    topics: Run, open_page: Open, held_up: Path
+) -> None:
+    page = questions(open_page, topics, "Can I trust it?")
+    expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
+    page.click("#save-rule")
+    expect(page.locator("#rule-said")).to_contain_text("Saved")
+    (held_up / "judge_rule").touch()
+    page.fill("#abstain input", "0.3")
+    expect(page.locator("#rule-said")).not_to_contain_text("Saved")
+
+
+def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run, open_page: Open) -> None:
+    page = questions(open_page, topics, "Can I trust it?")
+    expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
+    pending = PendingAnswers(page)
+    page.fill("#abstain input", "0.45")
+    page.get_by_role("tab", name="A text").click()
+    with page.expect_event("requestfinished", lambda request: "/queue/data" in request.url):
+        page.get_by_role("tab", name="Can I trust it?").click()
+    pending.wait()
+    expect(page.locator("#abstain input")).to_have_value("0.45")
+    path = server.runs_dir / topics.run_id / "adapter" / DECISION_FILE
+    assert not path.exists() or json.loads(path.read_text())["abstain_below"] != 0.45
+
+
+def test_refusal_stays_when_a_recipe_is_read_late(open_page: Open, held_up: Path) -> None:
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    page.fill("#dataset_name input", "/nowhere")
+    page.locator("#dataset_name input").press("Enter")
+    expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
+    pending = PendingAnswers(page)
+    (held_up / "describe_model").touch()
+    page.get_by_label("The article (Hub)").check()
+    page.click("#train")
+    expect(page.locator("#refused [role=alert]")).to_contain_text("/nowhere")
+    (held_up / "describe_model").unlink()
+    expect(page.get_by_role("button", name="2  Data")).to_contain_text("Yelp")
+    pending.wait()
+    expect(page.locator("#refused [role=alert]")).to_contain_text("/nowhere")
+
+
+def test_prediction_stays_when_the_examples_come_late(
+    merged_run: Run, open_page: Open, held_up: Path
+) -> None:
+    (held_up / "_examples").touch()
+    page = questions(open_page, merged_run, "A text")
+    pending = PendingAnswers(page)
+    page.fill("#text textarea", GOOD)
+    page.click("#classify")
+    expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
+    (held_up / "_examples").unlink()
+    expect(page.locator("#examples")).not_to_contain_text("A gorgeous, witty")
+    pending.wait()
+    expect(page.locator("#card-1 .answer")).to_have_text("good")
+
+
+def test_example_clicked_during_a_prediction_is_answered(
+    merged_run: Run, open_page: Open, held_up: Path
+) -> None:
+    page = questions(open_page, merged_run, "A text")
+    expect(page.locator("#examples")).not_to_contain_text("A gorgeous, witty")
+    examples = page.locator("#examples button")
+    page.fill("#text textarea", GOOD)
+    page.click("#classify")
+    expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
+    texts = examples.all_inner_texts()
+    bad = next(i for i, text in enumerate(texts) if any(word in text for word in ("bad", "awful", "rude")))
+    pending = PendingAnswers(page)
+    (held_up / "compare").touch()
+    page.click("#classify")
+    examples.nth(bad).click()
+    expect(page.locator("#text textarea")).to_have_value(texts[bad])
+    (held_up / "compare").unlink()
+    pending.wait()
+    expect(page.locator("#card-1 .answer")).to_have_text("bad")
+
+
+def test_answer_about_one_run_does_not_appear_under_another(
+    merged_run: Run, topics: Run, open_page: Open, held_up: Path
+) -> None:
+    page = questions(open_page, merged_run, "A text")
+    pending = PendingAnswers(page)
+    (held_up / "compare").touch()
+    page.fill("#text textarea", GOOD)
+    with page.expect_request("**/queue/join*"):
+        page.click("#classify")
+    page.locator("#runs label").filter(has_text=topics.run_id).click()
+    expect(page.locator("#picked")).to_contain_text(topics.run_id)
+    (held_up / "compare").unlink()
+    pending.wait()
+    expect(page.locator("#card-1 .answer")).to_have_count(0)
+    page.click("#classify")
+    expect(page.locator("#card-1")).to_contain_text("food", timeout=60_000)
+
+
+def test_typed_text_stays_when_the_test_rows_come_late(
+    merged_run: Run, open_page: Open, held_up: Path
+) -> None:
+    (held_up / "review").touch()
+    page = questions(open_page, merged_run, "Why?")
+    pending = PendingAnswers(page)
+    page.fill("#why-text textarea", GOOD)
+    (held_up / "review").unlink()
+    expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
+    pending.wait()
+    expect(page.locator("#why-text textarea")).to_have_value(GOOD)
+
+
+def test_chart_follows_the_scale_chosen_during_a_count(open_page: Open, held_up: Path) -> None:
+    page = open_page()
+    page.get_by_role("tab", name="Compare parameters").click()
+    pending = PendingAnswers(page)
+    (held_up / "stream").touch()
+    page.click("#count")
+    page.get_by_label("Log scale").uncheck()
+    (held_up / "stream").unlink()
+    expect(page.locator("#parts canvas")).to_be_visible(timeout=60_000)
+    pending.wait()
+    linear = picture_of(page, "#parts canvas")
+    page.get_by_label("Log scale").check()
+    wait_until_redrawn(page, "#parts canvas", linear)
+    logarithmic = picture_of(page, "#parts canvas")
+    page.get_by_label("Log scale").uncheck()
+    wait_until_redrawn(page, "#parts canvas", logarithmic)
+    assert picture_of(page, "#parts canvas") == linear

@@ -1,0 +1,170 @@
+"""Packed data files: the one table inside is read, and what unpacks without end is stopped early."""
+
+import gzip
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from peft_core.config import TrainConfig
+from peft_core.data import files, streams, uploads
+from peft_core.data.files import read_table
+from peft_core.data.formats import FILE_TYPES, SUFFIXES, suffix_of
+from peft_core.data.labelled import load_labelled_text
+from peft_core.data.streams import open_rows
+from peft_core.data.unpacking import locate, unpacked_bytes
+from peft_core.data.uploads import store_upload
+from peft_core.data.writers import writer_for
+from peft_core.errors import DataError
+from peft_core.workbench import Workbench
+
+CASES = Path(__file__).parent / "cases"
+CSV = "text,label\n" + "good,pos\nbad,neg\n" * 20
+
+
+def zipped(path: Path, **members: str | bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def bomb(path: Path, megabytes: int) -> Path:
+    """A file of few bytes that unpacks to so many megabytes of rows."""
+    rows = b"good,pos\n" * 111_112
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.csv", "w") as file:
+            for _ in range(megabytes):
+                file.write(rows)
+    else:
+        with gzip.open(path, "wb", 9) as file:
+            for _ in range(megabytes):
+                file.write(rows)
+    return path
+
+
+def test_read_table_of_a_gz_has_its_40_rows() -> None:
+    table = read_table(CASES / "reviews.csv.gz")
+    assert (len(table.frame), table.facts["format"]) == (40, "csv")
+    assert [row for chunk in open_rows(CASES / "reviews.csv.gz").chunks() for row in chunk] == (
+        table.frame.values.tolist()
+    )
+
+
+def test_load_labelled_text_of_a_gz_and_of_a_folder_with_one(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv.gz").write_bytes((CASES / "reviews.csv.gz").read_bytes())
+    for name in (tmp_path / "reviews.csv.gz", tmp_path):
+        assert load_labelled_text(TrainConfig(dataset_name=str(name))).label_names == ("neg", "pos")
+
+
+def test_read_table_of_a_zip_ignores_what_is_no_data(tmp_path: Path) -> None:
+    members = {
+        "README.md": "about",
+        "in/a.csv": CSV,
+        "__MACOSX/in/._a.csv": b"\0",
+        "readme.csv": "a,b\n1,2\n",
+    }
+    path = zipped(tmp_path / "a.zip", **members)
+    assert locate(path).member == "in/a.csv"
+    assert len(read_table(path).frame) == 40
+    assert read_table(path).facts["member"] == "in/a.csv"
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.csv": CSV, "b.csv": CSV}, "holds 2 tables, 'a.csv', 'b.csv'"),
+        ({"a.pdf": "x"}, "holds no .csv .* file, only 'a.pdf'"),
+        ({}, "only nothing"),
+    ],
+)
+def test_locate_in_a_zip_without_one_table_says_what_it_holds(
+    members: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=words):
+        locate(zipped(tmp_path / "a.zip", **members))
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.zip"])
+def test_read_table_of_a_bomb_stops_at_the_limit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bomb(tmp_path / name, 30)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(files, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(streams, "MOST_BYTES", 2_000_000)
+    for read in (read_table, open_rows):
+        with pytest.raises(DataError, match="over 2 MB once unpacked"):
+            read(path)
+
+
+def test_zip_that_claims_a_small_size_is_counted_as_it_is_read(tmp_path: Path) -> None:
+    path = bomb(tmp_path / "a.zip", 5)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24  # the unpacked size in the central directory
+    data[place : place + 4] = (100).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="damaged archive|once unpacked"):
+        locate(path).read(2_000_000)
+
+
+def test_unpacked_bytes_counts_no_further_than_asked(tmp_path: Path) -> None:
+    path = bomb(tmp_path / "a.csv.gz", 30)
+    assert 2_000_000 < unpacked_bytes(path, 2_000_000) < 4_000_001
+    assert unpacked_bytes(path, 100_000_000) == 30 * 111_112 * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.csv.gz", CSV.encode(), "damaged archive"),
+        ("a.csv.gz", gzip.compress(CSV.encode())[:-9], "damaged archive"),
+        ("a.zip", b"PK\x03\x04", "damaged archive"),
+        ("a.gz", gzip.compress(CSV.encode()), "save it as one of these"),
+        ("a.tar.gz", gzip.compress(b"x"), "save it as one of these"),
+    ],
+)
+def test_read_table_of_a_damaged_archive_is_one_sentence(
+    name: str, data: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    for read in (read_table, open_rows):
+        with pytest.raises(DataError, match=words) as error:
+            read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_store_upload_counts_packed_files_by_what_they_unpack_to(tmp_path: Path) -> None:
+    small = zipped(tmp_path / "small.zip", **{"a.csv": CSV})
+    assert store_upload([small], tmp_path / uploads.UPLOADS, most_bytes=2_000_000).is_dir()
+    with pytest.raises(DataError, match="at most 2 MB are taken"):
+        store_upload([bomb(tmp_path / "a.csv.gz", 5)], tmp_path / uploads.UPLOADS, most_bytes=2_000_000)
+
+
+def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
+    public = Workbench.open(tmp_path / "runs", public=True)
+    try:
+        with pytest.raises(DataError, match="this public demo takes at most 10 MB"):
+            public.look_at_file(bomb(tmp_path / "a.zip", 15), "any")
+    finally:
+        public.worker.close()
+
+
+def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress(CSV.replace(",", "\t").encode()))
+    stream = open_rows(path)
+    writer = writer_for(stream)(tmp_path / "out", stream, {"predicted_label": str})
+    for rows in stream.chunks():
+        writer.write(rows, [["pos"]] * len(rows))
+    writer.close()
+    assert writer.suffix == ".tsv"
+    assert io.StringIO((tmp_path / "out").read_text("utf-8")).readline() == "text\tlabel\tpredicted_label\n"
+
+
+def test_every_suffix_that_is_read_passes_the_file_dialog() -> None:
+    for suffix in SUFFIXES:
+        assert f".{suffix.rsplit('.', 1)[1]}" in FILE_TYPES
+        assert suffix_of(f"Reviews{suffix.upper()}") == suffix
+    assert suffix_of("reviews.gz") is None and suffix_of(".csv") is None

@@ -1,0 +1,70 @@
+"""Run folders of the layout before files were verified (schema version 0) still open; see version_0/."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from peft_core.certificate import certificate_of_merged, verified_certificate
+from peft_core.errors import RunError
+from peft_core.export.archives import zip_of
+from peft_core.inference.predictor import Predictor
+from peft_core.launcher import Launcher
+from peft_core.merge import merge
+from peft_core.rows import judged_rows
+from peft_core.runs import Run, find, list_runs
+from peft_core.runs.checkpoints import can_continue, choose_checkpoint
+
+FOLDER = Path(__file__).parent / "version_0"
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    """Copies of both runs, whose base model and data lie beside them."""
+    root = Path(shutil.copytree(FOLDER, tmp_path / "version_0"))
+    for path in [*root.rglob("*.json"), *root.rglob("*.jsonl")]:
+        path.write_text(path.read_text(encoding="utf-8").replace("VERSION_0", str(root)), encoding="utf-8")
+    (root / "runs").mkdir()
+    for name in ("finished", "stopped"):
+        (root / name).rename(root / "runs" / name)
+    return root / "runs"
+
+
+def test_list_runs_reads_both(runs_dir: Path) -> None:
+    runs = list_runs(runs_dir)
+    assert {run.run_id: run.state().status for run in runs} == {"finished": "FINISHED", "stopped": "KILLED"}
+    assert all(run.is_version_0 and run.damage() == [] for run in runs)
+    assert [run.config().method for run in runs] == ["lora", "lora"]
+    assert len(find(runs_dir, "finished").metrics()) == 65
+
+
+def test_result_and_rows_are_read(runs_dir: Path) -> None:
+    run = find(runs_dir, "finished")
+    assert (run.result()["accuracy"], run.result().baseline.label) == (1.0, "bad")
+    assert len(judged_rows(run)) == 40
+
+
+def test_adapter_predicts_and_is_zipped(runs_dir: Path) -> None:
+    run = find(runs_dir, "finished")
+    labels = [answer.label for answer in Predictor(run.folder).predict(["Awful.", "Excellent, wonderful."])]
+    assert labels == ["bad", "good"]
+    assert zip_of(run, "adapter").is_file()
+
+
+def test_merged_model_without_its_certificate_inside_is_merged_again(runs_dir: Path) -> None:
+    run = find(runs_dir, "finished")
+    assert (run.merged / "model.safetensors").is_file()
+    assert certificate_of_merged(run) is None
+    with pytest.raises(RunError, match="not merged yet"):
+        Predictor(run.folder, "merged")
+    assert merge(run.folder) == verified_certificate(run)
+    assert not (run.folder / "certificate.json").exists()
+
+
+def test_continue_is_refused_for_want_of_inputs(runs_dir: Path) -> None:
+    run = find(runs_dir, "stopped")
+    assert not can_continue(run)
+    for continue_run in (lambda: choose_checkpoint(run), lambda: Launcher(runs_dir).resume("stopped")):
+        with pytest.raises(RunError, match="kept no record of its inputs; train it as a new run"):
+            continue_run()
+    assert Run(run.folder).state().status == "KILLED"

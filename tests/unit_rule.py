@@ -1,0 +1,82 @@
+"""Which tests are unit tests: those that start no process and no browser and train nothing.
+
+The rule needs no list of tests. A test is read together with its fixtures and with every function of this
+folder that they call; it is no unit test once one of them reaches something in `_HEAVY`.
+"""
+
+import functools
+import inspect
+import multiprocessing
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import playwright.sync_api
+import processes
+import pytest
+from app_server import serve
+
+from peft_core import merge, train, worker
+
+_HEAVY = {
+    id(thing)
+    for thing in (
+        multiprocessing, subprocess, processes.python, processes.start_python, processes.answer, serve,
+        playwright.sync_api.sync_playwright, train, train.train, merge, merge.merge, worker.Worker,
+    )
+}  # fmt: skip
+_FOLDER = str(Path(__file__).parent)
+
+
+def is_unit_test(item: pytest.Item) -> bool:
+    """Whether a test and its fixtures reach nothing that takes seconds."""
+    if not isinstance(item, pytest.Function):
+        return False
+    fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+    return not any(_is_heavy(function) for function in (item.function, *fixtures))
+
+
+@functools.cache
+def _is_heavy(function: Any) -> bool:
+    """Whether a function, or one of this folder that it calls, reaches something heavy."""
+    checked: set[int] = set()
+    pending = [inspect.unwrap(function)]
+    while pending:
+        current = pending.pop()
+        for used in _globals_used_by(current):
+            if id(used) in _HEAVY:
+                return True
+            if id(used) not in checked and _is_of_this_folder(used):
+                checked.add(id(used))
+                pending += _functions_in(used)
+    return False
+
+
+def _globals_used_by(function: Any) -> Iterator[Any]:
+    """The global objects that a function names, in its inner functions too."""
+    code = getattr(function, "__code__", None)
+    for name in _names_in(code) if code else ():
+        if name in function.__globals__:
+            yield function.__globals__[name]
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _functions_in(thing: Any) -> list[Any]:
+    if inspect.isclass(thing):
+        return [inspect.unwrap(part) for part in vars(thing).values() if inspect.isfunction(part)]
+    return [inspect.unwrap(thing)]
+
+
+def _is_of_this_folder(thing: Any) -> bool:
+    if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+        return False
+    try:
+        return str(inspect.getsourcefile(thing) or "").startswith(_FOLDER)
+    except TypeError:
+        return False
