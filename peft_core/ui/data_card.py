@@ -306,7 +306,8 @@ def _unset(form: Form) -> dict[Any, Any]:
 
 
 def _takes_separator(settings: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    several = found.get("in_force", {}).get("problem_type") == "multi_label_classification"
+    in_force = found.get("in_force", {})
+    several = in_force.get("problem_type") == "multi_label_classification" and not in_force["label_columns"]
     return several or bool(settings["label_separator"])
 
 
