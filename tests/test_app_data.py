@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import openpyxl
 import pytest
 from app_server import Server
 from conftest import Open
@@ -170,3 +171,28 @@ def test_a_head_with_other_names_is_asked_about(open_page: Open, tmp_path: Path)
     expect(page.get_by_test_id("findings")).to_contain_text("brings a head for", timeout=60_000)
     choose(page, "base_head", "Keep it, matched by order")
     expect(page.get_by_test_id("data-facts")).to_contain_text("head is kept", timeout=60_000)
+
+
+def test_sheet_and_header_row_are_guessed_named_and_changed(open_page: Open, tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "About"
+    book.active.append(["See the next sheet"])
+    for title, above in (("Reviews", 2), ("More", 0)):
+        sheet = book.create_sheet(title)
+        for row in [[f"{title} of spring"], []][:above]:
+            sheet.append(row)
+        sheet.append(["text", "label"])
+        for i in range(40):
+            sheet.append([f"The {THINGS[i % 10]} number {i} was fine", "good" if i % 2 else "bad"])
+    book.save(tmp_path / "book.xlsx")
+    page = open_page()
+    page.get_by_role("button", name="2  Data").click()
+    page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "book.xlsx"))
+    facts = page.get_by_test_id("data-facts")
+    expect(facts).to_contain_text("sheet Reviews · header in row 3", timeout=60_000)
+    page.locator("#sheet_name input").click()
+    page.get_by_role("option", name="More").click()
+    expect(facts).to_contain_text("sheet More · header in row 1", timeout=60_000)
+    page.fill("#header_row input", "2")
+    page.locator("#header_row input").press("Tab")
+    expect(facts).to_contain_text("sheet More · header in row 2", timeout=60_000)

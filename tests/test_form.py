@@ -11,9 +11,11 @@ from tiny import FAMILIES, make_tiny, tiny_config
 import app
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
+from peft_core.data.inspection import inspect
 from peft_core.methods import METHODS, defaults_of
 from peft_core.presets import MODELS, STARTING
 from peft_core.ui.compare import combinations, config_of, has_rank, join
+from peft_core.ui.data_card import _look as look_at_data
 from peft_core.ui.fields import field
 from peft_core.ui.form import Cards, Form, build_form, fill, settings_of, summaries
 from peft_core.ui.method_card import (
@@ -102,6 +104,51 @@ def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Car
     form, _ = built
     settings = settings_of(form, values(form, method="head_only", r=None, lora_alpha=-1))
     assert TrainConfig.from_dict(settings).r == TrainConfig().r
+
+
+@pytest.mark.parametrize(
+    ("fields", "sheet_name", "header_row"),
+    [
+        ({"sheet_name": "Reviews", "header_row": 3}, "Reviews", 3),
+        ({"sheet_name": "", "header_row": 0}, None, None),
+        ({"sheet_name": "", "header_row": None}, None, None),
+    ],
+)
+def test_form_carries_sheet_and_header_row(
+    fields: dict[str, Any], sheet_name: str | None, header_row: int | None, built: tuple[Form, Cards]
+) -> None:
+    form, _ = built
+    config = TrainConfig.from_dict(settings_of(form, values(form, **fields)))
+    assert (config.sheet_name, config.header_row) == (sheet_name, header_row)
+
+
+class InspectionOnly:
+    """A workbench that inspects in this process."""
+
+    limits = None
+
+    def inspect(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return inspect(TrainConfig.from_dict(settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "sheets", "row_can_be_chosen"),
+    [
+        ("second_sheet.xlsx", [("Guessed: Reviews", ""), ("About", "About"), ("Reviews", "Reviews")], True),
+        ("one_bad_byte.csv", [("Guessed", "")], True),
+        ("label_studio.json", [("Guessed", "")], False),
+    ],
+)
+def test_data_card_offers_the_sheets_of_a_workbook(
+    name: str, sheets: list[tuple[str, str]], row_can_be_chosen: bool, built: tuple[Form, Cards]
+) -> None:
+    form, cards = built
+    path = str(Path(__file__).parent / "cases" / name)
+    updates = look_at_data(cards.data, form, InspectionOnly(), values(form, dataset_name=path))
+    assert updates[form["sheet_name"]]["choices"] == sheets
+    assert updates[form["sheet_name"]]["visible"] == (len(sheets) > 1)
+    assert updates[form["header_row"]]["visible"] == row_can_be_chosen
+    assert path.rsplit("/", 1)[1] in updates[cards.data.facts]
 
 
 def test_a_run_put_into_the_form_is_the_same_run(built: tuple[Form, Cards]) -> None:
