@@ -37,9 +37,7 @@ torch.set_num_threads(1)  # as in the processes that these tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--reverse", action="store_true", help="run the tests backwards: none needs another before it"
-    )
+    parser.addoption("--reverse", action="store_true", help="run the tests backwards")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -183,7 +181,7 @@ def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/{query}")
-        expect(page.get_by_test_id("cost")).to_be_visible(timeout=60_000)
+        expect(page.get_by_test_id("cost")).to_be_visible(timeout=3 * PATIENCE)
         opened.append(page)
         return page
 

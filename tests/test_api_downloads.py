@@ -1,6 +1,5 @@
 """Files by the real client, of runs that lie outside every folder that gradio hands out files from."""
 
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -68,18 +67,16 @@ def test_download_of_an_unknown_kind_is_one_sentence(kind: object, client: Clien
     assert str(run.folder.parent) not in str(refused.value)
 
 
-def test_download_that_cannot_be_read_names_no_place(client: Client, run: Run) -> None:
-    weights = run.adapter / "adapter_model.safetensors"
-    hidden = weights.rename(run.folder / "hidden")
-    weights.symlink_to(weights.name)  # a file that nobody, root included, can read
+def test_download_that_cannot_be_written_names_no_place(client: Client, run: Run) -> None:
+    archive = run.folder / f"{run.run_id}-adapter.zip"
+    archive.unlink(missing_ok=True)
+    archive.mkdir()  # in the way of the zip, also for root
     try:
         with pytest.raises(AppError) as refused:
             client.predict(run.run_id, "adapter", api_name="/download")
     finally:
-        weights.unlink()
-        hidden.rename(weights)
-    assert str(run.folder.parent) not in str(refused.value)
-    assert tempfile.gettempdir() not in str(refused.value)
+        archive.rmdir()
+    assert str(refused.value) == f"The adapter of {run.run_id!r} cannot be downloaded: Is a directory."
 
 
 def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: Client, run: Run) -> None:
