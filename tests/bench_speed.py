@@ -151,9 +151,9 @@ def train_ours(
     batch = {k: v.to(model.device) for k, v in next(iter(loader)).items()}
     kept = Texts(loader, sum(map(len, rows["input_ids"][:])), folder)
     with faster(model, config, batch, steps, texts=kept) as speedups:
-        print(speedups, file=sys.stderr)
+        print(speedups.record, file=sys.stderr)
         run = runs.create(folder / "runs", config)
-        arguments = training_arguments(run, config, len(rows), curve=None, autocast=speedups.autocast)
+        arguments = training_arguments(run, config, len(rows), curve=None, autocast=speedups.record.autocast)
         arguments.max_steps, arguments.save_strategy = steps, "no"
         trainer = build_trainer(model, config, arguments, base.tokenizer, rows, None, None, None)
         trainer.add_callback(clock)

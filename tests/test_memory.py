@@ -75,8 +75,8 @@ def test_the_comparison_takes_as_many_texts_as_fit(
 
     monkeypatch.setattr(BertModel, "forward", small)
     model.eval()
-    with faster(model, config, batch_of(model), steps=1) as done:
-        assert done.first_token and done.lora_layers
+    with faster(model, config, batch_of(model), steps=1) as applied:
+        assert applied.record.first_token and applied.record.lora_layers
     assert set(seen) == {compared} and not model.training  # as it was, also after a failure
 
     monkeypatch.setattr(
