@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft_core.errors import RunError
 from peft_core.process_identity import is_same_process, own_identity
@@ -76,6 +76,23 @@ def edited_folder(final: Path) -> Iterator[Path]:
     with atomic_folder(final) as staging:
         shutil.copytree(final, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
         yield staging
+
+
+class Stamp(NamedTuple):
+    """What tells whether a file was written since; a rename into its place changes the inode."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file, or None if it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,13 +7,12 @@ and inode, so that a folder is hashed once per process while it stays as it is.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft_core.errors import DamagedError
-from peft_core.files import edited_folder, write_json
+from peft_core.files import Stamp, edited_folder, stamp_of, write_json
 from peft_core.records import Record, read_record
 
 MANIFEST_FILE = "manifest.json"
@@ -32,21 +31,14 @@ class Manifest(Record):
     files: dict[str, FileEntry]
 
 
-class _Stamp(NamedTuple):
-    mtime_ns: int
-    size: int
-    inode: int
-
-
-_hashed: dict[str, tuple[_Stamp, str]] = {}
+_hashed: dict[str, tuple[Stamp | None, str]] = {}
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read again only if its time, size or inode changed since."""
-    status = os.stat(path)
-    stamp, key = _Stamp(status.st_mtime_ns, status.st_size, status.st_ino), str(path.absolute())
+    stamp, key = stamp_of(path), str(path.absolute())
     known = _hashed.get(key)
-    if known is None or known[0] != stamp:
+    if known is None or stamp is None or known[0] != stamp:
         with path.open("rb") as file:
             known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
         _hashed[key] = known

@@ -12,12 +12,14 @@ from typing import Annotated, Any, NoReturn, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_core.errors import DamagedError
-from peft_core.files import write_json
+from peft_core.files import Stamp, stamp_of, write_json
 
 SCHEMA_VERSION = 1  # of all records; 0 is the layout before records had a version
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=1e11)]  # since the epoch
 _DIGEST = "sha256"
+_MOST_PARSED = 4096  # records that are kept as they were parsed
+_parsed: dict[tuple[str, type, bool], tuple[Stamp | None, Any]] = {}
 AnyRecord = TypeVar("AnyRecord", bound="Record")
 
 
@@ -75,29 +77,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """A record from its file; DamagedError, which names the file, if it is lost or damaged."""
-    values = read_json(path)
-    if _DIGEST in values and values.pop(_DIGEST) != _digest(values):
-        raise DamagedError(f"{path.name} is damaged: its content has changed.")
-    try:
-        return kind.from_dict(values)
-    except DamagedError as error:
-        raise DamagedError(f"{path.name} is damaged: {error}.") from error
+def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = False) -> AnyRecord:
+    """A record from its file; DamagedError, which names the file, if it is lost or damaged.
 
+    A file is parsed again only if its time, size or inode changed since: a page asks every second.
 
-def read_sealed(path: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """As `read_record`, of a file that `write_sealed` wrote: without its digest it is damaged."""
-    values = read_json(path)
-    if values.get("schema_version", 0) != 0 and _DIGEST not in values:
-        raise DamagedError(f"{path.name} is damaged: its digest is missing.")
-    return read_record(path, kind)
+    Args:
+        path: The file.
+        kind: The record's class.
+        sealed: Whether `write_sealed` wrote it: without its digest it is damaged then.
+    """
+    stamp, key = stamp_of(path), (str(path), kind, sealed)
+    known = _parsed.get(key)
+    if known is None or stamp is None or known[0] != stamp:
+        known = (stamp, _parse_record(path, kind, sealed))
+        if len(_parsed) >= _MOST_PARSED:
+            _parsed.clear()
+        _parsed[key] = known
+    return known[1]
 
 
 def write_sealed(path: Path, record: Record) -> None:
     """Write a record with a digest of its entries, so that a changed bit is noticed; whole or not at all."""
     values = record.to_dict()
     write_json(path, {**values, _DIGEST: _digest(values)})
+
+
+def _parse_record(path: Path, kind: type[AnyRecord], sealed: bool) -> AnyRecord:
+    values = read_json(path)
+    if sealed and values.get("schema_version", 0) != 0 and _DIGEST not in values:
+        raise DamagedError(f"{path.name} is damaged: its digest is missing.")
+    if _DIGEST in values and values.pop(_DIGEST) != _digest(values):
+        raise DamagedError(f"{path.name} is damaged: its content has changed.")
+    try:
+        return kind.from_dict(values)
+    except DamagedError as error:
+        raise DamagedError(f"{path.name} is damaged: {error}.") from error
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -69,6 +69,10 @@ class Workbench:
         run = self.launcher.submit(config)
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
 
+    def train_again(self, run_id: str) -> dict[str, Any]:
+        """As `train`, with the settings of an earlier run: on its data and base model as they are now."""
+        return self.train(self.find(run_id).config().to_dict())
+
     def find(self, run_id: str) -> Run:
         return runs.find(self.runs_dir, run_id)
 
@@ -96,7 +100,7 @@ class Workbench:
 
     def describe(self, run: Run) -> dict[str, Any]:
         """As `status`, of a run at hand; parts whose files are lost are None."""
-        state = run.state()
+        state, damage = run.state(), run.damage()
         result, config = _or_none(run.result), _or_none(run.config)
         return {
             "run_id": run.run_id,
@@ -105,7 +109,8 @@ class Workbench:
             "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
             "has_adapter": run.has_adapter,
             "merged": certificate_of_merged(run) is not None,
-            "damage": run.damage(),
+            "damage": damage,
+            "usable": run.usable() if damage else [],
             "result": result.to_dict() if result else None,
         }
 

@@ -23,20 +23,43 @@ def result_card(description: Mapping[str, Any]) -> str:
     """What a run that ended measured, against the best constant answer; or why it failed."""
     result, status = description["result"], description["status"]
     title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
+    remarks = damage_message(description) + notes_of(description) + speedup_failure(result or description)
+    reason = _reason(description)
     if result is None:
-        why = description.get("error") or " ".join(description.get("notes") or ())
-        why = why or "Stopped before there was anything to keep."
-        kind = "error" if status != KILLED else "note"
-        return f'<div class="result">{title}{message(why, kind)}{speedup_failure(description)}</div>'
+        return f'<div class="result">{title}{reason}{remarks}</div>'
     stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
     kept = kept_step_line(result)
-    return f"""<div class="result" data-testid="result">{title}{stopped}{speedup_failure(result)}
+    return f"""<div class="result" data-testid="result">{title}{reason}{stopped}{remarks}
 <div class="figures">{_figures(result)}</div>
 <div class="errors">{errors(result)}</div>
 <p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
 {result["parameters"]["trainable"]:,} of {result["parameters"]["total"]:,} parameters
 ({result["parameters"]["percent"]:.4f} %).
 Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p>{kept}</div>"""
+
+
+def _reason(description: Mapping[str, Any]) -> str:
+    """Why a run failed, or left nothing; empty where its result, its notes or its damage say enough."""
+    why = description.get("error")
+    if not why and not description["result"] and not description.get("notes"):
+        why = "It left nothing to keep."
+    if not why or why in (description.get("damage") or ()):
+        return ""
+    return message(why, "note" if description["status"] == KILLED else "error")
+
+
+def damage_message(description: Mapping[str, Any]) -> str:
+    """What of a run is damaged, what can still be used, and what to do; empty for a whole run."""
+    damage = description.get("damage")
+    if not damage:
+        return ""
+    usable = ", ".join(description.get("usable") or ()) or "nothing of it"
+    return message(f"{' '.join(damage)} Still usable: {usable}. Train again with its settings, or delete it.")
+
+
+def notes_of(description: Mapping[str, Any]) -> str:
+    """What a training wants the person to know, such as which checkpoint it went on from."""
+    return "".join(message(note, "note") for note in description.get("notes") or ())
 
 
 def kept_step_line(result: Mapping[str, Any]) -> str:

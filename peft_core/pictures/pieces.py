@@ -137,7 +137,8 @@ def running(state: Mapping[str, Any]) -> str:
     return (
         f'<div class="running"><h3>{html.escape(state["run_id"])}</h3>'
         f"{bar(share)}"
-        f'<p data-testid="progress">{html.escape(words)}</p>{speedup_failure(state)}</div>'
+        f'<p data-testid="progress">{html.escape(words)}</p>{speedup_failure(state)}'
+        f"{''.join(message(note, 'note') for note in state.get('notes') or ())}</div>"
     )
 
 

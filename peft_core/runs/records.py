@@ -115,7 +115,7 @@ class RunResult(Record):
         return self
 
     def __getitem__(self, name: str) -> Any:
-        return self.to_dict()[name]
+        return self.model_dump(mode="json", include={name})[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.to_dict()

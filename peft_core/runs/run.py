@@ -21,7 +21,7 @@ from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
 from peft_core.files import atomic_folder
 from peft_core.process_identity import command_line, is_same_process, own_identity
-from peft_core.records import read_json, read_record, read_sealed, write_sealed
+from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
 from peft_core.runs.records import FAILED, KILLED, RUNNING, RunResult, RunState
 
@@ -169,6 +169,20 @@ class Run:
                 problems.append(str(error))
         return [*problems, *filter(None, [self.metrics_damage()])]
 
+    def usable(self) -> list[str]:
+        """The parts of a run that are there and whole, as people call them."""
+        parts: dict[str, Callable[[], Any]] = {
+            "settings": self.config,
+            "adapter": lambda: manifests.read_manifest(self.adapter) and self.verify(self.adapter),
+            "result and test rows": self.result,
+        }
+        usable = []
+        for name, read in parts.items():
+            with contextlib.suppress(RunError):
+                read()
+                usable.append(name)
+        return usable
+
     def update(self, **changes: Any) -> None:
         """Change entries of the state, whole or not at all; DamagedError if the present one is lost."""
         write_sealed(self.folder / STATUS_FILE, self._read_state().changed(**changes))
@@ -222,7 +236,7 @@ class Run:
         return is_same_process(state.pid, state.process)
 
     def _read_state(self) -> RunState:
-        return read_sealed(self.folder / STATUS_FILE, RunState)
+        return read_record(self.folder / STATUS_FILE, RunState, sealed=True)
 
     def _adapter_sha256(self) -> str | None:
         """The hash of the adapter's weights as its manifest has it; None if there is no such manifest."""

@@ -1,10 +1,14 @@
 """The runs at the side: the list that every tab shares; what is picked there is the run in all of them."""
 
 import time
+from functools import lru_cache
+from pathlib import Path
 
 import gradio as gr
 
-from peft_core.errors import RunError
+from peft_core.errors import DamagedError, RunError
+from peft_core.files import Stamp, stamp_of
+from peft_core.manifests import MANIFEST_FILE
 from peft_core.problems import headline
 from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run, RunState
 from peft_core.workbench import Workbench
@@ -34,9 +38,9 @@ def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
 def _label(run: Run) -> str:
     state = run.state()
     when = time.strftime("%d %b %H:%M", time.localtime(state.created))
-    if state.damage:
-        return f"{MARKS[FAILED]} {run.run_id}\ndamaged · {when}"
-    return f"{MARKS[state.status]} {run.run_id}\n{_score(run) or _word(state)} · {when}"
+    mark = MARKS[FAILED if state.damage else state.status]
+    score = _score(run.folder, *map(stamp_of, (run.results / "result.json", run.results / MANIFEST_FILE)))
+    return f"{mark} {run.run_id}\n{'damaged' if state.damage else score or _word(state)} · {when}"
 
 
 def _word(state: RunState) -> str:
@@ -44,9 +48,13 @@ def _word(state: RunState) -> str:
     return "starting" if starting else state.status.lower()
 
 
-def _score(run: Run) -> str:
+@lru_cache(maxsize=1024)
+def _score(folder: Path, *stamps: Stamp | None) -> str:
+    """The headline metric of a run, read again only if the files of its result were written anew."""
     try:
-        result = run.result()
+        result = Run(folder).result()
         return f"{result[headline(result['problem_type'])]:.3f}"
+    except DamagedError:
+        return "damaged"
     except (RunError, KeyError):
         return ""

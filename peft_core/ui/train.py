@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures.pieces import message
-from peft_core.runs import ENDED
+from peft_core.runs import ENDED, FAILED, KILLED
 from peft_core.ui.code import code_kinds, code_view, served, shown
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, at_once, sentence, then_at_once
@@ -36,6 +36,7 @@ def build_train(
             with gr.Row(elem_classes="go"):
                 go = gr.Button("Train", variant="primary", elem_id="train")
                 resume = gr.Button("Continue", elem_id="continue", visible=False)
+                again = gr.Button("Train as a new run", elem_id="train-again", visible=False)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
                 show_code = gr.Button("As code", elem_id="show-code", scale=0, min_width=110)
             with gr.Column(visible=False) as codes:
@@ -45,26 +46,30 @@ def build_train(
             panel = build_run_panel()
     seen = gr.Textbox(visible="hidden")  # a word for how all stands that is shown of the picked run
 
+    def started(answer: dict[str, Any]) -> Any:
+        if answer["waiting_for"]:
+            gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
+        return gr.update(choices=run_choices(workbench), value=answer["run_id"])
+
     def train(values: dict) -> list[Any]:
         try:
-            answer = workbench.train(settings_of(form, values))
+            picked = started(workbench.train(settings_of(form, values)))
         except (ConfigError, ModelError) as error:  # the strip says so already, or is about to
             return [gr.skip(), "", message(str(error))]
         except PeftCoreError as error:
             return [gr.skip(), message(str(error)), gr.skip()]
-        if answer["waiting_for"]:
-            gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
-        return [gr.update(choices=run_choices(workbench), value=answer["run_id"]), "", gr.skip()]
+        return [picked, "", gr.skip()]
 
     edits = [recipe.input, *[field.input for field in form.values()]]
     at_once(edits, {refused: "", codes: gr.update(visible=False)})  # before what fills in a recipe's settings
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
-    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, stop])
+    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, again, stop])
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     _wire_code(workbench, form, show_code, kind, [code, codes])
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
+    again.click(sentence(lambda run_id: started(workbench.train_again(run_id))), picker, picker, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form
 
@@ -77,7 +82,8 @@ def _wire_looks(
     standing: gr.State,
     buttons: list[gr.Button],
 ) -> None:
-    """The page looks at the picked run each second; `buttons` are Train, Continue and Stop."""
+    """The page looks at the picked run each second; `buttons` are Train, Continue, Train as a new
+    run, and Stop."""
     held, timer = gr.State(), gr.Timer(TICK)
 
     def look(run_id: str | None, last: str, before: tuple[str, str] | None) -> dict[Any, Any]:
@@ -138,18 +144,19 @@ def _status(workbench: Workbench, run_id: str | None) -> str:
 
 
 def _buttons(workbench: Workbench, run_id: str | None) -> list[Any]:
-    """Updates of Train, Continue and Stop for the picked run."""
+    """Updates of Train, Continue, Train as a new run, and Stop for the picked run."""
     try:
         run = workbench.find(run_id) if run_id else None
     except RunError:
         run = None
     if run is None:
-        return [gr.update(visible=True), gr.update(visible=False), gr.update(visible=False)]
+        return [gr.update(visible=True), *[gr.update(visible=False)] * 3]
     state = workbench.describe(run)
     ended = state["status"] in ENDED
     word = "Stopping…" if run.stop_requested() else "Stop"
     return [
         gr.update(visible=ended),
         gr.update(visible=state["can_continue"]),
+        gr.update(visible=state["status"] in (FAILED, KILLED) and state["settings"] is not None),
         gr.update(visible=not ended, value=word),
     ]
