@@ -107,7 +107,24 @@ def test_a_run_without_a_result_says_why() -> None:
     failed = {**bare, "status": "FAILED", "error": "The disk is full."}
     assert "The disk is full." in cards.result_card(failed)
     killed = {**bare, "status": "KILLED", "error": None, "settings": TrainConfig().to_dict()}
-    assert "Stopped" in cards.result_card(killed)
+    assert "left nothing to keep" in cards.result_card(killed)
+    kept = "Stopped at step 7 of 60. The adapter of that step is kept."
+    assert kept in cards.result_card({**killed, "notes": [kept]})
+
+
+def test_result_card_of_a_damaged_run_names_what_is_left() -> None:
+    damaged = {
+        "run_id": "a",
+        "result": None,
+        "settings": None,
+        "status": "FAILED",
+        "error": "status.json is lost.",
+    }
+    card = cards.result_card(
+        {**damaged, "damage": ["status.json is lost."], "usable": ["settings", "adapter"]}
+    )
+    assert card.count("status.json is lost.") == 1
+    assert "Still usable: settings, adapter." in card and "delete it" in card
 
 
 def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:

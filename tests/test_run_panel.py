@@ -8,7 +8,7 @@ import pytest
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.runs import FINISHED, KILLED, RUNNING, Run
+from peft_core.runs import FINISHED, KILLED, RunInTraining
 from peft_core.ui.run_panel import Glance, RunPanel, build_run_panel, glance, updates
 from peft_core.workbench import Workbench
 
@@ -27,15 +27,18 @@ def panel() -> RunPanel:
 
 
 @pytest.fixture
-def run(workbench: Workbench) -> Iterator[Run]:
-    run = runs.create(workbench.runs_dir, TrainConfig())
+def run(workbench: Workbench) -> Iterator[RunInTraining]:
+    run = RunInTraining(runs.create(workbench.runs_dir, TrainConfig()).folder)
     with run.lock():
-        run.update(status=RUNNING, stage="training", step=4, max_steps=100, eta=9.0)
+        run.begin()
+        run.update(stage="training", step=4, max_steps=100, eta=9.0)
         run.log_metrics({"step": 4, "loss": 0.7})
         yield run
 
 
-def test_a_look_sends_what_moved_and_nothing_twice(panel: RunPanel, workbench: Workbench, run: Run) -> None:
+def test_a_look_sends_what_moved_and_nothing_twice(
+    panel: RunPanel, workbench: Workbench, run: RunInTraining
+) -> None:
     def look(held: tuple[str, str]) -> Glance:
         return glance(panel, workbench, run.run_id, held)
 
@@ -53,7 +56,7 @@ def test_a_look_sends_what_moved_and_nothing_twice(panel: RunPanel, workbench: W
 
 
 def test_a_run_that_stands_otherwise_is_told_from_one_that_moves(
-    panel: RunPanel, workbench: Workbench, run: Run
+    panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
     seen = [glance(panel, workbench, run.run_id, NOTHING).stands]
     run.request_stop()
@@ -67,7 +70,7 @@ def test_a_run_that_stands_otherwise_is_told_from_one_that_moves(
 
 
 def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
-    panel: RunPanel, workbench: Workbench, run: Run
+    panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
     late = glance(panel, workbench, run.run_id, NOTHING)
     run.update(status=KILLED)
@@ -77,7 +80,7 @@ def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
 
 
 def test_a_run_with_its_first_point_stands_otherwise(panel: RunPanel, workbench: Workbench) -> None:
-    run = runs.create(workbench.runs_dir, TrainConfig())
+    run = RunInTraining(runs.create(workbench.runs_dir, TrainConfig()).folder)
     before = glance(panel, workbench, run.run_id, NOTHING)
     assert panel.loss not in before.moved
     assert updates(panel, workbench, run.run_id)[panel.curves]["visible"] is False
