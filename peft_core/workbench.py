@@ -11,7 +11,7 @@ from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
-from peft_core.errors import ConfigError, DataError, PeftCoreError
+from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.inference.classifier import Classifier
@@ -125,7 +125,7 @@ class Workbench:
         Raises RunError if it has not ended, and on a public demo, where runs belong to everyone.
         """
         if self.limits is not None:
-            raise runs.RunError("This public demo keeps its runs; nobody can delete one.")
+            raise RunError("This public demo keeps its runs; nobody can delete one.")
         self.launcher.delete(run_id)
         return {"run_id": run_id, "deleted": True}
 
@@ -365,5 +365,5 @@ def _only_offered(config: TrainConfig, uploads_dir: Path) -> None:
 def _or_none(read: Any) -> Any:
     try:
         return read()
-    except runs.RunError:
+    except RunError:
         return None
