@@ -18,7 +18,7 @@ from tiny import LABEL_WORDS
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabelledText
-from peft_core.errors import ConfigError
+from peft_core.errors import ConfigError, RunError
 from peft_core.inference.predictor import Predictor
 from peft_core.kept_step import KeptStep, Reason, metric_for_best
 from peft_core.losses import LabelScale, eval_loss, task_loss
@@ -27,7 +27,7 @@ from peft_core.metrics import task_metrics
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, decide
 from peft_core.results import label_array
 from peft_core.rows import judged_rows
-from peft_core.runs import Run
+from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
 from peft_core.training import outputs
@@ -254,32 +254,35 @@ def test_last_step_is_kept_where_keeping_the_best_is_off(fit: Callable[..., Run]
 def test_stopped_run_keeps_the_best_step_so_far(
     fit: Callable[..., Run], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.create(tmp_path, fit(noise(), **OVERFITTING).config())
-    log = Run.log_metrics
+    whole = fit(noise(), **OVERFITTING)
+    run = runs.create(tmp_path, whole.config())
+    log = RunInTraining.log_metrics
 
-    def stop_at_40(self: Run, row: dict[str, Any]) -> None:
+    def stop_at_40(self: RunInTraining, row: dict[str, Any]) -> None:
         log(self, row)
         if row["step"] >= 40 and "eval_loss" in row:
             self.request_stop()
 
-    monkeypatch.setattr(Run, "log_metrics", stop_at_40)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunInTraining, "log_metrics", stop_at_40)
+        train_on(noise(), run)
+    assert run.state().status == "KILLED" and can_continue(run)
+    (run.folder / "stop").unlink()
     train_on(noise(), run)
-    step = kept(run)
-    assert run.state().status == "KILLED"
-    assert step.reason == Reason.BEST and step.step < step.trained_steps < 80
-    assert f"Training ran to step {step.trained_steps} of 80" in step.describe()
+    assert kept(run) == kept(whole) and same_weights(run, whole)
+    assert f"Training ran to step {kept(run).trained_steps} of 80" in kept(run).describe()
 
 
 def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    def flip(self: Run, row: dict[str, Any]) -> None:
+    def flip(self: RunInTraining, row: dict[str, Any]) -> None:
         path = self.folder / "checkpoints" / BEST
         if row["step"] == 80 and "eval_loss" in row:
             data = bytearray(path.read_bytes())
             data[-1] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(Run, "log_metrics", flip)
-    with pytest.raises(runs.RunError, match="best step were lost or changed"):
+    monkeypatch.setattr(RunInTraining, "log_metrics", flip)
+    with pytest.raises(RunError, match="best step were lost or changed"):
         fit(noise(), **OVERFITTING)
 
 

@@ -79,10 +79,10 @@ def test_poisoned_weight_stops_the_run_at_that_step(
         with pytest.raises(ModelError) as raised:
             train.train(run.folder)
     state = run.state()
-    assert (state["status"], state["error"]) == ("FAILED", str(raised.value))
-    assert state["error"].startswith(f"Training diverged at step 37: {what}")
-    assert "Train again with a learning rate below 0.03" in state["error"]
-    assert state["error"].endswith("The checkpoint of step 30 is kept.")
+    assert (state.status, state.error) == ("FAILED", str(raised.value))
+    assert state.error.startswith(f"Training diverged at step 37: {what}")
+    assert "Train again with a learning rate below 0.03" in state.error
+    assert state.error.endswith("The checkpoint of step 30 is kept.")
     assert not run.has_adapter
     assert_finite_checkpoint(run, 30)
     assert_valid_files(run, 36)

@@ -269,7 +269,7 @@ def test_public_demo_refuses_many_evaluations() -> None:
 
 def test_base_model_with_two_labels_is_smoothed_as_its_own_loss_would(tmp_path: Path) -> None:
     """A factor of almost nothing gives almost the model's own loss."""
-    base = load_base(str(make_tiny_bert(tmp_path, num_labels=2)), None, ("a", "b"))
+    base = load_base(str(make_tiny_bert(tmp_path, num_labels=2)), None, ("a", "b"), base_head="by_order")
     tokens = base.tokenizer(["fine", "bad food"], padding=True, return_tensors="pt")
     labels = torch.tensor([0, 1])
     outputs = base.model(**tokens, labels=labels)

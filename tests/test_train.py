@@ -51,11 +51,11 @@ with torch.inference_mode():
 """
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from peft_core import runs, train
+from peft_core import files, train
 def killed(path):
-    if ".adapter" in str(path):
+    if "adapter" in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
-runs._fsync = killed
+files.fsync = killed
 train.main([sys.argv[1]])
 """
 SMALL_FILES_ONLY = """

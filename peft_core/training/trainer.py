@@ -59,8 +59,8 @@ class RunTrainer(Trainer):
         self,
         *given: Any,
         loader: DataLoader,
-        inputs: RunInputs,
         keeper: StepKeeper,
+        inputs: RunInputs | None = None,
         parts: int = 1,
         **named: Any,
     ) -> None:
@@ -226,7 +226,8 @@ class RunTrainer(Trainer):
                 super()._save_checkpoint(model, trial)  # of the others only their random numbers
                 self.accelerator.wait_for_everyone()
                 if staging:
-                    write_inputs(staging, self.inputs)
+                    if self.inputs:
+                        write_inputs(staging, self.inputs)
                     write_manifest(staging)
         finally:
             self._staging = None
@@ -317,12 +318,13 @@ def build_trainer(
     loss: Loss | None,
     scale: LabelScale | None,
     *,
-    inputs: RunInputs,
+    inputs: RunInputs | None = None,
     parts: int = 1,
 ) -> RunTrainer:
     """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit.
 
-    Each batch is read in `parts` from the start; each checkpoint records the run's `inputs`.
+    Each batch is read in `parts` from the start; each checkpoint records the run's `inputs`,
+    without which no run continues from it.
     """
     steps = total_steps(config, len(rows), processes())
     best = BestStep(

@@ -211,7 +211,7 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
 def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[str, Any]) -> dict[Any, Any]:
     """The curves of a run, if it has begun to have any."""
     frame, steps = curve_frame(metrics), description.get("max_steps") or 1
-    task = description.get("problem_type", SINGLE)
+    task = description.get("problem_type") or SINGLE
     drawn = {panel.loss: "loss", panel.metric: headline(task)} if metrics else {}
     return {component: plot(curve(frame, kind, steps, task)) for component, kind in drawn.items()}
 
