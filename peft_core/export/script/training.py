@@ -195,8 +195,11 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
 
 
 def best_step_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    """Trainer's arguments that keep the best step; none where stock Trainer cannot load such an adapter again:
-    virtual tokens (peft#2256) and AdaLoRA, whose ranks have changed since."""
+    """Trainer's arguments that keep the best step.
+
+    None where stock Trainer cannot load such an adapter again: virtual tokens (peft#2256), and AdaLoRA, whose
+    ranks have changed since.
+    """
     fails = config.method == "adalora" or "num_virtual_tokens" in METHODS[config.method].settings
     if not config.load_best_model_at_end or fails:
         return []
