@@ -1,6 +1,7 @@
 """From a TrainConfig and a base model to the model that is trained, by PEFT's own classes."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import peft
@@ -118,6 +119,21 @@ class RankSchedule(TrainerCallback):
 def rank_allocator(model: nn.Module) -> Any | None:
     """PEFT's RankAllocator, which holds what AdaLoRA knows of its matrices; None for another method."""
     return model.base_model.rankallocator if _is_adalora(model) else None
+
+
+@contextlib.contextmanager
+def without_regularizer(model: nn.Module) -> Iterator[None]:
+    """The model's own loss is of its labels alone: AdaLoRA otherwise adds its orthogonality term to it."""
+    allocator = rank_allocator(model)
+    if allocator is None:
+        yield
+        return
+    weight = allocator.peft_config.orth_reg_weight
+    allocator.peft_config.orth_reg_weight = 0.0
+    try:
+        yield
+    finally:
+        allocator.peft_config.orth_reg_weight = weight
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:

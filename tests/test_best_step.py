@@ -1,5 +1,6 @@
 """The best step by validation: chosen, kept through rotation and kills, and exported as it was measured."""
 
+import html
 import json
 import signal
 from collections.abc import Callable
@@ -19,11 +20,14 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabelledText
 from peft_core.errors import ConfigError, RunError
+from peft_core.export.hub.card_facts import Facts
+from peft_core.export.hub.card_sections import settings as card_settings
 from peft_core.inference.predictor import Predictor
 from peft_core.kept_step import KeptStep, Reason, metric_for_best
 from peft_core.losses import LabelScale, eval_loss, task_loss
 from peft_core.manifests import verify_folder
 from peft_core.metrics import task_metrics
+from peft_core.pictures.cards import kept_step_line, measured
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, decide
 from peft_core.results import label_array
 from peft_core.rows import judged_rows
@@ -208,6 +212,20 @@ def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(
         path, _, last = name.rpartition(".")
         parts = (f"{path}.{last}", f"{path}.default.{last}", f"{path}.modules_to_save.default.{last}")
         assert any(part in best and best[part].equal(tensor) for part in parts), name
+
+
+def test_cards_tell_the_step_kept_and_its_validation_numbers(fit: Callable[..., Run]) -> None:
+    run = fit(noise(), **OVERFITTING, early_stopping_patience=2)
+    step, result = kept(run), run.result()
+    told = html.unescape(kept_step_line(result))
+    assert f"Step {step.step} is kept: of {step.evaluations} evaluated, it has the lowest loss" in told
+    assert f"Training ended early, at step {step.trained_steps} of 80" in told
+    assert f"reach accuracy {measured(result['validation']['accuracy'])}" in told
+    card = card_settings(Facts.read(run))
+    assert f"Step {step.step} is kept" in card and "`early_stopping_patience`" in card
+    assert "`eval_steps`" in card and "| 10 |" in card
+    old = {name: value for name, value in result.items() if name not in ("kept", "validation")}
+    assert kept_step_line(old) == ""
 
 
 def test_early_stopping_ends_the_run_finished_with_the_reason(fit: Callable[..., Run]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import ROOT, python
 from safetensors.torch import load_file
 
 from peft_core import runs, train
@@ -170,6 +171,34 @@ def test_weights_that_the_last_step_made_infinite_are_not_exported(
     with pytest.raises(ModelError, match="diverged at step 60: .* is not finite"):
         train.train(run.folder)
     assert run.state().status == "FAILED" and not run.has_adapter
+
+
+POISONED_IN_ONE = """
+import math, os, sys
+from peft_core import train
+from peft_core.training.trainer import RunTrainer
+compute_loss = RunTrainer.compute_loss
+def infinite(self, model, *given, **named):
+    loss = compute_loss(self, model, *given, **named)
+    poisoned = os.environ["RANK"] == "1" and self.state.global_step + 1 == 20
+    return loss + math.inf if model.training and poisoned else loss
+RunTrainer.compute_loss = infinite
+sys.exit(train.main([sys.argv[1]]))
+"""
+
+
+def test_loss_that_is_infinite_in_one_of_two_processes_ends_both(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(settings))
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED_IN_ONE, encoding="utf-8")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script))
+    done = python(*launch, str(run.folder), timeout=170, PYTHONPATH=str(ROOT))
+    assert done.returncode != 0
+    assert run.state()["status"] == "FAILED"
+    assert run.state()["error"].startswith("Training diverged at step 20: the loss is inf")
+    assert run.can_continue and not run.has_adapter
 
 
 def test_optimizer_values_that_are_not_finite_are_found() -> None:

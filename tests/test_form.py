@@ -225,6 +225,24 @@ def test_the_picker_shows_size_and_licence_where_one_is_known() -> None:
     assert preset_label("microsoft/mpnet-base") == "MPNet base · 108.9 M"
 
 
+def test_form_offers_the_best_step_and_reads_empty_fields_as_none(built: tuple[Form, Cards]) -> None:
+    form, _ = built
+    names = (
+        "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience",
+        "early_stopping_threshold", "eval_steps", "gradient_accumulation_steps", "max_grad_norm",
+        "label_smoothing_factor",
+    )  # fmt: skip
+    assert {*names} <= {*form}
+    empty = TrainConfig.from_dict(
+        settings_of(form, values(form, eval_steps=0, metric_for_best_model="", early_stopping_patience=2))
+    )
+    assert (empty.eval_steps, empty.metric_for_best_model, empty.early_stopping_patience) == (None, None, 2)
+    updates = fill(form, TrainConfig(eval_steps=5, load_best_model_at_end=False), [])
+    assert updates[form["eval_steps"]]["value"] == 5
+    assert updates[form["metric_for_best_model"]]["value"] == ""
+    assert updates[form["load_best_model_at_end"]]["value"] is False
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_field_is_made_from_its_setting(name: str) -> None:
     made, default = field(name), getattr(TrainConfig(), name)

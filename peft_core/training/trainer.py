@@ -17,7 +17,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from peft_core.adapters import optimizer_of
+from peft_core.adapters import optimizer_of, without_regularizer
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
 from peft_core.files import atomic_folder
@@ -161,7 +161,7 @@ class RunTrainer(Trainer):
         return self.speedups.run(lambda: step(*given, **named), self.state.global_step)
 
     def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
-        with uncompiled():
+        with uncompiled(), without_regularizer(self.model):
             metrics = super().evaluate(*given, **named)
         if not_finite({"loss": metrics["eval_loss"]}):
             what = f"the loss on validation rows is {metrics['eval_loss']}"

@@ -189,12 +189,19 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
     if config.early_stopping_patience and best_step_arguments(config, facts):
         callbacks[_early_stopping(config)] = ""
     built = _built(config, facts, "Trainer", arguments, [*named, *_given_as(callbacks)])
+    if config.load_best_model_at_end and not best_step_arguments(config, facts):
+        built = f"# Trainer cannot load an earlier step of this method again: the last one is kept.\n{built}"
     return "\n\n\n".join([*filter(None, callbacks.values()), built])
 
 
 def best_step_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    """Trainer's arguments that keep the best step; none for virtual tokens, which it cannot load again."""
-    if not config.load_best_model_at_end or "num_virtual_tokens" in METHODS[config.method].settings:
+    """Trainer's arguments that keep the best step.
+
+    None where stock Trainer cannot load such an adapter again: virtual tokens (peft#2256), and AdaLoRA, whose
+    ranks have changed since.
+    """
+    fails = config.method == "adalora" or "num_virtual_tokens" in METHODS[config.method].settings
+    if not config.load_best_model_at_end or fails:
         return []
     metric = _metric_for_best(config, facts)
     return [
