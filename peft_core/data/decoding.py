@@ -94,7 +94,7 @@ def mend(text: str) -> str:
 
 
 class _Counts:
-    """Valid characters beyond ASCII, bytes that are no UTF-8, zero bytes and control characters of all blocks."""
+    """Valid characters beyond ASCII, bad bytes, zero bytes and control characters of all blocks."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
