@@ -109,6 +109,11 @@ def test_mend_joins_bad_bytes_and_leaves_whole_text_alone() -> None:
     assert mend("日本 😀") == "日本 😀"
 
 
+def test_decode_few_zero_bytes_in_a_short_text_are_mended() -> None:
+    decoded = decode("a.csv", b"text,label\nb\0d b\0d,pos\n")
+    assert (decoded.damaged, mend(decoded.text)) == (True, "text,label\nb d b d,pos\n")
+
+
 def test_decode_text_of_zero_bytes_is_refused() -> None:
     with pytest.raises(DataError, match="no text file"):
         decode("a.csv", b"text,label\n\0\1\0\0,pos\n")

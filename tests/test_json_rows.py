@@ -189,6 +189,8 @@ records = st.lists(
 )
 def test_raw_rows_are_the_parsed_rows(rows: list[dict[str, Any]], shape: str, indent: int | None) -> None:
     keys = ["text", "label", "id"]
+    if shape == "lists":  # columns of objects alone are two lists of rows, which is refused
+        rows = [{key: None if isinstance(v, dict) else v for key, v in row.items()} for row in rows]
     whole = {
         "array": rows,
         "under": {"version": "1", "rows": rows},

@@ -163,6 +163,12 @@ def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:
     assert io.StringIO((tmp_path / "out").read_text("utf-8")).readline() == "text\tlabel\tpredicted_label\n"
 
 
+def test_read_table_of_one_blank_column_holds_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n\n""\n  \n', encoding="utf-8")
+    with pytest.raises(DataError, match="holds no rows"):
+        read_table(tmp_path / "a.csv")
+
+
 def test_every_suffix_that_is_read_passes_the_file_dialog() -> None:
     for suffix in SUFFIXES:
         assert f".{suffix.rsplit('.', 1)[1]}" in FILE_TYPES

@@ -23,7 +23,9 @@ MARKS = (
 )
 BYTEWISE = ("utf-8", "utf-8-sig", "cp1252")  # encodings in which one bad byte leaves the rest readable
 _SAMPLE = 100_000  # characters by which Windows-1252 is judged
-_MOST_ZEROS = 0.01  # of a text's characters; more of them are no text
+_MOST_ZEROS = 0.01  # of a text's characters, and so of its control characters where some are zero bytes
+_FEW_ZEROS = 3  # are mended in however short a text
+_CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r\x1b")
 _DAMAGED = re.compile("[\udc00\udc80-\udcff]")
 _BAD_BYTES = re.compile("[\udc80-\udcff]+")
 _RAISED = re.compile("[a-zß-ÿ][À-ÖØ-Þ]")  # an upper-case accent within a word: half a UTF-8 character
@@ -51,7 +53,7 @@ def decode(name: str, data: bytes) -> Decoded:
         raise DataError(
             f"{name!r}, row {row}: byte {error.start:,} is no {encoding}; save the file again in UTF-8."
         ) from error
-    if text.count("\0") > _MOST_ZEROS * len(text):
+    if text.count("\0") > max(_FEW_ZEROS, _MOST_ZEROS * len(text)):
         raise _no_text(name)
     text = text.replace("\0", ZERO)
     return Decoded(text, encoding, is_damaged(text))
@@ -73,7 +75,8 @@ def detect_encoding(name: str, blocks: Iterable[bytes]) -> str:
             sample = block[:_SAMPLE] if not block.isascii() else sample
         counts.add(block)
     counts.close()
-    if counts.zeros > _MOST_ZEROS * counts.size:
+    most = _MOST_ZEROS * counts.size
+    if counts.zeros > max(_FEW_ZEROS, most) or counts.controls > counts.zeros > 0 and counts.controls > most:
         raise _no_text(name)
     if not first and has_mark:
         return "utf-8-sig"
@@ -93,15 +96,16 @@ def mend(text: str) -> str:
 
 
 class _Counts:
-    """Characters of UTF-8 beyond ASCII that are valid, bytes that are none, and zero bytes, over blocks."""
+    """Valid characters beyond ASCII, bad bytes, zero bytes and control characters of all blocks."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.valid = self.bad = self.zeros = self.size = 0
+        self.valid = self.bad = self.zeros = self.controls = self.size = 0
 
     def add(self, block: bytes, final: bool = False) -> None:
         self.size += len(block)
         self.zeros += block.count(0)
+        self.controls += len(block) - len(block.translate(None, _CONTROLS))
         if block.isascii() and not final and not self._decoder.getstate()[0]:
             return
         text = self._decoder.decode(block, final)

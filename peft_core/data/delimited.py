@@ -69,6 +69,8 @@ def read_delimited(name: str, text: str, header_row: int | None = None) -> Delim
         rows = rows[place + 1 :]
     names = unique_names(filled[0] if header else [""] * width)
     kept = _even(name, rows, names, delimiter)
+    if width == 1 and all(is_blank(cells) for _, cells in kept):
+        raise DataError(f"The file {name!r} holds no rows below its column name; add some.")
     frame = pd.DataFrame([cells for _, cells in kept], columns=names, dtype=object)
     frame.index = pd.Index([number for number, _ in kept], dtype=int)
     return Delimited(frame, DELIMITERS.get(delimiter, delimiter), header, quoting, damaged_header)
