@@ -18,13 +18,14 @@ import processes
 import pytest
 from app_server import serve
 
-from peft_core import merge, train, worker
+from peft_core import launcher, merge, train, worker
 
 _HEAVY = {
     id(thing)
     for thing in (
         multiprocessing, subprocess, processes.python, processes.start_python, processes.answer, serve,
         playwright.sync_api.sync_playwright, train, train.train, merge, merge.merge, worker.Worker,
+        launcher.Launcher,
     )
 }  # fmt: skip
 _FOLDER = str(Path(__file__).parent)
