@@ -107,7 +107,8 @@ def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run
     pending = PendingAnswers(page)
     page.fill("#abstain input", "0.45")
     page.get_by_role("tab", name="A text").click()
-    with page.expect_event("requestfinished", lambda request: "/queue/data" in request.url):
+    pending.wait()
+    with page.expect_request("**/queue/join*"):
         page.get_by_role("tab", name="Can I trust it?").click()
     pending.wait()
     expect(page.locator("#abstain input")).to_have_value("0.45")
