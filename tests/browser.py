@@ -9,6 +9,7 @@ from playwright.sync_api import Error, Page, Request, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DRAWN = "(selector) => document.querySelector(selector)?.toDataURL()"
+_NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -71,12 +72,14 @@ class PendingAnswers:
 
     def wait(self) -> None:
         """Return when all are there and the page shows them."""
+        self._page.evaluate(_NEXT_FRAME)
         while self._open:
-            self._page.wait_for_event("requestfinished")
-        self._page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+            while self._open:
+                self._page.wait_for_event("requestfinished")
+            self._page.evaluate(_NEXT_FRAME)  # what an answer sets off is asked by then
 
     def _begin(self, request: Request) -> None:
-        if "/queue/data" in request.url:
+        if "/queue/" in request.url:
             self._open.add(request)
 
 

@@ -31,7 +31,7 @@ def hold_up(owner, name):
     setattr(owner, name, held_up)
 
 hold_up(texts, "_examples")
-for name in ("judge_rule", "compare", "review"):
+for name in ("judge_rule", "compare", "review", "inspect"):
     hold_up(Workbench, name)
 hold_up(Worker, "stream")
 run = Worker.run
@@ -107,7 +107,8 @@ def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run
     pending = PendingAnswers(page)
     page.fill("#abstain input", "0.45")
     page.get_by_role("tab", name="A text").click()
-    with page.expect_event("requestfinished", lambda request: "/queue/data" in request.url):
+    pending.wait()
+    with page.expect_request("**/queue/join*"):
         page.get_by_role("tab", name="Can I trust it?").click()
     pending.wait()
     expect(page.locator("#abstain input")).to_have_value("0.45")
@@ -216,3 +217,16 @@ def test_chart_follows_the_scale_chosen_during_a_count(open_page: Open, held_up:
     page.get_by_label("Log scale").uncheck()
     wait_until_redrawn(page, "#parts canvas", logarithmic)
     assert picture_of(page, "#parts canvas") == linear
+
+
+def test_data_named_while_the_card_opens_is_shown(open_page: Open, held_up: Path) -> None:
+    page = open_page()
+    pending = PendingAnswers(page)
+    (held_up / "inspect").touch()
+    page.get_by_role("button", name="2  Data").click()
+    page.fill("#dataset_name input", "/nowhere")
+    page.locator("#dataset_name input").press("Enter")
+    (held_up / "inspect").unlink()
+    expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
+    pending.wait()
+    expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")

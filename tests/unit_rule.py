@@ -18,13 +18,14 @@ import processes
 import pytest
 from app_server import serve
 
-from peft_core import merge, train, worker
+from peft_core import launcher, merge, train, worker
 
 _HEAVY = {
     id(thing)
     for thing in (
         multiprocessing, subprocess, processes.python, processes.start_python, processes.answer, serve,
         playwright.sync_api.sync_playwright, train, train.train, merge, merge.merge, worker.Worker,
+        launcher.Launcher,
     )
 }  # fmt: skip
 _FOLDER = str(Path(__file__).parent)
@@ -57,9 +58,12 @@ def _is_heavy(function: Any) -> bool:
 def _globals_used_by(function: Any) -> Iterator[Any]:
     """The global objects that a function names, in its inner functions too."""
     code = getattr(function, "__code__", None)
-    for name in _names_in(code) if code else ():
-        if name in function.__globals__:
-            yield function.__globals__[name]
+    names = _names_in(code) if code else set()
+    for name in names & set(getattr(function, "__globals__", ())):
+        used = function.__globals__[name]
+        yield used
+        if inspect.ismodule(used) and _is_of_this_folder(used):
+            yield from (vars(used)[part] for part in names & set(vars(used)))
 
 
 def _names_in(code: CodeType) -> set[str]:
@@ -68,13 +72,15 @@ def _names_in(code: CodeType) -> set[str]:
 
 
 def _functions_in(thing: Any) -> list[Any]:
+    if inspect.ismodule(thing):
+        return []
     if inspect.isclass(thing):
         return [inspect.unwrap(part) for part in vars(thing).values() if inspect.isfunction(part)]
     return [inspect.unwrap(thing)]
 
 
 def _is_of_this_folder(thing: Any) -> bool:
-    if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+    if not (inspect.isfunction(thing) or inspect.isclass(thing) or inspect.ismodule(thing)):
         return False
     try:
         return str(inspect.getsourcefile(thing) or "").startswith(_FOLDER)

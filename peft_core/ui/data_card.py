@@ -14,7 +14,7 @@ from peft_core.errors import PeftCoreError
 from peft_core.pictures.data import data_facts, data_findings, data_preview
 from peft_core.pictures.pieces import message
 from peft_core.presets import DATASETS, DEFAULT_ROWS, STARTING, starting_point
-from peft_core.ui.events import FOLLOWING, PRIVATE
+from peft_core.ui.events import FOLLOWING, PRIVATE, at_once
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
 from peft_core.workbench import Workbench
 
@@ -137,10 +137,9 @@ def wire_data_card(
 
     Until an upload is read, `go` waits: it must not train on the data set chosen before.
     """
-    opened = gr.State(False)  # a closed card asks nothing of the worker or the Hub
+    opened = gr.Checkbox(False, visible="hidden")  # a closed card asks nothing of the worker or the Hub
     looked = [form[name] for name in (*_INSPECTED, *_READ_ALONG)]
     shown = [
-        opened,
         card.facts,
         card.preview,
         card.findings,
@@ -153,11 +152,8 @@ def wire_data_card(
     ]
     shown += [form[name] for name in (*COLUMNS, *_SPLITS, *_ANSWERS)]
 
-    def open_card(values: dict) -> dict[Any, Any]:
-        return {opened: True, **_look(card, form, workbench, values)}
-
     def show(values: dict) -> dict[Any, Any]:
-        return _look(card, form, workbench, values) if values[opened] else {opened: gr.skip()}
+        return _look(card, form, workbench, values) if values[opened] else {card.facts: gr.skip()}
 
     def take(paths: list[str] | None, method: str, modules: list[str]) -> dict[Any, Any]:
         try:
@@ -176,9 +172,9 @@ def wire_data_card(
         hidden = {card.balance: gr.update(visible=False)}
         return {**start, **hidden, form["dataset_name"]: DEFAULTS.dataset_name, **_unset(form)}
 
-    accordion.expand(open_card, set(looked), shown, **PRIVATE)
-    accordion.collapse(lambda: False, None, opened, queue=False, **PRIVATE)
-    changes = [form[name].change for name in _INSPECTED]
+    at_once([accordion.expand], {opened: True})
+    at_once([accordion.collapse], {opened: False})
+    changes = [opened.change, *(form[name].change for name in _INSPECTED)]
     gr.on(changes, show, {opened, *looked}, shown, **FOLLOWING)
     taken = [*[form[name] for name in STARTING], card.rows, form["dataset_name"], *_unset(form)]
     taken += [card.facts, card.preview, card.findings, card.balance]
