@@ -196,9 +196,9 @@ def test_loss_that_is_infinite_in_one_of_two_processes_ends_both(
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script))
     done = python(*launch, str(run.folder), timeout=170, PYTHONPATH=str(ROOT))
     assert done.returncode != 0
-    assert run.state()["status"] == "FAILED"
-    assert run.state()["error"].startswith("Training diverged at step 20: the loss is inf")
-    assert run.can_continue and not run.has_adapter
+    assert run.state().status == "FAILED"
+    assert run.state().error.startswith("Training diverged at step 20: the loss is inf")
+    assert can_continue(run) and not run.has_adapter
 
 
 def test_optimizer_values_that_are_not_finite_are_found() -> None:
