@@ -1,0 +1,32 @@
+"""Run folders: create, find, list and delete them; everything else reads and writes runs through `Run`."""
+
+from peft_core.runs.records import (
+    ENDED,
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    SCHEDULED,
+    RunResult,
+    RunState,
+)
+from peft_core.runs.run import Run, RunInTraining
+from peft_core.runs.store import create, delete, find, list_runs, sweep
+
+__all__ = [
+    "ENDED",
+    "FAILED",
+    "FINISHED",
+    "KILLED",
+    "RUNNING",
+    "SCHEDULED",
+    "Run",
+    "RunInTraining",
+    "RunResult",
+    "RunState",
+    "create",
+    "delete",
+    "find",
+    "list_runs",
+    "sweep",
+]

@@ -1,0 +1,85 @@
+"""The checkpoints of a run as files: which there are, which are whole, and which one a run continues from.
+
+A checkpoint appears by one rename, with a manifest of its files and the run's inputs among them. Before one is
+used every file is compared with that manifest, and the next older one stands in where it is damaged.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_core.errors import DamagedError, RunError
+from peft_core.files import remove_tree
+from peft_core.manifests import verify_folder
+from peft_core.runs.run import Run
+
+STATE_FILE, INPUTS_FILE = "trained.safetensors", "inputs.json"
+KEPT = 2  # checkpoints of a run: one may be damaged
+
+
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+
+    checkpoint: Path
+    skipped: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        return step_of(self.checkpoint)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, the newest first."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(paths, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def choose_checkpoint(run: Run) -> CheckpointChoice | None:
+    """The checkpoint that a run continues from, or None if it has none yet.
+
+    Raises DamagedError if there are checkpoints and none is whole, RunError for those of schema version 0.
+    """
+    checkpoints = list_checkpoints(run.checkpoints)
+    if checkpoints and run.is_version_0:
+        raise RunError(
+            f"The run {run.run_id!r} was started by an earlier version, which kept no record of its inputs; "
+            "train it as a new run with its settings."
+        )
+    skipped: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            _verify(checkpoint)
+            return CheckpointChoice(checkpoint, tuple(skipped))
+        except DamagedError as error:
+            skipped.append(f"{checkpoint.name} was skipped: {error}")
+    if skipped:
+        raise DamagedError(
+            f"No checkpoint of {run.run_id!r} is whole ({' '.join(skipped)}); train it as a new run with its settings."
+        )
+    return None
+
+
+def can_continue(run: Run) -> bool:
+    """Whether a whole checkpoint is left to go on from."""
+    try:
+        return choose_checkpoint(run) is not None
+    except RunError:
+        return False
+
+
+def remove_older(folder: Path, keep: int = KEPT) -> None:
+    """Remove all checkpoints but the newest `keep`."""
+    for older in list_checkpoints(folder)[keep:]:
+        remove_tree(older)
+
+
+def _verify(checkpoint: Path) -> None:
+    files = verify_folder(checkpoint).files
+    for name in (STATE_FILE, INPUTS_FILE):
+        if name not in files:
+            raise DamagedError(f"it holds no {name}.")

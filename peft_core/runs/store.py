@@ -1,0 +1,80 @@
+"""The folder of all runs: create, find, list and delete them by their ids."""
+
+import json
+import re
+import secrets
+import time
+from pathlib import Path
+
+from peft_core.config import TrainConfig
+from peft_core.errors import RunError
+from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging
+from peft_core.manifests import write_manifest
+from peft_core.records import SCHEMA_VERSION, write_sealed
+from peft_core.runs.records import ENDED, SCHEDULED, RunState
+from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
+
+_SHARED_FOLDERS = (".uploads", ".tokens")
+_STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings", "checkpoints/.staging")
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
+
+
+def create(runs_dir: Path, config: TrainConfig) -> Run:
+    """A new run folder with its config, status SCHEDULED; it appears whole or not at all."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
+    with atomic_folder(runs_dir / run_id) as staging:
+        settings = {**json.loads(config.to_json()), "schema_version": SCHEMA_VERSION}
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (staging / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_manifest(staging)
+        write_sealed(staging / STATUS_FILE, RunState(status=SCHEDULED, created=time.time()))
+    return Run(runs_dir / run_id)
+
+
+def find(runs_dir: Path, run_id: str) -> Run:
+    """The run of an id; RunError if there is none (ids are names, never paths)."""
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id) or not (runs_dir / run_id).is_dir():
+        raise RunError(f"There is no run {run_id!r}; ask for the list of runs.")
+    return Run(runs_dir / run_id)
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """All runs, the newest first."""
+    if not runs_dir.is_dir():
+        return []
+    folders = [Run(path) for path in runs_dir.iterdir() if path.is_dir() and _RUN_ID.fullmatch(path.name)]
+    return sorted(folders, key=lambda run: (run.state().created, run.run_id), reverse=True)
+
+
+def delete(runs_dir: Path, run_id: str) -> None:
+    """Remove a run and all its files; it disappears from the list at once. RunError while it waits or trains."""
+    run = find(runs_dir, run_id)
+    state = run.state()
+    if state.status not in ENDED:
+        raise RunError(f"The run {run_id!r} is {state.status}; stop it before you delete it.")
+    with run.lock():  # RunError if a training has just begun
+        pass
+    doomed = staging_path(run.folder)
+    run.folder.rename(doomed)
+    fsync(runs_dir)
+    remove_tree(doomed)
+
+
+def sweep(runs_dir: Path) -> int:
+    """Remove what dead processes left half-written in the folder of runs and in each run; returns how many."""
+    swept = sum(map(sweep_staging, [runs_dir, *(runs_dir / name for name in _SHARED_FOLDERS)]))
+    for run in list_runs(runs_dir):
+        swept += sum(map(sweep_staging, [run.folder, run.checkpoints, run.folder / "downloads"]))
+        if run.state().status in ENDED:
+            for name in _STAGING_OF_VERSION_0:
+                if (run.folder / name).exists():
+                    remove_tree(run.folder / name)
+                    swept += 1
+    return swept
+
+
+def _slug(config: TrainConfig) -> str:
+    """A readable start for an id, such as rotten-tomatoes-r8."""
+    name = re.sub(r"[^a-z0-9]+", "-", Path(config.dataset_name).name.lower()).strip("-")[:40]
+    return f"{name or 'run'}-r{config.r}"
