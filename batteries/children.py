@@ -1,0 +1,143 @@
+"""Forked children that report through a pipe: a process that has imported torch once starts one in 20 ms.
+
+A message is one line of JSON, written whole before the child goes on, so that what a child reported before it
+was killed is still read afterwards.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from peft_core.errors import PeftCoreError
+
+Report = Callable[..., None]  # kind of a message, and its text
+HANGS_AFTER = 300.0  # seconds after which a child that should end has hung
+ERROR, BUG, DONE = "error", "bug", "done"
+
+
+class Message(NamedTuple):
+    """What a child reported: a kind, a text, and when, in seconds of the monotonic clock of all processes."""
+
+    kind: str
+    text: str
+    time: float
+
+
+@dataclass
+class Child:
+    """A forked process; `messages` are those that have been read so far."""
+
+    pid: int
+    reader: int
+    messages: list[Message] = field(default_factory=list)
+    _rest: bytes = b""
+    _ended: bool = False
+
+    def wait_for(self, condition: Callable[[Message], bool]) -> Message | None:
+        """The first message from now on that fulfills a condition; None if the child ends without one."""
+        for message in self.read():
+            if condition(message):
+                return message
+        return None
+
+    def read(self, seconds: float = HANGS_AFTER) -> Iterator[Message]:
+        """Messages as they come, until the child has closed its end; TimeoutError if it takes longer."""
+        end = time.monotonic() + seconds
+        while not self._ended:
+            if not select.select([self.reader], [], [], max(0.0, end - time.monotonic()))[0]:
+                self.kill()
+                raise TimeoutError(f"the child {self.pid} was still running after {seconds:.0f} s")
+            yield from self._read_some()
+
+    def kill(self) -> bool:
+        """Kill the child and read what it had reported; False if it had ended before."""
+        os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        while not self._ended:
+            list(self._read_some())
+        os.close(self.reader)
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+    def finish(self) -> "Child":
+        """Read all messages and wait for the end."""
+        list(self.read())
+        os.waitpid(self.pid, 0)
+        os.close(self.reader)
+        return self
+
+    def first(self, kind: str) -> str | None:
+        """The text of the first message of a kind, or None."""
+        return next((message.text for message in self.messages if message.kind == kind), None)
+
+    def _read_some(self) -> Iterator[Message]:
+        chunk = os.read(self.reader, 1 << 16)
+        self._ended = not chunk
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            message = Message(*json.loads(line))
+            self.messages.append(message)
+            yield message
+
+
+def fork_child(task: Callable[[Report], None]) -> Child:
+    """Run a task in a forked child, whose output is dropped.
+
+    It reports `done` at the end, `error` with the sentence of a PeftCoreError, or `bug` with any other error.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which holds a lock here
+        pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _run(task, writer)
+    os.close(writer)
+    return Child(pid, reader)
+
+
+def run_child(task: Callable[[Report], None]) -> Child:
+    """A child that has ended."""
+    return fork_child(task).finish()
+
+
+def outcome(child: Child) -> str:
+    """How a child ended, in words: empty if it did what it was asked."""
+    error, bug = child.first(ERROR), child.first(BUG)
+    if error is not None or bug is not None:
+        return error if error is not None else f"{bug} (a bug)"
+    return "" if child.first(DONE) is not None else "it died without a word"
+
+
+def _run(task: Callable[[Report], None], writer: int) -> None:
+    """The child's whole life; it never returns."""
+
+    def report(kind: str, text: object = "") -> None:
+        line = json.dumps([kind, str(text), time.monotonic()]).encode() + b"\n"
+        while line:
+            line = line[os.write(writer, line) :]
+
+    with contextlib.suppress(BaseException):
+        silence = os.open(os.devnull, os.O_RDWR)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        try:
+            task(report)
+            report(DONE)
+        except PeftCoreError as error:
+            report(ERROR, error)
+        except BaseException as error:
+            report(BUG, f"{type(error).__name__}: {error} at {_place(error)}")
+    os._exit(0)
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(frame.filename)}:{frame.lineno}"
