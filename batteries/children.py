@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from peft_core.errors import PeftCoreError
 
@@ -66,9 +66,9 @@ class Child:
         os.close(self.reader)
         return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
-    def finish(self) -> "Child":
-        """Read all messages and wait for the end."""
-        list(self.read())
+    def finish(self, seconds: float = HANGS_AFTER) -> "Child":
+        """Read all messages and wait for the end; TimeoutError if it takes longer."""
+        list(self.read(seconds))
         os.waitpid(self.pid, 0)
         os.close(self.reader)
         return self
@@ -92,15 +92,32 @@ def fork_child(task: Callable[[Report], None]) -> Child:
 
     It reports `done` at the end, `error` with the sentence of a PeftCoreError, or `bug` with any other error.
     """
+    child, report = fork_here()
+    if child is None:
+        _run(task, report)
+    return child
+
+
+def fork_here() -> tuple[Child | None, Report]:
+    """Fork at this very place, as `os.fork` does.
+
+    Returns the child in the parent; None in the child, with the function by which it reports.
+    """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which holds a lock here
         pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        _run(task, writer)
-    os.close(writer)
-    return Child(pid, reader)
+    if pid:
+        os.close(writer)
+        return Child(pid, reader), lambda kind, text="": None
+    os.close(reader)
+
+    def report(kind: str, text: object = "") -> None:
+        line = json.dumps([kind, str(text), time.monotonic()]).encode() + b"\n"
+        while line:
+            line = line[os.write(writer, line) :]
+
+    return None, report
 
 
 def run_child(task: Callable[[Report], None]) -> Child:
@@ -116,26 +133,28 @@ def outcome(child: Child) -> str:
     return "" if child.first(DONE) is not None else "it died without a word"
 
 
-def _run(task: Callable[[Report], None], writer: int) -> None:
-    """The child's whole life; it never returns."""
-
-    def report(kind: str, text: object = "") -> None:
-        line = json.dumps([kind, str(text), time.monotonic()]).encode() + b"\n"
-        while line:
-            line = line[os.write(writer, line) :]
-
+def end_child(report: Report, error: BaseException | None) -> NoReturn:
+    """End a forked child, which has done what it should or met an error."""
     with contextlib.suppress(BaseException):
+        if error is None:
+            report(DONE)
+        elif isinstance(error, PeftCoreError):
+            report(ERROR, error)
+        else:
+            report(BUG, f"{type(error).__name__}: {error} at {_place(error)}")
+    os._exit(0)
+
+
+def _run(task: Callable[[Report], None], report: Report) -> NoReturn:
+    """A child's whole life."""
+    try:
         silence = os.open(os.devnull, os.O_RDWR)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        try:
-            task(report)
-            report(DONE)
-        except PeftCoreError as error:
-            report(ERROR, error)
-        except BaseException as error:
-            report(BUG, f"{type(error).__name__}: {error} at {_place(error)}")
-    os._exit(0)
+        task(report)
+    except BaseException as error:
+        end_child(report, error)
+    end_child(report, None)
 
 
 def _place(error: BaseException) -> str:

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def kill_once(battery: Battery, target: Target) -> list[str] | None:
     if not child.kill():
         battery.lengths[target] *= TOO_LATE
         runs.delete(battery.place.runs_dir, run.run_id)
-        return [f"the child failed: {outcome(child)}"] * bool(outcome(child))  or None
+        return [f"the child failed: {outcome(child)}"] * bool(outcome(child)) or None
     problems = _problems(run, child, last_status, before)
     runs.sweep(battery.place.runs_dir)
     problems += run_checks.staging_left(battery.place.runs_dir)
@@ -175,20 +174,19 @@ def _merge_and_damage(run: Run) -> None:
 
 
 def _work(job: str, run: Run, report: Report) -> None:
-    with _reporting(report):
-        report(BEGIN, job)
-        {
-            "train": lambda: train(run.folder),
-            "merge": lambda: merge(run.folder),
-            "embeddings": lambda: export_embeddings(run.folder),
-            "onnx": lambda: export_onnx(run.folder),
-            "zip": lambda: zip_of(run, "adapter"),
-        }[job]()
+    report_writes(report)
+    report(BEGIN, job)
+    {
+        "train": lambda: train(run.folder),
+        "merge": lambda: merge(run.folder),
+        "embeddings": lambda: export_embeddings(run.folder),
+        "onnx": lambda: export_onnx(run.folder),
+        "zip": lambda: zip_of(run, "adapter"),
+    }[job]()
 
 
-@contextmanager
-def _reporting(report: Report) -> Iterator[None]:
-    """Report stages, commits and removals from here on; it is used in a child, which ends afterwards."""
+def report_writes(report: Report) -> None:
+    """Report stages, commits and removals from here on; for a child, which ends afterwards."""
     _before(files, "staging_path", lambda path: report(STAGING, path.name))
     _before(files, "fsync_tree", lambda path: report(SYNCING, path.name))
     _after(os, "replace", lambda source, target: report(COMMITTED, target))
@@ -196,7 +194,6 @@ def _reporting(report: Report) -> Iterator[None]:
     _before(shutil, "rmtree", lambda path, *_: report(REMOVING, path))
     _before(trainer, "remove_older", lambda *_: report(ROTATING))
     _after(RunInTraining, "update", lambda run: report(STATE, run.current.status))
-    yield
 
 
 def _before(owner: Any, name: str, report: Callable[..., None]) -> None:

@@ -81,6 +81,7 @@ def workplace() -> Iterator[Workplace]:
         train(run.folder)
         _use_all(run)
         gc.freeze()  # a child's collector would touch, and so copy, all of this process's memory
+        shutil.copytree(run.folder, folder / "finished")
         yield Workplace(folder, run)
 
 

@@ -30,7 +30,7 @@ from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.files import DISK_FULL, is_disk_full, write_json
+from peft_core.files import disk_sentence, write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
 from peft_core.losses import LabelScale, Loss, check_class_weight, task_loss
 from peft_core.machine import expect_many_shapes
@@ -92,8 +92,9 @@ def failure_sentence(error: BaseException) -> str:
     """What a person reads of an error that ended a run."""
     if isinstance(error, PeftCoreError):
         return str(error)
-    if is_disk_full(error):
-        return DISK_FULL
+    disk = disk_sentence(error)
+    if disk is not None:
+        return disk
     if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import write_text
+from peft_core.files import translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
@@ -38,7 +38,9 @@ def read_metrics(folder: Path) -> MetricsLog:
         row = _row(line)
         if row is None or (checked and row.pop(_CHECK, None) != _check(check, row)):
             return MetricsLog(
-                rows, check, f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there."
+                rows,
+                check,
+                f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there.",
             )
         rows, check = [*rows, row], _check(check, row)
     return MetricsLog(rows, check, "")
@@ -47,7 +49,7 @@ def read_metrics(folder: Path) -> MetricsLog:
 def append_metrics(folder: Path, row: dict[str, Any], check: str) -> str:
     """Append a row after the line that has this check; returns the new line's."""
     path, new = folder / METRICS_FILE, _check(check, row)
-    with path.open("a", encoding="utf-8") as file:
+    with translate_disk_errors(), path.open("a", encoding="utf-8") as file:
         file.write(_line(row, new))
     return new
 

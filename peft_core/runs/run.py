@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import atomic_folder
+from peft_core.files import atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process, own_identity
 from peft_core.records import read_json, read_record, read_sealed, write_sealed
 from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
@@ -181,7 +181,8 @@ class Run:
         return "" if last == log.check else "metrics.jsonl has lost its last rows; the curve is not whole."
 
     def request_stop(self) -> None:
-        (self.folder / "stop").touch()
+        with translate_disk_errors():
+            (self.folder / "stop").touch()
 
     def stop_requested(self) -> bool:
         return (self.folder / "stop").exists()
@@ -192,11 +193,16 @@ class Run:
 
         Raises RunError if another process trains this run.
         """
+        lock = FileLock(self.folder / "lock", timeout=0)
         try:
-            with FileLock(self.folder / "lock", timeout=0):
-                yield
+            with translate_disk_errors():
+                lock.acquire()
         except Timeout as error:
             raise RunError(f"The run {self.run_id!r} is being trained by another process.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def training_process(self) -> int | None:
         """The pid of the process that trains this run now, proven by start time and command line."""
