@@ -1,12 +1,12 @@
 """Whether a log of operations leaves nothing to a power cut: content is synced before its rename, and the
 folder that holds the new name right after it.
 
-Files and folders are followed under their names through every rename. A name with a staging name in its path
+Files are followed by their inodes and folders by their names through every rename. A name with a staging name in its path
 is seen by no reader, so only a rename out of staging has to find everything synced.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from batteries.fault_layer import Operation
 
@@ -25,22 +25,26 @@ class _Log:
 
     def __init__(self) -> None:
         self.renames = 0
-        self._dirty: set[str] = set()
+        self._dirty: dict[str, int] = {}  # paths to inodes, 0 for a folder
         self._waiting: tuple[str, str] | None = None  # a new name, and its folder that is to be synced next
 
     def add(self, operation: Operation) -> Iterator[str]:
-        kind, path, target = operation
+        kind, path, target, inode = operation
         if self._waiting and (kind, path) != ("fsync", self._waiting[1]):
             yield from self.end()
         if kind == "fsync":
             self._waiting = None if self._waiting and self._waiting[1] == path else self._waiting
-            self._dirty.discard(path)
+            self._keep(lambda name: name != path and (not inode or self._dirty[name] != inode))
         elif kind == "remove":
-            self._dirty = {name for name in self._dirty if not _is_in(name, path)}
+            self._keep(lambda name: not _is_in(name, path))
         elif kind in ("rename", "exchange"):
             yield from self._rename(path, target, exchange=kind == "exchange")
+        elif kind == "write":
+            self._dirty[path] = inode
         else:
-            self._dirty |= {path} if kind == "write" else {target or path, os.path.dirname(target or path)}
+            self._dirty[os.path.dirname(target or path)] = 0
+            if kind == "mkdir":
+                self._dirty[path] = 0
 
     def end(self) -> Iterator[str]:
         """What is missing if no operation follows."""
@@ -55,11 +59,18 @@ class _Log:
             self.renames += 1
             for name in sorted(name for name in self._dirty if _is_in(name, path)):
                 yield f"{os.path.basename(name)} was not synced before {os.path.basename(target)} was renamed"
-        moved = {target + name[len(path) :] for name in self._dirty if _is_in(name, path)}
-        back = {path + name[len(target) :] for name in self._dirty if _is_in(name, target)} if exchange else set()
-        kept = {name for name in self._dirty if not _is_in(name, path) and not _is_in(name, target)}
-        self._dirty = kept | moved | back | {os.path.dirname(target)}
+        moved = {
+            target + name[len(path) :]: inode for name, inode in self._dirty.items() if _is_in(name, path)
+        }
+        if exchange:
+            back = (item for item in self._dirty.items() if _is_in(item[0], target))
+            moved |= {path + name[len(target) :]: inode for name, inode in back}
+        self._keep(lambda name: not _is_in(name, path) and not _is_in(name, target))
+        self._dirty |= {**moved, os.path.dirname(target): 0}
         self._waiting = (target, os.path.dirname(target)) if visible else None
+
+    def _keep(self, condition: Callable[[str], bool]) -> None:
+        self._dirty = {name: inode for name, inode in self._dirty.items() if condition(name)}
 
 
 def _is_in(name: str, folder: str) -> bool:

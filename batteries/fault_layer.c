@@ -3,8 +3,8 @@
 
    fault_arm(folder, from, to, error) begins: operations number `from` to `to`, counted from 1, fail with this
    errno; 0, 0 lets all pass. fault_disarm() ends; fault_count() and fault_log() say what there was. An
-   operation is one line of the log: its name, the path that it changes, and for a rename the second path.
-   Removals are written down, and neither counted nor made to fail. */
+   operation is one line of the log: its name, the path that it changes, for a rename the second path, and the
+   inode of an open file or 0. Removals are written down, and neither counted nor made to fail. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -59,23 +59,23 @@ static void resolve(int directory, const char *name, char *out) {
         out[0] = 0;
 }
 
-static void write_down(const char *name, const char *path, const char *second) {
-    size_t needed = strlen(name) + strlen(path) + strlen(second) + 4;
+static void write_down(const char *name, const char *path, const char *second, unsigned long inode) {
+    size_t needed = strlen(name) + strlen(path) + strlen(second) + 32;
     if (log_used + needed > log_size) {
         log_size = 2 * (log_used + needed) + 65536;
         log_text = realloc(log_text, log_size);
     }
-    log_used += (size_t)sprintf(log_text + log_used, "%s\t%s\t%s\n", name, path, second);
+    log_used += (size_t)sprintf(log_text + log_used, "%s\t%s\t%s\t%lu\n", name, path, second, inode);
 }
 
 /* Counts an operation; true if it is to fail, and then errno is set. */
-static int fails(const char *name, const char *path, const char *second) {
+static int fails(const char *name, const char *path, const char *second, unsigned long inode) {
     int failing = 0;
     if (!armed || !(inside(path) || (second[0] && inside(second))))
         return 0;
     pthread_mutex_lock(&lock);
     count++;
-    write_down(name, path, second);
+    write_down(name, path, second, inode);
     failing = first && count >= first && count <= last;
     pthread_mutex_unlock(&lock);
     if (failing)
@@ -88,7 +88,7 @@ static int fails_at(const char *name, int directory, const char *path) {
     if (!armed)
         return 0;
     resolve(directory, path, resolved);
-    return fails(name, resolved, "");
+    return fails(name, resolved, "", 0);
 }
 
 static int fails_pair(const char *name, int from, const char *source, int to, const char *target) {
@@ -97,18 +97,19 @@ static int fails_pair(const char *name, int from, const char *source, int to, co
         return 0;
     resolve(from, source, one);
     resolve(to, target, other);
-    return fails(name, one, other);
+    return fails(name, one, other, 0);
 }
 
 static int fails_file(const char *name, int file) {
     char link[64], path[PATH_MAX];
+    struct stat status;
     ssize_t length;
     if (!armed)
         return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     length = readlink(link, path, sizeof path - 1);
     path[length > 0 ? length : 0] = 0;
-    return fails(name, path, "");
+    return fails(name, path, "", fstat(file, &status) ? 0 : status.st_ino);
 }
 
 /* Writes down a removal, which never fails. */
@@ -120,7 +121,7 @@ static void note_removal(int directory, const char *path) {
     if (!inside(resolved))
         return;
     pthread_mutex_lock(&lock);
-    write_down("remove", resolved, "");
+    write_down("remove", resolved, "", 0);
     pthread_mutex_unlock(&lock);
 }
 

@@ -1,7 +1,8 @@
 """The layer that makes a disk fail: `fault_layer.c`, compiled when it is needed and preloaded into a process.
 
 It stands between a process and the C library, so that the writers of Rust (safetensors, tokenizers), C++
-(Arrow, torch) and Python are all covered.
+(Arrow, torch) and Python are all covered. What goes to the kernel around the C library is not: safetensors
+renames its temporary file so, inside a staging folder.
 """
 
 import ctypes
@@ -22,11 +23,12 @@ class LayerError(Exception):
 
 class Operation(NamedTuple):
     """What changes a file or a folder: create, write, fsync, rename, exchange, link, mkdir or remove; `target`
-    is the second path of a rename, an exchange or a link."""
+    is the second path of a rename, an exchange or a link, `inode` the file of a write or an fsync, else 0."""
 
     kind: str
     path: str
-    target: str
+    target: str = ""
+    inode: int = 0
 
 
 class Fault(NamedTuple):
@@ -76,4 +78,5 @@ class FaultLayer:
     def operations(self) -> list[Operation]:
         """The operations since the layer was armed."""
         lines = os.fsdecode(self._layer.fault_log()).splitlines()
-        return [Operation(*line.split("\t")) for line in lines]
+        fields = (line.split("\t") for line in lines)
+        return [Operation(kind, path, target, int(inode)) for kind, path, target, inode in fields]

@@ -70,7 +70,9 @@ def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, .
             check=False,
         )
         if done.returncode:
-            return BatteryResult(NAME, 0, (f"It could not run: {done.stderr[-1500:]}",), passes_when=PASSES_WHEN)
+            return BatteryResult(
+                NAME, 0, (f"It could not run: {done.stderr[-1500:]}",), passes_when=PASSES_WHEN
+            )
         values = json.loads(report.read_text())
     return BatteryResult(
         NAME,
@@ -194,7 +196,9 @@ class Explorer:
                     self.report(FAILURE, message.text)
         error = child.first(ERROR)
         bug = child.first(BUG) or ("it died without a word" if outcome(child) and error is None else None)
-        return Trial(int(child.first("operations") or 0), error if error is not None else bug, bug is not None)
+        return Trial(
+            int(child.first("operations") or 0), error if error is not None else bug, bug is not None
+        )
 
     def _faults(self, operations: int) -> list[Fault]:
         faults = [Fault(k, error, stays) for error, stays in KINDS for k in range(1, operations + 1)]
@@ -205,7 +209,9 @@ class Explorer:
     def _check(self, trial: Trial, fault: Fault | None, before: "_Before") -> None:
         """Report what does not hold after a trial."""
         failed, stays = trial.error is not None, fault is not None and fault.stays
-        problems = [*_error_problems(trial, fault), *before.problems(self.run, failed=failed, stays=stays)]
+        problems = _error_problems(trial, fault)
+        if self.run.folder.is_dir() or not self.scenario.deletes:
+            problems += before.problems(self.run, failed=failed, stays=stays)
         if trial.error is None:
             problems += self.scenario.problems(self.run)
         for run in self.run.folder.parent.iterdir():

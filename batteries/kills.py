@@ -142,7 +142,10 @@ def _stage_times(messages: list[Message], target: Target) -> Iterator[tuple[floa
     for number, message in enumerate(messages):
         if _begins(target, message):
             later = messages[number + 1 :]
-            yield message.time, next(m.time for m in [*later, messages[-1]] if m.kind in (COMMITTED, REMOVING, "done"))
+            yield (
+                message.time,
+                next(m.time for m in [*later, messages[-1]] if m.kind in (COMMITTED, REMOVING, "done")),
+            )
 
 
 def _begins(target: Target, message: Message) -> bool:
@@ -239,7 +242,9 @@ def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
             removed = Path(message.text)
             present = {path: None for path in present if path != removed and removed not in path.parents}
     paths = [path for path in present if run.folder in path.parents and not path.name.startswith(".")]
-    yield from (f"{path.relative_to(run.folder)} was committed and is lost" for path in paths if not path.exists())
+    yield from (
+        f"{path.relative_to(run.folder)} was committed and is lost" for path in paths if not path.exists()
+    )
     steps = [int(path.name.split("-")[1]) for path in paths if path.parent == run.checkpoints]
     removed = any(m.kind == REMOVING and Path(m.text) == run.checkpoints for m in child.messages)
     expected = 0 if removed else max([*steps, step_before])

@@ -72,7 +72,9 @@ def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
         case = possible[number % len(possible)]
         if case.name not in references:
             references[case.name] = train_uninterrupted(place, case)
-        failures += [f"{case.name}: {problem}" for problem in check(place, case, references[case.name], numbers)]
+        failures += [
+            f"{case.name}: {problem}" for problem in check(place, case, references[case.name], numbers)
+        ]
         outcomes[case.settings["arithmetic"]] += 1
     seconds = time.monotonic() - start
     return BatteryResult(

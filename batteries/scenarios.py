@@ -27,12 +27,13 @@ AtMoment = Callable[[], None]
 
 class Scenario(NamedTuple):
     """`prepare` makes a run; `act` changes it and calls back right before; `problems` are what is missing of
-    an action that met no error."""
+    an action that met no error. `deletes`: the run itself may be gone afterwards."""
 
     name: str
     prepare: Callable[[Workplace], Run]
     act: Callable[[Run, AtMoment], None]
     problems: Callable[[Run], list[str]] = lambda run: []
+    deletes: bool = False
 
 
 def _new(place: Workplace) -> Run:
@@ -52,11 +53,11 @@ def _merged(place: Workplace) -> Run:
 def _stopped(place: Workplace) -> Run:
     """A run that was interrupted behind its second checkpoint."""
     run = place.create()
-    _train_until(run, "_save_checkpoint", calls=3)
+    train_until(run, "_save_checkpoint", calls=3)
     return run
 
 
-def _train_until(run: Run, method: str, calls: int) -> None:
+def train_until(run: Run, method: str, calls: int) -> None:
     """Train until a method of the trainer is called for the so many-th time, and interrupt it there."""
     _at_call(method, calls, _interrupt)
     train(run.folder)
@@ -114,7 +115,7 @@ def _export_onnx(run: Run, moment: AtMoment) -> None:
 def _start(run: Run) -> None:
     """Everything that a training writes before its first step."""
     shutil.rmtree(run.folder.parent / ".tokens", ignore_errors=True)
-    _train_until(run, "train", calls=1)
+    train_until(run, "train", calls=1)
 
 
 def _save_rule(run: Run) -> None:
@@ -124,6 +125,10 @@ def _save_rule(run: Run) -> None:
 
 def _create(run: Run) -> None:
     runs.create(run.folder.parent, run.config())
+
+
+def _delete(run: Run) -> None:
+    runs.delete(run.folder.parent, run.run_id)
 
 
 def _is_finished(run: Run) -> list[str]:
@@ -161,10 +166,15 @@ SCENARIOS = (
     Scenario("merge", _finished, _at_once(lambda run: merge(run.folder)), _is_merged),
     Scenario("zip", _finished, _at_once(lambda run: zip_of(run, "adapter")), _has("downloads/adapter")),
     Scenario(
-        "export the embeddings", _finished, _at_once(lambda run: export_embeddings(run.folder)), _has("embeddings")
+        "export the embeddings",
+        _finished,
+        _at_once(lambda run: export_embeddings(run.folder)),
+        _has("embeddings"),
     ),
     Scenario("save a decision rule", _merged, _at_once(_save_rule), _has_rule),
-    Scenario("ask the base model", _finished, _at_once(lambda run: Predictor(run.folder, "base")), _has_probe),
+    Scenario(
+        "ask the base model", _finished, _at_once(lambda run: Predictor(run.folder, "base")), _has_probe
+    ),
     Scenario("export as ONNX", _finished, _export_onnx, _has_onnx),
-    Scenario("delete a run", _finished, _at_once(lambda run: runs.delete(run.folder.parent, run.run_id))),
+    Scenario("delete a run", _finished, _at_once(_delete), deletes=True),
 )

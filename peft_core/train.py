@@ -80,6 +80,8 @@ def train(run_dir: str | Path) -> None:
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
+            if status == FINISHED and leads():  # not before: until the state is written they are all there is
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         except (Stopped, SystemExit, KeyboardInterrupt):
             run.update(status=KILLED, ended=time.time())
         except BaseException as error:
@@ -142,10 +144,7 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
         _save_adapter(run, config, model, base, data)
         proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
         write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
-    if run.stop_requested():
-        return KILLED
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    return FINISHED
+    return KILLED if run.stop_requested() else FINISHED
 
 
 def _begin_or_check(

@@ -150,6 +150,7 @@ class Run:
         checks: tuple[Callable[[], Any], ...] = (
             self._read_state,
             self.config,
+            self._verify_own_files,
             lambda: self.verify(self.adapter) if self.has_adapter else None,
             lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
         )
@@ -174,11 +175,15 @@ class Run:
         log = read_metrics(self.folder)
         if log.damage:
             return log.damage
-        try:
+        last = log.check
+        with contextlib.suppress(RunError):
             last = self.result().get("metrics_check", log.check)
-        except RunError:
+        written = None
+        with contextlib.suppress(DamagedError):
+            written = self._read_state().metrics_check
+        if last == log.check and (written is None or written in log.checks):
             return ""
-        return "" if last == log.check else "metrics.jsonl has lost its last rows; the curve is not whole."
+        return "metrics.jsonl has lost its last rows; the curve is not whole."
 
     def request_stop(self) -> None:
         with translate_disk_errors():
@@ -211,6 +216,14 @@ class Run:
             return None
         command = command_line(state.pid)
         return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
+
+    def _verify_own_files(self) -> None:
+        """Raise DamagedError unless the files that the run's own manifest names are as they were written."""
+        if self.is_version_0:
+            return
+        with self._named():
+            for name in manifests.read_manifest(self.folder).files:
+                manifests.verify_file(self.folder, name)
 
     def _is_alive(self, state: RunState) -> bool:
         if state.pid is None or state.pid < 1:
@@ -280,7 +293,8 @@ class RunInTraining(Run):
         return self.live.state or self._read_state()
 
     def update(self, **changes: Any) -> None:
-        self.live.state = self.current.changed(**changes)
+        check = self.live.metrics_check or None
+        self.live.state = self.current.changed(**{"metrics_check": check, **changes})
         write_sealed(self.folder / STATUS_FILE, self.live.state)
 
     def note(self, sentence: str) -> None:
@@ -299,6 +313,8 @@ class RunInTraining(Run):
             for row in self.metrics()
             if row["step"] <= step and not any(key.startswith("test_") for key in row)
         ]
+        self.live.metrics_check = ""
+        self.update()  # so that the state names no row that is about to be dropped
         self.live.metrics_check = keep_metrics(self.folder, kept)
 
 

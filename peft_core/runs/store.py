@@ -8,10 +8,10 @@ from pathlib import Path
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging
+from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging, translate_disk_errors
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
-from peft_core.runs.records import ENDED, SCHEDULED, RunState
+from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
 
 _SHARED_FOLDERS = (".uploads", ".tokens")
@@ -56,9 +56,12 @@ def delete(runs_dir: Path, run_id: str) -> None:
     with run.lock():  # RunError if a training has just begun
         pass
     doomed = staging_path(run.folder)
-    run.folder.rename(doomed)
-    fsync(runs_dir)
-    remove_tree(doomed)
+    with translate_disk_errors():
+        run.folder.rename(doomed)
+        try:
+            fsync(runs_dir)
+        finally:
+            remove_tree(doomed)
 
 
 def sweep(runs_dir: Path) -> int:
@@ -66,7 +69,11 @@ def sweep(runs_dir: Path) -> int:
     swept = sum(map(sweep_staging, [runs_dir, *(runs_dir / name for name in _SHARED_FOLDERS)]))
     for run in list_runs(runs_dir):
         swept += sum(map(sweep_staging, [run.folder, run.checkpoints, run.folder / "downloads"]))
-        if run.state().status in ENDED:
+        status = run.state().status
+        if status == FINISHED and run.checkpoints.exists():  # its process died while it removed them
+            remove_tree(run.checkpoints)
+            swept += 1
+        if status in ENDED:
             for name in _STAGING_OF_VERSION_0:
                 if (run.folder / name).exists():
                     remove_tree(run.folder / name)
