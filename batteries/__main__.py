@@ -1,4 +1,4 @@
-"""Run batteries by name, print one table and write it into docs/: python -m batteries [NAME...] [--scale 0.1]."""
+"""Run batteries, print one table and write it into docs/: python -m batteries [NAME...] [--scale 0.1]."""
 
 import argparse
 import importlib

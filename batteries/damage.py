@@ -1,9 +1,9 @@
 """Every file of a run missing, empty, cut at a random place, or with one random bit flipped.
 
-Two runs are damaged: one that is finished, merged and exported in every form, and one that was killed behind
-its second checkpoint; and the cache of tokens beside them. After each damage everything that reads the file is
-done in a forked process. It passes where that is refused by a named error, where the damage is listed among
-the run's own, or where the thing is made again and every answer is the undamaged one bit for bit.
+Two runs are damaged, and the cache of tokens beside them: one run is finished, merged and exported in every
+form, the other was interrupted behind its second checkpoint. After each damage a forked process does
+everything that reads the file. It passes where that is refused by a named error, where the damage is listed
+among the run's own, or where the thing is made again and every answer is the undamaged one bit for bit.
 
 `train.log` (free text), `lock` and `stop` (empty files whose being there is what they say) are exempt.
 """

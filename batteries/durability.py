@@ -1,8 +1,8 @@
 """Whether a log of operations leaves nothing to a power cut: content is synced before its rename, and the
 folder that holds the new name right after it.
 
-Files are followed by their inodes and folders by their names through every rename. A name with a staging name in its path
-is seen by no reader, so only a rename out of staging has to find everything synced.
+Files are followed by their inodes and folders by their names through every rename. A name with a staging
+name in its path is seen by no reader, so only a rename out of staging has to find everything synced.
 """
 
 import os

@@ -22,8 +22,10 @@ class LayerError(Exception):
 
 
 class Operation(NamedTuple):
-    """What changes a file or a folder: create, write, fsync, rename, exchange, link, mkdir or remove; `target`
-    is the second path of a rename, an exchange or a link, `inode` the file of a write or an fsync, else 0."""
+    """What changes a file or a folder: create, write, fsync, rename, exchange, link, mkdir or remove.
+
+    `target` is the second path of a rename, an exchange or a link; `inode` is that of a write or an fsync.
+    """
 
     kind: str
     path: str

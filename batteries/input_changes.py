@@ -1,4 +1,4 @@
-"""Ways in which the inputs of a run change between a kill and Continue: rows, labels, base, settings, versions."""
+"""How inputs of a run change between a kill and Continue: rows, labels, base model, settings, versions."""
 
 import csv
 import json
@@ -174,7 +174,7 @@ _LABEL_CHANGES = [
     InputChange("a label in capitals", _labels(good="Good"), "labels"),
     InputChange("the labels exchanged", _labels(good="bad", bad="good"), "rows"),
     InputChange("a third label", _edit_all(lambda rows: [*rows, [_NEW[0], "middling"]] * 1), "labels"),
-    InputChange("labels as numbers", _labels(good="4.5", bad="1.25"), "labels were read as"),
+    InputChange("labels as numbers", _labels(good="4.5", bad="1.25"), "labels"),
     InputChange("training rows in reverse", _edit("train", lambda rows: rows[::-1]), "train rows"),
     InputChange("a training row is a test row now", _move_row_to_test, "rows"),
 ]

@@ -1,4 +1,4 @@
-"""Inputs that change between a kill and Continue: each must be refused by name, with nothing changed on disk."""
+"""Inputs changed between a kill and Continue: each is refused by its name, with nothing changed on disk."""
 
 import hashlib
 import random

@@ -138,7 +138,7 @@ def _kill_at(battery: Battery, target: Target, when: str) -> None:
 
 
 def _stage_times(messages: list[Message], target: Target) -> Iterator[tuple[float, float]]:
-    """When each stage of a kind began and ended: with the next message of a commit, of a removal or of a state."""
+    """When each stage of a kind began and ended: with the next commit or removal."""
     for number, message in enumerate(messages):
         if _begins(target, message):
             later = messages[number + 1 :]

@@ -193,7 +193,7 @@ def _checkpoint(run: Run) -> str:
 
 
 def _older(run: Run, path: Path) -> str:
-    """The step of the checkpoint that a file lies in, as if a newer one had never been; its name is the answer."""
+    """The step that a run continues from when a file of an older checkpoint is all that there is."""
     own = run.checkpoints / path.relative_to(run.checkpoints).parts[0]
     newer = [
         checkpoint for checkpoint in list_checkpoints(run.checkpoints) if step_of(checkpoint) > step_of(own)

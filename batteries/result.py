@@ -25,7 +25,7 @@ class BatteryResult:
 
     @property
     def upper_bound_95(self) -> float:
-        """The share of failing cases that 0 failures in `count` exclude at 95 % confidence: the rule of three."""
+        """The share of failing cases that 0 failures exclude at 95 % confidence: the rule of three."""
         return min(1.0, 3 / self.count) if self.count else 1.0
 
     def to_dict(self) -> dict[str, Any]:

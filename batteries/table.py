@@ -1,6 +1,5 @@
-"""The results of the batteries as one table, for a terminal, `docs/batteries.md` and `docs/batteries.json`."""
+"""The results of the batteries as one table: for a terminal, `docs/batteries.md` and `.json`."""
 
-import json
 import os
 import platform
 import time
@@ -25,8 +24,9 @@ def write_results(folder: Path, results: Sequence[BatteryResult], command: str) 
     lines = [
         "# Batteries",
         "",
-        f"Written by `{command}` on {facts['date']}; {describe(facts['machine'])}. 0 failures in N cases say, "
-        "at 95 % confidence, that fewer than 3/N of such cases fail.",
+        f"Written by `{command}` on {facts['date']}; {describe(facts['machine'])}.",
+        "",
+        "0 failures in N cases say, at 95 % confidence, that fewer than 3/N of such cases fail.",
         "",
         table(results),
         "",

@@ -1,6 +1,6 @@
 """Manifests: the SHA-256 and size of every file of a folder, written with it and verified as it is read.
 
-A folder that a run makes holds `manifest.json`, which names every other file in it. `verify_folder` compares
+A folder that a run makes holds `manifest.json`, sealed by its own digest, which names every other file in it. `verify_folder` compares
 them before anything of the folder is used: a file that is missing, cut, changed by one bit or that nobody
 wrote is one sentence instead of another model's logits. Hashing is cached by path, modification time, size
 and inode, so that a folder is hashed once per process while it stays as it is.
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_core.errors import DamagedError
-from peft_core.files import edited_folder, write_json
-from peft_core.records import Record, read_record
+from peft_core.files import edited_folder
+from peft_core.records import Record, read_sealed, write_sealed
 
 MANIFEST_FILE = "manifest.json"
 
@@ -61,12 +61,12 @@ def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, File
 def write_manifest(folder: Path, *names: str) -> None:
     """Write the manifest of a folder: of these files, or of all that it holds."""
     entries = {name: _entry(folder / name) for name in names} or entries_of(folder)
-    write_json(folder / MANIFEST_FILE, Manifest(files=entries).to_dict())
+    write_sealed(folder / MANIFEST_FILE, Manifest(files=entries))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder, whose files are not looked at; DamagedError if it is lost or damaged."""
-    return read_record(folder / MANIFEST_FILE, Manifest)
+    return read_sealed(folder / MANIFEST_FILE, Manifest)
 
 
 def verify_folder(folder: Path) -> Manifest:
