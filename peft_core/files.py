@@ -26,8 +26,8 @@ from peft_core.process_identity import is_same_process, own_identity
 DISK_FULL = "The disk is full: free some space and try again; nothing half-written is left."
 DISK_ERROR = "The disk reports an error ({error}): check it; nothing half-written is left."
 DISK_FAILED = (
-    "The disk is full or reports an error: free some space or check it, and try again; nothing half-written is "
-    "left."
+    "The disk is full or reports an error: free some space or check it, and try again; nothing half-written "
+    "is left."
 )
 _STAGING = re.compile(r"\.staging-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)")
 _REPLACED = re.compile(r"\.replaced-[0-9a-f]{8}-(?P<name>.+)")

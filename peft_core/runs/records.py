@@ -30,8 +30,8 @@ class RunState(Record):
     """What a run does now, or how it ended. Times are seconds since the epoch.
 
     `process` is the identity of the training process under `pid` (`process_identity`). `notes` are sentences
-    for the person about this training: what was skipped, kept or fallen back to. `metrics_check` is the check of
-    a row that metrics.jsonl must hold. `damage`, which is never on disk, is why the state could not be read.
+    for the person about this training: what was skipped, kept or fallen back to. `metrics_check` is the check
+    of a row that metrics.jsonl must hold. `damage`, which is never on disk, is why the state could not be read.
     """
 
     status: Status

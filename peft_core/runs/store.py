@@ -8,7 +8,14 @@ from pathlib import Path
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging, translate_disk_errors
+from peft_core.files import (
+    atomic_folder,
+    fsync,
+    remove_tree,
+    staging_path,
+    sweep_staging,
+    translate_disk_errors,
+)
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
