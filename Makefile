@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-unit check style screenshots matrix exports bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
+.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -34,6 +34,10 @@ matrix: .venv/installed-tests
 
 exports: .venv/installed-tests
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
+
+# ARGS: names of batteries (all by default), --scale 0.1 for a share of the cases, --minutes of the soak
+batteries: .venv/installed-tests
+	PYTHONPATH=.:tests CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m batteries $(ARGS)
 
 bench: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_speed.py $(ARGS)

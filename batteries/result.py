@@ -6,18 +6,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BatteryResult:
-    """A battery's name, how many cases ran, one sentence for each that failed, and how the rest ended."""
+    """A battery's name, how many cases ran, one sentence for each that failed, and how the rest ended.
+
+    `passes_when` says in words what each case is checked for; `seconds` is how long the battery took.
+    """
 
     name: str
     count: int
     failures: tuple[str, ...]
     outcomes: tuple[tuple[str, int], ...] = ()
+    passes_when: str = ""
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether no case failed."""
-        return not self.failures
+        """Whether cases ran and none failed."""
+        return self.count > 0 and not self.failures
+
+    @property
+    def upper_bound_95(self) -> float:
+        """The share of failing cases that 0 failures exclude at 95 % confidence: the rule of three."""
+        return min(1.0, 3 / self.count) if self.count else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        return {**asdict(self), "failures": list(self.failures), "outcomes": dict(self.outcomes)}
+        return {
+            **asdict(self),
+            "failures": list(self.failures),
+            "outcomes": dict(self.outcomes),
+            "passed": self.passed,
+            "upper_bound_95": self.upper_bound_95 if self.passed else None,
+        }

@@ -25,11 +25,18 @@ from peft_core.process_identity import is_same_process, own_identity
 
 DISK_FULL = "The disk is full: free some space and try again; nothing half-written is left."
 DISK_ERROR = "The disk reports an error ({error}): check it; nothing half-written is left."
+DISK_FAILED = (
+    "The disk is full or reports an error: free some space or check it, and try again; nothing half-written "
+    "is left."
+)
 _STAGING = re.compile(r"\.staging-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)")
 _REPLACED = re.compile(r"\.replaced-[0-9a-f]{8}-(?P<name>.+)")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
-# what safetensors, torch.save and datasets say of a full disk or of a file that may not grow
-_FULL = ("No space left", "File too large", "unexpected pos", "iostream error", "Not enough disk space")
+# what safetensors, torch.save and datasets say, whose errors have no errno: of a full disk or a file that may
+# not grow, of a disk that fails, and of a write that failed for a reason that they do not tell
+_FULL = ("No space left", "File too large", "Not enough disk space")
+_FAILED = ("Input/output error", "Read-only file system")
+_UNTOLD = ("unexpected pos", "iostream error")
 
 
 @contextlib.contextmanager
@@ -159,11 +166,22 @@ def fsync_tree(folder: Path) -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, from Python or from a library's own writer, comes of a full disk."""
-    return any(
-        getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        or any(words in str(cause) for words in _FULL)
-        for cause in _causes(error)
-    )
+    return disk_sentence(error) in (DISK_FULL, DISK_FAILED)
+
+
+def disk_sentence(error: BaseException) -> str | None:
+    """What a person reads of an error that comes of a disk; None for any other error."""
+    for numbers, texts, sentence in (
+        ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL, DISK_FULL),
+        ((errno.EIO, errno.EROFS), _FAILED, DISK_ERROR),
+        ((), _UNTOLD, DISK_FAILED),
+    ):
+        for cause in _causes(error):
+            number = getattr(cause, "errno", None)
+            text = next((text for text in texts if text in str(cause)), None)
+            if number in numbers or text:
+                return sentence.format(error=os.strerror(number) if number in numbers else text)
+    return None
 
 
 @contextlib.contextmanager
@@ -171,12 +189,13 @@ def translate_disk_errors() -> Iterator[None]:
     """Raise RunError for a disk that is full or fails; other errors pass."""
     try:
         yield
-    except Exception as error:
-        if is_disk_full(error):
-            raise RunError(DISK_FULL) from error
-        if any(getattr(cause, "errno", None) in (errno.EIO, errno.EROFS) for cause in _causes(error)):
-            raise RunError(DISK_ERROR.format(error=os.strerror(_errno(error)))) from error
+    except RunError:
         raise
+    except Exception as error:
+        sentence = disk_sentence(error)
+        if sentence is None:
+            raise
+        raise RunError(sentence) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -185,10 +204,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def _errno(error: BaseException) -> int:
-    return next(cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno)
 
 
 def _swap(staging: Path, final: Path) -> None:

@@ -1,9 +1,9 @@
 """Manifests: the SHA-256 and size of every file of a folder, written with it and verified as it is read.
 
-A folder that a run makes holds `manifest.json`, which names every other file in it. `verify_folder` compares
-them before anything of the folder is used: a file that is missing, cut, changed by one bit or that nobody
-wrote is one sentence instead of another model's logits. Hashing is cached by path, modification time, size
-and inode, so that a folder is hashed once per process while it stays as it is.
+A folder that a run makes holds `manifest.json`, sealed by its own digest, which names every other file in it.
+`verify_folder` compares them before anything of the folder is used: a file that is missing, cut, changed by
+one bit or that nobody wrote is one sentence instead of another model's logits. Hashing is cached by path,
+modification time, size and inode, so that a folder is hashed once per process while it stays as it is.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.errors import DamagedError
-from peft_core.files import Stamp, edited_folder, stamp_of, write_json
-from peft_core.records import Record, read_record
+from peft_core.files import Stamp, edited_folder, stamp_of
+from peft_core.records import Record, read_record, write_sealed
 
 MANIFEST_FILE = "manifest.json"
 
@@ -53,12 +53,12 @@ def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, File
 def write_manifest(folder: Path, *names: str) -> None:
     """Write the manifest of a folder: of these files, or of all that it holds."""
     entries = {name: _entry(folder / name) for name in names} or entries_of(folder)
-    write_json(folder / MANIFEST_FILE, Manifest(files=entries).to_dict())
+    write_sealed(folder / MANIFEST_FILE, Manifest(files=entries))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder, whose files are not looked at; DamagedError if it is lost or damaged."""
-    return read_record(folder / MANIFEST_FILE, Manifest)
+    return read_record(folder / MANIFEST_FILE, Manifest, sealed=True)
 
 
 def verify_folder(folder: Path) -> Manifest:

@@ -18,7 +18,7 @@ import torch
 from peft_core.adapters import RankSchedule, start_from_data
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError, RunError
-from peft_core.files import DISK_FULL, is_disk_full, remove_tree
+from peft_core.files import disk_sentence, remove_tree
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining
 from peft_core.schedule import START_BATCHES, total_steps
@@ -64,7 +64,7 @@ def train(run_dir: str | Path) -> None:
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time())
-            if status == FINISHED and leads():
+            if status == FINISHED and leads():  # not before: until the state is written they are all there is
                 remove_tree(run.checkpoints)
         except (Stopped, SystemExit, KeyboardInterrupt):
             mark_stopped(run, note_without_adapter(run))
@@ -78,8 +78,9 @@ def describe_failure(error: BaseException) -> str:
     """What a person reads of an error that ended a run."""
     if isinstance(error, PeftCoreError):
         return str(error)
-    if is_disk_full(error):
-        return DISK_FULL
+    disk = disk_sentence(error)
+    if disk is not None:
+        return disk
     if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
     return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"

@@ -2,7 +2,8 @@
 
 A line holds a row and `check`, the first 16 hex digits of the SHA-256 of the previous line's `check` and the
 row. A line that was changed, or that follows a lost one, does not fit, and reading ends before it. A cut at
-the very end between two lines is noticed by the result, which names the last line's `check`.
+the very end between two lines is noticed by the run's state, which names the `check` of a line that was
+there, and by the result, which names that of the last one.
 """
 
 import hashlib
@@ -10,18 +11,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import write_text
+from peft_core.files import translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
 
 
 class MetricsLog(NamedTuple):
-    """The rows that can be read, the last one's check, and what is damaged (empty for nothing)."""
+    """The rows that can be read, the last one's check, what is damaged (or empty), and all their checks."""
 
     rows: list[dict[str, Any]]
     check: str
     damage: str
+    checks: frozenset[str] = frozenset()
 
 
 def read_metrics(folder: Path) -> MetricsLog:
@@ -33,6 +35,7 @@ def read_metrics(folder: Path) -> MetricsLog:
     except OSError as error:
         return MetricsLog([], "", f"{METRICS_FILE} cannot be read: {error.strerror}.")
     rows: list[dict[str, Any]] = []
+    checks: list[str] = []
     check, checked = "", any(b'"check"' in line for line in lines)  # rows of schema version 0 have none
     for number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -43,13 +46,14 @@ def read_metrics(folder: Path) -> MetricsLog:
                 f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there.",
             )
         rows, check = [*rows, row], _check(check, row)
-    return MetricsLog(rows, check, "")
+        checks.append(check)
+    return MetricsLog(rows, check, "", frozenset(checks))
 
 
 def append_metrics(folder: Path, row: dict[str, Any], check: str) -> str:
     """Append a row after the line that has this check; returns the new line's."""
     path, new = folder / METRICS_FILE, _check(check, row)
-    with path.open("a", encoding="utf-8") as file:
+    with translate_disk_errors(), path.open("a", encoding="utf-8") as file:
         file.write(_line(row, new))
     return new
 

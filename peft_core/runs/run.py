@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import atomic_folder
+from peft_core.files import atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process, own_identity
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
@@ -158,6 +158,7 @@ class Run:
         checks: tuple[Callable[[], Any], ...] = (
             self._read_state,
             self.config,
+            self._verify_own_files,
             lambda: self.verify(self.adapter) if self.has_adapter else None,
             lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
         )
@@ -196,14 +197,19 @@ class Run:
         log = read_metrics(self.folder)
         if log.damage:
             return log.damage
-        try:
+        last = log.check
+        with contextlib.suppress(RunError):
             last = self.result().get("metrics_check", log.check)
-        except RunError:
+        written = None
+        with contextlib.suppress(DamagedError):
+            written = self._read_state().metrics_check
+        if last == log.check and (written is None or written in log.checks):
             return ""
-        return "" if last == log.check else "metrics.jsonl has lost its last rows; the curve is not whole."
+        return "metrics.jsonl has lost its last rows; the curve is not whole."
 
     def request_stop(self) -> None:
-        (self.folder / "stop").touch()
+        with translate_disk_errors():
+            (self.folder / "stop").touch()
 
     def stop_requested(self) -> bool:
         return (self.folder / "stop").exists()
@@ -214,11 +220,16 @@ class Run:
 
         Raises RunError if another process trains this run.
         """
+        lock = FileLock(self.folder / "lock", timeout=0)
         try:
-            with FileLock(self.folder / "lock", timeout=0):
-                yield
+            with translate_disk_errors():
+                lock.acquire()
         except Timeout as error:
             raise RunError(f"The run {self.run_id!r} is being trained by another process.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def training_process(self) -> int | None:
         """The pid of the process that trains this run now, proven by start time and command line."""
@@ -227,6 +238,14 @@ class Run:
             return None
         command = command_line(state.pid)
         return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
+
+    def _verify_own_files(self) -> None:
+        """Raise DamagedError unless the files that the run's own manifest names are as they were written."""
+        if self.is_version_0:
+            return
+        with self._named():
+            for name in manifests.read_manifest(self.folder).files:
+                manifests.verify_file(self.folder, name)
 
     def _is_alive(self, state: RunState) -> bool:
         if state.pid is None or state.pid < 1:
@@ -296,7 +315,8 @@ class RunInTraining(Run):
         return self.live.state or self._read_state()
 
     def update(self, **changes: Any) -> None:
-        self.live.state = self.current.changed(**changes)
+        check = self.live.metrics_check or None
+        self.live.state = self.current.changed(**{"metrics_check": check, **changes})
         write_sealed(self.folder / STATUS_FILE, self.live.state)
 
     def note(self, sentence: str) -> None:
@@ -315,6 +335,8 @@ class RunInTraining(Run):
             for row in self.metrics()
             if row["step"] <= step and not any(key.startswith("test_") for key in row)
         ]
+        self.live.metrics_check = ""
+        self.update()  # so that the state names no row that is about to be dropped
         self.live.metrics_check = keep_metrics(self.folder, kept)
 
 

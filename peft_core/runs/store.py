@@ -8,7 +8,14 @@ from pathlib import Path
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.files import atomic_folder, fsync, remove_tree, staging_path, sweep_staging
+from peft_core.files import (
+    atomic_folder,
+    fsync,
+    remove_tree,
+    staging_path,
+    sweep_staging,
+    translate_disk_errors,
+)
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
@@ -56,9 +63,12 @@ def delete(runs_dir: Path, run_id: str) -> None:
     with run.lock():  # RunError if a training has just begun
         pass
     doomed = staging_path(run.folder)
-    run.folder.rename(doomed)
-    fsync(runs_dir)
-    remove_tree(doomed)
+    with translate_disk_errors():
+        run.folder.rename(doomed)
+        try:
+            fsync(runs_dir)
+        finally:
+            remove_tree(doomed)
 
 
 def sweep(runs_dir: Path) -> int:

@@ -17,7 +17,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
-from peft_core.errors import ExportError
+from peft_core.errors import ExportError, RunError
+from peft_core.files import DISK_FAILED
 
 ONE_FILE_BYTES = 1_900_000_000  # a protobuf holds less than 2 GiB, so larger weights get a file beside it
 _NOISE = {"# The axis name": UserWarning, "`isinstance.treespec, LeafSpec": FutureWarning}
@@ -69,7 +70,7 @@ def write_int8(source: Path, path: Path, left_out: Sequence[str] = ()) -> None:
 
     Each column of a matrix has a scale of its own. Weights take seven of the eight bits: on a CPU without
     VNNI two products of eight bits overflow the sixteen in which they are added, and the file goes to
-    machines that nobody knows. Raises OSError if the disk is full.
+    machines that nobody knows. Raises OSError if the disk is full, RunError if it lost a part of a copy.
     """
     if shutil.disk_usage(path.parent).free < source.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -82,8 +83,10 @@ def write_int8(source: Path, path: Path, left_out: Sequence[str] = ()) -> None:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(left_out),
         )
-    except DecodeError as error:  # of its working copy of the file, which was cut short without a word
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except (DecodeError, ValueError) as error:  # of its working copy, which was cut short without a word
+        if isinstance(error, ValueError) and "ai.onnx domain" not in str(error):
+            raise
+        raise RunError(DISK_FAILED) from error
 
 
 def narrowing_matrices(path: Path) -> list[str]:

@@ -1,0 +1,99 @@
+"""Run batteries, print one table and write it into docs/: python -m batteries [NAME...] [--scale 0.1]."""
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
+import transformers
+
+from batteries import damage, faults, inputs, kills, resume, soak
+from batteries.result import BatteryResult
+from batteries.table import table, write_results
+from batteries.workplace import workplace
+
+DATA_FILES = 10_000
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+Run = Callable[[argparse.Namespace], BatteryResult]
+
+
+def _in_workplace(battery: Any) -> Run:
+    def run(arguments: argparse.Namespace) -> BatteryResult:
+        with workplace() as place:
+            transformers.logging.set_verbosity_error()
+            return battery.run(place, arguments.scale, arguments.seed)
+
+    return run
+
+
+def _data_files(arguments: argparse.Namespace) -> BatteryResult:
+    """The battery of data files, if it is there, with its seconds and what it passes for."""
+    if importlib.util.find_spec("batteries.data_files") is None:
+        return BatteryResult("malformed and odd data files", 0, ("batteries/data_files.py is missing",))
+    battery = importlib.import_module("batteries.data_files")
+    start = time.monotonic()
+    result = battery.run(max(1, round(DATA_FILES * arguments.scale)), arguments.seed)
+    told = "0 tracebacks; rows right or a named error"
+    return replace(result, passes_when=told, seconds=time.monotonic() - start)
+
+
+BATTERIES: dict[str, Run] = {
+    "kills": _in_workplace(kills),
+    "resume": _in_workplace(resume),
+    "faults": lambda arguments: faults.run(arguments.scale, arguments.seed),
+    "damage": _in_workplace(damage),
+    "inputs": _in_workplace(inputs),
+    "data_files": _data_files,
+    "soak": lambda arguments: soak.run(arguments.minutes),
+}
+
+
+def main(words: list[str]) -> int:
+    """0 if every battery passed, 1 if one did not."""
+    parser = argparse.ArgumentParser(prog="python -m batteries", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BATTERIES)}; all by default")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full count of cases, up to 1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=None, help=f"of the soak; {soak.MINUTES:g} by default"
+    )
+    parser.add_argument("--docs", type=Path, default=_DOCS, help="where batteries.md and .json are written")
+    arguments = parser.parse_args(words)
+    unknown = sorted(set(arguments.names) - set(BATTERIES))
+    if unknown or not 0 < arguments.scale <= 1:
+        wrong = (
+            f"there is no battery {unknown[0]!r}"
+            if unknown
+            else f"--scale is {arguments.scale}; give up to 1"
+        )
+        parser.error(wrong)
+    arguments.minutes = soak.MINUTES * arguments.scale if arguments.minutes is None else arguments.minutes
+    logging.disable(logging.WARNING)
+    results = []
+    for name in arguments.names or BATTERIES:
+        results.append(BATTERIES[name](arguments))
+        sys.stdout.write(table(results[-1:]).splitlines()[-1] + "\n")
+        sys.stdout.flush()
+    write_results(arguments.docs, results, " ".join(["make batteries", *_as_make(words)]))
+    sys.stdout.write(f"\n{table(results)}\n")
+    for result in results:
+        sys.stdout.writelines(f"{result.name}: {failure}\n" for failure in result.failures)
+    return 0 if all(result.passed for result in results) else 1
+
+
+def _as_make(words: list[str]) -> list[str]:
+    return [f'ARGS="{" ".join(words)}"'] if words else []
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="batteries-") as scratch:
+        tempfile.tempdir = scratch  # so that nothing is left in the system's folder
+        sys.exit(main(sys.argv[1:]))

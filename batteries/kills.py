@@ -1,0 +1,261 @@
+"""SIGKILL at random moments of a training, a merge and an export, and while each of them saves.
+
+A child tells through a pipe what it is about to write, what it has committed (after the rename returned) and
+what it is about to remove; the parent kills it after a random part of the measured length of that stage. What
+the child had reported must be there and load, nothing half-written may be accepted, the run must say that its
+process died, and the sweep that runs when the app starts must leave no staging folder.
+
+A kill shows nothing about fsync: the system keeps what a dead process had written. The battery of disk faults
+compares the order of fsync and rename instead.
+"""
+
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from batteries import run_checks
+from batteries.children import Child, Message, Report, fork_child, outcome, run_child
+from batteries.result import BatteryResult
+from batteries.workplace import Workplace
+from peft_core import files, runs
+from peft_core.export.archives import zip_of
+from peft_core.export.embeddings import export_embeddings
+from peft_core.export.onnx.model import export_onnx
+from peft_core.merge import merge
+from peft_core.runs import Run, RunInTraining
+from peft_core.train import train
+from peft_core.training import trainer
+
+NAME = "SIGKILL at random moments of train, save, rotate, merge, export"
+PASSES_WHEN = "0 lost commits, 0 torn ones accepted, status right"
+COUNT, WHILE_SAVING = 1_000, 300
+BEGIN, STAGING, SYNCING, COMMITTED, REMOVING, ROTATING, STATE = (
+    "begin", "staging", "syncing", "committed", "removing", "rotating", "state",
+)  # fmt: skip
+# jobs and the saves in them that are aimed at: what is written, and from which moment on
+SAVES: tuple[tuple[str, str, str], ...] = (
+    ("train", STAGING, "checkpoint"), ("train", SYNCING, "checkpoint"), ("train", ROTATING, ""),
+    ("train", STAGING, "evaluation"), ("train", STAGING, "adapter"), ("train", SYNCING, "adapter"),
+    ("train", SYNCING, "evaluation"), ("train", STAGING, "status.json"), ("merge", STAGING, "merged"),
+    ("merge", SYNCING, "merged"), ("embeddings", SYNCING, "embeddings"), ("zip", STAGING, "adapter"),
+)  # fmt: skip
+ANYTIME = ("train",) * 10 + ("merge",) * 5 + ("embeddings",) * 3 + ("zip",) * 1
+ONNX_ONE_IN = 50  # of the kills at any time: an export as ONNX takes as long as ten trainings
+TOO_LATE = 0.8  # a stage is taken to be this much shorter once a kill came after its end
+
+Target = tuple[str, str, str]  # the job, the kind of message that begins the stage, and what it names
+
+
+@dataclass
+class Battery:
+    """The state of a battery: the place, random numbers, and what was measured and counted so far."""
+
+    place: Workplace
+    random: random.Random
+    lengths: dict[Target, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    resumable: Run | None = None  # killed before, with a checkpoint to continue from
+
+    @property
+    def count(self) -> int:
+        return sum(self.outcomes.values())
+
+
+def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
+    """Kill `share` of the full count of children."""
+    start, battery = time.monotonic(), Battery(place, random.Random(seed))
+    count = max(1, round(COUNT * share))
+    while_saving = min(count, max(1, round(WHILE_SAVING * share)))
+    for job in ("train", "merge", "embeddings", "zip"):
+        battery.lengths |= measure_stages(battery, job)
+    for number in range(while_saving):
+        _kill_at(battery, SAVES[number % len(SAVES)], "while saving")
+    if share == 1:
+        battery.lengths |= measure_stages(battery, "onnx")
+    for number in range(count - while_saving):
+        job = "onnx" if share == 1 and number % ONNX_ONE_IN == 0 else battery.random.choice(ANYTIME)
+        _kill_at(battery, (job, BEGIN, ""), "at any time")
+    return BatteryResult(
+        NAME,
+        battery.count,
+        tuple(battery.failures),
+        tuple(sorted(battery.outcomes.items())),
+        PASSES_WHEN,
+        time.monotonic() - start,
+    )
+
+
+def kill_once(battery: Battery, target: Target) -> list[str] | None:
+    """Kill one child in a stage and look at what is left; None if it ended before the kill came."""
+    job = target[0]
+    run, last_status = _run_for(battery, job)
+    before = run_checks.chosen_step(run)
+    child = fork_child(lambda report: _work(job, run, report))
+    begun = child.wait_for(lambda message: _begins(target, message))
+    if begun is not None:
+        time.sleep(battery.random.uniform(0, battery.lengths[target]))
+    if not child.kill():
+        battery.lengths[target] *= TOO_LATE
+        runs.delete(battery.place.runs_dir, run.run_id)
+        return [f"the child failed: {outcome(child)}"] * bool(outcome(child)) or None
+    problems = _problems(run, child, last_status, before)
+    runs.sweep(battery.place.runs_dir)
+    problems += run_checks.staging_left(battery.place.runs_dir)
+    _keep_or_delete(battery, job, run)
+    return problems
+
+
+def measure_stages(battery: Battery, job: str) -> dict[Target, float]:
+    """How long each stage of a job takes when nothing disturbs it, in seconds."""
+    run, _ = _run_for(battery, job, fresh=True)
+    child = run_child(lambda report: _work(job, run, report))
+    if outcome(child):
+        raise RuntimeError(f"The {job} that is measured failed: {outcome(child)}")
+    runs.delete(battery.place.runs_dir, run.run_id)
+    messages = child.messages
+    lengths = {(job, BEGIN, ""): messages[-1].time - messages[0].time}
+    for target in (target for target in SAVES if target[0] == job):
+        start, end = next(_stage_times(messages, target))
+        lengths[target] = end - start
+    return lengths
+
+
+def _kill_at(battery: Battery, target: Target, when: str) -> None:
+    """Kill a child in a stage, again until one was killed before it ended."""
+    problems = None
+    while problems is None:
+        problems = kill_once(battery, target)
+    where = " ".join(part for part in target if part)
+    battery.outcomes[when] += 1
+    battery.failures.extend(f"killed {when}, {where}: {problem}" for problem in problems)
+
+
+def _stage_times(messages: list[Message], target: Target) -> Iterator[tuple[float, float]]:
+    """When each stage of a kind began and ended: with the next commit or removal."""
+    for number, message in enumerate(messages):
+        if _begins(target, message):
+            later = messages[number + 1 :]
+            yield (
+                message.time,
+                next(m.time for m in [*later, messages[-1]] if m.kind in (COMMITTED, REMOVING, "done")),
+            )
+
+
+def _begins(target: Target, message: Message) -> bool:
+    return message.kind == target[1] and message.text.startswith(target[2])
+
+
+def _run_for(battery: Battery, job: str, *, fresh: bool = False) -> tuple[Run, str]:
+    """A run to train, or to continue, or a finished one to merge and export, and its status."""
+    if job != "train":
+        run = battery.place.copy(battery.place.finished, "copy")
+        if job == "merge" and not fresh and battery.random.random() < 0.5:
+            _merge_and_damage(run)
+        return run, runs.FINISHED
+    if battery.resumable is not None and not fresh and battery.random.random() < 0.5:
+        run, battery.resumable = battery.resumable, None
+        return run, run.state().status
+    if battery.random.random() < 0.2:
+        shutil.rmtree(battery.place.runs_dir / ".tokens", ignore_errors=True)  # so that it is written again
+    return battery.place.create(seed=battery.random.randrange(1000)), runs.SCHEDULED
+
+
+def _merge_and_damage(run: Run) -> None:
+    """A merged model that must be removed and made again."""
+    merge(run.folder)
+    weights = run.merged / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def _work(job: str, run: Run, report: Report) -> None:
+    report_writes(report)
+    report(BEGIN, job)
+    {
+        "train": lambda: train(run.folder),
+        "merge": lambda: merge(run.folder),
+        "embeddings": lambda: export_embeddings(run.folder),
+        "onnx": lambda: export_onnx(run.folder),
+        "zip": lambda: zip_of(run, "adapter"),
+    }[job]()
+
+
+def report_writes(report: Report) -> None:
+    """Report stages, commits and removals from here on; for a child, which ends afterwards."""
+    _before(files, "staging_path", lambda path: report(STAGING, path.name))
+    _before(files, "fsync_tree", lambda path: report(SYNCING, path.name))
+    _after(os, "replace", lambda source, target: report(COMMITTED, target))
+    _after(files, "_exchange", lambda source, target: report(COMMITTED, target))
+    _before(shutil, "rmtree", lambda path, *_: report(REMOVING, path))
+    _before(trainer, "remove_older", lambda *_: report(ROTATING))
+    _after(RunInTraining, "update", lambda run: report(STATE, run.current.status))
+
+
+def _before(owner: Any, name: str, report: Callable[..., None]) -> None:
+    original = getattr(owner, name)
+
+    def reporting(*values: Any, **options: Any) -> Any:
+        report(*values)
+        return original(*values, **options)
+
+    setattr(owner, name, reporting)
+
+
+def _after(owner: Any, name: str, report: Callable[..., None]) -> None:
+    original = getattr(owner, name)
+
+    def reporting(*values: Any, **options: Any) -> Any:
+        answer = original(*values, **options)
+        report(*values)
+        return answer
+
+    setattr(owner, name, reporting)
+
+
+def _problems(run: Run, child: Child, last_status: str, step_before: int) -> list[str]:
+    """What does not hold of a run whose process was killed; it had reported these messages."""
+    states = [message.text for message in child.messages if message.kind == STATE]
+    return [
+        *_lost_commits(run, child, step_before),
+        *run_checks.torn_parts(run),
+        *run_checks.unusable_parts(run),
+        *run_checks.state_problems(run, states[-1] if states else last_status),
+        *run_checks.lock_problems(run),
+    ]
+
+
+def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
+    """What the child reported as committed, and not as about to be removed, and is not there any more."""
+    present: dict[Path, None] = {}
+    for message in child.messages:
+        if message.kind == COMMITTED:
+            present[Path(message.text)] = None
+        elif message.kind == REMOVING:
+            removed = Path(message.text)
+            present = {path: None for path in present if path != removed and removed not in path.parents}
+    paths = [path for path in present if run.folder in path.parents and not path.name.startswith(".")]
+    yield from (
+        f"{path.relative_to(run.folder)} was committed and is lost" for path in paths if not path.exists()
+    )
+    steps = [int(path.name.split("-")[1]) for path in paths if path.parent == run.checkpoints]
+    removed = any(m.kind == REMOVING and Path(m.text) == run.checkpoints for m in child.messages)
+    expected = 0 if removed else max([*steps, step_before])
+    if run_checks.chosen_step(run) < expected:
+        yield f"step {expected} was committed, and it would continue from {run_checks.chosen_step(run)}"
+
+
+def _keep_or_delete(battery: Battery, job: str, run: Run) -> None:
+    if job == "train" and battery.resumable is None and run_checks.chosen_step(run):
+        battery.resumable = run
+        return
+    if run.state().status == runs.SCHEDULED:  # it was killed before it began
+        run.update(status=runs.KILLED)
+    runs.delete(battery.place.runs_dir, run.run_id)

@@ -1,0 +1,214 @@
+"""What reads the files of a run, each with an answer that can be compared as text."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import AutoTokenizer
+
+from batteries.run_checks import TEXTS
+from peft_core.certificate import verified_certificate
+from peft_core.data.labelled import load_labelled_text
+from peft_core.data.tokens import encode
+from peft_core.errors import DamagedError
+from peft_core.export.archives import KINDS, zip_of
+from peft_core.export.embeddings import export_embeddings
+from peft_core.export.hub.model_card import model_card
+from peft_core.export.onnx.report import read_onnx_report
+from peft_core.inference.classifier import Classifier
+from peft_core.inference.decision import Decision
+from peft_core.inference.loading import ADAPTER, BASE, MERGED
+from peft_core.inference.predictor import Predictor
+from peft_core.inference.vectors import Neighbours
+from peft_core.merge import merge
+from peft_core.rows import TEST, VALIDATION, judged_rows
+from peft_core.runs import FINISHED, Run, list_runs
+from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
+from peft_core.schedule import CURVE_ROWS
+from peft_core.train import train
+
+RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
+CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end
+
+
+class Operation(NamedTuple):
+    """Something that a person does with a run; `ask` raises a PeftCoreError or returns the answer."""
+
+    name: str
+    ask: Callable[[], str]
+
+
+def operations_on(run: Run, path: Path | None) -> list[Operation]:
+    """All that reads one file of a run, or with None all that can be done with the run, in an order in which
+    nothing is made again before it was read."""
+    part = None if path is None else _part(run, path)
+    is_finished = (run.folder / "adapter").is_dir() or (run.folder / "evaluation").is_dir()
+    operations = _of_finished(run) if is_finished else _of_stopped(run, path)
+    return [operation for parts, operation in operations if part is None or part in parts]
+
+
+def _part(run: Run, path: Path) -> str:
+    """The folder of the run that a file lies in, `.tokens`, or `run` for a file of the run itself."""
+    if run.folder not in path.parents:
+        return ".tokens"
+    parts = path.relative_to(run.folder).parts
+    return parts[0] if len(parts) > 1 else "run"
+
+
+def _of_finished(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
+    operations = [
+        *_of_records(run),
+        (("adapter",), Operation("predict", lambda: _logits(run, ADAPTER))),
+        (("adapter",), Operation("labels", lambda: repr(Classifier.read(run)))),
+        (("adapter",), Operation("decision rule", lambda: repr(Decision.read(run)))),
+        (("evaluation",), Operation("result", lambda: json.dumps(run.result().to_dict()))),
+        (("evaluation",), Operation("test rows", lambda: _rows(run, TEST))),
+        (("evaluation",), Operation("validation rows", lambda: _rows(run, VALIDATION))),
+        (("adapter", "evaluation"), Operation("model card", lambda: model_card(run, "adapter"))),
+        (("adapter", "merged"), Operation("certificate", lambda: _certificate(run))),
+        (("adapter", "merged"), Operation("predict with merged", lambda: _logits(run, MERGED))),
+        (("probe",), Operation("predict with base", lambda: _logits(run, BASE))),
+        (("vectors", "adapter"), Operation("neighbors", lambda: _neighbors(run))),
+        (("onnx",), Operation("ONNX report", lambda: _onnx_report(run))),
+    ]
+    for kind in KINDS:
+        if (run.folder / kind).is_dir():
+            operations.append(
+                ((kind, "downloads"), Operation(f"zip of {kind}", lambda kind=kind: _zip(run, kind)))
+            )
+    return [
+        operation
+        for operation in [
+            *operations,
+            (("merged", "adapter", "evaluation"), Operation("merge", lambda: _merge(run))),
+            (("embeddings", "vectors", "adapter"), Operation("embeddings", lambda: _embeddings(run))),
+        ]
+        if any(part in ("run", "metrics", ".tokens") or (run.folder / part).exists() for part in operation[0])
+    ]
+
+
+def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Operation]]:
+    operations = [
+        *_of_records(run),
+        (("checkpoints",), Operation("choose a checkpoint", lambda: _checkpoint(run))),
+    ]
+    if path is not None and run.checkpoints in path.parents:
+        operations.append(
+            (("checkpoints",), Operation("choose an older checkpoint", lambda: _older(run, path)))
+        )
+    if path is None or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUED_ONE_IN == 0:
+        operations.append((("checkpoints", "run"), Operation("continue", lambda: _continue(run))))
+    return operations
+
+
+def _of_records(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
+    """Reading the files of the run itself, and the cache beside it."""
+    return [
+        (("run",), Operation("settings", lambda: run.config().to_json())),
+        (("run",), Operation("state", lambda: _state(run))),
+        (("run",), Operation("curve", lambda: _curve(run))),
+        ((".tokens",), Operation("tokens", lambda: _tokens(run))),
+    ]
+
+
+def _logits(run: Run, variant: str) -> str:
+    return Predictor(run.folder, variant).logits(TEXTS).tobytes().hex()
+
+
+def _rows(run: Run, split: str) -> str:
+    rows = judged_rows(run, split)
+    return json.dumps([rows.texts, rows.labels.tolist(), rows.logits.tolist()])
+
+
+def _certificate(run: Run) -> str:
+    return json.dumps({name: entry.sha256 for name, entry in verified_certificate(run).files.items()})
+
+
+def _merge(run: Run) -> str:
+    merge(run.folder)
+    return _certificate(run)
+
+
+def _neighbors(run: Run) -> str:
+    return json.dumps(Neighbours(run.folder).nearest(TEXTS[0]))
+
+
+def _embeddings(run: Run) -> str:
+    return json.dumps(export_embeddings(run.folder))
+
+
+def _onnx_report(run: Run) -> str:
+    report = read_onnx_report(run)
+    if report is None:
+        raise DamagedError("There is no ONNX model to use.")
+    return json.dumps(report)
+
+
+def _zip(run: Run, kind: str) -> str:
+    """The names and hashes of what is in a zip; a zip that is made again has other times."""
+    with zipfile.ZipFile(zip_of(run, kind)) as archive:
+        return json.dumps(
+            {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
+        )
+
+
+def _state(run: Run) -> str:
+    state = run.state()
+    if state.damage:
+        raise DamagedError(state.damage)
+    return json.dumps(state.to_dict())
+
+
+def _curve(run: Run) -> str:
+    damage = run.metrics_damage()
+    if damage:
+        raise DamagedError(damage)
+    return json.dumps(run.metrics())
+
+
+def _tokens(run: Run) -> str:
+    """Of every run beside this one: they share the cache."""
+    return json.dumps([_tokens_of(other) for other in sorted(list_runs(run.folder.parent), key=str)])
+
+
+def _tokens_of(run: Run) -> list[dict[str, list]]:
+    """Of the training rows and of the rows of the curve, as a training reads them."""
+    config, columns = run.config(), ("input_ids", "attention_mask", "labels")
+    data = load_labelled_text(config)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    cache = run.folder.parent / ".tokens"
+    encoded = [encode(rows, tokenizer, config.max_length, cache) for rows in (data.train, curve)]
+    return [{name: rows[name][:] for name in columns} for rows in encoded]
+
+
+def _checkpoint(run: Run) -> str:
+    choice = choose_checkpoint(run)
+    if choice is None or choice.skipped:
+        raise DamagedError(choice.skipped[0] if choice else "There is no checkpoint.")
+    return str(choice.step)
+
+
+def _older(run: Run, path: Path) -> str:
+    """The step that a run continues from when a file of an older checkpoint is all that there is."""
+    own = run.checkpoints / path.relative_to(run.checkpoints).parts[0]
+    newer = [
+        checkpoint for checkpoint in list_checkpoints(run.checkpoints) if step_of(checkpoint) > step_of(own)
+    ]
+    hidden = [checkpoint.rename(run.folder / f".hidden-{checkpoint.name}") for checkpoint in newer]
+    try:
+        return _checkpoint(run)
+    finally:
+        for checkpoint in hidden:
+            checkpoint.rename(run.checkpoints / checkpoint.name.removeprefix(".hidden-"))
+
+
+def _continue(run: Run) -> str:
+    """Train to the end, from whichever checkpoint is whole: the adapter is the same."""
+    train(run.folder)
+    if run.state().status != FINISHED:
+        raise DamagedError("It was not finished.")
+    return hashlib.sha256((run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,134 @@
+"""What must hold of a run folder whatever happened to the process that wrote it: whole or absent, and told.
+
+Each function returns sentences, one for each thing that does not hold.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from peft_core import runs
+from peft_core.certificate import verified_certificate
+from peft_core.errors import DamagedError, PeftCoreError, RunError
+from peft_core.inference.loading import MERGED
+from peft_core.inference.predictor import Predictor
+from peft_core.manifests import verify_folder
+from peft_core.rows import VALIDATION, judged_rows
+from peft_core.runs import FAILED, FINISHED, Run, RunState
+from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints
+
+MADE = ("adapter", "evaluation", "embeddings", "onnx", "page", "vectors", "probe")  # folders with a manifest
+TEXTS = ("The food was awful and the staff rude.", "Wonderful, the best pizza.")
+DIED = "ended without a word"
+
+
+def torn_parts(run: Run) -> list[str]:
+    """Parts of a run that are there and are not as they were written."""
+    folders = [run.folder / name for name in MADE] + sorted((run.folder / "downloads").glob("*"))
+    checks: dict[str, Callable[[], Any]] = {
+        str(folder.relative_to(run.folder)): lambda folder=folder: verify_folder(folder)
+        for folder in folders
+        if folder.is_dir()
+    }
+    checks["settings"] = run.config
+    if run.state().status != FINISHED:  # which needs none, and may have died while it removed them
+        checks["checkpoints"] = lambda: choose_checkpoint(run)
+    if run.certificate.is_file():
+        checks["merged"] = lambda: _unless_of_earlier_adapter(run)
+    problems = [f"{name} is torn: {error}" for name, check in checks.items() for error in _damage(check)]
+    return problems + [f"it is reported as damaged: {sentence}" for sentence in run.damage()]
+
+
+def unusable_parts(run: Run) -> list[str]:
+    """Parts of a run that are whole and yet cannot be loaded and used."""
+    checks: dict[str, Callable[[], Any]] = {}
+    if run.has_adapter:
+        checks["adapter"] = lambda: Predictor(run.folder).predict(TEXTS)
+    if run.evaluation.is_file() and _result_is_of_adapter(run):
+        checks["evaluation"] = lambda: (judged_rows(run), judged_rows(run, VALIDATION))
+    if run.certificate.is_file() and _is_merged(run):
+        checks["merged"] = lambda: Predictor(run.folder, MERGED).predict(TEXTS)
+    return [f"{name} cannot be used: {error}" for name, check in checks.items() for error in _errors(check)]
+
+
+def state_problems(run: Run, last_status: str) -> list[str]:
+    """How the state of a run whose process is dead is other than the last one that it wrote says.
+
+    A run that was RUNNING must be FAILED, and say that its process died.
+    """
+    state = run.state()
+    if last_status in runs.ENDED:
+        right = state.status == last_status
+    elif last_status == runs.RUNNING:
+        right = state.status == FINISHED or _died(state)
+    else:  # it may have been killed before or after it wrote RUNNING
+        right = state.status == runs.SCHEDULED or _died(state)
+    return [] if right else [f"its state is {state.status} ({state.error}) after {last_status}"]
+
+
+def _died(state: RunState) -> bool:
+    return state.status == FAILED and DIED in (state.error or "")
+
+
+def lock_problems(run: Run) -> list[str]:
+    """The lock of a dead process must be free."""
+    return [f"its lock is taken: {error}" for error in _errors(lambda: _lock(run))]
+
+
+def staging_left(runs_dir: Path) -> list[str]:
+    """Files and folders that nothing but a process which is gone could have use for."""
+    left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name != ".tokens"]
+    return [f"{path.relative_to(runs_dir)} is left" for path in left if path.parent not in left]
+
+
+def newest_step(run: Run) -> int:
+    """The step of the newest checkpoint folder, whole or not; 0 for none."""
+    return max((int(path.name.split("-")[1]) for path in list_checkpoints(run.checkpoints)), default=0)
+
+
+def chosen_step(run: Run) -> int:
+    """The step that a run would continue from; 0 if it would start anew or cannot continue."""
+    try:
+        choice = choose_checkpoint(run)
+        return choice.step if choice else 0
+    except RunError:
+        return 0
+
+
+def _damage(check: Callable[[], Any]) -> Iterator[str]:
+    try:
+        check()
+    except DamagedError as error:
+        yield str(error)
+
+
+def _errors(check: Callable[[], Any]) -> Iterator[str]:
+    try:
+        check()
+    except PeftCoreError as error:
+        yield str(error)
+    except Exception as error:  # anything else is a bug, which a battery reports as well
+        yield f"{type(error).__name__}: {error} (a bug)"
+
+
+def _unless_of_earlier_adapter(run: Run) -> None:
+    """Verify a merged model; one of an earlier adapter is refused by name, and is not torn."""
+    try:
+        verified_certificate(run)
+    except DamagedError:
+        raise
+    except RunError:
+        return
+
+
+def _is_merged(run: Run) -> bool:
+    return not list(_errors(lambda: verified_certificate(run)))
+
+
+def _result_is_of_adapter(run: Run) -> bool:
+    return not any("of another adapter" in error for error in _errors(run.result))
+
+
+def _lock(run: Run) -> None:
+    with run.lock():
+        pass

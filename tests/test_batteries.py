@@ -1,0 +1,230 @@
+"""A short form of each battery, and each of them seeing a product that was broken on purpose."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batteries import damage, fault_layer, faults, inputs, kills, resume, soak
+from batteries.children import run_child
+from batteries.durability import unsynced_renames
+from batteries.fault_layer import Operation
+from batteries.input_changes import CHANGES
+from batteries.result import BatteryResult
+from batteries.table import table, write_results
+from batteries.workplace import Workplace, workplace
+from peft_core import files, manifests, runs, train
+from peft_core.errors import RunError
+from peft_core.runs import Run, run
+from peft_core.training import trainer
+
+NO_FSYNC = "from peft_core import files\nfiles.fsync_tree = lambda folder: None\n"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Workplace]:
+    with workplace() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def exhibit(place: Workplace) -> damage.Exhibit:
+    return damage.make_exhibit(place, everything=False)
+
+
+@pytest.fixture(scope="module")
+def interrupted(place: Workplace) -> tuple[inputs.Inputs, Path]:
+    return inputs.interrupt(place)
+
+
+@contextmanager
+def written_in_place(final: Path) -> Iterator[Path]:
+    """What `atomic_folder` would be without a staging folder and a rename."""
+    files.staging_path(final)  # the kill is aimed at this call
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir(parents=True)
+    yield final
+    files.fsync_tree(final)
+
+
+def test_kills_short_form_loses_and_accepts_nothing(place: Workplace) -> None:
+    result = kills.run(place, 0.005)
+    assert result.failures == ()
+    assert (result.count, dict(result.outcomes)) == (5, {"at any time": 3, "while saving": 2})
+
+
+def test_kills_of_a_product_that_writes_in_place_find_torn_folders(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "atomic_folder", written_in_place)
+    battery = kills.Battery(place, random.Random(0))
+    target = ("train", kills.STAGING, "adapter")
+    battery.lengths |= kills.measure_stages(battery, "train")
+    problems = [problem for _ in range(4) for problem in kills.kill_once(battery, target) or []]
+    assert any("adapter is torn" in problem for problem in problems), problems
+
+
+def test_resume_short_form_gives_the_same_bytes(place: Workplace) -> None:
+    result = resume.run(place, 0.02)
+    assert result.failures == ()
+    assert result.count == 2
+
+
+def test_resume_of_a_product_that_forgets_the_weights_finds_others(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in resume.cases() if case.name == "LoRA, plain")
+    reference = resume.train_uninterrupted(place, case)
+    monkeypatch.setattr(trainer, "load_trained", lambda model, path: None)
+    (problem,) = resume.check(place, case, reference, random.Random(1))
+    assert "its adapter has other weights" in problem
+
+
+def test_faults_short_form_leaves_the_last_good_one() -> None:
+    result = faults.run(0.05, only=("update the state", "save a decision rule", "zip"))
+    assert result.failures == ()
+    assert result.count > 10
+
+
+def test_faults_of_a_product_without_fsync_find_what_a_power_cut_could_undo() -> None:
+    """A kill cannot: the system keeps what a dead process had written. The order of operations tells it."""
+    result = faults.run(0.01, prelude=NO_FSYNC, only=("zip",))
+    assert any("was not synced before adapter was renamed" in failure for failure in result.failures)
+
+
+def test_faults_without_a_compiler_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault_layer.shutil, "which", lambda name: None)
+    result = faults.run(0.1)
+    assert not result.passed and result.failures == (fault_layer.NO_COMPILER,)
+
+
+def test_durability_folder_not_synced_after_rename_is_found() -> None:
+    staged = "/runs/.staging-1-boot-1-0123abcd-a/a"
+    synced = [
+        Operation("mkdir", staged),
+        Operation("create", f"{staged}/x"),
+        Operation("write", f"{staged}/x", inode=5),
+        Operation("fsync", f"{staged}/x", inode=5),
+        Operation("fsync", staged, inode=6),
+        Operation("rename", staged, "/runs/a"),
+    ]
+    assert unsynced_renames([*synced, Operation("fsync", "/runs", inode=7)]) == (1, [])
+    assert unsynced_renames(synced) == (1, ["runs/ was not synced right after a was renamed"])
+    late = [*synced[:4], Operation("write", f"{staged}/x", inode=5), *synced[4:]]
+    assert unsynced_renames([*late, Operation("fsync", "/runs")])[1] == [
+        "x was not synced before a was renamed"
+    ]
+
+
+def test_damage_short_form_is_never_accepted(exhibit: damage.Exhibit) -> None:
+    for case in damage.damages(exhibit, 6, random.Random(5)):
+        if ".tokens" not in case.path.parts:
+            assert damage.check(exhibit, case) == [], case.describe(exhibit.runs_dir)
+
+
+def test_damage_of_a_product_without_digests_is_found(
+    exhibit: damage.Exhibit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = exhibit.runs_dir / "full" / "adapter" / "adapter_model.safetensors"
+    case = damage.Damage("full", weights, damage.FLIPPED, 8 * weights.stat().st_size - 10)
+    assert damage.check(exhibit, case) == []
+    monkeypatch.setattr(manifests, "_verify_file", lambda folder, name, entry: None)
+    assert "'predict' gives another answer" in damage.check(exhibit, case)
+
+
+def test_inputs_short_form_is_refused_by_name(interrupted: tuple[inputs.Inputs, Path]) -> None:
+    assert len(CHANGES) >= 50
+    for change in random.Random(3).sample(CHANGES, 5):
+        assert inputs.check(*interrupted, change) == [], change.name
+
+
+def test_inputs_of_a_product_that_compares_nothing_are_accepted(
+    interrupted: tuple[inputs.Inputs, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "check_inputs", lambda before, now: None)
+    change = next(change for change in CHANGES if change.name == "a label renamed, the order turned")
+    assert inputs.check(*interrupted, change)[0] == "accepted"
+
+
+class ShortTurns(soak.Turns):
+    """Turns of a run that is trained already, in one worker."""
+
+    finished: Run
+    after: Callable[[], object] = staticmethod(lambda: None)
+
+    def train(self) -> str:
+        return shutil.copytree(self.finished.folder, self.bench.runs_dir / "copy").name
+
+    def use(self, run_id: str, *, onnx: bool) -> None:
+        self.bench.predict(soak.TEXT, run_id, "adapter")
+        soak.consume(self.bench.merge(run_id))
+        self.after()
+
+
+def test_soak_short_form_keeps_nothing_and_a_leak_is_found(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaked: list[Any] = []
+    with soak.opened(tmp_path, ShortTurns) as turns:
+        turns.finished = place.finished
+        samples = _samples(turns, 4)
+        assert soak.problems_of(samples) == []
+        turns.after = lambda: leaked.append((tmp_path / "model" / "config.json").open())
+        assert any("open files grew" in problem for problem in soak.problems_of(_samples(turns, 4)))
+        monkeypatch.setattr(runs, "delete", lambda runs_dir, run_id: None)
+        (left,) = {sample.files for sample in _samples(turns, 1)}
+        assert left == ("copy",)
+    for file in leaked:
+        file.close()
+
+
+def _samples(turns: soak.Turns, count: int) -> list[soak.Sample]:
+    samples = []
+    for number in range(count):
+        turns.take(number)
+        samples.append(soak.take_sample(turns.bench))
+    return samples
+
+
+def test_soak_memory_that_grows_is_found() -> None:
+    steady = [soak.Sample(100_000_000 + number % 3, (20, 30), ()) for number in range(40)]
+    assert soak.problems_of(steady) == []
+    growing = [soak.Sample(100_000_000 + 500_000 * number, (20, 30), ()) for number in range(40)]
+    assert soak.problems_of(growing) == ["memory grew from 106 MB to 118 MB"]
+
+
+def test_children_bug_error_and_kill_are_told_apart() -> None:
+    def refuse(report: Any) -> None:
+        report("begun")
+        raise RunError("The disk is full.")
+
+    child = run_child(refuse)
+    assert [(message.kind, message.text) for message in child.messages] == [
+        ("begun", ""),
+        ("error", "The disk is full."),
+    ]
+    bug = run_child(lambda report: {}["x"])
+    assert (bug.first("bug") or "").startswith("KeyError: 'x' at test_batteries.py")
+
+
+def test_results_are_written_with_bounds_and_machine(tmp_path: Path) -> None:
+    results = [
+        BatteryResult("kills", 1000, (), (("while saving", 300),), "0 lost", 120.0),
+        BatteryResult("faults", 10, ("ENOSPC at operation 3: torn",), (), "whole", 2.0),
+        BatteryResult("damage", 0, (), (), "whole", 0.0),
+    ]
+    assert table(results).splitlines()[2:] == [
+        "| kills | 1,000 | 0 lost | 0 failures | below 0.30% | 2.0 min |",
+        "| faults | 10 | whole | **1 failures** |  | 2 s |",
+        "| damage | 0 | whole | **no case ran** |  | 0 s |",
+    ]
+    write_results(tmp_path, results, "make batteries")
+    assert "cores" in (tmp_path / "batteries.md").read_text(encoding="utf-8")
+    written = json.loads((tmp_path / "batteries.json").read_text(encoding="utf-8"))
+    assert [battery["passed"] for battery in written["batteries"]] == [True, False, False]
+    assert written["batteries"][0]["upper_bound_95"] == 0.003
