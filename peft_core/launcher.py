@@ -183,20 +183,20 @@ class Launcher:
         """Kill runs that were asked to stop twice, and the first time longer than GRACE ago."""
         for run_id in list(self._to_kill):
             run = Run(self.runs_dir / run_id)
-            ended = not run.folder.is_dir() or run.state().status in ENDED
-            if ended or (seconds_since_stop(run) >= GRACE and self._kill(run)):
+            overdue = run.folder.is_dir() and seconds_since_stop(run) >= GRACE
+            if (overdue and self._kill(run)) or not run.folder.is_dir() or run.state().status in ENDED:
                 self._to_kill.discard(run_id)
 
     def _kill(self, run: Run) -> bool:
-        """Kill a run's process and write what is left of the run; False while it has not ended."""
-        child = self._children.get(run.run_id)
+        """Kill a run's process and write that it was killed; False while the process has not ended."""
+        child = self._children.pop(run.run_id, None)
         if child is not None:
             child.kill()
             child.wait()
-            del self._children[run.run_id]
-        elif send_signal(run, signal.SIGKILL) and run.training_process() is not None:
-            return False
-        run.update(status=KILLED, ended=time.time(), error=_killed(run))
+        elif send_signal(run, signal.SIGKILL):
+            return False  # the next call finds it gone
+        if run.is_unfinished:
+            run.update(status=KILLED, ended=time.time(), error=_killed(run))
         return True
 
     def _watch(self) -> None:

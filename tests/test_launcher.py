@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import wait_for
+from processes import start_python, wait_for
 from run_files import change_json
 
+from peft_core import launcher as launching
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
-from peft_core.runs import ENDED, Run
+from peft_core.process_identity import process_identity
+from peft_core.runs import ENDED, RUNNING, Run
 
 
 @pytest.fixture
@@ -143,3 +145,112 @@ def test_looking_starts_nothing(launcher: Launcher) -> None:
     assert launcher.current() is None
     assert not launcher.advance()
     assert not launcher.runs_dir.exists()
+
+
+IGNORES_STOP = """
+import signal, sys, time
+from pathlib import Path
+from peft_core.runs import RunInTraining
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+run = RunInTraining(Path(sys.argv[1]))
+with run.lock():
+    run.begin()
+    run.update(stage="training", step=3, max_steps=9)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def deaf_run(tmp_path: Path) -> Iterator[Run]:
+    """A run whose process does not hear of Stop; another app has started it."""
+    run = runs.create(tmp_path / "runs", TrainConfig())
+    process = start_python("-c", IGNORES_STOP, str(run.folder))
+    try:
+        wait_for(lambda: run.state().step == 3)
+        yield run
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_second_stop_kills_after_the_grace(
+    launcher: Launcher, deaf_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = launching.seconds_since_stop
+    monkeypatch.setattr(launching, "seconds_since_stop", lambda run: now(run) + launching.GRACE - 0.5)
+    launcher.stop(deaf_run.run_id)
+    assert not launcher.advance() and status(deaf_run) == "RUNNING", "the first Stop only asks"
+    launcher.stop(deaf_run.run_id)
+    assert status(deaf_run) == "RUNNING", "the grace is not over"
+    wait_for(lambda: status(deaf_run) == "KILLED")
+    error = deaf_run.state().error or ""
+    assert "did not stop within 10 s" in error and "nothing of it is kept" in error
+
+
+def test_stop_signals_no_process_that_only_has_the_pid(launcher: Launcher) -> None:
+    """A dead run that two looks made RUNNING had a SIGTERM sent to whatever had its pid by then."""
+    run = runs.create(launcher.runs_dir, TrainConfig())
+    stranger = start_python("-c", "import time; time.sleep(60)")
+    try:
+        run.update(status=RUNNING, pid=stranger.pid, process=process_identity(stranger.pid), stage="starting")
+        assert status(run) == "RUNNING", "its process identity is right, its command line is not"
+        launcher.stop(run.run_id)
+        assert not launching.send_signal(run, signal.SIGTERM)
+        assert stranger.poll() is None
+        run.update(process="another-boot-1")
+        with pytest.raises(RunError, match="has ended already"):
+            launcher.stop(run.run_id)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        run.update(status="FAILED")
+
+
+def test_queue_goes_on_past_a_run_that_cannot_be_started(
+    launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, refused = Launcher._spawn, []
+
+    def spawn_second(self: Launcher, run: Run) -> None:
+        if not refused:
+            refused.append(run.run_id)
+            raise OSError(28, "No space left on device")
+        spawn(self, run)
+
+    monkeypatch.setattr(Launcher, "_spawn", spawn_second)
+    first = runs.create(launcher.runs_dir, quick(settings))
+    second = runs.create(launcher.runs_dir, quick(settings))
+    launcher.resume_queue()
+    wait_for(lambda: ended(second))
+    assert refused == [first.run_id]
+    assert status(first) == "FAILED" and "No space left" in (first.state().error or "")
+    assert status(second) == "FINISHED"
+
+
+def test_queue_survives_an_error_that_no_run_explains(
+    launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One exception used to end the thread, and runs that waited waited for ever."""
+    monkeypatch.setattr(launching, "_AFTER_ERROR", 0.1)
+    first, second = launcher.submit(quick(settings)), launcher.submit(quick(settings))
+    list_runs, failures = runs.list_runs, []
+
+    def fail_three_times(runs_dir: Path) -> list[Run]:
+        if len(failures) < 3:
+            failures.append(runs_dir)
+            raise PermissionError(13, "Permission denied")
+        return list_runs(runs_dir)
+
+    monkeypatch.setattr(runs, "list_runs", fail_three_times)
+    wait_for(lambda: ended(first) and ended(second), 120)
+    assert len(failures) == 3
+    assert (status(first), status(second)) == ("FINISHED", "FINISHED")
+
+
+def test_queue_passes_over_a_run_whose_state_is_lost(launcher: Launcher, settings: dict[str, Any]) -> None:
+    lost = runs.create(launcher.runs_dir, quick(settings))
+    (lost.folder / "status.json").write_text('{"status": "SCHEDULED", "created": "x"}')
+    run = launcher.submit(quick(settings))
+    wait_for(lambda: ended(run))
+    assert status(run) == "FINISHED" and lost.state().damage

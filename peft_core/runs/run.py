@@ -23,7 +23,7 @@ from peft_core.files import atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process, own_identity
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
-from peft_core.runs.records import FAILED, KILLED, RUNNING, RunResult, RunState
+from peft_core.runs.records import ENDED, FAILED, KILLED, RUNNING, RunResult, RunState
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
 
@@ -230,6 +230,11 @@ class Run:
             yield
         finally:
             lock.release()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the state, as it was written last, is of a run that waits or trains."""
+        return self._read_state().status not in ENDED
 
     def training_process(self) -> int | None:
         """The pid of the process that trains this run now, proven by start time and command line."""
