@@ -70,7 +70,7 @@ class RunTrainer(Trainer):
         self.tell_parts: Callable[[int], None] = lambda parts: None
         self.speedups = AppliedSpeedups(self.model, Speedups(), contextlib.ExitStack())
         self.check_stop: Callable[[], None] = lambda: None
-        self._step_texts, self._step_loss = 0, torch.tensor(0.0)
+        self._step_texts, self._step_loss = 0, torch.tensor(0.0)  # of the present step, once it has begun
         self._step_batches: list[Any] = []  # of the present step, those whose gradients are computed
 
     def get_train_dataloader(self) -> DataLoader:
@@ -111,7 +111,7 @@ class RunTrainer(Trainer):
             try:
                 losses = torch.stack([step(model, part) for part in split(inputs, self.parts)])
                 mean_texts = self.args.train_batch_size * self.args.gradient_accumulation_steps
-                loss = losses.sum() * (mean_texts / self._step_texts)
+                loss = losses.sum() * (mean_texts / (self._step_texts or texts))
                 self._step_loss = self._step_loss.to(loss.device) + loss
                 self._step_batches.append(inputs)
                 return loss
