@@ -45,7 +45,7 @@ def open_run(open_page: Open, run: Run) -> Page:
 def killed_run(server: Server, settings: dict[str, Any], tmp_path: Path) -> Run:
     """A run on data of its own whose process was killed once it had a checkpoint."""
     data = shutil.copytree(settings["dataset_name"], tmp_path / "data")
-    run = create_run(server, settings, dataset_name=str(data), num_train_epochs=120)
+    run = create_run(server, settings, dataset_name=str(data), num_train_epochs=100)
     process = start_python("-m", "peft_core.train", str(run.folder))
     wait_for(lambda: can_continue(run), 120)
     process.send_signal(signal.SIGKILL)
