@@ -74,14 +74,6 @@ def test_killed_run_on_changed_data_is_refused_and_trained_as_a_new_run(
     wait_for(lambda: new.state().status == "KILLED", 60)
 
 
-def test_killed_run_continues_and_says_from_where(open_page: Open, killed_run: Run) -> None:
-    page = open_run(open_page, killed_run)
-    page.click("#continue")
-    expect(page.get_by_test_id("result")).to_be_visible(timeout=120_000)
-    expect(page.locator("#panel")).to_contain_text("Continued from the checkpoint of step")
-    assert killed_run.state().status == "FINISHED"
-
-
 def test_diverged_run_says_at_which_step_and_what_to_do(
     server: Server, open_page: Open, settings: dict[str, Any]
 ) -> None:
