@@ -11,7 +11,7 @@ import pytest
 from app_server import Server
 from bench_page import OpenPage
 from browser import click_and_wait, picture_of, wait_until_redrawn
-from conftest import Open
+from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 from processes import wait_for
 
@@ -19,6 +19,15 @@ from peft_core.runs import Run, list_runs
 from peft_core.runs.checkpoints import can_continue
 
 NARROW = {"width": 380, "height": 800}
+
+
+@pytest.fixture
+def run(server: Server, finished_run: Run) -> Run:
+    """A finished run among those that the app shows, whichever tests ran before."""
+    run = Run(server.runs_dir / finished_run.run_id)
+    if not run.folder.is_dir():
+        copy_of(finished_run, server.runs_dir / ".staging").folder.rename(run.folder)
+    return run
 
 
 def newest(server: Server) -> Run:
@@ -122,14 +131,12 @@ def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
 
 
-def test_a_run_opens_by_its_address(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
+def test_a_run_opens_by_its_address(run: Run, open_page: Open) -> None:
     page = open_page(f"?run={run.run_id}")
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
 
 
-def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Server) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
+def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Server, run: Run) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
         assert page.tick["queue"] is False, "a look that queues costs the app twice as much"
@@ -139,8 +146,7 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
         assert page.look()
 
 
-def test_a_merge_that_fails_says_why_and_its_progress_goes(server: Server, open_page: Open) -> None:
-    run = next(run for run in list_runs(server.runs_dir) if run.state().status == "FINISHED")
+def test_a_merge_that_fails_says_why_and_its_progress_goes(run: Run, open_page: Open) -> None:
     weights = run.adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     page = open_page(f"?run={run.run_id}")
