@@ -1,9 +1,9 @@
 """`metrics.jsonl`: what a training logged, one row a line, each line bound to those before it.
 
 A line holds a row and `check`, the first 16 hex digits of the SHA-256 of the previous line's `check` and the
-row. A line that was changed, or that follows a lost one, does not fit, and reading ends before it. A cut at the
-very end between two lines is noticed by the run's state, which names the `check` of a line that was there, and
-by the result, which names that of the last one.
+row. A line that was changed, or that follows a lost one, does not fit, and reading ends before it. A cut at
+the very end between two lines is noticed by the run's state, which names the `check` of a line that was there,
+or by the result, which names that of the last one.
 """
 
 import hashlib
