@@ -68,6 +68,15 @@ class Battery:
         return sum(self.outcomes.values())
 
 
+@dataclass(frozen=True)
+class Before:
+    """A run before a kill: its status, the step it would continue from, and what was damaged on purpose."""
+
+    status: str
+    step: int
+    torn_parts: tuple[str, ...]
+
+
 def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
     """Kill `share` of the full count of children."""
     start, battery = time.monotonic(), Battery(place, random.Random(seed))
@@ -96,7 +105,7 @@ def kill_once(battery: Battery, target: Target) -> list[str] | None:
     """Kill one child in a stage and look at what is left; None if it ended before the kill came."""
     job = target[0]
     run, last_status = _run_for(battery, job)
-    before = run_checks.chosen_step(run)
+    before = Before(last_status, run_checks.chosen_step(run), tuple(run_checks.torn_parts(run)))
     child = fork_child(lambda report: _work(job, run, report))
     begun = child.wait_for(lambda message: _begins(target, message))
     if begun is not None:
@@ -105,7 +114,7 @@ def kill_once(battery: Battery, target: Target) -> list[str] | None:
         battery.lengths[target] *= TOO_LATE
         runs.delete(battery.place.runs_dir, run.run_id)
         return [f"the child failed: {outcome(child)}"] * bool(outcome(child)) or None
-    problems = _problems(run, child, last_status, before)
+    problems = _problems(run, child, before)
     runs.sweep(battery.place.runs_dir)
     problems += run_checks.staging_left(battery.place.runs_dir)
     _keep_or_delete(battery, job, run)
@@ -220,14 +229,14 @@ def _after(owner: Any, name: str, report: Callable[..., None]) -> None:
     setattr(owner, name, reporting)
 
 
-def _problems(run: Run, child: Child, last_status: str, step_before: int) -> list[str]:
+def _problems(run: Run, child: Child, before: Before) -> list[str]:
     """What does not hold of a run whose process was killed; it had reported these messages."""
     states = [message.text for message in child.messages if message.kind == STATE]
     return [
-        *_lost_commits(run, child, step_before),
-        *run_checks.torn_parts(run),
+        *_lost_commits(run, child, before.step),
+        *(problem for problem in run_checks.torn_parts(run) if problem not in before.torn_parts),
         *run_checks.unusable_parts(run),
-        *run_checks.state_problems(run, states[-1] if states else last_status),
+        *run_checks.state_problems(run, states[-1] if states else before.status),
         *run_checks.lock_problems(run),
     ]
 
@@ -241,7 +250,7 @@ def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
         elif message.kind == REMOVING:
             removed = Path(message.text)
             present = {path: None for path in present if path != removed and removed not in path.parents}
-    paths = [path for path in present if run.folder in path.parents and not path.name.startswith(".")]
+    paths = [path for path in present if run.folder in path.parents and not _is_hidden(path, run.folder)]
     yield from (
         f"{path.relative_to(run.folder)} was committed and is lost" for path in paths if not path.exists()
     )
@@ -250,6 +259,11 @@ def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
     expected = 0 if removed else max([*steps, step_before])
     if run_checks.chosen_step(run) < expected:
         yield f"step {expected} was committed, and it would continue from {run_checks.chosen_step(run)}"
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a staging folder, or is one."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _keep_or_delete(battery: Battery, job: str, run: Run) -> None:

@@ -24,7 +24,7 @@ DIED = "ended without a word"
 
 def torn_parts(run: Run) -> list[str]:
     """Parts of a run that are there and are not as they were written."""
-    folders = [run.folder / name for name in MADE] + sorted((run.folder / "downloads").glob("*"))
+    folders = [run.folder / name for name in MADE] + sorted((run.folder / "downloads").glob("[!.]*"))
     checks: dict[str, Callable[[], Any]] = {
         str(folder.relative_to(run.folder)): lambda folder=folder: verify_folder(folder)
         for folder in folders

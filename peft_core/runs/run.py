@@ -197,15 +197,22 @@ class Run:
         log = read_metrics(self.folder)
         if log.damage:
             return log.damage
-        last = log.check
-        with contextlib.suppress(RunError):
-            last = self.result().get("metrics_check", log.check)
-        written = None
-        with contextlib.suppress(DamagedError):
-            written = self._read_state().metrics_check
-        if last == log.check and (written is None or written in log.checks):
+        written = self._last_metrics_check()
+        if written is None or written in log.checks:
             return ""
         return "metrics.jsonl has lost its last rows; the curve is not whole."
+
+    def _last_metrics_check(self) -> str | None:
+        """The check of the last row that the state knows of or, where that is lost, of the result's last.
+
+        The result of a run that is continued is of an earlier training, whose rows may be gone.
+        """
+        try:
+            return self._read_state().metrics_check
+        except DamagedError:
+            with contextlib.suppress(RunError):
+                return self.result().get("metrics_check")
+            return None
 
     def request_stop(self) -> None:
         with translate_disk_errors():
