@@ -27,7 +27,7 @@ from peft_core.merge import merge
 from peft_core.rows import TEST, VALIDATION, judged_rows
 from peft_core.runs import FINISHED, Run, list_runs
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
-from peft_core.schedule import CURVE_ROWS
+from peft_core.schedule import evaluation_rows
 from peft_core.train import train
 
 RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
@@ -179,7 +179,8 @@ def _tokens_of(run: Run) -> list[dict[str, list]]:
     config, columns = run.config(), ("input_ids", "attention_mask", "labels")
     data = load_labelled_text(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation))
+    curve = data.validation.select(range(evaluated))
     cache = run.folder.parent / ".tokens"
     encoded = [encode(rows, tokenizer, config.max_length, cache) for rows in (data.train, curve)]
     return [{name: rows[name][:] for name in columns} for rows in encoded]
