@@ -109,14 +109,11 @@ def test_metrics_dropped_by_continue_are_no_damage(own: Run) -> None:
     assert own.metrics_damage() == "" and len(own.metrics()) == 2
 
 
-def test_metrics_of_a_stopped_run_that_continues_are_no_damage(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_of_a_run_that_continues_are_no_damage(settings: dict[str, Any], tmp_path: Path) -> None:
     """Its result names a row of the training before, which Continue drops."""
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, "num_train_epochs": 1}))
-    monkeypatch.setattr(RunInTraining, "stop_requested", lambda self: self.current.stage == "saving")
     train(run.folder)
-    assert run.state().status == "KILLED" and run.result() and run.metrics_damage() == ""
+    assert run.result() and run.metrics_damage() == ""
     training = RunInTraining(run.folder)
     training.begin()
     training.forget_metrics_after(4)
