@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import copy_of
+from run_files import reseal
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from peft_core.errors import ConfigError, RunError
@@ -184,6 +185,7 @@ def test_a_wrong_choice_is_one_sentence(values: dict, words: str) -> None:
 
 def test_a_damaged_choice_is_one_sentence(own_run: Run) -> None:
     (own_run.adapter / DECISION_FILE).write_text("{", encoding="utf-8")
+    reseal(own_run.adapter)
     with pytest.raises(RunError, match="damaged; choose thresholds and temperature again"):
         Decision.read(own_run)
 

@@ -1,12 +1,11 @@
 """What a person takes away: zips that hold a whole adapter or a whole merged model."""
 
-import os
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import copy_of
+from run_files import reseal
 
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
@@ -20,9 +19,10 @@ def test_a_zip_holds_the_folder(kind: str, merged_run: Run) -> None:
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         held = {name: archive.read(name) for name in archive.namelist()}
-    assert held == {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "manifest.json"}
+    assert held == files
     assert path.name == f"{merged_run.run_id}-{kind}.zip"
-    assert path.parent == merged_run.folder
+    assert path.parent == merged_run.folder / "downloads" / kind
     assert not list(merged_run.folder.glob(".*"))
 
 
@@ -30,17 +30,18 @@ def test_a_zip_is_written_anew_only_when_the_folder_has_changed(own_run: Run) ->
     first = zip_of(own_run, "adapter").stat()
     assert zip_of(own_run, "adapter").stat().st_ino == first.st_ino
     (own_run.adapter / "classifier.json").write_text("{}", encoding="utf-8")
-    later = time.time() + 5
-    os.utime(own_run.adapter / "classifier.json", (later, later))
+    reseal(own_run.adapter)
     with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
         assert archive.read("classifier.json") == b"{}"
 
 
 def test_a_zip_forgets_a_file_that_is_gone(own_run: Run) -> None:
-    before = {file.name for file in own_run.adapter.iterdir()}
+    before = {file.name for file in own_run.adapter.iterdir()} - {"manifest.json"}
     (own_run.adapter / "decision.json").write_text("{}", encoding="utf-8")
+    reseal(own_run.adapter)
     zip_of(own_run, "adapter")
     (own_run.adapter / "decision.json").unlink()
+    reseal(own_run.adapter)
     with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
         assert set(archive.namelist()) == before
 
@@ -55,10 +56,11 @@ def test_a_damaged_zip_is_written_anew(own_run: Run) -> None:
 @pytest.mark.parametrize("small_disk", [200], indirect=True)
 def test_a_full_disk_leaves_no_zip(small_disk: Path, finished_run: Run) -> None:
     run = copy_of(finished_run, small_disk)
-    (run.adapter / "padding").write_bytes(b"0" * 80_000)
+    (run.adapter / "padding.onnx").write_bytes(b"0" * 80_000)  # which is stored as it is
+    reseal(run.adapter)
     with pytest.raises(RunError, match="The disk is full"):
         zip_of(run, "adapter")
-    assert not [path for path in run.folder.iterdir() if "zip" in path.name]
+    assert not list(run.folder.rglob("*.zip")) and not list(run.folder.rglob(".staging*"))
 
 
 @pytest.mark.parametrize("kind", ["merged", "onnx", "config.json", "..", ""])

@@ -13,6 +13,7 @@ import pytest
 from hub_write_server import DROP, WritableHub
 from offline import NOBODY
 from processes import answer, python
+from run_files import reseal
 
 from peft_core.errors import RunError
 from peft_core.export.hub.account import hub_in_words
@@ -134,6 +135,7 @@ def of_the_hub(run: Run, hub: WritableHub, runs_dir: Path) -> Run:
             held = json.loads(path.read_text(encoding="utf-8"))
             held |= {"base_model_name_or_path": BASE, revision: commit}
             path.write_text(json.dumps(held), encoding="utf-8")
+    reseal(copy.adapter)
     return copy
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from hub_server import HubServer
 from processes import answer, environment, python
-from run_files import change_json
+from run_files import change_json, reseal
 from safetensors.torch import load_file
 from scripts import assert_same, run_text
 from task_runs import pair_rows
@@ -198,23 +198,21 @@ def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> No
 
 def test_script_of_a_stopped_run_trains_to_the_step_kept(own_run: Run) -> None:
     assert "its numbers differ a little" in script_of(own_run)
-    settings = {**own_run.config().to_dict(), "arithmetic": "plain"}
-    (own_run.folder / "config.json").write_text(TrainConfig.from_dict(settings).to_json(), encoding="utf-8")
+    change_json(own_run, "config.json", arithmetic="plain")
     assert "it gives the run's numbers" in script_of(own_run)
     own_run.update(status=KILLED)
-    path = own_run.folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**result, "kept": {**result["kept"], "step": 44}}), encoding="utf-8")
+    change_json(own_run, "result.json", kept={**own_run.result()["kept"], "step": 44})
     assert "it gives the run's numbers" in script_of(own_run)
     assert "if state.global_step == 44:" in script_of(own_run)
 
 
 def test_script_of_a_stopped_run_without_a_kept_step_does_not_promise_its_numbers(own_run: Run) -> None:
     own_run.update(status=KILLED)
-    path = own_run.folder / "result.json"
+    path = own_run.results / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     del result["kept"]
     path.write_text(json.dumps(result), encoding="utf-8")
+    reseal(own_run.results)
     assert "it gives the run's numbers" not in script_of(own_run)
     assert "The run was stopped early" in script_of(own_run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from run_files import change_json, reseal
 from task_runs import TOPICS
 
 from peft_core.errors import ConfigError, RunError
@@ -26,6 +27,7 @@ def changed(run: Run, folder: Path, change: Change) -> Run:
     """A copy of a run whose test rows are other ones."""
     copy = Run(shutil.copytree(run.folder, folder / run.run_id))
     change(pd.read_parquet(copy.evaluation)).to_parquet(copy.evaluation)
+    reseal(copy.results)
     return copy
 
 
@@ -174,7 +176,7 @@ def test_what_cannot_be_asked_gets_one_sentence(flipped: Run, stars: Run, tmp_pa
         search_rows(stars, only_wrong=True)
     (flipped.evaluation).write_bytes(b"PAR1")
     for ask in (hardest, search_rows, suspected_labels):
-        with pytest.raises(RunError, match="lost its test rows"):
+        with pytest.raises(RunError, match="'evaluation.parquet' of evaluation/ is damaged"):
             ask(flipped)
 
 
@@ -200,7 +202,7 @@ def test_labels_that_no_row_has_are_no_fault(kept: list[int], finished_run: Run,
     run = changed(finished_run, tmp_path, three)
     held = json.loads((run.adapter / "classifier.json").read_text(encoding="utf-8"))
     held["id2label"]["2"] = "so-so"
-    (run.adapter / "classifier.json").write_text(json.dumps(held), encoding="utf-8")
+    change_json(run, "adapter/classifier.json", **held)
     assert len(suspected_labels(run)) == (3 if len(kept) == 2 else 0)
     assert {row["true"] for row in hardest(run)} <= {("bad", "good")[i] for i in kept}
 
