@@ -145,6 +145,7 @@ def test_numbers_have_no_probability_and_few_rows_no_choice(stars: Run, own_run:
     with pytest.raises(RunError, match="predicts numbers"):
         calibration.report(stars, PLAIN)
     own_run.validation.unlink()
+    reseal(own_run.results)
     with pytest.raises(RunError, match="keeps no validation rows"):
         calibration.suggest(own_run)
 

@@ -130,6 +130,8 @@ def test_an_export_that_stands_is_not_made_again_and_another_adapter_is(
     assert path.stat().st_mtime_ns == before and heard == []
     adapter = run.adapter / "adapter_model.safetensors"
     save_file({name: 2 * held for name, held in load_file(adapter).items()}, adapter, {"format": "pt"})
+    reseal(run.adapter)
+    change_json(run, "result.json", adapter_sha256=None)
     second = export_embeddings(run.folder, lambda share, what: heard.append(share))
     assert second["fingerprint"] != first["fingerprint"] and path.stat().st_mtime_ns > before
     assert heard == sorted(heard) and heard[-1] == 1.0
