@@ -27,7 +27,7 @@ from peft_core.merge import merge
 from peft_core.rows import TEST, VALIDATION, judged_rows
 from peft_core.runs import FINISHED, Run, list_runs
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
-from peft_core.schedule import CURVE_ROWS
+from peft_core.schedule import evaluation_rows
 from peft_core.train import train
 
 RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
@@ -95,11 +95,16 @@ def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Oper
         *_of_records(run),
         (("checkpoints",), Operation("choose a checkpoint", lambda: _checkpoint(run))),
     ]
-    if path is not None and run.checkpoints in path.parents:
+    if path is not None and run.checkpoints in path.parent.parents:
         operations.append(
             (("checkpoints",), Operation("choose an older checkpoint", lambda: _older(run, path)))
         )
-    if path is None or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUED_ONE_IN == 0:
+    is_kept_step = path is not None and path.parent == run.checkpoints  # which Continue writes again
+    if (
+        path is None
+        or is_kept_step
+        or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUED_ONE_IN == 0
+    ):
         operations.append((("checkpoints", "run"), Operation("continue", lambda: _continue(run))))
     return operations
 
@@ -179,7 +184,7 @@ def _tokens_of(run: Run) -> list[dict[str, list]]:
     config, columns = run.config(), ("input_ids", "attention_mask", "labels")
     data = load_labelled_text(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    curve = data.validation.select(range(min(CURVE_ROWS, len(data.validation))))
+    curve = data.validation.select(range(evaluation_rows(config, len(data.train), len(data.validation))))
     cache = run.folder.parent / ".tokens"
     encoded = [encode(rows, tokenizer, config.max_length, cache) for rows in (data.train, curve)]
     return [{name: rows[name][:] for name in columns} for rows in encoded]
