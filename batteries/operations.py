@@ -31,6 +31,7 @@ from peft_core.schedule import evaluation_rows
 from peft_core.train import train
 
 RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
+CONTINUE = "continue"
 CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end
 
 
@@ -103,9 +104,10 @@ def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Oper
     if (
         path is None
         or is_kept_step
-        or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUED_ONE_IN == 0
+        or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUE = "continue"
+CONTINUED_ONE_IN == 0
     ):
-        operations.append((("checkpoints", "run"), Operation("continue", lambda: _continue(run))))
+        operations.append((("checkpoints", "run"), Operation(CONTINUE, lambda: _continue(run))))
     return operations
 
 

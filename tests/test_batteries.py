@@ -127,6 +127,13 @@ def test_damage_short_form_is_never_accepted(exhibit: damage.Exhibit) -> None:
             assert damage.check(exhibit, case) == [], case.describe(exhibit.runs_dir)
 
 
+def test_damage_of_the_best_weights_is_made_good_by_continue(exhibit: damage.Exhibit) -> None:
+    """They lie beside the checkpoints, each of which holds its own copy."""
+    (weights,) = exhibit.runs_dir.glob("*/checkpoints/best.safetensors")
+    name = weights.parent.parent.name
+    assert damage.check(exhibit, damage.Damage(name, weights, damage.FLIPPED, 20_000)) == []
+
+
 def test_damage_of_a_product_without_digests_is_found(
     exhibit: damage.Exhibit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
