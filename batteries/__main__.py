@@ -1,8 +1,6 @@
 """Run batteries, print one table and write it into docs/: python -m batteries [NAME...] [--scale 0.1]."""
 
 import argparse
-import importlib
-import importlib.util
 import logging
 import sys
 import tempfile
@@ -15,7 +13,7 @@ from typing import Any
 import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
 import transformers
 
-from batteries import damage, faults, inputs, kills, resume, soak
+from batteries import damage, data_files, faults, inputs, kills, resume, soak
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import workplace
@@ -34,14 +32,11 @@ def _in_workplace(battery: Any) -> Run:
 
 
 def _data_files(arguments: argparse.Namespace) -> BatteryResult:
-    """The battery of data files, if it is there, with its seconds and what it passes for."""
-    if importlib.util.find_spec("batteries.data_files") is None:
-        return BatteryResult("malformed and odd data files", 0, ("batteries/data_files.py is missing",))
-    battery = importlib.import_module("batteries.data_files")
+    """The battery of data files, with its seconds and what it passes for."""
     start = time.monotonic()
-    result = battery.run(max(1, round(DATA_FILES * arguments.scale)), arguments.seed)
-    told = "0 tracebacks; rows right or a named error"
-    return replace(result, passes_when=told, seconds=time.monotonic() - start)
+    result = data_files.run(max(1, round(DATA_FILES * arguments.scale)), arguments.seed)
+    passes_when = "0 tracebacks; rows right or a named error"
+    return replace(result, passes_when=passes_when, seconds=time.monotonic() - start)
 
 
 BATTERIES: dict[str, Run] = {

@@ -29,7 +29,7 @@ from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import export_onnx
 from peft_core.merge import merge
 from peft_core.runs import Run, RunInTraining
-from peft_core.runs.checkpoints import list_checkpoints, step_of
+from peft_core.runs.checkpoints import step_of
 from peft_core.train import train
 from peft_core.training import trainer
 
@@ -255,7 +255,7 @@ def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
     yield from (
         f"{path.relative_to(run.folder)} was committed and is lost" for path in paths if not path.exists()
     )
-    steps = [step_of(path) for path in paths if path in list_checkpoints(run.checkpoints)]
+    steps = [step_of(path) for path in paths if path.name.startswith("checkpoint-")]
     removed = any(m.kind == REMOVING and Path(m.text) == run.checkpoints for m in child.messages)
     expected = 0 if removed else max([*steps, step_before])
     if run_checks.chosen_step(run) < expected:

@@ -100,13 +100,11 @@ def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Oper
         operations.append(
             (("checkpoints",), Operation("choose an older checkpoint", lambda: _older(run, path)))
         )
-    is_kept_step = path is not None and path.parent == run.checkpoints  # which Continue writes again
-    if (
-        path is None
-        or is_kept_step
-        or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUE = "continue"
-CONTINUED_ONE_IN == 0
-    ):
+    number = int(hashlib.sha256(str(path).encode()).hexdigest(), 16)
+    is_best = (
+        path is not None and path.parent == run.checkpoints
+    )  # best.safetensors, which Continue writes again
+    if path is None or is_best or number % CONTINUED_ONE_IN == 0:
         operations.append((("checkpoints", "run"), Operation(CONTINUE, lambda: _continue(run))))
     return operations
 
@@ -186,7 +184,8 @@ def _tokens_of(run: Run) -> list[dict[str, list]]:
     config, columns = run.config(), ("input_ids", "attention_mask", "labels")
     data = load_labelled_text(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    curve = data.validation.select(range(evaluation_rows(config, len(data.train), len(data.validation))))
+    evaluated = evaluation_rows(config, len(data.train), len(data.validation))
+    curve = data.validation.select(range(evaluated))
     cache = run.folder.parent / ".tokens"
     encoded = [encode(rows, tokenizer, config.max_length, cache) for rows in (data.train, curve)]
     return [{name: rows[name][:] for name in columns} for rows in encoded]

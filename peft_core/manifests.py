@@ -58,7 +58,10 @@ def write_manifest(folder: Path, *names: str) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder, whose files are not looked at; DamagedError if it is lost or damaged."""
-    return read_record(folder / MANIFEST_FILE, Manifest, sealed=True)
+    try:
+        return read_record(folder / MANIFEST_FILE, Manifest, sealed=True)
+    except DamagedError as error:
+        raise DamagedError(f"{folder.name}/{error}") from error
 
 
 def verify_folder(folder: Path) -> Manifest:

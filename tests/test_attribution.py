@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matrix import FAMILIES
+from run_files import change_json
 from task_runs import TOPICS
 from tiny import LABEL_WORDS, make_tiny_bert, make_yelp_parquet
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -224,10 +225,7 @@ def test_a_base_is_explained_by_its_own_head_or_by_its_probe(
 
 
 def test_where_nothing_but_a_constant_stands_in_there_is_nothing_to_explain(own_run: Run) -> None:
-    (own_run.folder / "probe.safetensors").unlink(missing_ok=True)
-    config = json.loads((own_run.folder / "config.json").read_text(encoding="utf-8"))
-    config["dataset_name"] = str(own_run.folder / "gone")
-    (own_run.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    change_json(own_run, "config.json", dataset_name=str(own_run.folder / "gone"))
     with pytest.raises(RunError, match="nothing to explain"):
         attribute(Predictor(own_run.folder, "base"), BAD)
 

@@ -224,7 +224,7 @@ def test_cards_tell_the_step_kept_and_its_validation_numbers(fit: Callable[..., 
     card = card_settings(Facts.read(run))
     assert f"Step {step.step} is kept" in card and "`early_stopping_patience`" in card
     assert "`eval_steps`" in card and "| 10 |" in card
-    old = {name: value for name, value in result.items() if name not in ("kept", "validation")}
+    old = {name: value for name, value in result.to_dict().items() if name not in ("kept", "validation")}
     assert kept_step_line(old) == ""
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import copy_of
 from processes import answer, python
+from run_files import change_json, reseal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -120,6 +121,8 @@ def test_a_failed_certificate_takes_an_older_merged_model_away(
     path = own_run.adapter / "adapter_model.safetensors"
     tensors = {name: 2 * tensor for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    reseal(own_run.adapter)
+    change_json(own_run, "result.json", adapter_sha256=None)
     monkeypatch.setattr(certificate, "TOLERANCE", -1.0)
     with pytest.raises(MergeError):
         merge(own_run.folder)
@@ -132,7 +135,9 @@ def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
     broken = next(name for name in tensors if "lora_B" in name)
     tensors[broken] = torch.full_like(tensors[broken], math.nan)
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(PeftCoreError):
+    reseal(own_run.adapter)
+    change_json(own_run, "result.json", adapter_sha256=None)
+    with pytest.raises(PeftCoreError, match="not finite|would not be a number|cannot be merged"):
         merge(own_run.folder)
     assert not names(own_run.folder) & {"merged"}
 
@@ -242,5 +247,5 @@ def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
     own_run.evaluation.unlink()
     refused = python("-m", "peft_core.merge", str(own_run.folder))
     assert refused.returncode == 2
-    assert "lost its test rows" in refused.stderr.strip().splitlines()[-1]
+    assert "'evaluation.parquet' of evaluation/ is missing" in refused.stderr.strip().splitlines()[-1]
     assert "Traceback" not in refused.stderr

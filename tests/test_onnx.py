@@ -17,6 +17,7 @@ import torch
 from conftest import copy_of
 from matrix import SMALL
 from processes import ROOT, answer
+from run_files import change_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -34,7 +35,7 @@ from peft_core.rows import judged_rows
 from peft_core.runs import Run
 
 FILES = {
-    "README.md", "config.json", "report.json", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "config.json", "manifest.json", "report.json", "tokenizer.json", "tokenizer_config.json",
     FP32_FILE, INT8_FILE,
 }  # fmt: skip
 WITHOUT_TORCH = """
@@ -171,7 +172,8 @@ def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> 
         decision.save(own_export, labels)
         with zipfile.ZipFile(zip_of(own_export, "onnx")) as archive:
             zips.append(set(archive.namelist()))
-    assert zips == [FILES, FILES | {"decision.json"}, FILES]
+    files = FILES - {"manifest.json"}
+    assert zips == [files, files | {"decision.json"}, files]
 
 
 def test_a_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
@@ -249,10 +251,7 @@ def test_a_base_that_is_gone_is_needed_only_by_what_is_not_merged(
 ) -> None:
     merged = copy_of(merged_run, tmp_path / "merged")
     for run in (merged, own_run):
-        path = run.adapter / "classifier.json"
-        held = json.loads(path.read_text(encoding="utf-8"))
-        held["base_model_name_or_path"] = str(tmp_path / "gone")
-        path.write_text(json.dumps(held), encoding="utf-8")
+        change_json(run, "adapter/classifier.json", base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(ModelError, match="gone"):
         export_onnx(own_run.folder)
     assert not {path.name for path in own_run.folder.iterdir()} & {"onnx", ".onnx"}

@@ -149,8 +149,8 @@ class Planted:
     [
         ("adapter", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors", "damaged"),
         ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors", "no adapter"),
-        ("merged", "merged/model.safetensors", "merged/model.safetensors", "lost files"),
-        ("merged", "merged/pytorch_model.bin", "merged/model.safetensors", "not merged"),
+        ("merged", "merged/model.safetensors", "merged/model.safetensors", "is damaged"),
+        ("merged", "merged/pytorch_model.bin", "merged/model.safetensors", "is damaged"),
     ],
 )
 def test_a_pickle_dressed_as_weights_is_refused_unread(

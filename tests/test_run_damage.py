@@ -109,6 +109,19 @@ def test_metrics_dropped_by_continue_are_no_damage(own: Run) -> None:
     assert own.metrics_damage() == "" and len(own.metrics()) == 2
 
 
+def test_metrics_of_a_run_that_continues_are_no_damage(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its result names a row of the training before, which Continue drops."""
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, "num_train_epochs": 1}))
+    train(run.folder)
+    assert run.result() and run.metrics_damage() == ""
+    training = RunInTraining(run.folder)
+    training.begin()
+    training.forget_metrics_after(4)
+    training.log_metrics({"step": 5, "loss": 1.0})
+    training.update(step=5)
+    assert run.metrics_damage() == ""
+
+
 def test_damage_of_the_recorded_inputs_is_listed(own: Run) -> None:
     (own.folder / INPUTS_FILE).write_text('{"splits": {}}')
     write_manifest(own.folder, "config.json", INPUTS_FILE)

@@ -41,7 +41,7 @@ Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</
 def _reason(description: Mapping[str, Any]) -> str:
     """Why a run failed, or left nothing; empty where its result, its notes or its damage say enough."""
     why = description.get("error")
-    if not why and not description["result"] and not description.get("notes"):
+    if not (why or description["result"] or description.get("notes") or description.get("damage")):
         why = "It left nothing to keep."
     if not why or why in (description.get("damage") or ()):
         return ""

@@ -167,8 +167,8 @@ class Run:
             try:
                 check()
             except DamagedError as error:
-                problems.append(str(error))
-        return [*problems, *filter(None, [self.metrics_damage()])]
+                problems.append(str(error).removeprefix(self._is_damaged))
+        return list(dict.fromkeys([*problems, *filter(None, [self.metrics_damage()])]))
 
     def usable(self) -> list[str]:
         """The parts of a run that are there and whole, as people call them."""
@@ -251,6 +251,10 @@ class Run:
         command = command_line(state.pid)
         return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
 
+    @property
+    def _is_damaged(self) -> str:
+        return f"The run {self.run_id!r} is damaged: "
+
     def _verify_own_files(self) -> None:
         """Raise DamagedError unless the files that the run's own manifest names are as they were written."""
         if self.is_version_0:
@@ -289,7 +293,7 @@ class Run:
         try:
             yield
         except DamagedError as error:
-            raise DamagedError(f"The run {self.run_id!r} is damaged: {error}") from error
+            raise DamagedError(f"{self._is_damaged}{error}") from error
 
 
 @dataclass

@@ -15,6 +15,7 @@ from peft_core.workbench import Workbench
 
 MARKS = {RUNNING: "●", SCHEDULED: "○", FINISHED: "✓", FAILED: "✕", KILLED: "■"}
 SHOWN = 50
+DAMAGED = "damaged"
 
 
 def build_sidebar(workbench: Workbench) -> gr.Radio:
@@ -38,9 +39,10 @@ def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
 def _label(run: Run) -> str:
     state = run.state()
     when = time.strftime("%d %b %H:%M", time.localtime(state.created))
-    mark = MARKS[FAILED if state.damage else state.status]
     score = _score(run.folder, *map(stamp_of, (run.results / "result.json", run.results / MANIFEST_FILE)))
-    return f"{mark} {run.run_id}\n{'damaged' if state.damage else score or _word(state)} · {when}"
+    if state.damage or score == DAMAGED:
+        return f"{MARKS[FAILED]} {run.run_id}\n{DAMAGED} · {when}"
+    return f"{MARKS[state.status]} {run.run_id}\n{score or _word(state)} · {when}"
 
 
 def _word(state: RunState) -> str:
@@ -55,6 +57,6 @@ def _score(folder: Path, *stamps: Stamp | None) -> str:
         result = Run(folder).result()
         return f"{result[headline(result['problem_type'])]:.3f}"
     except DamagedError:
-        return "damaged"
+        return DAMAGED
     except (RunError, KeyError):
         return ""
