@@ -26,7 +26,6 @@ Run = Callable[[argparse.Namespace], BatteryResult]
 def _in_workplace(battery: Any) -> Run:
     def run(arguments: argparse.Namespace) -> BatteryResult:
         with workplace() as place:
-            transformers.logging.set_verbosity_error()
             return battery.run(place, arguments.scale, arguments.seed)
 
     return run
@@ -72,6 +71,8 @@ def main(words: list[str]) -> int:
         parser.error(wrong)
     arguments.minutes = soak.MINUTES * arguments.scale if arguments.minutes is None else arguments.minutes
     logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     results = []
     for name in arguments.names or BATTERIES:
         results.append(BATTERIES[name](arguments))

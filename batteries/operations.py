@@ -31,6 +31,7 @@ from peft_core.schedule import evaluation_rows
 from peft_core.train import train
 
 RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
+CONTINUE = "continue"
 CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end
 
 
@@ -95,12 +96,16 @@ def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Oper
         *_of_records(run),
         (("checkpoints",), Operation("choose a checkpoint", lambda: _checkpoint(run))),
     ]
-    if path is not None and run.checkpoints in path.parents:
+    if path is not None and run.checkpoints in path.parent.parents:
         operations.append(
             (("checkpoints",), Operation("choose an older checkpoint", lambda: _older(run, path)))
         )
-    if path is None or int(hashlib.sha256(str(path).encode()).hexdigest(), 16) % CONTINUED_ONE_IN == 0:
-        operations.append((("checkpoints", "run"), Operation("continue", lambda: _continue(run))))
+    number = int(hashlib.sha256(str(path).encode()).hexdigest(), 16)
+    is_best = (
+        path is not None and path.parent == run.checkpoints
+    )  # best.safetensors, which Continue writes again
+    if path is None or is_best or number % CONTINUED_ONE_IN == 0:
+        operations.append((("checkpoints", "run"), Operation(CONTINUE, lambda: _continue(run))))
     return operations
 
 

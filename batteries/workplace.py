@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def workplace() -> Iterator[Workplace]:
         make_tiny_bert(folder / "model", with_head=False)
         write_small_data(folder / "data")
         run = runs.create(folder / "runs", settings_in(folder))
-        train(run.folder)
+        with contextlib.redirect_stdout(io.StringIO()):  # Trainer prints every loss
+            train(run.folder)
         _use_all(run)
         gc.freeze()  # a child's collector would touch, and so copy, all of this process's memory
         shutil.copytree(run.folder, folder / "finished")

@@ -158,7 +158,10 @@ def _json(content: bytes | bytearray) -> Any:
 def test_checkpoints_stay_until_finished_is_written(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were removed before it: a kill in between left a FAILED run that nothing could continue."""
+    """They were removed before it: a kill in between left a FAILED run that nothing could continue.
+
+    Continued, its result is of the training before, whose last rows are dropped: that is no damage.
+    """
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, "num_train_epochs": 1}))
     update = RunInTraining.update
 
@@ -170,8 +173,15 @@ def test_checkpoints_stay_until_finished_is_written(
     monkeypatch.setattr(RunInTraining, "update", failing)
     with pytest.raises(RunError):
         train(run.folder)
-    assert run.state().status == "FAILED" and run.has_adapter
-    assert choose_checkpoint(run) is not None
+    assert run.state().status == "FAILED" and run.result() and run.metrics_damage() == ""
+    choice = choose_checkpoint(run)
+    assert choice is not None
+    training = RunInTraining(run.folder)
+    training.begin()
+    training.forget_metrics_after(choice.step)
+    training.log_metrics({"step": choice.step + 1, "loss": 1.0})
+    training.update(step=choice.step + 1)
+    assert run.metrics_damage() == ""
 
 
 def test_sweep_removes_checkpoints_of_a_finished_run(own: Run) -> None:

@@ -158,19 +158,19 @@ def test_cache_entry_written_by_two_processes_at_once_is_whole(tokenizer: Any, t
 def test_cache_entry_is_synced_before_its_rename_and_the_folder_after(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, fsync, replace = [], os.fsync, Path.replace
+    done, fsync, replace = [], os.fsync, os.replace
 
     def recorded_fsync(descriptor: int) -> None:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         done.append("folder synced" if is_folder else "file synced")
         fsync(descriptor)
 
-    def recorded_replace(path: Path, target: Path) -> Path:
+    def recorded_replace(path: Path, target: Path) -> None:
         done.append("renamed")
-        return replace(path, target)
+        replace(path, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(Path, "replace", recorded_replace)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     encode(Dataset.from_dict(ROWS), tokenizer, 16, tmp_path / "tokens")
     assert done == ["file synced", "renamed", "folder synced"]
 

@@ -1,9 +1,10 @@
 """Texts as tokens, made once: what was tokenized before is read again by its content.
 
 An entry of the cache is one file: an Arrow stream and a footer with its number of rows and SHA-256. It is
-written under a name of its own, synced and renamed, so that it is there whole or not at all, also when two
-processes write the same entry. Both are checked whenever it is read, because a stream that is cut between two
-batches and a flipped bit in a label are valid Arrow. A damaged entry is made again.
+written under a staging name, synced and renamed, so that it is there whole or not at all, also when two
+processes write the same entry; what a dead process left is swept with the folder of runs. Both are checked
+whenever it is read, because a stream that is cut between two batches and a flipped bit in a label are valid
+Arrow. A damaged entry is made again.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import json
 import logging
 import os
 import struct
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from peft_core.data.labelled import cut
+from peft_core.errors import RunError
+from peft_core.files import atomic_file
 
 CACHE_BYTES = 1_000_000_000  # of all tokens that are kept; the oldest go first
 _FOOTER = struct.Struct("<8sIQ32s")  # mark, schema version, rows, SHA-256 of what comes before
@@ -91,21 +93,13 @@ def _footer(rows: int, digest: Any) -> bytes:
 
 def _keep(tokens: Dataset, path: Path) -> None:
     """Write an entry and make room; a disk that has none leaves the next run to tokenize again."""
-    staging = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        staging = Path(name)
-        with os.fdopen(descriptor, "w+b") as file:
+        with atomic_file(path) as staging, staging.open("w+b") as file:
             _write_entry(tokens, file)
-        staging.replace(path)
-        _sync_folder(path.parent)
         _keep_newest(path)
-    except OSError as error:
+    except (OSError, RunError) as error:
         logger.warning("The tokens are not kept for the next run: %s", error)
-    finally:
-        if staging is not None:
-            staging.unlink(missing_ok=True)
 
 
 def _write_entry(tokens: Dataset, file: Any) -> None:
@@ -117,17 +111,6 @@ def _write_entry(tokens: Dataset, file: Any) -> None:
     footer = _footer(len(tokens), hashlib.file_digest(file, "sha256"))
     file.seek(0, os.SEEK_END)
     file.write(footer)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(rows: Dataset, told: str | None, max_length: int) -> str:
