@@ -94,6 +94,11 @@ class Launcher:
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
             status = run.state().status
+            child = self._children.get(run_id)
+            if status in ENDED and child is not None:  # it has written its end, and is about to exit
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE)
+                self._reap()
             if status not in ENDED or run_id in self._children:
                 raise RunError(f"The run {run_id!r} is {status.lower()}; stop it before you delete it.")
             runs.delete(self.runs_dir, run_id)
