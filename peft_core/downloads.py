@@ -99,13 +99,13 @@ class DownloadCache:
 @contextlib.contextmanager
 def describe_os_errors(what: str) -> Iterator[None]:
     """Turn an OSError, which names a place on this machine, into a RunError that does not."""
-    with translate_disk_errors():
-        try:
+    try:
+        with translate_disk_errors():
             yield
-        except OSError as error:
-            log.warning("%s cannot be handed out", what, exc_info=True)
-            reason = error.strerror or type(error).__name__
-            raise RunError(f"{what} cannot be downloaded: {reason}.") from error
+    except OSError as error:
+        log.warning("%s cannot be handed out", what, exc_info=True)
+        reason = error.strerror or type(error).__name__
+        raise RunError(f"{what} cannot be downloaded: {reason}.") from error
 
 
 def _version_of(path: Path) -> tuple[int, int, int]:

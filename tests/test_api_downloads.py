@@ -13,6 +13,7 @@ from conftest import copy_of
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from peft_core.manifests import write_manifest
 from peft_core.runs import Run
 
 MADE = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}
@@ -27,6 +28,7 @@ def run(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
         path = run.folder / kind / name
         path.parent.mkdir(parents=True)
         path.write_bytes(kind.encode())
+        write_manifest(run.folder / kind)
     return run
 
 
@@ -68,15 +70,16 @@ def test_download_of_an_unknown_kind_is_one_sentence(kind: object, client: Clien
 
 
 def test_download_that_cannot_be_written_names_no_place(client: Client, run: Run) -> None:
-    archive = run.folder / f"{run.run_id}-adapter.zip"
-    archive.unlink(missing_ok=True)
-    archive.mkdir()  # in the way of the zip, also for root
+    downloads = run.folder / "downloads"
+    downloads.rename(run.folder / "aside")
+    downloads.write_bytes(b"")  # in the way of the zip's folder, also for root
     try:
         with pytest.raises(AppError) as refused:
             client.predict(run.run_id, "adapter", api_name="/download")
     finally:
-        archive.rmdir()
-    assert str(refused.value) == f"The adapter of {run.run_id!r} cannot be downloaded: Is a directory."
+        downloads.unlink()
+        (run.folder / "aside").rename(downloads)
+    assert str(refused.value) == f"The adapter of {run.run_id!r} cannot be downloaded: Not a directory."
 
 
 def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: Client, run: Run) -> None:

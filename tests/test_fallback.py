@@ -230,7 +230,8 @@ def test_fall_back_restores_every_form(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def described(run: Run) -> dict[str, Any]:
-    return {"run_id": run.run_id, **run.state(), "settings": run.config().to_dict(), "result": run.result()}
+    state = run.state().to_dict()
+    return {**state, "run_id": run.run_id, "settings": run.config().to_dict(), "result": run.result()}
 
 
 def test_page_says_that_a_step_failed_in_its_faster_form(

@@ -54,7 +54,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert parted.result()["batch_parts"] == 8 > whole.result()["batch_parts"] == 1
     assert [f"in {parts} parts" in said for parts in (2, 4, 8, 16)] == [True, True, True, False]
     assert parted.state().batch_parts == 8
-    assert "each batch in 8 parts" in speed(parted.state())
+    assert "each batch in 8 parts" in speed(parted.state().to_dict())
     for name in ("steps", "tokens", "accuracy"):
         assert parted.result()[name] == whole.result()[name]
     assert parted.result()["eval_loss"] == pytest.approx(whole.result()["eval_loss"], abs=1e-5)

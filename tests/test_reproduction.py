@@ -160,7 +160,7 @@ def test_the_zip_holds_the_script_and_the_rows_that_it_reads(finished_run: Run, 
         held = {name: archive.read(name) for name in archive.namelist()}
     assert set(held) == {"train.py", "train.parquet", "validation.parquet", "test.parquet"}
     assert held["train.py"].decode() == script_of(finished_run)
-    assert path == own_run.folder / f"{own_run.run_id}-script.zip"
+    assert path == own_run.folder / "downloads" / "script" / f"{own_run.run_id}-script.zip"
     assert heard[0][0] == 0 and heard[-1][0] == 1
     with zipfile.ZipFile(reproduction_zip(own_run, rows=False)) as archive:
         assert archive.namelist() == ["train.py"]

@@ -86,7 +86,7 @@ def test_delete_button_asks_again_and_removes_the_run(server: Server, open_page:
     expect(page.locator("#runs")).not_to_contain_text(run.run_id)
     expect(page.locator("#runs")).to_contain_text(other.run_id)
     expect(page.locator("#delete-run")).to_be_hidden()
-    expect(page.locator(".intro")).to_be_visible()
+    expect(page.get_by_text("What Train does")).to_be_visible()
     assert not run.folder.exists()
 
 

@@ -137,9 +137,10 @@ def finish(run: Run) -> None:
 def assert_adapter_kept(run: Run, step: int) -> None:
     state = run.state()
     assert state.status == "KILLED" and run.has_adapter
-    assert state.notes[-1].startswith(
-        f"Stopped at step {step} of 60. The adapter of that step is kept; the test "
+    where = (
+        "after all 60 steps. The adapter" if step == 60 else f"at step {step} of 60. The adapter of that step"
     )
+    assert state.notes[-1].startswith(f"Stopped {where} is kept; the test ")
     assert not (run.folder / "evaluation").exists()
 
 
@@ -232,9 +233,10 @@ def test_stop_between_two_steps_is_answered_at_the_next(
     monkeypatch.undo()
     finish(run)
     assert run.result()["resumed_from"] == 7 and digest(run) == uninterrupted
+    assert [row["step"] for row in run.metrics() if "loss" in row] == list(range(1, 61))
 
 
-@pytest.mark.parametrize("curve", [1, 2], ids=["first curve", "second curve"])
+@pytest.mark.parametrize("curve", [1, 2, 4], ids=["first curve", "second curve", "last curve"])
 def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
     curve: int, run: Run, request_stop: StopRequest, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,10 +254,9 @@ def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
     assert_adapter_kept(run, 15 * curve)
     monkeypatch.undo()
     finish(run)
-    # without an earlier checkpoint one of this very step is kept, whose point of the curve is lost
-    assert run.result()["resumed_from"] == 15
-    points = [row["step"] for row in run.metrics() if "eval_loss" in row]
-    assert points == ([30, 45, 60] if curve == 1 else [15, 30, 45, 60])
+    assert run.result()["resumed_from"] == 15 * curve
+    assert [row["step"] for row in run.metrics() if "eval_loss" in row] == [15, 30, 45, 60]
+    assert run.result()["kept"]["evaluations"] == 4
     assert digest(run) == uninterrupted
 
 

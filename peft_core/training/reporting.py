@@ -18,7 +18,7 @@ SMALL = 10_000_000  # trained numbers up to which a checkpoint takes a fraction 
 
 class RunProgress(TrainerCallback):
     """Writes what Trainer does into the run folder, and raises `Stopped` after a step once the folder says
-    so.
+    so: where the step's loss is logged, after that, or a run that continues would lack the point.
 
     `random` is the state of the random numbers after the last whole step.
     """
@@ -30,6 +30,7 @@ class RunProgress(TrainerCallback):
         self._step_start = self._written = 0.0
         self._steps_before = self._tokens_before = 0
         self._next_look = 0
+        self._stopping = False
         self.random = random_state()
 
     def totals(self) -> dict[str, Any]:
@@ -60,24 +61,25 @@ class RunProgress(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = trained_numbers(named["model"]) <= SMALL  # for a Stop in the evaluation
         self.random = random_state()
-        self._stop_if_requested()
+        self._stopping = self._stop_requested()
+        if self._stopping and not control.should_log:
+            raise Stopped
 
-    def _stop_if_requested(self) -> None:
-        """Raise `Stopped` in this process, or in all that share the run.
+    def _stop_requested(self) -> bool:
+        """Whether this process, or all that share the run, are to stop.
 
         To agree takes several processes as long as a short step. They do so every half a second, at a step
         that the leader names.
         """
         if processes() == 1:
-            if self.run.stop_requested():
-                raise Stopped
-        elif self.steps >= self._next_look:
-            step_seconds = self.step_seconds / max(1, self.steps - self._steps_before)
-            wait = max(1, int(LOOK_SECONDS / max(step_seconds, 1e-6)))
-            stop, wait = as_the_leader((self.run.stop_requested(), wait))
-            self._next_look = self.steps + wait
-            if stop:
-                raise Stopped
+            return self.run.stop_requested()
+        if self.steps < self._next_look:
+            return False
+        step_seconds = self.step_seconds / max(1, self.steps - self._steps_before)
+        wait = max(1, int(LOOK_SECONDS / max(step_seconds, 1e-6)))
+        stop, wait = as_the_leader((self.run.stop_requested(), wait))
+        self._next_look = self.steps + wait
+        return stop
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         kept = ("loss", "learning_rate", "grad_norm", "eval_loss", *(f"eval_{name}" for name in self.metrics))
@@ -86,6 +88,8 @@ class RunProgress(TrainerCallback):
             self.run.log_metrics(
                 {"step": state.global_step, "epoch": state.epoch, "time": time.time(), **row}
             )
+        if self._stopping:
+            raise Stopped
 
 
 def trained_numbers(model: Any) -> int:

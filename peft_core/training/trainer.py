@@ -6,6 +6,7 @@ every checkpoint stay finite; what the optimizer itself makes of them is checked
 
 import contextlib
 import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_core.adapters import optimizer_of, without_regularizer
 from peft_core.config import TrainConfig
@@ -72,6 +73,7 @@ class RunTrainer(Trainer):
         self.check_stop: Callable[[], None] = lambda: None
         self._step_texts, self._step_loss = 0, torch.tensor(0.0)  # of the present step, once it has begun
         self._step_batches: list[Any] = []  # of the present step, those whose gradients are computed
+        self.add_callback(EvaluationLeftOut(self))
 
     def get_train_dataloader(self) -> DataLoader:
         return prepare_data_loader(  # whose batches are this process's own already
@@ -178,11 +180,20 @@ class RunTrainer(Trainer):
             self.control.should_training_stop, self.control.should_save = True, False
         return keeper.best.step == step
 
-    def save_stopped(self, tokens: int, random: list[torch.Tensor], *, small: bool) -> None:
-        """Save a checkpoint of the last whole step where that helps.
+    def evaluate_left_out(self) -> None:
+        """Evaluate at the step that the run continues from, if Stop came before that evaluation was done."""
+        state = self.state
+        is_due = (
+            state.global_step > 0
+            and self.args.eval_strategy != "no"
+            and (state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps)
+        )
+        done = (logged["step"] for logged in state.log_history if "eval_loss" in logged)
+        if is_due and state.global_step not in done:
+            self._determine_best_metric(self.evaluate(), None)
 
-        An earlier checkpoint is enough where saving takes long (not `small`), and where the curve has no
-        point at this step yet: a run that continues here would never get it.
+    def save_stopped(self, tokens: int, random: list[torch.Tensor], *, small: bool) -> None:
+        """Save a checkpoint of the last whole step, unless an earlier one exists and saving takes long.
 
         Args:
             tokens: Seen after that step. A step or a curve that was left in the middle may have changed the
@@ -193,9 +204,7 @@ class RunTrainer(Trainer):
         self.model.zero_grad()
         folder, state = Path(self.args.output_dir), self.state
         saved = [step_of(path) for path in list_checkpoints(folder)]
-        on_curve = state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps
-        lacks_point = on_curve and self.args.eval_strategy != "no"
-        if state.global_step not in saved and (not saved or (small and not lacks_point)):
+        if state.global_step not in saved and (small or not saved):
             state.num_input_tokens_seen = tokens
             set_random_state(random)
             self._save_checkpoint(self.model, None)
@@ -233,6 +242,16 @@ class RunTrainer(Trainer):
             self._staging = None
         if leads():
             remove_older(folder)
+
+
+class EvaluationLeftOut(TrainerCallback):
+    """Has a run that continues evaluate first where it was stopped before an evaluation was done."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self._trainer = weakref.proxy(trainer)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.evaluate_left_out()
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
