@@ -52,15 +52,6 @@ def picture_of(page: Page, selector: str) -> str:
     return page.evaluate(_DRAWN, selector)
 
 
-def click_and_wait(page: Page, selector: str) -> None:
-    """Click, and wait until every event that the click begins is answered; a page at rest is presumed.
-
-    Gradio keeps a stream of answers open for as long as one is missing.
-    """
-    with page.expect_event("requestfinished", lambda request: "/queue/data" in request.url):
-        page.click(selector)
-
-
 class PendingAnswers:
     """The answers that a page waits for: gradio keeps a stream of them open for as long as one is missing."""
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from app_server import Server
 from bench_page import OpenPage
-from browser import click_and_wait, picture_of, wait_until_redrawn
+from browser import PendingAnswers, picture_of, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 from processes import wait_for
@@ -161,12 +161,15 @@ def test_a_merge_that_fails_says_why_and_its_progress_goes(run: Run, open_page: 
 
 def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_page: Open) -> None:
     page = open_page()
+    pending = PendingAnswers(page)
     before = len(list_runs(server.runs_dir))
     page.get_by_role("button", name="3  Method").click()
     page.fill("#r input", "0")
     page.locator("#r input").press("Tab")
     expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 2,048.")
-    click_and_wait(page, "#train")
+    pending.wait()
+    page.click("#train")
+    pending.wait()
     assert len(list_runs(server.runs_dir)) == before
 
 
