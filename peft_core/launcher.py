@@ -21,7 +21,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
 _AFTER_ERROR = 5.0  # seconds until the queue is tried again after an error that no run explains
 GRACE = 10.0  # seconds that a training process has to end after Stop before a second Stop kills it
-_KEEPS_ADAPTER = ("training", "evaluating", "saving")  # stages in which Stop waits for the adapter
+_KEEPS_ADAPTER = ("training", "evaluating", "saving")  # stages that end by themselves; others get a signal
 _log = logging.getLogger(__name__)
 
 
@@ -50,8 +50,11 @@ class Launcher:
         self._start_queue()
         return run
 
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, *, evaluate_only: bool = False) -> Run:
         """Put a stopped, failed or killed run back into the queue, from its newest whole checkpoint on.
+
+        With `evaluate_only` it takes no further step: its test rows are evaluated with the weights that the
+        checkpoint holds, and it can still be continued afterwards.
 
         Raises RunError if it has not ended or has no checkpoint, DamagedError if none of them is whole.
         """
@@ -61,7 +64,7 @@ class Launcher:
             if state.status not in (FAILED, KILLED) or choose_checkpoint(run) is None:
                 raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
             (run.folder / "stop").unlink(missing_ok=True)
-            run.update(status=SCHEDULED, stage=None, error=None)
+            run.update(status=SCHEDULED, stage=None, error=None, evaluate_only=evaluate_only)
         self._start_queue()
         return run
 

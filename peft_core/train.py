@@ -106,7 +106,7 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
         outputs.save_adapter(setup)
         mark_stopped(run, note_after_training(run, trained["steps"], run.current.max_steps or 0))
         return KILLED
-    return FINISHED
+    return KILLED if run.current.evaluate_only else FINISHED
 
 
 def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:

@@ -134,6 +134,11 @@ class Workbench:
         run = self.launcher.resume(run_id)
         return {"run_id": run.run_id, "status": run.state().status}
 
+    def evaluate(self, run_id: str) -> dict[str, Any]:
+        """As `resume`, of a run whose newest checkpoint is evaluated as it is, without another step."""
+        run = self.launcher.resume(run_id, evaluate_only=True)
+        return {"run_id": run.run_id, "status": run.state().status}
+
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Exact parameter counts; no weights are read."""
         return self.worker.run("count", self.config(settings).to_dict())

@@ -118,6 +118,11 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
     assert state.status == "KILLED" and run.has_adapter and can_continue(run)
     assert (state.step or 0) >= step
     expect(page.locator("#continue")).to_be_visible()
+    page.click("#evaluate")
+    expect(page.get_by_test_id("result")).to_contain_text("Evaluated as it was after step")
+    assert run.state().status == "KILLED" and run.result()["eval_rows"] == 60
+    expect(page.locator("#evaluate")).to_be_hidden()
+    expect(page.locator("#continue")).to_be_visible()
 
 
 def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open) -> None:

@@ -24,7 +24,7 @@ from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
 NOTE = "Stopped at step 7 of 60. The adapter of that step is kept; the test rows were not evaluated."
-REFUSAL = "was stopped before its test rows were evaluated; continue it first."
+REFUSAL = "was stopped before its test rows were evaluated; evaluate or continue it first."
 TEXT = "The food was really good."
 
 

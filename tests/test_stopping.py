@@ -20,7 +20,9 @@ from torch import nn
 from peft_core import results, runs
 from peft_core import train as training_process
 from peft_core.config import TrainConfig
+from peft_core.data.labelled import load_labelled_text
 from peft_core.inference import batching
+from peft_core.inference.predictor import Predictor
 from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
@@ -134,6 +136,14 @@ def finish(run: Run) -> None:
     assert run.result()["resumed_from"] > 0
 
 
+def measured_accuracy(run: Run) -> float:
+    """What the saved adapter reaches on the test rows, predicted anew."""
+    data = load_labelled_text(run.config())
+    predictions = Predictor(run.folder).predict(data.eval["text"])
+    labels = [data.label_names[label] for label in data.eval["label"]]
+    return sum(p.label == label for p, label in zip(predictions, labels, strict=True)) / len(labels)
+
+
 def assert_adapter_kept(run: Run, step: int) -> None:
     state = run.state()
     assert state.status == "KILLED" and run.has_adapter
@@ -236,6 +246,42 @@ def test_stop_between_two_steps_is_answered_at_the_next(
     assert [row["step"] for row in run.metrics() if "loss" in row] == list(range(1, 61))
 
 
+@pytest.mark.parametrize("step", [7, 31])
+def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
+    step: int, run: Run, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_step_end = training_process.RunProgress.on_step_end
+
+    def stop_at_step(progress: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+        assert state.global_step <= step
+        if state.global_step == step:
+            run.request_stop()
+        on_step_end(progress, args, state, control, **named)
+
+    monkeypatch.setattr(training_process.RunProgress, "on_step_end", stop_at_step)
+    train(run.folder)
+    stopped_with = digest(run)
+    (run.folder / "stop").unlink()
+    run.update(evaluate_only=True)
+    train(run.folder)
+    result = run.result()
+    assert run.state().status == "KILLED" and can_continue(run)
+    assert (
+        run.state().notes[-1] == f"Evaluated as it was after step {step} of 60. Continue goes on from there."
+    )
+    assert result["eval_rows"] == 40 and result["steps"] == result["kept"]["trained_steps"] == step
+    best = result["kept"]["step"]
+    assert best == (7 if step == 7 else 15 * round(best / 15)), "with evaluations behind it, the best of them"
+    assert (digest(run) == stopped_with) is (best == step)
+    assert result["accuracy"] == measured_accuracy(run)
+    monkeypatch.undo()
+    run.update(evaluate_only=False)
+    train(run.folder)
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] == step
+    assert digest(run) == uninterrupted
+    assert len([row for row in run.metrics() if "test_loss" in row]) == 1
+
+
 @pytest.mark.parametrize("curve", [1, 2, 4], ids=["first curve", "second curve", "last curve"])
 def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
     curve: int, run: Run, request_stop: StopRequest, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
@@ -278,8 +324,8 @@ def test_stop_in_the_evaluation_keeps_the_adapter_and_continue_evaluates(
     state = run.state()
     assert state.status == "KILLED" and run.has_adapter
     assert state.notes[-1] == (
-        "Stopped after all 60 steps. The adapter is kept; the test rows were not evaluated. Continue goes on "
-        "from step 60 and evaluates them."
+        "Stopped after all 60 steps. The adapter is kept; the test rows were not evaluated. Continue "
+        "evaluates them."
     )
     assert not (run.folder / "evaluation").exists()
     assert digest(run) == uninterrupted

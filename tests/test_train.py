@@ -304,7 +304,8 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert 20 < step < state.max_steps
     assert state.notes == [
         f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
-        f"were not evaluated. Continue goes on from step {step} and evaluates them."
+        f"were not evaluated. Continue goes on from step {step}; Evaluate measures this adapter without "
+        "another step."
     ]
     assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")

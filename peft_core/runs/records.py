@@ -30,7 +30,8 @@ class RunState(Record):
     """What a run does now, or how it ended. Times are seconds since the epoch.
 
     `process` is the identity of the training process under `pid` (`process_identity`). `notes` are sentences
-    for the person about this training: what was skipped, kept or fallen back to. `metrics_check` is the check
+    for the person about this training: what was skipped, kept or fallen back to. `evaluate_only`: the next
+    training process takes no step, and evaluates the newest checkpoint as it is. `metrics_check` is the check
     of a row that metrics.jsonl must hold. `damage`, which is never on disk, is why the state could not be
     read.
     """
@@ -52,6 +53,7 @@ class RunState(Record):
     batch_parts: Count | None = None
     gradient_checkpointing: bool | None = None
     notes: list[str] = []
+    evaluate_only: bool = False
     metrics_check: str | None = None
     damage: str | None = Field(default=None, exclude=True)
 

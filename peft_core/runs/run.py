@@ -136,7 +136,8 @@ class Run:
         """Raise RunError for a stopped run that keeps an adapter, but never evaluated its test rows."""
         if self.has_adapter and not self.evaluation.is_file() and self.state().status == KILLED:
             raise RunError(
-                f"The run {self.run_id!r} was stopped before its test rows were evaluated; continue it first."
+                f"The run {self.run_id!r} was stopped before its test rows were evaluated; evaluate or "
+                "continue it first."
             )
 
     def state(self) -> RunState:

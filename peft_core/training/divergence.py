@@ -30,10 +30,12 @@ def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return next((name for name, tensor in named if not _is_finite(tensor)), None)
 
 
-def named_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that a checkpoint holds: what is trained, and what the optimizer keeps of it."""
+def named_values(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that a checkpoint holds: what is trained, and what the optimizer, if any, keeps of it."""
     yield from ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
-    for kept in optimizer.state.values():
+    for kept in optimizer.state.values() if optimizer else ():
         yield from ((f"optimizer.{key}", v) for key, v in kept.items() if torch.is_tensor(v))
 
 

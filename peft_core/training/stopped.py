@@ -4,6 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from peft_core.errors import RunError
 from peft_core.files import remove_tree
 from peft_core.runs import KILLED, RunInTraining
 from peft_core.runs.checkpoints import list_checkpoints, step_of
@@ -18,6 +19,8 @@ def train_until_stopped(
 ) -> bool:
     """Run the trainer, from a checkpoint if there is one; whether it was stopped after one step or more.
 
+    A run that is to be evaluated only takes no step: it has the checkpoint's weights.
+
     One process alone stops within a step, too; processes that share a run stop together, between two steps.
     Raises `Stopped` where there is no step to keep.
     """
@@ -28,7 +31,10 @@ def train_until_stopped(
     layers = stop.between_layers(trainer.model) if alone and not compiled else contextlib.nullcontext()
     try:
         with layers:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if progress.run.current.evaluate_only:
+                _restore(trainer, progress, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped:
         if not trainer.state.global_step:
             raise
@@ -36,6 +42,18 @@ def train_until_stopped(
         trainer.save_stopped(progress.tokens, progress.random, small=small)
         return True
     return False
+
+
+def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None) -> None:
+    """Bring model and trainer to where a checkpoint left them. RunError if there is none."""
+    if checkpoint is None:
+        raise RunError("There is no checkpoint to evaluate; continue the run, or train it anew.")
+    trainer.restore(checkpoint)
+    progress.on_train_begin(trainer.args, trainer.state, trainer.control)
+    progress.run.note(
+        f"Evaluated as it was after step {trainer.state.global_step:,} of {trainer.state.max_steps:,}. "
+        "Continue goes on from there."
+    )
 
 
 def forget_result(run: RunInTraining) -> None:
@@ -68,7 +86,12 @@ def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
     words, checkpoint = f"{words}; the test rows were not evaluated", _newest_checkpoint(run)
     if checkpoint is None:
         return f"{words}, and there is no checkpoint to continue from."
-    return f"{words}. Continue goes on from step {checkpoint:,} and evaluates them."
+    if checkpoint == max_steps:
+        return f"{words}. Continue evaluates them."
+    which = "this adapter" if checkpoint == step else "the weights of that step"
+    return (
+        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures {which} without another step."
+    )
 
 
 def _newest_checkpoint(run: RunInTraining) -> int | None:

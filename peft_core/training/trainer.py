@@ -16,7 +16,7 @@ import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from peft_core.adapters import optimizer_of, without_regularizer
 from peft_core.config import TrainConfig
@@ -32,7 +32,7 @@ from peft_core.runs import Run
 from peft_core.runs.checkpoints import STATE_FILE, list_checkpoints, remove_older, step_of
 from peft_core.schedule import eval_steps, first_comparable_step, loss_steps, save_steps, total_steps
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
-from peft_core.training.best import BestStep, StepKeeper
+from peft_core.training.best import TRAINER_STATE, BestStep, StepKeeper
 from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.divergence import divergence_error, first_not_finite, named_values, not_finite
 from peft_core.training.fallback import AppliedSpeedups, Speedups, set_random_state
@@ -179,6 +179,12 @@ class RunTrainer(Trainer):
         if keeper.best.exhausted:
             self.control.should_training_stop, self.control.should_save = True, False
         return keeper.best.step == step
+
+    def restore(self, checkpoint: Path) -> None:
+        """Bring the model, the trainer's state and the best step to where a verified checkpoint left them."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        self.evaluate_left_out()
 
     def evaluate_left_out(self) -> None:
         """Evaluate at the step that the run continues from, if Stop came before that evaluation was done."""

@@ -36,6 +36,7 @@ def build_train(
             with gr.Row(elem_classes="go"):
                 go = gr.Button("Train", variant="primary", elem_id="train")
                 resume = gr.Button("Continue", elem_id="continue", visible=False)
+                evaluate = gr.Button("Evaluate", elem_id="evaluate", visible=False)
                 again = gr.Button("Train as a new run", elem_id="train-again", visible=False)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
                 show_code = gr.Button("As code", elem_id="show-code", scale=0, min_width=110)
@@ -65,10 +66,11 @@ def build_train(
     wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
-    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, again, stop])
+    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, evaluate, again, stop])
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     _wire_code(workbench, form, show_code, kind, [code, codes])
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
+    evaluate.click(sentence(lambda run_id: workbench.evaluate(run_id) and None), picker, None, **PRIVATE)
     again.click(sentence(lambda run_id: started(workbench.train_again(run_id))), picker, picker, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form
@@ -82,8 +84,7 @@ def _wire_looks(
     standing: gr.State,
     buttons: list[gr.Button],
 ) -> None:
-    """The page looks at the picked run each second; `buttons` are Train, Continue, Train as a new
-    run, and Stop."""
+    """The page looks at the picked run each second; `buttons` are those of `_buttons`."""
     held, timer = gr.State(), gr.Timer(TICK)
 
     def look(run_id: str | None, last: str, before: tuple[str, str] | None) -> dict[Any, Any]:
@@ -144,19 +145,20 @@ def _status(workbench: Workbench, run_id: str | None) -> str:
 
 
 def _buttons(workbench: Workbench, run_id: str | None) -> list[Any]:
-    """Updates of Train, Continue, Train as a new run, and Stop for the picked run."""
+    """Updates of Train, Continue, Evaluate, Train as a new run, and Stop for the picked run."""
     try:
         run = workbench.find(run_id) if run_id else None
     except RunError:
         run = None
     if run is None:
-        return [gr.update(visible=True), *[gr.update(visible=False)] * 3]
+        return [gr.update(visible=True), *[gr.update(visible=False)] * 4]
     state = workbench.describe(run)
     ended = state["status"] in ENDED
     word = "Stopping…" if run.stop_requested() else "Stop"
     return [
         gr.update(visible=ended),
         gr.update(visible=state["can_continue"]),
+        gr.update(visible=state["can_continue"] and state["result"] is None),
         gr.update(visible=state["status"] in (FAILED, KILLED) and state["settings"] is not None),
         gr.update(visible=not ended, value=word),
     ]
