@@ -26,6 +26,7 @@ class _Log:
     def __init__(self) -> None:
         self.renames = 0
         self._dirty: dict[str, int] = {}  # paths to inodes, 0 for a folder
+        self._made: set[str] = set()  # visible folders whose own names are not on disk yet
         self._waiting: tuple[str, str] | None = None  # a new name, and its folder that is to be synced next
 
     def add(self, operation: Operation) -> Iterator[str]:
@@ -33,6 +34,7 @@ class _Log:
         if self._waiting and (kind, path) != ("fsync", self._waiting[1]):
             yield from self.end()
         if kind == "fsync":
+            self._made = {folder for folder in self._made if os.path.dirname(folder) != path}
             self._waiting = None if self._waiting and self._waiting[1] == path else self._waiting
             self._keep(lambda name: name != path and (not inode or self._dirty[name] != inode))
         elif kind == "remove":
@@ -45,6 +47,7 @@ class _Log:
             self._dirty[os.path.dirname(target or path)] = 0
             if kind == "mkdir":
                 self._dirty[path] = 0
+                self._made |= set() if _is_staging(path) else {path}
 
     def end(self) -> Iterator[str]:
         """What is missing if no operation follows."""
@@ -54,9 +57,11 @@ class _Log:
         self._waiting = None
 
     def _rename(self, path: str, target: str, *, exchange: bool) -> Iterator[str]:
-        visible = not any(mark in target for mark in _STAGING)
+        visible = not _is_staging(target)
         if visible:
             self.renames += 1
+            for folder in sorted(folder for folder in self._made if _is_in(target, folder)):
+                yield f"{os.path.basename(folder)}/ is new, and its name was not synced"
             for name in sorted(name for name in self._dirty if _is_in(name, path)):
                 yield f"{os.path.basename(name)} was not synced before {os.path.basename(target)} was renamed"
         moved = {
@@ -71,6 +76,10 @@ class _Log:
 
     def _keep(self, condition: Callable[[str], bool]) -> None:
         self._dirty = {name: inode for name, inode in self._dirty.items() if condition(name)}
+
+
+def _is_staging(path: str) -> bool:
+    return any(mark in path for mark in _STAGING)
 
 
 def _is_in(name: str, folder: str) -> bool:

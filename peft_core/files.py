@@ -29,8 +29,9 @@ DISK_FAILED = (
     "The disk is full or reports an error: free some space or check it, and try again; nothing half-written "
     "is left."
 )
-_STAGING = re.compile(r"\.staging-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)")
-_REPLACED = re.compile(r"\.replaced-[0-9a-f]{8}-(?P<name>.+)")
+_STAGING = re.compile(
+    r"\.(?P<kind>staging|replaced)-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)"
+)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 # what safetensors, torch.save and datasets say, whose errors have no errno: of a full disk or a file that may
 # not grow, of a disk that fails, and of a write that failed for a reason that they do not tell
@@ -68,12 +69,17 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     staging = container / final.name
     try:
         with translate_disk_errors():
+            make_folder(final.parent)
             staging.mkdir(parents=True)
             yield staging
             fsync_tree(staging)
             _swap(staging, final)
-    finally:  # what is half-written, or what `final` was before
+    except BaseException:
         shutil.rmtree(container, ignore_errors=True)
+        raise
+    with translate_disk_errors():  # if this fails, the old content stays in the container for the sweep
+        fsync(final.parent)
+    shutil.rmtree(container, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -102,6 +108,14 @@ def stamp_of(path: Path) -> Stamp | None:
     return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, each of which survives a power cut from then on."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync(folder.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all. Raises ValueError for a number that JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -113,9 +127,9 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def staging_path(final: Path) -> Path:
+def staging_path(final: Path, kind: str = "staging") -> Path:
     """A name beside `final` that nothing else has; it says which process writes under it."""
-    return final.with_name(f".staging-{os.getpid()}-{own_identity()}-{secrets.token_hex(4)}-{final.name}")
+    return final.with_name(f".{kind}-{os.getpid()}-{own_identity()}-{secrets.token_hex(4)}-{final.name}")
 
 
 def sweep_staging(folder: Path) -> int:
@@ -127,10 +141,12 @@ def sweep_staging(folder: Path) -> int:
         return 0
     swept = 0
     for path in list(folder.iterdir()):
-        replaced, staging = _REPLACED.fullmatch(path.name), _STAGING.fullmatch(path.name)
-        if replaced and not path.with_name(replaced["name"]).exists():
-            path.rename(path.with_name(replaced["name"]))
-        elif replaced or (staging and not is_same_process(int(staging["pid"]), staging["process"])):
+        staging = _STAGING.fullmatch(path.name)
+        if staging is None or is_same_process(int(staging["pid"]), staging["process"]):
+            continue
+        if staging["kind"] == "replaced" and not path.with_name(staging["name"]).exists():
+            path.rename(path.with_name(staging["name"]))
+        else:
             remove_tree(path)
             swept += 1
     return swept
@@ -211,11 +227,14 @@ def _swap(staging: Path, final: Path) -> None:
     if not final.exists():
         os.replace(staging, final)
     elif not _exchange(staging, final):
-        replaced = final.with_name(f".replaced-{secrets.token_hex(4)}-{final.name}")
+        replaced = staging_path(final, "replaced")
         os.replace(final, replaced)
-        os.replace(staging, final)
+        try:
+            os.replace(staging, final)
+        except OSError:
+            os.replace(replaced, final)
+            raise
         os.replace(replaced, staging)
-    fsync(final.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -10,9 +10,11 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import RunError
+from peft_core.errors import DamagedError, RunError
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
@@ -61,6 +63,7 @@ class Launcher:
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
             state = run.state()
+            self._await_exit(run_id, state.status)
             if state.status not in (FAILED, KILLED) or choose_checkpoint(run) is None:
                 raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
             (run.folder / "stop").unlink(missing_ok=True)
@@ -97,11 +100,7 @@ class Launcher:
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
             status = run.state().status
-            child = self._children.get(run_id)
-            if status in ENDED and child is not None:  # it has written its end, and is about to exit
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(GRACE)
-                self._reap()
+            self._await_exit(run_id, status)
             if status not in ENDED or run_id in self._children:
                 raise RunError(f"The run {run_id!r} is {status.lower()}; stop it before you delete it.")
             runs.delete(self.runs_dir, run_id)
@@ -166,15 +165,23 @@ class Launcher:
                 start_new_session=True,
             )
 
+    def _await_exit(self, run_id: str, status: str) -> None:
+        """Wait for the process of a run that has written its end, and is about to exit."""
+        child = self._children.get(run_id)
+        if status in ENDED and child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
+            self._reap()
+
     def _reap(self) -> None:
         """Forget processes that have ended; a run whose process did not get to take it over has failed."""
         for run_id, child in list(self._children.items()):
             if child.poll() is None:
                 continue
-            del self._children[run_id]
             run = Run(self.runs_dir / run_id)
             if run.folder.is_dir() and run.state().status == SCHEDULED:
                 self._not_startable[run_id] = _early_death(run, child.returncode)
+            del self._children[run_id]
 
     def _mark_not_startable(self) -> None:
         """Write FAILED into runs that could not be started; what cannot be written now is tried again."""
@@ -191,16 +198,24 @@ class Launcher:
         """Kill runs that were asked to stop twice, and the first time longer than GRACE ago."""
         for run_id in list(self._to_kill):
             run = Run(self.runs_dir / run_id)
-            overdue = run.folder.is_dir() and seconds_since_stop(run) >= GRACE
-            if (overdue and self._kill(run)) or not run.folder.is_dir() or run.state().status in ENDED:
+            try:
+                if not run.folder.is_dir():
+                    is_over = True
+                elif seconds_since_stop(run) >= GRACE:
+                    is_over = self._kill(run)
+                else:
+                    is_over = run.state().status in ENDED
+                if is_over:
+                    self._to_kill.discard(run_id)
+            except DamagedError:  # whose process is unknown: the queue must not wait for it
+                _log.exception("The run %s could not be killed.", run_id)
                 self._to_kill.discard(run_id)
 
     def _kill(self, run: Run) -> bool:
         """Kill a run's process and write that it was killed; False while the process has not ended."""
         child = self._children.pop(run.run_id, None)
         if child is not None:
-            child.kill()
-            child.wait()
+            _kill_tree(child)
         elif send_signal(run, signal.SIGKILL):
             return False  # the next call finds it gone
         if run.is_unfinished:
@@ -249,6 +264,16 @@ def send_signal(run: Run, number: signal.Signals) -> bool:
     return False
 
 
+def _kill_tree(child: subprocess.Popen) -> None:
+    """Kill a process and those that it started: on several GPUs it is a launcher, and they train."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.kill()
+    child.wait()
+
+
 def seconds_since_stop(run: Run) -> float:
     """How long ago a run was first asked to stop; 0 if it was not."""
     try:
@@ -270,5 +295,8 @@ def _killed(run: Run) -> str:
 def _early_death(run: Run, code: int) -> str:
     if run.stop_requested():
         return "Stopped before it began."
-    last = (run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"])[-1]
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = (lines or ["it wrote no reason into its log"])[-1]
     return f"The training process could not start (exit {code}): {last}"

@@ -7,9 +7,8 @@ modification time, size and inode, so that a folder is hashed once per process w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from peft_core.errors import DamagedError
 from peft_core.files import Stamp, edited_folder, stamp_of
@@ -89,14 +88,21 @@ def verify_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def replace_file(folder: Path, name: str, write: Any) -> None:
+def replace_file(folder: Path, name: str, write: Callable[[Path], None]) -> None:
     """Replace or remove one file of a folder with a manifest, in one step: `write` gets the file's path in a
-    copy of the folder, from which an earlier file of that name is gone."""
+    copy of the folder, from which an earlier file of that name is gone.
+
+    Raises DamagedError, and changes nothing, if a file of the folder is not as it was written.
+    """
+    entries = verify_folder(folder).files
     with edited_folder(folder) as staging:
-        (staging / name).unlink(missing_ok=True)
-        (staging / MANIFEST_FILE).unlink(missing_ok=True)
+        for replaced in (name, MANIFEST_FILE):
+            (staging / replaced).unlink(missing_ok=True)
         write(staging / name)
-        write_manifest(staging)
+        kept = {other: entry for other, entry in entries.items() if other != name}
+        if (staging / name).exists():
+            kept[name] = _entry(staging / name)
+        write_sealed(staging / MANIFEST_FILE, Manifest(files=kept))
 
 
 def digest_of(files: dict[str, FileEntry]) -> str:
@@ -131,6 +137,7 @@ def _entry(path: Path) -> FileEntry:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST_FILE and not path.name.startswith("."):
-            yield name, path
+        name = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and name.as_posix() != MANIFEST_FILE and not is_hidden:
+            yield name.as_posix(), path

@@ -14,15 +14,14 @@ def process_identity(pid: int) -> str | None:
     On Linux the boot's id and the start time in clock ticks since boot, which a change of the wall clock
     leaves alone; elsewhere the creation time as psutil reports it. A zombie counts as gone.
     """
-    if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 1:
+    if isinstance(pid, bool) or not isinstance(pid, int) or pid < 1:
         return None
     return _linux_identity(pid) if _PROC.joinpath("self/stat").exists() else _portable_identity(pid)
 
 
 def own_identity() -> str:
     """The identity of the process that asks."""
-    identity = process_identity(os.getpid())
-    return identity or f"pid-{os.getpid()}"  # pid 1 of a container: nothing else can have it
+    return process_identity(os.getpid()) or f"pid-{os.getpid()}"  # the latter where /proc cannot be read
 
 
 def is_same_process(pid: int, identity: str) -> bool:

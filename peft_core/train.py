@@ -63,14 +63,15 @@ def train(run_dir: str | Path) -> None:
         run.begin()
         try:
             status = _setup_and_train(run, config)
-            run.update(status=status, ended=time.time())
+            run.update(status=status, ended=time.time(), evaluate_only=False)
             if status == FINISHED and leads():  # not before: until the state is written they are all there is
                 remove_tree(run.checkpoints)
         except (Stopped, SystemExit, KeyboardInterrupt):
             mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
-                run.update(status=FAILED, ended=time.time(), error=describe_failure(error))
+                reason = describe_failure(error)
+                run.update(status=FAILED, ended=time.time(), error=reason, evaluate_only=False)
             raise
 
 
@@ -145,15 +146,14 @@ def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:
 
 
 def _first_batch(setup: TrainingSetup) -> dict[str, torch.Tensor]:
-    """The first batch. Methods that start from the data do; a run that continues drops later metrics."""
+    """The first batch. Methods that start from the data do; metrics of steps that follow are dropped."""
     device = own_device()
     loader = batch_loader(setup.rows, setup.tokenizer, setup.config)
     first = _on(device, next(iter(loader)))
     if setup.choice is None:
         batches = itertools.islice(loader, START_BATCHES)
         start_from_data(setup.model, (_on(device, batch) for batch in batches))
-    else:
-        setup.run.forget_metrics_after(setup.choice.step)
+    setup.run.forget_metrics_after(setup.choice.step if setup.choice else 0)
     return first
 
 

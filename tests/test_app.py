@@ -119,7 +119,7 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
     assert (state.step or 0) >= step
     expect(page.locator("#continue")).to_be_visible()
     page.click("#evaluate")
-    expect(page.get_by_test_id("result")).to_contain_text("Evaluated as it was after step")
+    expect(page.get_by_test_id("result")).to_contain_text("Evaluated without a further step")
     assert run.state().status == "KILLED" and run.result()["eval_rows"] == 60
     expect(page.locator("#evaluate")).to_be_hidden()
     expect(page.locator("#continue")).to_be_visible()

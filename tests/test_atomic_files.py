@@ -62,10 +62,64 @@ def test_atomic_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pyt
 
 def test_sweep_puts_back_a_folder_that_was_being_replaced(tmp_path: Path) -> None:
     """Where names cannot be exchanged, a process killed between two renames leaves the old folder aside."""
-    (tmp_path / ".replaced-0123abcd-final").mkdir()
-    (tmp_path / ".replaced-0123abcd-final" / "first").touch()
+    aside = tmp_path / ".replaced-1-another_boot-0123abcd-final"
+    aside.mkdir()
+    (aside / "first").touch()
     assert sweep_staging(tmp_path) == 0
     assert (tmp_path / "final" / "first").exists()
+
+
+def test_sweep_leaves_a_folder_that_a_living_process_replaces(tmp_path: Path) -> None:
+    aside = files.staging_path(tmp_path / "final", "replaced")
+    aside.mkdir()
+    assert sweep_staging(tmp_path) == 0
+    assert aside.is_dir() and not (tmp_path / "final").exists()
+
+
+def test_atomic_folder_that_cannot_be_renamed_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, replace = tmp_path / "final", os.replace
+    filled(final, first="1")
+
+    def refuse_the_new_one(source: Path, target: Path) -> None:
+        if source.name == "final" and ".staging-" in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "replace", refuse_the_new_one)
+    with pytest.raises(RunError, match="reports an error"):
+        filled(final, second="2")
+    assert [path.name for path in final.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
+    tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, fsync = tmp_path / "final", files.fsync
+    filled(final, first="1")
+
+    def fail_for_the_parent(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(path)
+
+    monkeypatch.setattr(files, "fsync", fail_for_the_parent)
+    with pytest.raises(RunError, match="reports an error"):
+        filled(final, second="2")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"first", "second"}
+
+
+def test_make_folder_syncs_the_parent_of_each_folder_that_it_creates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "fsync", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
 
 
 def test_names_point_at_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +179,28 @@ def test_replace_file_changes_file_and_manifest_together(tmp_path: Path) -> None
     assert set(manifests.verify_folder(tmp_path / "final").files) == {"rule.json"}
     manifests.replace_file(tmp_path / "final", "rule.json", lambda path: None)
     assert not manifests.verify_folder(tmp_path / "final").files
+
+
+def test_replace_file_beside_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    """It used to seal whatever lay in the folder: the damaged file was whole from then on."""
+    folder = tmp_path / "final"
+    with atomic_folder(folder) as staging:
+        (staging / "model.onnx").write_bytes(b"weights")
+        manifests.write_manifest(staging)
+    (folder / "model.onnx").write_bytes(b"weightz")
+    with pytest.raises(DamagedError, match="'model.onnx' of final/ is damaged"):
+        manifests.replace_file(folder, "rule.json", lambda path: write_json(path, {}))
+    with pytest.raises(DamagedError, match="'model.onnx' of final/ is damaged"):
+        manifests.verify_folder(folder)
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "manifest.json"}
+
+
+def test_verify_folder_leaves_hidden_folders_aside(tmp_path: Path) -> None:
+    (tmp_path / "weights").touch()
+    manifests.write_manifest(tmp_path)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "notes").touch()
+    assert set(manifests.verify_folder(tmp_path).files) == {"weights"}
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "added"])

@@ -121,6 +121,20 @@ def test_durability_folder_not_synced_after_rename_is_found() -> None:
     ]
 
 
+def test_durability_new_parent_not_synced_is_found() -> None:
+    staged = "/runs/a/checkpoints/.staging-1-boot-1-0123abcd-b/b"
+    made = Operation("mkdir", "/runs/a/checkpoints")
+    rest = [
+        Operation("mkdir", staged),
+        Operation("fsync", staged, inode=6),
+        Operation("rename", staged, "/runs/a/checkpoints/b"),
+        Operation("fsync", "/runs/a/checkpoints"),
+    ]
+    problem = "checkpoints/ is new, and its name was not synced"
+    assert unsynced_renames([made, *rest]) == (1, [problem])
+    assert unsynced_renames([made, Operation("fsync", "/runs/a"), *rest]) == (1, [])
+
+
 def test_damage_short_form_is_never_accepted(exhibit: damage.Exhibit) -> None:
     for case in damage.damages(exhibit, 6, random.Random(5)):
         if ".tokens" not in case.path.parts:

@@ -6,10 +6,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from processes import python
 from safetensors.torch import load_file
@@ -35,7 +37,7 @@ from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
 from peft_core.training import outputs
-from peft_core.training.best import BEST, BestStep
+from peft_core.training.best import BEST, BestStep, StepKeeper
 
 # Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
 OVERFITTING = {
@@ -302,6 +304,18 @@ def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: 
     monkeypatch.setattr(RunInTraining, "log_metrics", flip)
     with pytest.raises(RunError, match="best step were lost or changed"):
         fit(noise(), **OVERFITTING)
+
+
+def test_damaged_best_weights_are_not_copied_into_a_checkpoint(tmp_path: Path) -> None:
+    """The checkpoint's manifest would have made them whole."""
+    model = torch.nn.Linear(2, 2)
+    keeper = StepKeeper(tmp_path, BestStep("accuracy"), 10, keeps_best=True)
+    state = SimpleNamespace(global_step=1, max_steps=9)
+    keeper.evaluated(model, state, {"eval_accuracy": 1.0, "eval_loss": 0.1})
+    path = tmp_path / BEST
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(RunError, match="best step were lost or changed"):
+        keeper.save_into(tmp_path, 2)
 
 
 def after(best: BestStep, *values: tuple[float, float]) -> BestStep:

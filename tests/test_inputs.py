@@ -107,12 +107,14 @@ def test_train_continued_on_changed_inputs_is_refused(
     change: Callable[[Path], None], words: str, own: Run, changeable: Path
 ) -> None:
     before = {path: path.read_bytes() for path in own.folder.rglob("*") if path.is_file()}
+    notes, problem_type = own.state().notes, own.state().problem_type
     change(changeable)
     with pytest.raises(InputsChangedError, match=words) as refusal:
         train(own.folder)
     assert "train as a new run" in str(refusal.value)
     state = own.state()
     assert (state.status, state.error) == ("FAILED", str(refusal.value))
+    assert notes and (state.notes, state.problem_type) == (notes, problem_type)
     after = {path: path.read_bytes() for path in own.folder.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after.get(path)}
     assert changed <= {"status.json"}, "nothing but the status is written"

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from processes import start_python, wait_for
 from run_files import change_json
@@ -254,3 +257,41 @@ def test_queue_passes_over_a_run_whose_state_is_lost(launcher: Launcher, setting
     run = launcher.submit(quick(settings))
     wait_for(lambda: ended(run))
     assert status(run) == "FINISHED" and lost.state().damage
+
+
+def test_resume_waits_for_a_stopped_process_that_is_about_to_exit(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Continue right after Stop: the process that had just ended was taken for the new one's failure."""
+    run = runs.create(launcher.runs_dir, TrainConfig())
+    run.update(status="KILLED")
+    monkeypatch.setattr(launching, "choose_checkpoint", lambda run: run.checkpoints)
+    monkeypatch.setattr(Launcher, "_spawn", lambda self, run: None)
+    launcher._children[run.run_id] = start_python("-c", "import time; time.sleep(1)")
+    launcher.resume(run.run_id)
+    assert launcher.advance()
+    assert status(run) == "SCHEDULED" and not run.state().error
+    run.update(status="FAILED")
+
+
+def test_kill_ends_the_processes_that_a_launcher_started() -> None:
+    """On several GPUs the child is a launcher, and the processes that train are its own children."""
+    script = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    grandchild = int(child.stdout.readline())
+    assert psutil.pid_exists(grandchild)
+    launching._kill_tree(child)
+    child.stdout.close()
+    wait_for(lambda: process_identity(grandchild) is None)
+
+
+def test_queue_goes_on_past_a_killed_run_whose_state_is_lost(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "seconds_since_stop", lambda run: launching.GRACE + 1)
+    lost = runs.create(launcher.runs_dir, TrainConfig())
+    (lost.folder / "status.json").write_text("{")
+    launcher._to_kill.add(lost.run_id)
+    assert not launcher.advance()

@@ -129,6 +129,25 @@ def test_memory_that_runs_out_in_a_later_batch_loses_no_gradient(
     assert_equal(found, wanted)
 
 
+def test_earlier_batch_that_does_not_fit_any_more_is_split_further(
+    gradients: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}
+    (wanted,), _ = gradients([8, 2], **two)
+    compute_loss, calls = Trainer.compute_loss, []
+
+    def small(self: Trainer, model: Any, inputs: Any, *given: Any) -> Any:
+        calls.append(len(inputs["labels"]))
+        if len(calls) > 1 and len(inputs["labels"]) > 1:  # memory became short after the first batch
+            raise torch.OutOfMemoryError("CUDA")
+        return compute_loss(self, model, inputs, *given)
+
+    monkeypatch.setattr(Trainer, "compute_loss", small)
+    (found,), trainer = gradients([8, 2], **two)
+    assert trainer.parts == 8
+    assert_equal(found, wanted)
+
+
 def test_accumulation_makes_fewer_steps_and_learns(train_here: Callable[..., Run]) -> None:
     run = train_here(gradient_accumulation_steps=2, per_device_train_batch_size=8)
     result = run.result()

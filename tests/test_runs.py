@@ -17,8 +17,9 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
 from peft_core.files import staging_path
-from peft_core.process_identity import process_identity
+from peft_core.process_identity import is_same_process, own_identity, process_identity
 from peft_core.runs import Run, RunInTraining
+from peft_core.runs import run as run_module
 
 TRAINS = """
 import sys, time
@@ -325,3 +326,30 @@ def test_sweep_removes_what_dead_processes_left_and_nothing_else(run: Run) -> No
     assert mine.exists() and tokens.exists() and (run.checkpoints / "checkpoint-3").exists()
     assert not other.exists() and not legacy.exists()
     shutil.rmtree(mine)
+
+
+def test_own_identity_of_pid_1_is_not_that_of_another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the app may be process 1, as the app of the container before it was."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert own_identity() == process_identity(1)
+    assert not is_same_process(1, "another-boot-1") and not is_same_process(1, "pid-1")
+
+
+def test_update_in_training_syncs_the_metrics_that_it_names(
+    in_training: RunInTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    write = run_module.write_sealed
+    monkeypatch.setattr(run_module, "sync_metrics", lambda folder: order.append("metrics"))
+    monkeypatch.setattr(run_module, "write_sealed", lambda *given: order.append("state") or write(*given))
+    in_training.log_metrics({"step": 1, "loss": 0.5})
+    in_training.update(step=1)
+    in_training.update(step=2)
+    assert order == ["metrics", "state", "state"]
+
+
+def test_sweep_reaches_predictions(run: Run) -> None:
+    left = run.folder / "predictions" / ".staging-1-another_boot-0123abcd-answers"
+    left.mkdir(parents=True)
+    assert runs.sweep(run.folder.parent) == 1
+    assert not left.exists()

@@ -266,16 +266,14 @@ def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
     train(run.folder)
     result = run.result()
     assert run.state().status == "KILLED" and can_continue(run)
-    assert (
-        run.state().notes[-1] == f"Evaluated as it was after step {step} of 60. Continue goes on from there."
-    )
+    assert f"Evaluated without a further step, from the checkpoint of step {step}." in run.state().notes[-1]
     assert result["eval_rows"] == 40 and result["steps"] == result["kept"]["trained_steps"] == step
     best = result["kept"]["step"]
     assert best == (7 if step == 7 else 15 * round(best / 15)), "with evaluations behind it, the best of them"
     assert (digest(run) == stopped_with) is (best == step)
     assert result["accuracy"] == measured_accuracy(run)
     monkeypatch.undo()
-    run.update(evaluate_only=False)
+    assert not run.state().evaluate_only
     train(run.folder)
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] == step
     assert digest(run) == uninterrupted

@@ -112,6 +112,14 @@ def default_run(runs_dir: Path) -> Run:
     return run
 
 
+def test_train_of_a_finished_run_begins_anew(train_here: Callable[..., Run]) -> None:
+    run = train_here(num_train_epochs=1)
+    before = [row["step"] for row in run.metrics()]
+    train(run.folder)
+    assert [row["step"] for row in run.metrics()] == before
+    assert run.state().status == "FINISHED" and not run.damage()
+
+
 def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
     state, result = finished_run.state(), finished_run.result()
     assert state.status == "FINISHED"
@@ -304,8 +312,8 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert 20 < step < state.max_steps
     assert state.notes == [
         f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
-        f"were not evaluated. Continue goes on from step {step}; Evaluate measures this adapter without "
-        "another step."
+        f"were not evaluated. Continue goes on from step {step}; Evaluate measures the best step up to "
+        "there without another one."
     ]
     assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import translate_disk_errors, write_text
+from peft_core.files import fsync, translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
@@ -56,6 +56,13 @@ def append_metrics(folder: Path, row: dict[str, Any], check: str) -> str:
     with translate_disk_errors(), path.open("a", encoding="utf-8") as file:
         file.write(_line(row, new))
     return new
+
+
+def sync_metrics(folder: Path) -> None:
+    """Wait until the rows so far are on disk; nothing if there are none."""
+    if (folder / METRICS_FILE).exists():
+        with translate_disk_errors():
+            fsync(folder / METRICS_FILE)
 
 
 def keep_metrics(folder: Path, rows: list[dict[str, Any]]) -> str:

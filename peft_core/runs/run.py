@@ -22,7 +22,7 @@ from peft_core.errors import DamagedError, PeftCoreError, RunError
 from peft_core.files import atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process, own_identity
 from peft_core.records import read_json, read_record, write_sealed
-from peft_core.runs.metrics import append_metrics, keep_metrics, read_metrics
+from peft_core.runs.metrics import METRICS_FILE, append_metrics, keep_metrics, read_metrics, sync_metrics
 from peft_core.runs.records import ENDED, FAILED, KILLED, RUNNING, RunResult, RunState
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
@@ -247,7 +247,7 @@ class Run:
     def training_process(self) -> int | None:
         """The pid of the process that trains this run now, proven by start time and command line."""
         state = self._read_state()
-        if state.status != RUNNING or state.pid is None or not self._is_alive(state):
+        if state.status != RUNNING or state.pid is None or state.pid <= 1 or not self._is_alive(state):
             return None
         command = command_line(state.pid)
         return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
@@ -283,11 +283,11 @@ class Run:
         return entry.sha256 if entry else None
 
     def _made(self) -> float:
-        """When the folder was made, for a run whose state is lost."""
-        try:
-            return max(0.0, self.folder.stat().st_ctime)
-        except OSError:
-            return 0.0
+        """About when the run was made, for one whose state is lost: its settings are written once."""
+        for path in (self.folder / CONFIG_FILE, self.folder):
+            with contextlib.suppress(OSError):
+                return max(0.0, path.stat().st_mtime)
+        return 0.0
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -323,7 +323,6 @@ class RunInTraining(Run):
             started=time.time(),
             ended=None,
             error=None,
-            notes=[],
         )
 
     @property
@@ -333,6 +332,8 @@ class RunInTraining(Run):
 
     def update(self, **changes: Any) -> None:
         check = self.live.metrics_check or None
+        if check != self.current.metrics_check:
+            sync_metrics(self.folder)  # before a state that names its last row
         self.live.state = self.current.changed(**{"metrics_check": check, **changes})
         write_sealed(self.folder / STATUS_FILE, self.live.state)
 
@@ -346,7 +347,9 @@ class RunInTraining(Run):
         self.live.metrics_check = append_metrics(self.folder, row, self.live.metrics_check)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of steps that a run which continues from a checkpoint takes again, and the result."""
+        """Drop the rows of later steps, which are about to be taken (again), and those of the result."""
+        if not (self.folder / METRICS_FILE).exists():
+            return
         kept = [
             row
             for row in self.metrics()

@@ -11,6 +11,7 @@ from peft_core.errors import RunError
 from peft_core.files import (
     atomic_folder,
     fsync,
+    make_folder,
     remove_tree,
     staging_path,
     sweep_staging,
@@ -22,13 +23,14 @@ from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
 
 _SHARED_FOLDERS = (".uploads", ".tokens")
+_FOLDERS_WITH_STAGING = ("", "checkpoints", "downloads", "predictions")  # of a run
 _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings", "checkpoints/.staging")
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
 def create(runs_dir: Path, config: TrainConfig) -> Run:
     """A new run folder with its config, status SCHEDULED; it appears whole or not at all."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(runs_dir)
     run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
     with atomic_folder(runs_dir / run_id) as staging:
         settings = {**json.loads(config.to_json()), "schema_version": SCHEMA_VERSION}
@@ -75,7 +77,7 @@ def sweep(runs_dir: Path) -> int:
     """Remove what dead processes left half-written beside the runs and in each run; returns how many."""
     swept = sum(map(sweep_staging, [runs_dir, *(runs_dir / name for name in _SHARED_FOLDERS)]))
     for run in list_runs(runs_dir):
-        swept += sum(map(sweep_staging, [run.folder, run.checkpoints, run.folder / "downloads"]))
+        swept += sum(sweep_staging(run.folder / name) for name in _FOLDERS_WITH_STAGING)
         status = run.state().status
         if status == FINISHED and run.checkpoints.is_dir() and not run.is_version_0:
             remove_tree(run.checkpoints)  # of a process that died just after it had finished

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from peft_core.errors import RunError
-from peft_core.files import atomic_file
+from peft_core.files import atomic_file, make_folder
 from peft_core.kept_step import KeptStep, Reason
 from peft_core.manifests import sha256_of
 from peft_core.problems import LOWER_IS_BETTER
@@ -82,7 +82,7 @@ class BestWeights:
 
     def save(self, model: nn.Module) -> None:
         """Keep the model's present weights in place of the earlier ones."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with atomic_file(self.path) as staging:
             save_trained(model, staging)
         self._sha256 = sha256_of(self.path)
@@ -93,11 +93,19 @@ class BestWeights:
             shutil.copyfile(source, staging)
         self._sha256 = sha256_of(source)
 
+    def copy_to(self, target: Path) -> None:
+        """Copy the weights into a checkpoint that is being written; RunError if they are not as written."""
+        self._verify()
+        shutil.copyfile(self.path, target)
+
     def load_into(self, model: nn.Module) -> None:
-        """Give the model the weights of the best step; RunError if the file is not what was written."""
+        """Give the model the weights of the best step; RunError if they are not as written."""
+        self._verify()
+        load_trained(model, self.path)
+
+    def _verify(self) -> None:
         if not self.path.is_file() or sha256_of(self.path) != self._sha256:
             raise RunError("The weights of the best step were lost or changed on disk; continue the run.")
-        load_trained(model, self.path)
 
 
 class StepKeeper:
@@ -121,7 +129,7 @@ class StepKeeper:
     def save_into(self, checkpoint: Path, step: int) -> None:
         """Complete a checkpoint that is being written at this step."""
         if self._keeps_best and self.best.value is not None and self.best.step != step:
-            shutil.copyfile(self._weights.path, checkpoint / BEST)
+            self._weights.copy_to(checkpoint / BEST)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a verified checkpoint; from one without the best weights nothing has been evaluated."""

@@ -67,7 +67,6 @@ def prepare_training(run: RunInTraining, config: TrainConfig) -> TrainingSetup:
     begin_stage(run, "reading the data")
     data = load_labelled_text(config)
     check_objective(config, data.problem_type)
-    run.update(problem_type=data.problem_type)
     begin_stage(run, "loading the base model")
     set_seed(config.seed)
     choice = choose_checkpoint(run)
@@ -75,6 +74,7 @@ def prepare_training(run: RunInTraining, config: TrainConfig) -> TrainingSetup:
     base = _load_base(config, data, before)
     inputs = inputs_of(config, data, base)
     _begin_or_check(run, choice, before, inputs)
+    run.update(problem_type=data.problem_type)
     check_max_length(base.model.config, config.max_length, virtual_tokens(config.to_dict()))
     set_dropout(base.model, config.dropout)
     steps = total_steps(config, len(data.train), processes())
@@ -116,8 +116,10 @@ def _begin_or_check(
         return
     if choice is None or before is None:
         begin_inputs(run, now)
+        run.update(notes=[])
         return
     check_inputs(before, now)
+    run.update(notes=[])  # a run that is refused keeps what it said before
     run.note(f"Continued from the checkpoint of step {choice.step}.")
     for sentence in choice.skipped:
         run.note(sentence)

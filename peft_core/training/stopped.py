@@ -50,8 +50,9 @@ def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None
         raise RunError("There is no checkpoint to evaluate; continue the run, or train it anew.")
     trainer.restore(checkpoint)
     progress.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.evaluate_left_out()
     progress.run.note(
-        f"Evaluated as it was after step {trainer.state.global_step:,} of {trainer.state.max_steps:,}. "
+        f"Evaluated without a further step, from the checkpoint of step {trainer.state.global_step:,}. "
         "Continue goes on from there."
     )
 
@@ -65,7 +66,9 @@ def mark_stopped(run: RunInTraining, note: str) -> None:
     """Write that a run was stopped, and why it is as it is; a signal meanwhile asks for nothing else."""
     while True:
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
-            run.update(status=KILLED, ended=time.time(), notes=[*run.current.notes, note])
+            run.update(
+                status=KILLED, ended=time.time(), notes=[*run.current.notes, note], evaluate_only=False
+            )
             return
 
 
@@ -88,9 +91,9 @@ def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
         return f"{words}, and there is no checkpoint to continue from."
     if checkpoint == max_steps:
         return f"{words}. Continue evaluates them."
-    which = "this adapter" if checkpoint == step else "the weights of that step"
     return (
-        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures {which} without another step."
+        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures the best step up to there "
+        "without another one."
     )
 
 

@@ -108,9 +108,13 @@ class RunTrainer(Trainer):
 
         Returns the batch's share of the mean loss of the step's texts.
         """
-        step, texts = super().training_step, len(inputs["labels"])
+        step, texts, gradients_lost = super().training_step, len(inputs["labels"]), False
         while True:
             try:
+                if gradients_lost:
+                    for batch in self._step_batches:
+                        for part in split(batch, self.parts):
+                            step(model, part)
                 losses = torch.stack([step(model, part) for part in split(inputs, self.parts)])
                 mean_texts = self.args.train_batch_size * self.args.gradient_accumulation_steps
                 loss = losses.sum() * (mean_texts / (self._step_texts or texts))
@@ -118,7 +122,8 @@ class RunTrainer(Trainer):
                 self._step_batches.append(inputs)
                 return loss
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.parts >= texts or processes() > 1:
+                largest = max(len(batch["labels"]) for batch in [*self._step_batches, inputs])
+                if not is_out_of_memory(error) or self.parts >= largest or processes() > 1:
                     raise
             model.zero_grad()  # of the parts that fitted
             gc.collect()
@@ -126,9 +131,7 @@ class RunTrainer(Trainer):
             self.parts *= 2
             print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
             self.tell_parts(self.parts)
-            for batch in self._step_batches:  # whose gradients are gone with those of the parts
-                for part in split(batch, self.parts):
-                    step(model, part)
+            gradients_lost = True  # those of the step's earlier batches, with those of the parts
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As Trainer's, which calls it before the optimizer's step: a divergence ends here."""
@@ -184,7 +187,6 @@ class RunTrainer(Trainer):
         """Bring the model, the trainer's state and the best step to where a verified checkpoint left them."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        self.evaluate_left_out()
 
     def evaluate_left_out(self) -> None:
         """Evaluate at the step that the run continues from, if Stop came before that evaluation was done."""
