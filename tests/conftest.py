@@ -109,10 +109,8 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture
 def own_run(finished_run: Run, tmp_path: Path) -> Run:
-    """A copy of the finished run to break, without the probe that a question may have left in it."""
-    run = copy_of(finished_run, tmp_path / "own")
-    shutil.rmtree(run.folder / "probe", ignore_errors=True)
-    return run
+    """A copy of the finished run to break."""
+    return copy_of(finished_run, tmp_path / "own")
 
 
 @pytest.fixture
@@ -143,7 +141,9 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 
 def copy_of(run: Run, runs_dir: Path) -> Run:
-    return Run(shutil.copytree(run.folder, runs_dir / run.run_id))
+    """A copy of a run without what other tests may have had made of it."""
+    made = shutil.ignore_patterns("probe", "downloads", "predictions")
+    return Run(shutil.copytree(run.folder, runs_dir / run.run_id, ignore=made))
 
 
 @pytest.fixture(scope="module")

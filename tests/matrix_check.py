@@ -1,4 +1,4 @@
-"""In a fresh process: load each run under a folder, with this project and with PEFT alone, and merge it.
+"""In a fresh process: load each run under some folders, with this project and with PEFT alone, and merge it.
 
 Prints one JSON object: by run id, the largest logit differences, and the merge certificate's word.
 """
@@ -69,4 +69,5 @@ def _stock_logits(run: Run, texts: list[str]) -> np.ndarray:
 if __name__ == "__main__":
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps({run.run_id: check(run) for run in list_runs(Path(sys.argv[1]))}) + "\n")
+    runs = [run for folder in sys.argv[1:] for run in list_runs(Path(folder))]
+    sys.stdout.write(json.dumps({run.run_id: check(run) for run in runs}) + "\n")

@@ -166,7 +166,7 @@ def test_evaluations_of_the_kept_step_are_the_training_metric_by_default(fit: Ca
     assert len(curve) == 8 and set(curve) == set(range(10, 81, 10))
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+@pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
     method: str, settings: dict[str, Any], noise_folder: str, tmp_path: Path
 ) -> None:
