@@ -62,7 +62,7 @@ class Workbench:
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`{run_id, status, waiting_for}`: the run started, or queued behind the one named."""
+        """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
         config = self.config(settings)
         self.worker.run("check", config.to_dict())
         ahead = self.launcher.current()
