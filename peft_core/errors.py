@@ -8,7 +8,8 @@ import errno
 import os
 import re
 
-_FOLDERS = re.compile(r"(?<![\w.:/~])~?/(?:[^\s'\"/:]+/)+")  # of an absolute path; the file's own name stays
+# the folders of an absolute path, which may hold spaces if it is quoted; the file's own name stays
+_FOLDERS = re.compile(r"""(?<=['"])~?/(?:[^'"/\n]+/)+|(?<![\w.:/~])~?/(?:[^\s'"/:]+/)+""")
 
 
 class PeftCoreError(Exception):
@@ -62,7 +63,7 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says without a path: of an OSError the system's own words for its number."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in errno.errorcode else type(error).__name__
-    return _FOLDERS.sub("", str(error))
+    """Return what an error says without folders: of an OSError the system's own words for its number."""
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return _FOLDERS.sub("", str(error)) or type(error).__name__

@@ -32,9 +32,10 @@ def test_disk_sentence_of_errors_in_a_cycle_ends() -> None:
     [
         (PermissionError(errno.EACCES, "Permission denied", "/data/runs/x/train.log"), "Permission denied"),
         (OSError(errno.ENOENT, "Failed to open local file '/data/a.parquet'"), "No such file or directory"),
-        (OSError("cannot read /data/a.csv"), "OSError"),
+        (OSError("cannot read /data/a.csv"), "cannot read a.csv"),
+        (TimeoutError(), "TimeoutError"),
         (ValueError("no header in /data/runs/x.y/a.safetensors: cut"), "no header in a.safetensors: cut"),
-        (ValueError("'~/runs/a b.csv' and './c/d.csv'"), "'a b.csv' and './c/d.csv'"),
+        (ValueError("'~/my runs/a b.csv' and './c/d.csv'"), "'a b.csv' and './c/d.csv'"),
         (ValueError("see https://huggingface.co/docs/peft, 3/4 of it"), None),
     ],
 )
