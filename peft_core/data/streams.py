@@ -182,7 +182,7 @@ class RecordRows(RowStream):
 
     def _find_columns(self) -> None:
         first = list(itertools.islice(self._records(), ROWS))
-        self._reader = reader_of(first)
+        self._reader = reader_of(self.path.name, first)
         left_out: set[str] = set()
         columns: dict[str, None] = {}
         for record in first:
