@@ -81,7 +81,7 @@ def edited_folder(final: Path) -> Iterator[Path]:
     """As `atomic_folder`, with the files of `final` in it already, as hard links: replace them, never write
     into them."""
     with atomic_folder(final) as staging:
-        shutil.copytree(final, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(final, staging, copy_function=link_or_copy, dirs_exist_ok=True)
         yield staging
 
 
@@ -225,7 +225,11 @@ def _libc() -> Any:
         return None
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make a hard link, or a copy on another disk or a file system without links.
+
+    A link costs nothing and keeps its content, since files of a run are replaced and never written into.
+    """
     try:
         os.link(source, target)
     except OSError:
