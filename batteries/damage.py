@@ -123,7 +123,8 @@ def damages(exhibit: Exhibit, count: int, numbers: random.Random) -> Iterator[Da
     if count < len(files):
         files = numbers.sample(files, count)
     for number in range(count):
-        path, kind = files[number % len(files)], _ROUND[(number // len(files) + number) % len(_ROUND)]
+        turn, place_in_turn = divmod(number, len(files))
+        path, kind = files[place_in_turn], _ROUND[(turn + place_in_turn) % len(_ROUND)]
         name = path.relative_to(exhibit.runs_dir).parts[0]
         size = path.stat().st_size
         place = {CUT: numbers.randrange(max(1, size)), FLIPPED: numbers.randrange(8 * max(1, size))}

@@ -30,7 +30,6 @@ from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step
 from peft_core.schedule import evaluation_rows
 from peft_core.train import train
 
-RUN_FILES = ("config.json", "inputs.json", "manifest.json", "metrics.jsonl", "status.json")
 CONTINUE = "continue"
 CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end
 
@@ -87,7 +86,7 @@ def _of_finished(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
             (("merged", "adapter", "evaluation"), Operation("merge", lambda: _merge(run))),
             (("embeddings", "vectors", "adapter"), Operation("embeddings", lambda: _embeddings(run))),
         ]
-        if any(part in ("run", "metrics", ".tokens") or (run.folder / part).exists() for part in operation[0])
+        if any(part in ("run", ".tokens") or (run.folder / part).exists() for part in operation[0])
     ]
 
 

@@ -15,7 +15,7 @@ from peft_core.inference.predictor import Predictor
 from peft_core.manifests import verify_folder
 from peft_core.rows import VALIDATION, judged_rows
 from peft_core.runs import FAILED, FINISHED, Run, RunState
-from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints
+from peft_core.runs.checkpoints import choose_checkpoint
 
 MADE = ("adapter", "evaluation", "embeddings", "onnx", "page", "vectors", "probe")  # folders with a manifest
 TEXTS = ("The food was awful and the staff rude.", "Wonderful, the best pizza.")
@@ -79,11 +79,6 @@ def staging_left(runs_dir: Path) -> list[str]:
     """Files and folders that nothing but a process which is gone could have use for."""
     left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name != ".tokens"]
     return [f"{path.relative_to(runs_dir)} is left" for path in left if path.parent not in left]
-
-
-def newest_step(run: Run) -> int:
-    """The step of the newest checkpoint folder, whole or not; 0 for none."""
-    return max((int(path.name.split("-")[1]) for path in list_checkpoints(run.checkpoints)), default=0)
 
 
 def chosen_step(run: Run) -> int:

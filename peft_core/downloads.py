@@ -26,7 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from peft_core.errors import RunError
-from peft_core.files import translate_disk_errors
+from peft_core.files import Stamp, link_or_copy, stamp_of, translate_disk_errors
 
 SECONDS_KEPT = 86_400
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class _Copy:
     """A file that was handed out, as it was then."""
 
-    version: tuple[int, int, int]
+    version: Stamp | None
     path: Path
 
 
@@ -62,12 +62,13 @@ class DownloadCache:
         with self._mutex, describe_os_errors(path.name):
             if path.is_relative_to(self.folder):
                 return str(path)
-            copy, version = self._copies.get(path), _version_of(path)
+            copy, version = self._copies.get(path), stamp_of(path)
             if copy is None or copy.version != version or not copy.path.is_file():
-                if copy is not None:
-                    shutil.rmtree(copy.path.parent, ignore_errors=True)
-                copy = self._copies[path] = _Copy(version, self.new_file(path.name))
-                _link_or_copy(path, copy.path)
+                earlier, copy = copy, _Copy(version, self.new_file(path.name))
+                link_or_copy(path, copy.path)
+                self._copies[path] = copy
+                if earlier is not None:
+                    shutil.rmtree(earlier.path.parent, ignore_errors=True)
             os.utime(copy.path.parent)  # its day begins anew: for `sweep`, and for gradio, which reads the
             copy.path.chmod(copy.path.stat().st_mode)  # file's ctime (its mtime is that of the run's file)
         return str(copy.path)
@@ -108,11 +109,6 @@ def describe_os_errors(what: str) -> Iterator[None]:
         raise RunError(f"{what} cannot be downloaded: {reason}.") from error
 
 
-def _version_of(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
 def _lock_of(folder: Path) -> Path:
     return folder.with_suffix(".lock")
 
@@ -123,11 +119,3 @@ def _remove_if_left(path: Path) -> None:
     with contextlib.suppress(Timeout), lock.acquire(timeout=0):
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         path.unlink(missing_ok=True)
-
-
-def _link_or_copy(source: Path, copy: Path) -> None:
-    """A hard link costs nothing, and keeps its content: files of a run are replaced, never written into."""
-    try:
-        os.link(source, copy)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(source, copy)

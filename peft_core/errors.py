@@ -1,4 +1,15 @@
-"""The errors a person can mend: each message says what was wrong, with the value, and what to do."""
+"""The errors a person can mend: each message says what was wrong, with the value, and what to do.
+
+Messages are shown to everyone who opens the page, so they name files and never where these lie on the disk:
+`reason_of` gives what an error of the system or of a library says without its paths.
+"""
+
+import errno
+import os
+import re
+
+# the folders of an absolute path, which may hold spaces if it is quoted; the file's own name stays
+_FOLDERS = re.compile(r"""(?<=['"])~?/(?:[^'"/\n]+/)+|(?<![\w.:/~])~?/(?:[^\s'"/:]+/)+""")
 
 
 class PeftCoreError(Exception):
@@ -39,3 +50,20 @@ class MergeError(PeftCoreError):
 
 class ExportError(PeftCoreError):
     """A model that cannot be written in the form asked for, or is not the trained one once written."""
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it came of, the nearest first; each once, also where they form a cycle."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and not any(current is known for known in chain):
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says without folders: of an OSError the system's own words for its number."""
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return _FOLDERS.sub("", str(error)) or type(error).__name__

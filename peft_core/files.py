@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.errors import RunError
+from peft_core.errors import RunError, causes
 from peft_core.process_identity import is_same_process, own_identity
 
 DISK_FULL = "The disk is full: free some space and try again; nothing half-written is left."
@@ -87,7 +87,7 @@ def edited_folder(final: Path) -> Iterator[Path]:
     """As `atomic_folder`, with the files of `final` in it already, as hard links: replace them, never write
     into them."""
     with atomic_folder(final) as staging:
-        shutil.copytree(final, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(final, staging, copy_function=link_or_copy, dirs_exist_ok=True)
         yield staging
 
 
@@ -180,11 +180,6 @@ def fsync_tree(folder: Path) -> None:
         fsync(Path(parent))
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, from Python or from a library's own writer, comes of a full disk."""
-    return disk_sentence(error) in (DISK_FULL, DISK_FAILED)
-
-
 def disk_sentence(error: BaseException) -> str | None:
     """What a person reads of an error that comes of a disk; None for any other error."""
     for numbers, texts, sentence in (
@@ -192,7 +187,7 @@ def disk_sentence(error: BaseException) -> str | None:
         ((errno.EIO, errno.EROFS), _FAILED, DISK_ERROR),
         ((), _UNTOLD, DISK_FAILED),
     ):
-        for cause in _causes(error):
+        for cause in causes(error):
             number = getattr(cause, "errno", None)
             text = next((text for text in texts if text in str(cause)), None)
             if number in numbers or text:
@@ -212,14 +207,6 @@ def translate_disk_errors() -> Iterator[None]:
         if sentence is None:
             raise
         raise RunError(sentence) from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it came of."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _swap(staging: Path, final: Path) -> None:
@@ -257,7 +244,11 @@ def _libc() -> Any:
         return None
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make a hard link, or a copy on another disk or a file system without links.
+
+    A link costs nothing and keeps its content, since files of a run are replaced and never written into.
+    """
     try:
         os.link(source, target)
     except OSError:

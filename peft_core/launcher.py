@@ -14,7 +14,7 @@ import psutil
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import DamagedError, RunError
+from peft_core.errors import DamagedError, RunError, reason_of
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
@@ -142,7 +142,8 @@ class Launcher:
             self._spawn(run)
         except Exception as error:
             _log.exception("The run %s could not be started.", run.run_id)
-            self._not_startable[run.run_id] = f"The training process could not be started: {error}"
+            reason = reason_of(error).rstrip(".")
+            self._not_startable[run.run_id] = f"The training process could not be started: {reason}."
             self._mark_not_startable()
 
     def _spawn(self, run: Run) -> None:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import EMBEDDED_MODEL
-from peft_core.errors import HubError, ModelError
+from peft_core.errors import HubError, ModelError, causes
 from peft_core.presets import EMBEDDED_SHA256, embedded_model_folder
 
 HUB_TIMEOUT = (
@@ -121,16 +121,6 @@ def _unreachable(name: str, kind: str) -> str:
 
 
 _NO_NETWORK = (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came of, the nearest first."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        current = current.__cause__ or current.__context__
-    return seen
 
 
 def _ask_hub(name: str, kind: str, ask: Callable[[], _Answer]) -> _Answer:

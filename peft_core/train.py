@@ -17,7 +17,7 @@ import torch
 
 from peft_core.adapters import RankSchedule, start_from_data
 from peft_core.config import TrainConfig
-from peft_core.errors import PeftCoreError, RunError
+from peft_core.errors import PeftCoreError, RunError, reason_of
 from peft_core.files import disk_sentence, remove_tree
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining
@@ -76,7 +76,7 @@ def train(run_dir: str | Path) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """What a person reads of an error that ended a run."""
+    """Return what everyone who opens the page reads of an error that ended a run; it names no folder."""
     if isinstance(error, PeftCoreError):
         return str(error)
     disk = disk_sentence(error)
@@ -84,7 +84,9 @@ def describe_failure(error: BaseException) -> str:
         return disk
     if is_out_of_memory(error):
         return "The machine ran out of memory: take a smaller batch size or max length."
-    return f"{type(error).__name__}: {error} (a bug; its traceback is in the run's log)"
+    if isinstance(error, OSError):
+        return f"The system reported an error: {reason_of(error)}; the run's log says where."
+    return f"{type(error).__name__}: {reason_of(error)} (a bug; its traceback is in the run's log)"
 
 
 def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:

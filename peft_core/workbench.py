@@ -1,6 +1,7 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
-from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
+from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.inference.classifier import Classifier
@@ -32,6 +33,7 @@ class Workbench:
     limits: Limits | None
     jobs: Worker = field(default_factory=Worker)  # of minutes, so that they hold up nobody's click
     _counted: dict[str, int] = field(default_factory=dict)
+    _uploading: threading.Lock = field(default_factory=threading.Lock)  # one upload is stored at a time
 
     @classmethod
     def open(cls, runs_dir: Path, *, public: bool = False) -> "Workbench":
@@ -62,7 +64,7 @@ class Workbench:
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`{run_id, status, waiting_for}`: the run started, or queued behind the one named."""
+        """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
         config = self.config(settings)
         self.worker.run("check", config.to_dict())
         ahead = self.launcher.current()
@@ -156,21 +158,24 @@ class Workbench:
 
         Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
         """
-        if self.limits is None:
-            return str(store_upload(paths, self.uploads_dir, in_use=self._data_in_use(list_all=True)))
-        folder = store_upload(
-            paths,
-            self.uploads_dir,
-            in_use=self._data_in_use(list_all=False),
-            most_uploads=self.limits.max_uploads,
-            most_bytes=self.limits.max_upload_bytes,
-        )
-        try:
-            self._check_rows(folder)
-        except PeftCoreError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return str(folder)
+        with self._uploading:
+            if self.limits is None:
+                in_use = self._data_in_use(list_all=True)
+                return str(store_upload(paths, self.uploads_dir, in_use=in_use).folder)
+            folder, is_new = store_upload(
+                paths,
+                self.uploads_dir,
+                in_use=self._data_in_use(list_all=False),
+                most_uploads=self.limits.max_uploads,
+                most_bytes=self.limits.max_upload_bytes,
+            )
+            try:
+                self._check_rows(folder)
+            except DataError:
+                if is_new:  # else a run may wait for it or train on it
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            return str(folder)
 
     def _upload_rows(self, name: str) -> int | None:
         """Rows of an uploaded data set, read once; None for one that was not uploaded."""

@@ -135,6 +135,19 @@ def test_durability_new_parent_not_synced_is_found() -> None:
     assert unsynced_renames([made, Operation("fsync", "/runs/a"), *rest]) == (1, [])
 
 
+@pytest.mark.parametrize("count", [13, 62])  # 6 more than a multiple of the ways
+def test_damages_of_seven_rounds_damage_each_file_in_every_way(count: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for number in range(count):
+        (tmp_path / "run" / f"{number}.bin").write_bytes(b"content")
+    exhibit = damage.Exhibit(tmp_path, tmp_path, {("run", "predict"): ""})
+    kinds: dict[Path, list[str]] = {}
+    for one in damage.damages(exhibit, 7 * count, random.Random(0)):
+        kinds.setdefault(one.path, []).append(one.kind)
+    assert len(kinds) == count
+    assert all(sorted(ways) == sorted(damage._ROUND) for ways in kinds.values())
+
+
 def test_damage_short_form_is_never_accepted(exhibit: damage.Exhibit) -> None:
     for case in damage.damages(exhibit, 6, random.Random(5)):
         if ".tokens" not in case.path.parts:

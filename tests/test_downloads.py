@@ -86,6 +86,8 @@ def test_publish_twice_keeps_one_copy_of_the_newest_file(
 def test_publish_keeps_the_copy_when_the_file_is_removed(cache: DownloadCache, archive: Path) -> None:
     copy = Path(cache.publish(archive))
     archive.unlink()
+    with pytest.raises(RunError, match="No such file"):
+        cache.publish(archive)
     assert copy.read_bytes() == b"weights"
 
 
@@ -165,7 +167,7 @@ def test_a_full_disk_is_described_as_such(
 ) -> None:
     refuse_links(monkeypatch)
     full = OSError(errno.ENOSPC, "No space left on device", str(archive))
-    monkeypatch.setattr("shutil.copyfile", lambda source, copy: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("shutil.copy2", lambda source, copy: (_ for _ in ()).throw(full))
     with pytest.raises(RunError, match="The disk is full"):
         cache.publish(archive)
     assert not files_in(cache.root)

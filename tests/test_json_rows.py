@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peft_core.config import TrainConfig
+from peft_core.data.annotation_exports import export_format
 from peft_core.data.files import Table, read_table
 from peft_core.data.json_shapes import raw_rows, rows_of, shape_of
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.streams import open_rows
-from peft_core.errors import DataError
+from peft_core.errors import DataError, PeftCoreError
 
 CASES = Path(__file__).parent / "cases"
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
@@ -121,6 +122,56 @@ def test_exports_of_marked_passages_are_refused(record: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize(
+    "cells",
+    [
+        {"total.responses": 12},
+        {"total.responses": [1, 2]},
+        {"total.responses": None},
+        {"fields": {"a": "x"}, "responses": ["x"]},
+        {"fields": {"a": "x"}, "responses": {"label": "pos"}},
+        {"fields": {"a": "x"}, "responses": 3},
+        {"data": {"a": "x"}, "annotations": 3, "predictions": []},
+        {"data": {"a": "x"}, "annotations": ["good"]},
+        {"data": {"a": "x"}, "annotations": [{"result": "good"}]},
+        {"data": {"a": "x"}, "annotations": [{"result": [3]}]},
+        {"annotation": "x", "prediction": "neg"},
+        {"annotator": "a", "annotation_id": 1, "lead_time": "long"},
+        {"id": 1, "labels": [{"name": "pos"}]},
+        {"id": 1, "entities": 3, "labels": []},
+    ],
+)
+def test_export_format_of_plain_rows_with_keys_of_exports_is_none(
+    cells: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [{"text": "good", **cells}, {"text": "bad", **cells}]
+    assert export_format(rows) is None
+    assert read(tmp_path / "a.json", rows).frame["text"].tolist() == ["good", "bad"]
+
+
+def test_label_studio_answers_of_odd_types_are_read(tmp_path: Path) -> None:
+    results = [
+        {"from_name": "topic", "type": "taxonomy", "value": {"taxonomy": None}},
+        {"from_name": "s", "type": "choices", "value": {"choices": [["a"], {"b": 1}]}},
+        {"from_name": "s", "type": "choices", "value": {"choices": [["a"], "c"]}},
+        {"from_name": ["no", "name"], "type": "choices", "value": {"choices": ["a"]}},
+    ]
+    table = read(tmp_path / "a.json", [{"data": {"text": "a"}, "annotations": [{"result": results}]}])
+    assert table.frame.iloc[0].to_dict() == {"text": "a", "topic": None}
+    assert "'s'" in table.facts["notes"][0]["sentence"]
+
+
+def test_record_that_is_not_of_its_files_format_is_one_sentence(tmp_path: Path) -> None:
+    record = {"fields": {"text": "good"}, "responses": {"label": [{"value": "pos"}]}}
+    records = [record] * 5000 + [{"text": "plain"}]
+    words = "'a.jsonl' is an export of Argilla, but {'text': 'plain'} is no record of one"
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "a.jsonl", records, lines=True)
+    stream = open_rows(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=words):
+        list(stream.chunks())
+
+
+@pytest.mark.parametrize(
     ("value", "words"),
     [
         ({"train": ROWS, "test": ROWS}, "rows under 'train', 'test'"),
@@ -200,3 +251,74 @@ def test_raw_rows_are_the_parsed_rows(rows: list[dict[str, Any]], shape: str, in
     text = json.dumps(whole, indent=indent)
     seen = shape_of("a.json", json.loads(text))
     assert [json.loads(raw) for raw in raw_rows(text, seen)] == rows_of(json.loads(text), seen)
+
+
+EXPORT_KEYS = [
+    "text", "label", "labels", "id", "data", "meta", "annotations", "completions", "predictions",
+    "result", "value", "type", "from_name", "choices", "taxonomy", "textarea", "rating", "annotator",
+    "annotation_id", "lead_time", "fields", "responses", "suggestions", "label.responses",
+    "label.responses.users", "status", "values", "user_id", "inputs", "annotation", "prediction",
+    "entities", "start_offset", "label.suggestion", "was_cancelled",
+]  # fmt: skip
+odd_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "good", *EXPORT_KEYS]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(EXPORT_KEYS), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+odd_records = st.one_of(
+    st.dictionaries(st.sampled_from(EXPORT_KEYS), odd_values, max_size=6),
+    *(
+        st.fixed_dictionaries(dict.fromkeys(keys, odd_values))
+        for keys in (
+            ("data", "annotations"),
+            ("fields", "responses"),
+            ("text", "label.responses", "label.responses.users"),
+            ("text", "annotation", "prediction"),
+            ("text", "annotator", "annotation_id", "lead_time"),
+            ("id", "text", "label", "entities"),
+        )
+    ),
+    st.fixed_dictionaries(  # tasks of Label Studio with odd results
+        {
+            "data": st.fixed_dictionaries({"text": st.text(max_size=3)}),
+            "annotations": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "result": st.lists(
+                            st.fixed_dictionaries(
+                                {
+                                    "from_name": odd_values,
+                                    "type": st.sampled_from(["choices", "taxonomy", "textarea", "rating"]),
+                                    "value": st.dictionaries(
+                                        st.sampled_from(EXPORT_KEYS), odd_values, max_size=4
+                                    ),
+                                }
+                            ),
+                            max_size=3,
+                        )
+                    }
+                ),
+                max_size=2,
+            ),
+        }
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=st.lists(odd_records, min_size=1, max_size=4), lines=st.booleans(), whole=st.booleans())
+def test_odd_records_with_keys_of_exports_give_rows_or_one_error(
+    rows: list[dict[str, Any]], lines: bool, whole: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / ("a.jsonl" if lines else "a.json")
+    if lines:
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows[0] if whole else rows), encoding="utf-8")
+    for use in (read_table, lambda path: list(open_rows(path).chunks())):
+        try:
+            assert use(path) is not None
+        except PeftCoreError as error:
+            assert "\n" not in str(error)

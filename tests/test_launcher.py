@@ -218,7 +218,7 @@ def test_queue_goes_on_past_a_run_that_cannot_be_started(
     def spawn_second(self: Launcher, run: Run) -> None:
         if not refused:
             refused.append(run.run_id)
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", str(run.log))
         spawn(self, run)
 
     monkeypatch.setattr(Launcher, "_spawn", spawn_second)
@@ -227,7 +227,8 @@ def test_queue_goes_on_past_a_run_that_cannot_be_started(
     launcher.resume_queue()
     wait_for(lambda: ended(second))
     assert refused == [first.run_id]
-    assert status(first) == "FAILED" and "No space left" in (first.state().error or "")
+    assert status(first) == "FAILED"
+    assert first.state().error == "The training process could not be started: No space left on device."
     assert status(second) == "FINISHED"
 
 

@@ -14,7 +14,7 @@ from peft_core.data.inspection import inspect
 from peft_core.data.labelled import LabelledText, load_labelled_text
 from peft_core.data.pairs import BOTH, FIRST, PAIR, group_pairs, group_strata
 from peft_core.data.splits import hold_out
-from peft_core.data.text_keys import text_key
+from peft_core.data.text_keys import pair_key, text_key
 
 CASES = Path(__file__).parent / "cases"
 quick = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -40,7 +40,7 @@ def load(path: Path, **changes: object) -> LabelledText:
     seed=st.integers(0, 99),
 )
 def test_hold_out_by_groups_keeps_each_text_on_one_side(pairs: list[tuple[int, int]], seed: int) -> None:
-    keys = [text_key(f"first {first}", f"second {second}") for first, second in pairs]
+    keys = [pair_key(f"first {first}", f"second {second}") for first, second in pairs]
     grouping = group_pairs(keys)
     labels = [["a", "b"][second % 2] for _, second in pairs]
     held = set(hold_out(grouping.groups, group_strata(grouping.groups, labels), 0.2, seed, at_least=1))
@@ -56,7 +56,7 @@ def test_hold_out_by_groups_keeps_each_text_on_one_side(pairs: list[tuple[int, i
 
 def test_group_pairs_joins_rows_through_other_rows() -> None:
     keys = [
-        text_key(*pair) for pair in [("a", "1"), ("b", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")]
+        pair_key(*pair) for pair in [("a", "1"), ("b", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")]
     ]
     grouping = group_pairs(keys)
     assert grouping.by == BOTH
@@ -64,10 +64,38 @@ def test_group_pairs_joins_rows_through_other_rows() -> None:
     assert group_pairs(keys[::-1]).groups == grouping.groups[::-1], "names do not depend on the order"
 
 
+def test_group_pairs_with_zero_characters_joins_rows_that_share_a_text() -> None:
+    """The keys of a pair used to be one text, parted at its first zero character."""
+    pairs = [("a\0b", "shared"), ("c", "shared"), ("a", "b\0d"), ("e", "1"), ("f", "2"), ("g", "3")]
+    grouping = group_pairs([pair_key(*pair) for pair in pairs])
+    assert grouping.by == BOTH
+    assert grouping.groups[0] == grouping.groups[1] != grouping.groups[2]
+
+
+def test_inspect_of_pairs_counts_whole_pairs(tmp_path: Path) -> None:
+    rows = [(f"Premise {i}", f"Hypothesis {i}", ["yes", "no"][i % 2]) for i in range(40)]
+    twice = [
+        ("PREMISE 2", "Hypothesis 2", "no"),
+        ("premise 3", "hypothesis 3", "no"),
+        ("Premise 2", "x", "no"),
+    ]
+    write(tmp_path / "train.csv", [*rows, *twice])
+    write(tmp_path / "test.csv", [("premise 4", "hypothesis 4", "yes"), ("New", "Other", "no")])
+    findings = inspect(TrainConfig(dataset_name=str(tmp_path)))["findings"]
+    counts = {finding["kind"]: finding["count"] for finding in findings}
+    assert (counts["conflicts"], counts["duplicates"], counts["leakage"]) == (2, 1, 1)
+    dropped = load(tmp_path, remedies=("conflicts", "duplicates", "leakage")).record["dropped"]
+    assert {entry["remedy"]: entry["rows"] for entry in dropped} == {
+        "conflicts": 2,
+        "duplicates": 1,
+        "leakage": 1,
+    }
+
+
 def test_group_pairs_falls_back_to_the_first_text_and_to_the_pair() -> None:
-    aspects = [text_key(f"text {i}", aspect) for i in range(20) for aspect in ("food", "price")]
+    aspects = [pair_key(f"text {i}", aspect) for i in range(20) for aspect in ("food", "price")]
     assert group_pairs(aspects).by == FIRST
-    assert group_pairs([text_key("one", f"{i}") for i in range(20)]).by == PAIR
+    assert group_pairs([pair_key("one", f"{i}") for i in range(20)]).by == PAIR
 
 
 def test_group_strata_takes_the_rarest_of_a_group() -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from peft_core.manifests import verify_folder, write_manifest
 from peft_core.runs import Run, RunInTraining, store
 from peft_core.runs import run as run_module
 from peft_core.runs.checkpoints import choose_checkpoint
-from peft_core.train import train
+from peft_core.train import describe_failure, train
 from peft_core.training.inputs import INPUTS_FILE
 
 
@@ -43,6 +44,21 @@ def own(tmp_path: Path) -> Run:
 def test_disk_sentence_of_libraries_without_errno_is_true(error: Exception, sentence: str | None) -> None:
     """torch says "unexpected pos" whichever way a write fails; it was told as a full disk."""
     assert disk_sentence(error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/data/runs/x/train.log"), "Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/a.csv"), "No such file"),
+        (OSError("cannot read /data/a.csv"), "cannot read a.csv"),
+        (ValueError("no header in /data/runs/x/a.bin"), "ValueError: no header in a.bin .a bug; "),
+    ],
+)
+def test_describe_failure_names_no_folder(error: Exception, sentence: str) -> None:
+    described = describe_failure(error)
+    assert re.search(sentence, described) and "/" not in described
+    assert ("bug" in described) == (not isinstance(error, OSError))
 
 
 def test_translate_disk_errors_keeps_the_first_sentence() -> None:

@@ -20,6 +20,7 @@ from peft_core.files import staging_path
 from peft_core.process_identity import is_same_process, own_identity, process_identity
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs import run as run_module
+from peft_core.runs.checkpoints import list_checkpoints, remove_older
 
 TRAINS = """
 import sys, time
@@ -249,6 +250,14 @@ def test_metrics_with_a_changed_or_lost_line_end_before_it(in_training: RunInTra
 def test_metrics_refuse_numbers_that_json_has_not(in_training: RunInTraining) -> None:
     with pytest.raises(ValueError):
         in_training.log_metrics({"step": 1, "loss": float("nan")})
+
+
+def test_list_checkpoints_ignores_names_that_are_no_step(tmp_path: Path) -> None:
+    for name in ("checkpoint-5", "checkpoint-12", "checkpoint-5-backup", "checkpoint-²", "checkpoint-", "x"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-12", "checkpoint-5"]
+    remove_older(tmp_path, keep=1)
+    assert (tmp_path / "checkpoint-5-backup").is_dir() and not (tmp_path / "checkpoint-5").exists()
 
 
 def test_update_keeps_what_it_does_not_name(run: Run) -> None:

@@ -1,6 +1,9 @@
 """Rows in pieces: the cells that reading the whole gives, and written back with columns beside them."""
 
 import csv
+import errno
+import gzip
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peft_core.data import streams, workbooks, writers
+from peft_core.data import streams, unpacking, workbooks, writers
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
+from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.writers import neutral, writer_for
 from peft_core.errors import DataError
 
@@ -106,8 +110,47 @@ def test_a_sheet_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be opened"):
+    with pytest.raises(DataError, match="cannot be read: No such file or directory"):
         open_rows(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.parquet", "a.xlsx", "a.csv.gz", "a.zip"])
+def test_a_file_that_disappears_is_one_sentence_without_its_folder(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    plain = written(tmp_path / "plain.csv") if name in ("a.csv.gz", "a.zip") else written(path)
+    if name == "a.csv.gz":
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    if name == "a.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(plain, "plain.csv")
+    stream = open_rows(path)
+    path.unlink()
+    readers = [read_table, open_rows, lambda path: unpacked_bytes(path, 1_000_000)]
+    if name != "a.json":  # which is held as a whole
+        readers.append(lambda path: list(stream.chunks()))
+    for read in readers:
+        with pytest.raises(DataError, match=f"'{name}' cannot be read: No such file") as error:
+            read(path)
+        assert str(tmp_path) not in str(error.value)
+
+
+class FailingFile(io.BytesIO):
+    """A file on a disk that fails once it was opened."""
+
+    def read(self, *size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", "/data/a.csv")
+
+    read1 = readinto = read  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_disk_that_fails_between_rows_is_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_rows(written(tmp_path / name))
+    monkeypatch.setattr(unpacking.DataFile, "open", lambda file, most_bytes: FailingFile())
+    with pytest.raises(DataError, match=f"^'{name}' cannot be read: Input/output error.$"):
+        list(stream.chunks())
 
 
 def rewritten(path: Path) -> tuple[Path, Any]:

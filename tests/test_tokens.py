@@ -15,7 +15,8 @@ from tiny import make_tiny_bert
 from transformers import AutoTokenizer
 
 from peft_core.data import tokens
-from peft_core.data.tokens import encode
+from peft_core.data.tokens import encode, rows_digest, tokenizer_digest
+from peft_core.files import staging_path
 
 ROWS = {"text": ["good food", "bad staff " * 30, "the best pizza"], "label": [1, 0, 1]}
 
@@ -175,15 +176,49 @@ def test_cache_entry_is_synced_before_its_rename_and_the_folder_after(
     assert done == ["file synced", "renamed", "folder synced"]
 
 
-def test_files_that_dead_processes_left_are_removed_after_a_day(tokenizer: Any, tmp_path: Path) -> None:
+def test_entry_that_another_process_is_writing_is_neither_counted_nor_removed(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its staging name ends in .arrow, too."""
     cache = tmp_path / "tokens"
-    cache.mkdir()
-    old, new = cache / ".a.arrow.x1", cache / ".b.arrow.x2"
-    for path in (old, new):
-        path.touch()
-    os.utime(old, (1, 1))
     encode(Dataset.from_dict(ROWS), tokenizer, 16, cache)
-    assert not old.exists() and new.exists()
+    (entry,) = cache.iterdir()
+    staging = staging_path(entry)
+    staging.write_bytes(b"half" * 10_000)
+    for path in (entry, staging):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(tokens, "CACHE_BYTES", 4 * entry.stat().st_size)
+    encode(Dataset.from_dict(ROWS), tokenizer, 8, cache)
+    assert entry.exists() and staging.exists()
+
+
+class Slow:
+    """A tokenizer without a backend, so that no more than its vocabulary is known of it."""
+
+    truncation_side = "right"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 1, "\ud800": 2, "b": 0}
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1]] * len(texts), "attention_mask": [[1]] * len(texts)}
+
+
+def test_digests_keep_the_values_that_runs_have_recorded() -> None:
+    """A run whose `inputs.json` holds another value could not continue."""
+    rows = Dataset.from_dict(
+        {"text": ["good food", "bad staff", "ü"], "text_pair": ["a", "b", "c"], "label": [1, 0, 1]}
+    )
+    assert rows_digest(rows) == "445b607451aadeae20317ef5dc89956501d42d9f99d8a1bae7b1604b25d3fa8d"
+    fast = AutoTokenizer.from_pretrained(Path(__file__).parent / "version_0" / "base")
+    assert tokenizer_digest(fast) == "8f7960a4976c239beb0f6d14318ddde923bdf7f1fbb0cf49c15f8642bd2b0431"
+    assert tokenizer_digest(Slow()) == "ba9e5496d52bfa58e0229cfd81610bc56bd1de5911c84dc535cceea50487aca6"
+
+
+def test_tokens_of_a_tokenizer_without_a_backend_are_not_kept(tmp_path: Path) -> None:
+    cache = tmp_path / "tokens"
+    assert encode(Dataset.from_dict(ROWS), Slow(), 16, cache)["labels"][:] == ROWS["label"]
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize("small_disk", [4], indirect=True)

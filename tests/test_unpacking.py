@@ -138,7 +138,7 @@ def test_read_table_of_a_damaged_archive_is_one_sentence(
 
 def test_store_upload_counts_packed_files_by_what_they_unpack_to(tmp_path: Path) -> None:
     small = zipped(tmp_path / "small.zip", **{"a.csv": CSV})
-    assert store_upload([small], tmp_path / uploads.UPLOADS, most_bytes=2_000_000).is_dir()
+    assert store_upload([small], tmp_path / uploads.UPLOADS, most_bytes=2_000_000).folder.is_dir()
     with pytest.raises(DataError, match="at most 2 MB are taken"):
         store_upload([bomb(tmp_path / "a.csv.gz", 5)], tmp_path / uploads.UPLOADS, most_bytes=2_000_000)
 

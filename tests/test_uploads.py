@@ -1,11 +1,17 @@
 """Uploaded files: a folder by their contents, whole or not at all, only so many, and nothing in disguise."""
 
+import errno
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from small_data import write_csv
 
+from peft_core import workbench
 from peft_core.config import TrainConfig
 from peft_core.data import uploads
 from peft_core.data.labelled import load_labelled_text
@@ -13,6 +19,7 @@ from peft_core.data.uploads import is_upload, store_upload, upload_label
 from peft_core.errors import ConfigError, DataError
 from peft_core.limits import Limits
 from peft_core.workbench import Workbench
+from peft_core.worker import WorkerError
 
 ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
 
@@ -25,20 +32,21 @@ def file(tmp_path: Path) -> Path:
 
 def test_files_become_a_data_set(file: Path, tmp_path: Path) -> None:
     write_csv(file.with_name("test.csv"), ROWS[:10])
-    folder = store_upload([file, file.with_name("test.csv")], tmp_path / ".uploads")
+    folder = store_upload([file, file.with_name("test.csv")], tmp_path / ".uploads").folder
     assert sorted(path.name for path in folder.iterdir()) == ["Meine Daten.csv", "test.csv"]
     assert folder.parent == tmp_path / ".uploads" and folder.name.startswith("meine-daten-")
     assert upload_label(str(folder)) == "Meine Daten.csv, test.csv"
-    one = store_upload([file], tmp_path / ".uploads")
+    one = store_upload([file], tmp_path / ".uploads").folder
     assert one != folder
     assert len(load_labelled_text(TrainConfig(dataset_name=str(one))).eval) == 8
 
 
 def test_the_same_files_are_the_same_data_set(file: Path, tmp_path: Path) -> None:
     first = store_upload([file], tmp_path / ".uploads")
-    assert store_upload([file], tmp_path / ".uploads") == first
+    assert first.is_new
+    assert store_upload([file], tmp_path / ".uploads") == (first.folder, False)
     write_csv(file, ROWS[1:])
-    assert store_upload([file], tmp_path / ".uploads") != first
+    assert store_upload([file], tmp_path / ".uploads").folder != first.folder
 
 
 def test_nothing_is_left_of_an_upload_that_fails(
@@ -46,10 +54,10 @@ def test_nothing_is_left_of_an_upload_that_fails(
 ) -> None:
     def broken(source: Path, target: Path) -> None:
         Path(target).write_text("half", encoding="utf-8")
-        raise OSError("gone")
+        raise OSError(errno.EACCES, "Permission denied", str(target))
 
     monkeypatch.setattr(uploads.shutil, "copyfile", broken)
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(DataError, match="^'Meine Daten.csv' cannot be stored: Permission denied.$"):
         store_upload([file], tmp_path / ".uploads")
     assert list((tmp_path / ".uploads").iterdir()) == []
 
@@ -58,12 +66,62 @@ def test_the_oldest_unused_are_pruned(file: Path, tmp_path: Path) -> None:
     kept = []
     for i in range(5):
         write_csv(file, ROWS[i:])
-        kept.append(
-            store_upload([file], tmp_path / ".uploads", in_use={str(kept[0])} if kept else (), most_uploads=3)
-        )
+        in_use = {str(kept[0])} if kept else ()
+        kept.append(store_upload([file], tmp_path / ".uploads", in_use=in_use, most_uploads=3).folder)
         os.utime(kept[-1], (i, i))
     left = set((tmp_path / ".uploads").iterdir())
     assert left == {kept[0], kept[3], kept[4]}
+
+
+def test_prune_passes_over_a_folder_that_another_app_removes(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store_upload([file], tmp_path / ".uploads").folder
+    is_dir = Path.is_dir
+
+    def is_dir_for_the_last_time(path: Path) -> bool:
+        answer = is_dir(path)
+        if path == first:
+            shutil.rmtree(first)
+        return answer
+
+    write_csv(file, ROWS[1:])
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "is_dir", is_dir_for_the_last_time)
+        second = store_upload([file], tmp_path / ".uploads", most_uploads=1).folder
+    assert list((tmp_path / ".uploads").iterdir()) == [second]
+
+
+def test_uploads_at_once_are_stored_one_after_the_other(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, storing, at_once = Workbench.open(tmp_path / "runs"), [], []
+
+    def store_slowly(*arguments: object, **options: object) -> object:
+        storing.append(1)
+        at_once.append(len(storing))
+        time.sleep(0.1)
+        storing.pop()
+        return store_upload(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workbench, "store_upload", store_slowly)
+    with ThreadPoolExecutor() as threads:
+        folders = list(threads.map(own.upload, [[file]] * 3))
+    assert len(set(folders)) == 1 and at_once == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [WorkerError("The worker ran out of memory."), DataError("Too many rows.")])
+def test_upload_that_fails_keeps_the_folder_of_an_earlier_one(
+    error: Exception, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of somebody else may train on it."""
+    public = Workbench.open(tmp_path / "runs", public=True)
+    monkeypatch.setattr(Workbench, "_check_rows", lambda *_: None)
+    folder = Path(public.upload([file]))
+    monkeypatch.setattr(Workbench, "_check_rows", mock.Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        public.upload([file])
+    assert [path.name for path in folder.iterdir()] == ["Meine Daten.csv"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +143,7 @@ def test_what_is_not_taken(names: list[str], words: str, tmp_path: Path) -> None
 
 
 def test_only_uploads_pass_for_uploads(file: Path, tmp_path: Path) -> None:
-    folder = store_upload([file], tmp_path / ".uploads")
+    folder = store_upload([file], tmp_path / ".uploads").folder
     other = tmp_path / ".uploads" / "link-0123456789ab"
     other.symlink_to(tmp_path / "given")
     assert is_upload(str(folder), tmp_path / ".uploads")

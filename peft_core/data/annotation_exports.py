@@ -3,6 +3,9 @@
 Formats: Label Studio's task format (labelstud.io/guide/task_format) and its JSON_MIN, Doccano's JSONL of a
 text classification project, Argilla's records (fields, responses, suggestions), the flat columns of its
 `to_datasets`, and the records of Argilla 1. Of several annotators the first one's answer is taken.
+
+Plain rows may have keys such as `annotations` or `label.responses`, so a record matches a format only where
+the values under its keys have the tool's own types; `read` relies on what `matches` has checked.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +53,21 @@ def export_format(records: Sequence[Any]) -> ExportFormat | None:
 
 
 def _is_task(record: Record) -> bool:
-    return isinstance(record.get("data"), dict) and any(isinstance(record.get(k), list) for k in _TASK_LISTS)
+    lists = [record[key] for key in _TASK_LISTS if record.get(key) is not None]
+    return (
+        isinstance(record.get("data"), dict)
+        and bool(lists)
+        and all(isinstance(annotations, list) for annotations in lists)
+        and all(_is_annotation(annotation) for annotations in lists for annotation in annotations)
+    )
+
+
+def _is_annotation(annotation: Any) -> bool:
+    """Whether this is an annotation or a prediction of Label Studio; short exports give its number alone."""
+    if not isinstance(annotation, dict):
+        return isinstance(annotation, int)
+    result = annotation.get("result")
+    return result is None or (isinstance(result, list) and all(isinstance(part, dict) for part in result))
 
 
 def _task(record: Record) -> Annotated:
@@ -69,27 +86,32 @@ def _answers(results: Sequence[Any]) -> tuple[Record, set[str]]:
     cells: Record = {}
     spans: set[str] = set()
     for result in results:
-        kind, value = (result.get("type"), result.get("value")) if isinstance(result, dict) else (None, None)
-        name = result.get("from_name") if isinstance(result, dict) else None
+        kind, value, name = result.get("type"), result.get("value"), result.get("from_name")
         key = "text" if kind == "textarea" else kind
-        if not isinstance(value, dict) or name is None:
+        if not isinstance(value, dict) or not isinstance(name, str):
             continue
         if key not in _ANSWERS or key not in value:
             spans.add(str(kind))
             continue
         answer = value[key]
-        if kind == "taxonomy":
+        if kind == "taxonomy" and isinstance(answer, list):
             answer = [" / ".join(map(str, path)) if isinstance(path, list) else path for path in answer]
         if kind == "textarea" and isinstance(answer, list):
             answer = "\n".join(map(str, answer))
         if isinstance(answer, list) and isinstance(cells.get(name), list):
-            answer = list(dict.fromkeys([*cells[name], *answer]))
-        cells[str(name)] = answer
+            answer = _without_repeats([*cells[name], *answer])
+        cells[name] = answer
     return cells, spans
 
 
+def _without_repeats(parts: list[Any]) -> list[Any]:
+    """The parts, each once; they may be lists or objects, which no set holds."""
+    return [part for place, part in enumerate(parts) if part not in parts[:place]]
+
+
 def _is_minimal_task(record: Record) -> bool:
-    return {"annotator", "annotation_id", "lead_time"} <= record.keys()
+    has_keys = {"annotator", "annotation_id", "lead_time"} <= record.keys()
+    return has_keys and isinstance(record["lead_time"], int | float | None)
 
 
 def _minimal_task(record: Record) -> Annotated:
@@ -113,14 +135,28 @@ def _minimal_task(record: Record) -> Annotated:
 
 def _is_doccano(record: Record) -> bool:
     text = record.get("text", record.get("data"))
-    labeled = any(isinstance(record.get(key), list) for key in ("label", "labels", "annotations", "entities"))
-    return isinstance(text, str) and "id" in record and labeled and set(record) <= _DOCCANO
+    lists = [record[key] for key in ("label", "labels", "annotations", "entities") if key in record]
+    return (
+        isinstance(text, str)
+        and "id" in record
+        and set(record) <= _DOCCANO
+        and bool(lists)
+        and all(isinstance(labels, list) for labels in lists)
+        and all(_is_doccano_label(label) for labels in lists for label in labels)
+    )
+
+
+def _is_doccano_label(label: Any) -> bool:
+    """Whether this is a label, a marked passage `[start, end, label]`, or an object with either."""
+    if isinstance(label, list):
+        return len(label) == 3 and isinstance(label[0], int) and isinstance(label[1], int)
+    if isinstance(label, dict):
+        return "label" in label or "start_offset" in label
+    return isinstance(label, str | int)
 
 
 def _doccano(record: Record) -> Annotated:
     labels = record.get("label", record.get("labels", record.get("annotations"))) or []
-    if not isinstance(labels, list):
-        labels = [labels]
     spans = {"spans" for part in labels if isinstance(part, list)}
     spans |= {"spans" for part in labels if isinstance(part, dict) and "start_offset" in part}
     spans |= {"entities"} if record.get("entities") else set()
@@ -130,7 +166,18 @@ def _doccano(record: Record) -> Annotated:
 
 
 def _is_argilla(record: Record) -> bool:
-    return isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
+    has_keys = isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
+    return has_keys and _are_responses(record.get("responses"))
+
+
+def _are_responses(responses: Any) -> bool:
+    """Whether these are answers by question (Argilla 2), or objects with a user's answers (Argilla 1)."""
+    if isinstance(responses, dict):
+        return all(isinstance(answers, list | None) for answers in responses.values())
+    answers = responses if isinstance(responses, list) else [responses]
+    if responses is None:
+        return True
+    return all(isinstance(a, dict) and isinstance(a.get("values"), dict | None) for a in answers)
 
 
 def _argilla(record: Record) -> Annotated:
@@ -147,9 +194,12 @@ def _argilla(record: Record) -> Annotated:
 
 
 def _is_flat_argilla(record: Record) -> bool:
-    return any(key.endswith(".responses") for key in record) or any(
-        _is_response_list(v) for v in record.values()
-    )
+    columns = [key for key in record if key.endswith(".responses")]
+    if not columns:
+        return any(map(_is_response_list, record.values()))
+    if not all(f"{key}.users" in record for key in columns):
+        return False
+    return all(isinstance(record[name], list | None) for key in columns for name in (key, f"{key}.users"))
 
 
 def _flat_argilla(record: Record) -> Annotated:
@@ -167,13 +217,15 @@ def _flat_argilla(record: Record) -> Annotated:
 
 
 def _is_old_argilla(record: Record) -> bool:
-    return {"annotation", "prediction"} <= record.keys() and ("inputs" in record or "text" in record)
+    has_keys = {"annotation", "prediction"} <= record.keys()
+    has_text = isinstance(record.get("text"), str) or isinstance(record.get("inputs"), dict)
+    return has_keys and has_text and isinstance(record["prediction"], list | None)
 
 
 def _old_argilla(record: Record) -> Annotated:
     """A record of Argilla 1: one text or several inputs, and one annotation."""
     inputs, text, label = record.get("inputs"), record.get("text"), record["annotation"]
-    fields = {"text": text} if isinstance(text, str) or not isinstance(inputs, dict) else dict(inputs)
+    fields = {"text": text} if isinstance(text, str) else dict(inputs or {})
     spans = frozenset(
         {"spans"} if isinstance(label, list) and any(isinstance(p, list) for p in label) else ()
     )

@@ -15,6 +15,7 @@ from peft_core.data.columns import REGRESSION, SINGLE, is_empty
 from peft_core.data.findings import EXAMPLES, Finding, examples, judged_texts, names_of, row_count
 from peft_core.data.pairs import shared_texts
 from peft_core.data.spelling import label_spelling, with_one_spelling
+from peft_core.data.text_keys import TextKey
 
 SHORT = 3  # letters
 IMBALANCE = 10.0  # times that the most frequent label has the rows of the rarest
@@ -95,7 +96,7 @@ def small_labels(splits: Mapping[str, pd.DataFrame], problem_type: str) -> list[
     """Labels with one text where test rows must be held out; and those judged on but never trained on."""
     if problem_type == REGRESSION:
         return []
-    texts: dict[str, set[str]] = {}
+    texts: dict[str, set[TextKey]] = {}
     for key, label in zip(splits["train"]["key"], splits["train"]["label"], strict=True):
         for name in names_of(label, problem_type):
             texts.setdefault(name, set()).add(key)
@@ -125,7 +126,7 @@ def _conflicts(train: pd.DataFrame) -> Finding | None:
     return Finding("conflicts", len(rows), examples(rows), words, "conflicts")
 
 
-def _conflicting(rows: pd.DataFrame) -> set[str]:
+def _conflicting(rows: pd.DataFrame) -> set[TextKey]:
     repeated = rows[rows["key"].duplicated(keep=False)]
     labels = repeated["label"].map(_comparable).groupby(repeated["key"].to_numpy()).nunique()
     return set(labels[labels > 1].index)

@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+from peft_core.errors import reason_of
+
 
 def cell(value: Any) -> Any:
     """A value of JSON, Parquet or Excel as a cell: what is neither text nor number is written out."""
@@ -29,8 +31,8 @@ def shown(value: Any, most: int = 40) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one short line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return what an error of a library says, cut to one short line and without folders."""
+    return (reason_of(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_nested(value: Any) -> bool:

@@ -22,7 +22,7 @@ from peft_core.data.delimited import read_delimited, unique_names
 from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import read_records, texts_where_mixed
 from peft_core.data.json_shapes import is_lines, parse, rows_of, shape_of
-from peft_core.data.unpacking import locate
+from peft_core.data.unpacking import locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
@@ -59,10 +59,7 @@ def read_table(path: Path, options: ReadOptions = _DEFAULT) -> Table:
     Raises DataError, one sentence that names the file and where it can the row and the column.
     """
     file = locate(path)
-    try:
-        size, data = path.stat().st_size, file.read(MOST_BYTES)
-    except OSError as error:
-        raise DataError(f"{path.name!r} cannot be opened: {error.strerror or error}.") from error
+    size, data = size_of(path), file.read(MOST_BYTES)
     if not data.strip():
         raise DataError(f"The file {path.name!r} holds no rows; add some.")
     reading = _READERS[file.format](path.name, data, options)

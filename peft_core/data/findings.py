@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from peft_core.data.columns import MULTI, REGRESSION
+from peft_core.data.text_keys import TextKey
 
 EXAMPLES = 3
 
@@ -56,7 +57,7 @@ def names_of(label: Any, problem_type: str) -> tuple[str, ...]:
     return label if problem_type == MULTI else (label,)
 
 
-def judged_texts(splits: Mapping[str, pd.DataFrame]) -> list[tuple[str, set[str]]]:
+def judged_texts(splits: Mapping[str, pd.DataFrame]) -> list[tuple[str, set[TextKey]]]:
     """Roles, each with the texts that must not be in it."""
     keys = {role: set(splits[role]["key"]) if role in splits else set() for role in ("validation", "test")}
     found = [("train", keys["validation"] | keys["test"])]

@@ -22,6 +22,7 @@ _DEPTH = 5  # objects in objects that become columns
 class RecordReader:
     """How a file's records become rows; `single` are label columns whose lists never hold two labels."""
 
+    file_name: str
     export: ExportFormat | None = None
     single: frozenset[str] = frozenset()
 
@@ -30,8 +31,16 @@ class RecordReader:
         return self.flat(self.annotated(record).cells)[0]
 
     def annotated(self, record: Mapping[str, Any]) -> Annotated:
-        """A record as its tool's format reads it."""
-        return self.export.read(dict(record)) if self.export else Annotated(dict(record))
+        """A record as its tool's format reads it; DataError for one that is not of the format."""
+        if self.export is None:
+            return Annotated(dict(record))
+        try:
+            return self.export.read(dict(record))
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.file_name!r} is an export of {self.export.name}, but {shown(record)} is no record of "
+                "one; export it again, or leave the record out."
+            ) from error
 
     def flat(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Columns of scalars and lists of scalars, and the keys whose values are lists of objects."""
@@ -56,18 +65,19 @@ class RecordTable:
     differ: list[int] = field(default_factory=list)
 
 
-def reader_of(records: Sequence[Mapping[str, Any]]) -> RecordReader:
+def reader_of(name: str, records: Sequence[Mapping[str, Any]]) -> RecordReader:
     """The reader for a file that begins with these records."""
-    export = export_format(records)
-    if export is None:
-        return RecordReader()
+    reader = RecordReader(name, export_format(records))
+    if reader.export is None:
+        return reader
     lists: dict[str, int] = {}
     for record in records:
-        annotated = export.read(dict(record))
+        annotated = reader.annotated(record)
         for key in annotated.labels:
             value = annotated.cells.get(key)
             lists[key] = max(lists.get(key, 0), len(value) if isinstance(value, list) else 0)
-    return RecordReader(export, frozenset(key for key, longest in lists.items() if longest < 2))
+    single = frozenset(key for key, longest in lists.items() if longest < 2)
+    return RecordReader(name, reader.export, single)
 
 
 def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> RecordTable:
@@ -78,7 +88,7 @@ def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> R
     for number, record in zip(numbers, records, strict=True):
         if not isinstance(record, dict):
             raise DataError(not_an_object(name, number, record))
-    reader = reader_of(records)
+    reader = reader_of(name, records)
     rows, differ, spans, labeled = [], [], set(), False
     left_out: dict[str, None] = {}
     for number, record in zip(numbers, records, strict=True):

@@ -1,4 +1,4 @@
-"""Labelled text ready for training: columns chosen, remedies applied, split, sampled and encoded."""
+"""Labelled text ready for training: columns chosen, remedies applied, split and sampled."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from peft_core.data.findings import Finding, examples, judged_texts, row_count
+from peft_core.data.text_keys import TextKey
 
 BOTH, FIRST, PAIR = "both", "first", "pair"
 _LARGEST_SHARE = 0.7  # of the rows in one group, so that test and validation rows come out of the others
@@ -23,19 +24,13 @@ class Grouping:
     """The group of each row that is held out with it, and what no group shares with another: both texts,
     the first text, or the pair alone."""
 
-    groups: tuple[str, ...]
+    groups: tuple[TextKey, ...]
     by: str
 
 
-def sides(key: str) -> tuple[str, str]:
-    """The two normalized texts in a pair's key, as `splits.text_key` makes it."""
-    first, _, second = key.partition("\0")
-    return first, second
-
-
-def group_pairs(keys: Sequence[str]) -> Grouping:
+def group_pairs(keys: Sequence[tuple[str, str]]) -> Grouping:
     """Rows grouped by all shared texts; by the first text, or the pair, where that leaves one huge group."""
-    firsts = [sides(key)[0] for key in keys]
+    firsts = [first for first, _ in keys]
     for by, groups in ((BOTH, _components(keys)), (FIRST, firsts)):
         largest = max(Counter(groups).values(), default=0)
         if largest <= max(1, _LARGEST_SHARE * len(keys)):
@@ -43,10 +38,10 @@ def group_pairs(keys: Sequence[str]) -> Grouping:
     return Grouping(tuple(keys), PAIR)
 
 
-def group_strata(groups: Sequence[str], strata: Sequence[Hashable]) -> list[Hashable]:
+def group_strata(groups: Sequence[TextKey], strata: Sequence[Hashable]) -> list[Hashable]:
     """Each row's stratum as that of the rarest one in its group, so that a rare label is on both sides."""
     counts = Counter(strata)
-    rarest: dict[str, Hashable] = {}
+    rarest: dict[TextKey, Hashable] = {}
     for group, stratum in zip(groups, strata, strict=True):
         known = rarest.setdefault(group, stratum)
         rarest[group] = min(known, stratum, key=lambda one: (counts[one], str(one)))
@@ -62,9 +57,9 @@ def sharing_rows(splits: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
     for role, judges in (("train", ("validation", "test")), ("validation", ("test",))):
         if role not in splits:
             continue
-        keys = [sides(key) for name in judges if name in splits for key in splits[name]["key"]]
+        keys = [key for name in judges if name in splits for key in splits[name]["key"]]
         firsts, seconds = {first for first, _ in keys}, {second for _, second in keys}
-        flags = [first in firsts or second in seconds for first, second in map(sides, splits[role]["key"])]
+        flags = [first in firsts or second in seconds for first, second in splits[role]["key"]]
         found[role] = pd.Series(flags, index=splits[role].index, dtype=bool)
     return found
 
@@ -107,11 +102,10 @@ def _inseparable(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
     grouping = group_pairs(list(train["key"]))
     if "test" in splits or grouping.by == BOTH:
         return None
-    parts = [sides(key) for key in train["key"]]
-    repeated = Counter(second for _, second in parts)
+    repeated = Counter(second for _, second in train["key"])
     if grouping.by == PAIR:
-        repeated.update(first for first, _ in parts)
-    rows = train[[any(repeated[text] > 1 for text in pair) for pair in parts]]
+        repeated.update(first for first, _ in train["key"])
+    rows = train[[any(repeated[text] > 1 for text in pair) for pair in train["key"]]]
     kept = "their first texts are held out whole" if grouping.by == FIRST else "each pair is held out alone"
     words = (
         f"{row_count(rows)} whose texts so many share that they cannot all be on one side: {kept}, and "
@@ -120,7 +114,7 @@ def _inseparable(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
     return Finding("shared_texts", len(rows), examples(rows), words, "shared_texts")
 
 
-def _components(keys: Sequence[str]) -> list[str]:
+def _components(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Each row's component, named by the first of its pairs in order of the alphabet (union-find)."""
     parent: dict[tuple[int, str], tuple[int, str]] = {}
 
@@ -131,12 +125,12 @@ def _components(keys: Sequence[str]) -> list[str]:
         return node
 
     for key in keys:
-        first, second = ((side, text) for side, text in enumerate(sides(key)))
+        first, second = ((side, text) for side, text in enumerate(key))
         for node in (first, second):
             parent.setdefault(node, node)
         parent[root(second)] = root(first)
-    names: dict[tuple[int, str], str] = {}
-    roots = [root((0, sides(key)[0])) for key in keys]
+    names: dict[tuple[int, str], tuple[str, str]] = {}
+    roots = [root((0, first)) for first, _ in keys]
     for node, key in zip(roots, keys, strict=True):
         names[node] = min(names.get(node, key), key)
     return [names[node] for node in roots]

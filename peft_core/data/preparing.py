@@ -25,7 +25,7 @@ from peft_core.data.files import shown
 from peft_core.data.pairs import group_pairs, group_strata, without_shared_texts
 from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
 from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
-from peft_core.data.text_keys import text_key
+from peft_core.data.text_keys import pair_key, text_key
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS
 
@@ -73,8 +73,10 @@ def tidy(raw: RawRows, columns: Columns) -> dict[str, pd.DataFrame]:
         if columns.text_pair is not None:
             rows["text_pair"] = _texts(frame, columns.text_pair)
         rows["label"] = _labels(frame, columns, raw.class_names)
-        pairs = rows.get("text_pair", [None] * len(frame))
-        rows["key"] = [text_key(text, pair) for text, pair in zip(rows["text"], pairs, strict=True)]
+        if "text_pair" in rows:
+            rows["key"] = list(map(pair_key, rows["text"], rows["text_pair"]))
+        else:
+            rows["key"] = list(map(text_key, rows["text"]))
         found = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in rows.items()})
         found.index = frame.index
         _check_labels(found, columns)

@@ -17,6 +17,7 @@ from peft_core.data.files import Table, cell, read_table
 from peft_core.data.formats import MOST_ROWS, ReadOptions, suffix_of
 from peft_core.data.hub import class_names, first_rows, has_card, hub_choices, load_folder, load_hub, readable
 from peft_core.data.splits import VALIDATION_ROWS
+from peft_core.data.unpacking import describe_read_errors
 from peft_core.errors import DataError
 from peft_core.presets import DATASETS, embedded_reviews_file
 from peft_core.sources import is_local
@@ -99,7 +100,13 @@ def local_state(name: str) -> tuple[tuple[str, int, int], ...]:
     """The files behind a local name as they are now: path, time of change, size. DataError if none."""
     path = local_path(name)
     files = [path] if path.is_file() else _files_in(path)
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return tuple(map(_file_state, files))
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    with describe_read_errors(path.name):
+        status = path.stat()
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def split_of(path: Path) -> str | None:
@@ -137,7 +144,7 @@ def _files_in(folder: Path) -> list[Path]:
     files = [path for path in inside if path.is_file() and not _is_about_data(path.relative_to(folder))]
     if not files or len(files) > MOST_FILES:
         raise DataError(
-            f"The folder {str(folder)!r} holds {len(files):,} data files; give one to {MOST_FILES} files "
+            f"The folder {folder.name!r} holds {len(files):,} data files; give one to {MOST_FILES} files "
             "in CSV, JSON or Parquet, or Excel."
         )
     return files
@@ -183,7 +190,9 @@ def _tables(state: tuple, root: str, options: ReadOptions) -> tuple[list[Table],
         roles.setdefault(role or TRAIN, []).append(i)
     tables = [read_table(file, options) for file in files]
     if sum(len(table.frame) for table in tables) > MOST_ROWS:
-        raise DataError(f"The files of {root!r} have more than {MOST_ROWS:,} rows together; take fewer.")
+        raise DataError(
+            f"The files of {Path(root).name!r} have more than {MOST_ROWS:,} rows together; take fewer."
+        )
     return tables, {role: roles[role] for role in ROLES if role in roles}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from peft_core.data.columns import MULTI, REGRESSION
+from peft_core.data.text_keys import TextKey
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 VALIDATION_ROWS = 1000  # more would only slow the curve down
@@ -27,17 +28,17 @@ def strata(labels: Sequence[Any], problem_type: str) -> list[Hashable]:
 
 
 def hold_out(
-    keys: Sequence[str], strata: Sequence[Hashable], share: float, seed: int, *, at_least: int = 0
+    keys: Sequence[TextKey], strata: Sequence[Hashable], share: float, seed: int, *, at_least: int = 0
 ) -> list[int]:
     """Positions of the rows held out, in order: `share` of each stratum, rounded, and whole groups of a key.
 
     A stratum of two or more texts gives `at_least` that many rows. The choice depends on the seed and the
     texts alone, not on the order of the rows. A repeated text counts for the stratum of its first row.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[TextKey, list[int]] = {}
     for position, key in enumerate(keys):
         groups.setdefault(key, []).append(position)
-    by_stratum: dict[Hashable, list[str]] = {}
+    by_stratum: dict[Hashable, list[TextKey]] = {}
     for key, positions in groups.items():
         by_stratum.setdefault(strata[positions[0]], []).append(key)
     held: list[int] = []
@@ -46,11 +47,11 @@ def hold_out(
         wanted = int(share * rows + 0.5)
         if len(members) > 1:
             wanted = max(wanted, at_least)
-        held += _take(sorted(members, key=lambda key: _rank(key, seed)), groups, wanted)
+        held += _take(sorted(members, key=lambda key: (_rank(key, seed), key)), groups, wanted)
     return sorted(held)
 
 
-def _take(keys: Iterable[str], groups: dict[str, list[int]], wanted: int) -> list[int]:
+def _take(keys: Iterable[TextKey], groups: dict[TextKey, list[int]], wanted: int) -> list[int]:
     """Rows of whole groups, as near to the number wanted as comes without exceeding it; one at least."""
     keys = list(keys)
     taken: list[int] = []
@@ -62,7 +63,8 @@ def _take(keys: Iterable[str], groups: dict[str, list[int]], wanted: int) -> lis
     return taken
 
 
-def _rank(key: str, seed: int) -> bytes:
+def _rank(key: TextKey, seed: int) -> bytes:
+    text = key if isinstance(key, str) else "\0".join(key)
     return hashlib.blake2b(
-        key.encode("utf-8", "surrogatepass"), digest_size=8, salt=seed.to_bytes(8, "little")
+        text.encode("utf-8", "surrogatepass"), digest_size=8, salt=seed.to_bytes(8, "little")
     ).digest()

@@ -29,7 +29,7 @@ from peft_core.data.formats import MOST_BYTES as MOST_WHOLE
 from peft_core.data.formats import MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
 from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
-from peft_core.data.unpacking import DataFile, locate
+from peft_core.data.unpacking import DataFile, describe_read_errors, locate, read_error, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
@@ -76,20 +76,16 @@ def open_rows(path: Path, options: ReadOptions = _DEFAULT) -> RowStream:
 
     Raises DataError, one sentence, for a file that is none of these.
     """
-    file = locate(path)
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise DataError(f"{path.name!r} has {size / 1e9:,.1f} GB; at most 2 GB are read, so split it.")
-        if file.format in (".csv", ".tsv"):
-            return DelimitedRows(file, options)
-        if file.format == ".parquet":
-            return ParquetRows(file)
-        if file.format == ".xlsx":
-            return ExcelRows(file, options)
-        return JsonLines(file) if is_lines(_head(file)[0]) else JsonDocument(file)
-    except OSError as error:
-        raise DataError(f"{path.name!r} cannot be opened: {error.strerror or error}.") from error
+    file, size = locate(path), size_of(path)
+    if size > MOST_BYTES:
+        raise DataError(f"{path.name!r} has {size / 1e9:,.1f} GB; at most 2 GB are read, so split it.")
+    if file.format in (".csv", ".tsv"):
+        return DelimitedRows(file, options)
+    if file.format == ".parquet":
+        return ParquetRows(file)
+    if file.format == ".xlsx":
+        return ExcelRows(file, options)
+    return JsonLines(file) if is_lines(_head(file)[0]) else JsonDocument(file)
 
 
 class DelimitedRows(RowStream):
@@ -114,7 +110,8 @@ class DelimitedRows(RowStream):
         Blank lines at the end of a file of several columns are passed over.
         """
         self._reset_damage()
-        with _opened_text(self.file, self.encoding, newline="") as text:
+        text = _opened_text(self.file, self.encoding, newline="")
+        with describe_read_errors(self.path.name), text:
             text.read(self._start.length)
             yield from _chunked(self._checked(csv.reader(_lines(text), **self._dialect())))
 
@@ -185,7 +182,7 @@ class RecordRows(RowStream):
 
     def _find_columns(self) -> None:
         first = list(itertools.islice(self._records(), ROWS))
-        self._reader = reader_of(first)
+        self._reader = reader_of(self.path.name, first)
         left_out: set[str] = set()
         columns: dict[str, None] = {}
         for record in first:
@@ -223,7 +220,8 @@ class JsonLines(RecordRows):
     def _numbered(self) -> Iterator[tuple[int, str]]:
         number = 0
         try:
-            with _opened_text(self.file, self.encoding, newline=None) as text:
+            text = _opened_text(self.file, self.encoding, newline=None)
+            with describe_read_errors(self.path.name), text:
                 for number, line in enumerate(_lines(text), 1):
                     if line.strip():
                         yield number, line.strip("\n\r\t ")
@@ -282,9 +280,8 @@ class ParquetRows(RowStream):
             raise self._damaged_file(error) from error
 
     def _damaged_file(self, error: Exception) -> DataError:
-        return DataError(
-            f"{self.path.name!r} is a damaged Parquet file ({first_line(error)}); write it again."
-        )
+        damage = f"{self.path.name!r} is a damaged Parquet file ({first_line(error)}); write it again."
+        return read_error(self.path.name, error) or DataError(damage)
 
 
 class ExcelRows(RowStream):
@@ -326,7 +323,7 @@ _ONE_LINE = str.maketrans("\r\n\t", "   ")  # between values alone: inside a tex
 
 def _head(file: DataFile) -> tuple[str, str, bool]:
     """The first megabyte's text up to a line's end, the whole file's encoding, and whether that is all."""
-    with file.open(MOST_BYTES) as stream:
+    with describe_read_errors(file.name), file.open(MOST_BYTES) as stream:
         data = stream.read(_HEAD)
         whole = not stream.read(1)
     encoding = detect_encoding(file.name, _blocks(file))
@@ -339,7 +336,7 @@ def _head(file: DataFile) -> tuple[str, str, bool]:
 
 
 def _blocks(file: DataFile) -> Iterator[bytes]:
-    with file.open(MOST_BYTES) as stream:
+    with describe_read_errors(file.name), file.open(MOST_BYTES) as stream:
         while block := stream.read(_HEAD):
             yield block
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ CACHE_BYTES = 1_000_000_000  # of all tokens that are kept; the oldest go first
 _FOOTER = struct.Struct("<8sIQ32s")  # mark, schema version, rows, SHA-256 of what comes before
 _MARK, _SCHEMA_VERSION = b"pwtokens", 1
 _HASHED = 1 << 20  # bytes at a time
-_ABANDONED = 86_400  # seconds after which a file that was never renamed belongs to nobody
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +47,11 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = 
         return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": columns["label"]}
 
     names = [name for name in ("text", "text_pair") if name in rows.column_names]
-    told = _told(tokenizer)
-    content = _hash(rows, told, max_length)
-    kept = cache / f"{content}.arrow" if cache is not None and told is not None else None
+    content = _content_hash(rows, tokenizer, max_length)
+    has_backend = (
+        getattr(tokenizer, "backend_tokenizer", None) is not None
+    )  # else the vocabulary alone is hashed
+    kept = cache / f"{content}.arrow" if cache is not None and has_backend else None
     if kept is not None and kept.exists():
         try:
             return read_entry(kept, len(rows))
@@ -113,39 +113,43 @@ def _write_entry(tokens: Dataset, file: Any) -> None:
     file.write(footer)
 
 
-def _hash(rows: Dataset, told: str | None, max_length: int) -> str:
-    digest = hashlib.sha256(json.dumps([told, max_length, len(rows), rows.column_names]).encode())
-    for name in rows.column_names:
-        for value in rows[name][:]:
-            digest.update(json.dumps(value).encode() + b"\n")
-    return digest.hexdigest()[:32]
+def rows_digest(rows: Dataset) -> str:
+    """Return the SHA-256 of a split's column names, and of its texts and labels row by row in order."""
+    digest = hashlib.sha256(json.dumps(sorted(rows.column_names)).encode())
+    columns = [rows[name][:] for name in sorted(rows.column_names)]
+    for row in zip(*columns, strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def _told(tokenizer: Any) -> str | None:
-    """Everything that decides a tokenizer's answer, or None where it does not tell."""
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the SHA-256 of what decides a tokenizer's answer.
+
+    This is its backend's state, or its vocabulary where it has none.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    held = json.loads(backend.to_str())
-    held = {name: value for name, value in held.items() if name not in ("truncation", "padding")}
-    return json.dumps([type(tokenizer).__name__, tokenizer.truncation_side, held], sort_keys=True)
+    state = json.loads(backend.to_str()) if backend is not None else dict(tokenizer.get_vocab())
+    state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
+    content = json.dumps([type(tokenizer).__name__, tokenizer.truncation_side, state], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _content_hash(rows: Dataset, tokenizer: Any, max_length: int) -> str:
+    content = json.dumps([rows_digest(rows), tokenizer_digest(tokenizer), max_length])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _keep_newest(made: Path) -> None:
     """Remove the oldest entries until the rest fits, but never the one just made.
 
-    Files that dead processes left half-written go, too.
+    Hidden files are what a process is writing, or what one left that died; these are swept with the runs.
     """
     entries = []
-    for path in made.parent.iterdir():
+    for path in made.parent.glob("[!.]*.arrow"):
         with contextlib.suppress(OSError):  # another process has removed it
             entries.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for changed, size, path in sorted(entries, reverse=True):
-        if path.suffix != ".arrow":
-            if ".arrow." in path.name and changed < time.time() - _ABANDONED:
-                path.unlink(missing_ok=True)
-            continue
+    for _, size, path in sorted(entries, reverse=True):
         total += size
         if total > CACHE_BYTES and path != made:
             path.unlink(missing_ok=True)

@@ -2,19 +2,26 @@
 
 Unpacked bytes are counted while they are read, never taken from what an archive claims, so that a file that
 unpacks without end is stopped at the limit. Nothing unpacked is written to the disk.
+
+A file that cannot be read (it is gone, may not be read, or its disk fails) is one DataError, which names the
+file and not its folder.
 """
 
+import contextlib
+import errno
 import gzip
 import io
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from peft_core.data.cells import first_line
 from peft_core.data.formats import SUFFIXES, TABLES, suffix_of
-from peft_core.errors import DataError
+from peft_core.errors import DataError, reason_of
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
 _ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|changelog|data_?card)\b", re.IGNORECASE)
@@ -42,19 +49,45 @@ class DataFile:
     def open(self, most_bytes: int) -> BinaryIO:
         """The table's bytes from the first; reading raises DataError after `most_bytes` and for damage."""
         if not self.is_packed:
-            return self.path.open("rb")
+            with describe_read_errors(self.name):
+                return self.path.open("rb")
         return cast(BinaryIO, io.BufferedReader(_Unpacked(self, most_bytes), _BLOCK))
 
     def read(self, most_bytes: int) -> bytes:
         """All bytes of the table; DataError for more than `most_bytes`, and for damage."""
-        size = self.path.stat().st_size
+        size = size_of(self.path)
         if size > most_bytes:
             raise DataError(
                 f"{self.name!r} has {size / 1e6:,.0f} MB; at most {most_bytes / 1e6:,.0f} MB are read, so "
                 "leave out rows or columns that are not needed, or split it."
             )
-        with self.open(most_bytes) as file:
+        with describe_read_errors(self.name), self.open(most_bytes) as file:
             return file.read()
+
+
+@contextlib.contextmanager
+def describe_read_errors(name: str) -> Iterator[None]:
+    """Raise DataError, which gives this name and the system's reason, for a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name!r} cannot be read: {reason_of(error)}.") from error
+
+
+def read_error(name: str, error: BaseException) -> DataError | None:
+    """Return the error for a file that the system could not read; None where its content is at fault.
+
+    For damaged content libraries raise an OSError without a number, or with that of an invalid argument.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return DataError(f"{name!r} cannot be read: {reason_of(error)}.")
+    return None
+
+
+def size_of(path: Path) -> int:
+    """A file's bytes on the disk; DataError if it cannot be read."""
+    with describe_read_errors(path.name):
+        return path.stat().st_size
 
 
 def locate(path: Path) -> DataFile:
@@ -71,7 +104,7 @@ def unpacked_bytes(path: Path, most_bytes: int) -> int:
     """A table's size in bytes, counted until it is beyond `most_bytes`; DataError for damage."""
     table = locate(path)
     if not table.is_packed:
-        return path.stat().st_size
+        return size_of(path)
     size = 0
     with table.open(most_bytes + 2 * _BLOCK) as file:
         while size <= most_bytes and (block := file.read(_BLOCK)):
@@ -91,7 +124,7 @@ class _Unpacked(io.RawIOBase):
             else:
                 self._archive = zipfile.ZipFile(table.path)
                 self._stream = cast(BinaryIO, self._archive.open(table.member))
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
             raise _damaged(table.name, error) from error
 
     def readable(self) -> bool:
@@ -119,7 +152,7 @@ def _only_table(path: Path) -> DataFile:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
         raise _damaged(path.name, error) from error
     tables = [name for name in names if _is_table(name)]
     if len(tables) == 1:
@@ -141,8 +174,8 @@ def _is_table(name: str) -> bool:
 def _damaged(name: str, error: BaseException) -> DataError:
     if "password" in str(error):
         return DataError(f"{name!r} is locked with a password; unpack it first.")
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return DataError(f"{name!r} is a damaged archive ({first}); pack it again.")
+    damage = DataError(f"{name!r} is a damaged archive ({first_line(error)}); pack it again.")
+    return read_error(name, error) or damage
 
 
 def _too_large(name: str, most_bytes: int) -> DataError:

@@ -1,15 +1,17 @@
 """Uploaded files: each set of them in a folder of its own, whole or not at all; only so many are kept."""
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from peft_core.data.formats import MOST_BYTES, SUFFIXES, suffix_of
-from peft_core.data.unpacking import unpacked_bytes
-from peft_core.errors import DataError
+from peft_core.data.unpacking import describe_read_errors, size_of, unpacked_bytes
+from peft_core.errors import DataError, reason_of
 from peft_core.files import atomic_folder
 from peft_core.presets import DATASETS
 
@@ -19,6 +21,13 @@ MOST_UPLOADS = 200
 _FOLDER = re.compile(r"[a-z0-9-]{1,60}-[0-9a-f]{12}")
 
 
+class Upload(NamedTuple):
+    """The folder of a set of uploaded files, and whether it was made for them just now."""
+
+    folder: Path
+    is_new: bool
+
+
 def store_upload(
     paths: Sequence[Path],
     uploads_dir: Path,
@@ -26,8 +35,8 @@ def store_upload(
     in_use: Collection[str] = (),
     most_uploads: int = MOST_UPLOADS,
     most_bytes: int = MOST_BYTES,
-) -> Path:
-    """Copy files into a folder of `uploads_dir` named by their contents and names, and return it.
+) -> Upload:
+    """Copy files into a folder of `uploads_dir` named by their contents and names.
 
     The oldest folders are pruned so that `most_uploads` are left; those in use (by path) stay. Raises
     DataError for no file, too many, a namesake, a suffix that is not read, or more than `most_bytes`.
@@ -35,15 +44,16 @@ def store_upload(
     paths = [Path(path) for path in paths]
     _check(paths, most_bytes)
     folder = uploads_dir / f"{_slug(paths[0])}-{_sha256(paths)}"
-    if folder.is_dir():
+    is_new = not folder.is_dir()
+    if not is_new:
         os.utime(folder)
     else:
         uploads_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as staging:
             for path in paths:
-                shutil.copyfile(path, staging / path.name)
+                _copy(path, staging / path.name)
     _prune(uploads_dir, {str(folder), *in_use}, most_uploads)
-    return folder
+    return Upload(folder, is_new)
 
 
 def is_upload(name: str, uploads_dir: Path) -> bool:
@@ -67,8 +77,9 @@ def upload_label(name: str) -> str | None:
     path = Path(name)
     if path.parent.name != UPLOADS or not _FOLDER.fullmatch(path.name):
         return None
-    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
-    return ", ".join(names) or None
+    with contextlib.suppress(OSError):  # a folder that was pruned
+        return ", ".join(sorted(file.name for file in path.iterdir())) or None
+    return None
 
 
 def _check(paths: Sequence[Path], most_bytes: int) -> None:
@@ -82,12 +93,19 @@ def _check(paths: Sequence[Path], most_bytes: int) -> None:
             raise DataError(f"Two files are named {path.name!r}; give them names of their own.")
     size = 0
     for path in paths:  # a packed file counts as what it unpacks to, which is not read beyond the limit
-        size += unpacked_bytes(path, most_bytes) if size <= most_bytes else path.stat().st_size
+        size += unpacked_bytes(path, most_bytes) if size <= most_bytes else size_of(path)
     if size > most_bytes:
         raise DataError(
             f"The files have {size / 1e6:,.1f} MB or more; at most {most_bytes / 1e6:,.0f} MB are taken, so "
             "leave out rows or columns that are not needed."
         )
+
+
+def _copy(path: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(path, target)
+    except OSError as error:  # of a full disk, `atomic_folder` makes a sentence of its own
+        raise DataError(f"{path.name!r} cannot be stored: {reason_of(error)}.") from error
 
 
 def _slug(path: Path) -> str:
@@ -98,7 +116,7 @@ def _sha256(paths: Sequence[Path]) -> str:
     """The first 12 hex digits of a hash of the names and contents, in whatever order they were given."""
     whole = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
+        with describe_read_errors(path.name), path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         whole.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + digest)
     return whole.hexdigest()[:12]
@@ -106,7 +124,10 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 def _prune(uploads_dir: Path, in_use: Collection[str], most: int) -> None:
     folders = [path for path in uploads_dir.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
-    unused = [path for path in folders if str(path) not in in_use]
-    unused.sort(key=lambda path: path.stat().st_mtime)
-    for path in unused[: max(0, len(folders) - most)]:
+    ages = []
+    for path in folders:
+        with contextlib.suppress(OSError):  # another app has removed it
+            ages.append((path.stat().st_mtime, path))
+    unused = [path for _, path in sorted(ages) if str(path) not in in_use]
+    for path in unused[: max(0, len(ages) - most)]:
         shutil.rmtree(path, ignore_errors=True)

@@ -20,6 +20,7 @@ from peft_core.data.cells import cell, first_line
 from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.delimited import has_header, unique_names
 from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, ReadOptions
+from peft_core.data.unpacking import read_error
 from peft_core.errors import DataError
 
 HEAD = 1000  # filled rows of a sheet that decide where its table begins
@@ -59,9 +60,8 @@ def open_book(name: str, file: "BinaryIO | Path") -> Iterator[openpyxl.Workbook]
     except DataError:
         raise
     except Exception as error:  # openpyxl meets damage with whatever its parsers raise
-        raise DataError(
-            f"{name!r} is a damaged or locked Excel file ({first_line(error)}); save it again."
-        ) from error
+        damage = f"{name!r} is a damaged or locked Excel file ({first_line(error)}); save it again."
+        raise read_error(name, error) or DataError(damage) from error
 
 
 def find_table(name: str, book: openpyxl.Workbook, options: ReadOptions) -> SheetTable:

@@ -4,6 +4,7 @@ A checkpoint appears by one rename, with a manifest of its files and the run's i
 is used every file is compared with that manifest, and the next older one stands in where it is damaged.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from peft_core.runs.run import Run
 
 STATE_FILE, INPUTS_FILE = "trained.safetensors", "inputs.json"
 KEPT = 2  # checkpoints of a run: one may be damaged
+_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class CheckpointChoice:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
-    paths = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    paths = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps that a checkpoint has behind it."""
-    return int(checkpoint.name.split("-")[1])
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def choose_checkpoint(run: Run) -> CheckpointChoice | None:

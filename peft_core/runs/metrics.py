@@ -45,7 +45,8 @@ def read_metrics(folder: Path) -> MetricsLog:
                 check,
                 f"{METRICS_FILE} is damaged from line {number} of {len(lines)}; the curve ends there.",
             )
-        rows, check = [*rows, row], _check(check, row)
+        rows.append(row)
+        check = _check(check, row)
         checks.append(check)
     return MetricsLog(rows, check, "", frozenset(checks))
 

@@ -5,7 +5,6 @@ anew and compares it with the checkpoint's: whatever differs would give the weig
 another order, rows trained on before among the test rows), so the run is refused and nothing is changed.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import transformers
 
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabelledText
+from peft_core.data.tokens import rows_digest, tokenizer_digest
 from peft_core.encoder import BaseModel
 from peft_core.errors import InputsChangedError
 from peft_core.files import write_json
@@ -61,7 +61,7 @@ def inputs_of(config: TrainConfig, data: LabelledText, base: BaseModel) -> RunIn
         base_model_name_or_path=base.source.name,
         base_revision=base.source.revision,
         base_config_sha256=sha256_of(base.source.folder / "config.json"),
-        tokenizer_sha256=_tokenizer_digest(base.tokenizer),
+        tokenizer_sha256=tokenizer_digest(base.tokenizer),
         settings=json.loads(config.to_json()),
         versions={module.__name__: module.__version__ for module in (torch, transformers, peft, datasets)},
     )
@@ -115,15 +115,6 @@ def differences(before: RunInputs, now: RunInputs) -> Iterator[str]:
     yield from _changed_entries("the version of", before.versions, now.versions)
 
 
-def rows_digest(rows: datasets.Dataset) -> str:
-    """SHA-256 of a split's column names, and of its texts and labels row by row in order."""
-    digest = hashlib.sha256(json.dumps(sorted(rows.column_names)).encode())
-    columns = [rows[name][:] for name in sorted(rows.column_names)]
-    for row in zip(*columns, strict=True):
-        digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
 def _split_differences(name: str, before: SplitDigest | None, now: SplitDigest | None) -> Iterator[str]:
     if before is None or now is None or before == now:
         return
@@ -137,15 +128,6 @@ def _changed_entries(kind: str, before: dict[str, Any], now: dict[str, Any]) -> 
     for name in sorted(set(before) | set(now)):
         if before.get(name) != now.get(name):
             yield f"{kind} {name} was {before.get(name)!r}, and is {now.get(name)!r} now"
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """Of what decides a tokenizer's answer: its backend's state, or its vocabulary where it has none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else dict(tokenizer.get_vocab())
-    state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
-    content = json.dumps([type(tokenizer).__name__, tokenizer.truncation_side, state], sort_keys=True)
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _listed(names: list[str]) -> str:

@@ -12,10 +12,10 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
-from peft_core.errors import HubError, PeftCoreError
+from peft_core.errors import HubError, PeftCoreError, causes
 from peft_core.export.hub.markdown import plain
 from peft_core.files import translate_disk_errors
-from peft_core.sources import HUB_TIMEOUT, causes
+from peft_core.sources import HUB_TIMEOUT
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what a header can carry
 _WRITING_ROLES = ("admin", "write", "contributor")
