@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peft_core.config import TrainConfig
-from peft_core.errors import ModelError
+from peft_core.errors import ModelError, reason_of
 from peft_core.heads import BY_NAME, HeadChange, are_generic, head_labels, head_rows
 from peft_core.modules import HEAD_NAMES, output_layer, whole_modules
 from peft_core.presets import MODELS
@@ -249,7 +249,7 @@ def _read_config(name: str, source: Source) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return reason_of(error).splitlines()[0]
 
 
 def _untrained(report: dict[str, Iterable]) -> tuple[str, ...]:

@@ -66,4 +66,9 @@ def reason_of(error: BaseException) -> str:
     """Return what an error says without folders: of an OSError the system's own words for its number."""
     if isinstance(error, OSError) and error.errno in errno.errorcode:
         return os.strerror(error.errno)
-    return _FOLDERS.sub("", str(error)) or type(error).__name__
+    return without_folders(str(error)) or type(error).__name__
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which absolute paths are cut down to the names of their files."""
+    return _FOLDERS.sub("", text)

@@ -14,7 +14,7 @@ import psutil
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import DamagedError, RunError, reason_of
+from peft_core.errors import DamagedError, RunError, reason_of, without_folders
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
@@ -300,4 +300,4 @@ def _early_death(run: Run, code: int) -> str:
     with contextlib.suppress(OSError):
         lines = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = (lines or ["it wrote no reason into its log"])[-1]
-    return f"The training process could not start (exit {code}): {last}"
+    return f"The training process could not start (exit {code}): {without_folders(last)}"

@@ -13,8 +13,11 @@ from bench_page import OpenPage
 from browser import PendingAnswers, picture_of, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
-from processes import wait_for
+from processes import python, wait_for
 
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run, list_runs
 from peft_core.runs.checkpoints import can_continue
 
@@ -53,6 +56,26 @@ def tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def assert_keeps_its_promise(run: Run, runs_dir: Path) -> None:
+    """The default run: 0.77 of the test sentences in a minute of training."""
+    result, parameters = run.result(), run.result()["parameters"]
+    assert run.config() == TrainConfig.from_dict({})
+    assert run.state().status == "FINISHED"
+    assert result["accuracy"] >= 0.77
+    assert (result["train_rows"], result["eval_rows"]) == (3000, 1000)
+    assert result["base_revision"] == f"sha256:{EMBEDDED_SHA256}"
+    assert (parameters["trainable"], parameters["total"]) == (74_498, 22_788_484)
+    assert result["baseline"]["accuracy"] < 0.6
+    seconds = [result["train_seconds"]]
+    while min(seconds) > 60 and len(seconds) < 3:  # shared machines have slow minutes; the fastest run counts
+        again = runs.create(runs_dir, TrainConfig())
+        done = python("-m", "peft_core.train", str(again.folder), timeout=400, OMP_NUM_THREADS="2")
+        assert done.returncode == 0, done.stderr
+        seconds.append(again.result()["train_seconds"])
+    print(f"default run: accuracy {result['accuracy']:.3f}, training took {seconds} s")
+    assert min(seconds) <= 60
+
+
 @pytest.mark.alone
 def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_path: Path) -> None:
     page = open_page()
@@ -69,9 +92,8 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     expect(page.get_by_test_id("result")).to_be_visible(timeout=180_000)
     run = newest(server)
     result = run.result()
-    print(f"accuracy {result['accuracy']:.3f}, {result['train_seconds']:.1f} s with the page open")
     assert float(page.get_by_test_id("accuracy").inner_text()) == round(result["accuracy"], 3)
-    assert result["accuracy"] >= 0.77
+    assert_keeps_its_promise(run, tmp_path)
     assert page.get_by_test_id("confusion").locator("td").count() == 4
 
     page.click("#merge")

@@ -23,7 +23,6 @@ from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.errors import DataError, ModelError, RunError
 from peft_core.inference.predictor import Predictor
-from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue, list_checkpoints, step_of
 from peft_core.train import train
@@ -82,34 +81,6 @@ def stock_logits(run: Run, texts: list[str], seed: int = 7) -> np.ndarray:
 def own_logits(run: Run, texts: list[str]) -> np.ndarray:
     predictor = Predictor(run.folder)
     return np.concatenate([predictor.logits([text]) for text in texts])
-
-
-@pytest.mark.alone
-def test_the_default_run_reaches_its_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = default_run(tmp_path)
-    result = run.result()
-    assert run.config() == TrainConfig.from_dict({})
-    assert run.state().status == "FINISHED"
-    assert result["accuracy"] >= 0.77
-    assert (result["train_rows"], result["eval_rows"]) == (3000, 1000)
-    assert result["base_revision"] == f"sha256:{EMBEDDED_SHA256}"
-    parameters = result["parameters"]
-    assert (parameters["trainable"], parameters["total"]) == (74_498, 22_788_484)
-    assert result["baseline"]["accuracy"] < 0.6
-
-    seconds = [result["train_seconds"]]
-    while min(seconds) > 60 and len(seconds) < 3:  # shared machines have slow minutes; the fastest run counts
-        seconds.append(default_run(tmp_path).result()["train_seconds"])
-    with capsys.disabled():
-        print(f"\ndefault run: accuracy {result['accuracy']:.3f}, training took {seconds} s")
-    assert min(seconds) <= 60
-
-
-def default_run(runs_dir: Path) -> Run:
-    run = runs.create(runs_dir, TrainConfig())
-    done = python("-m", "peft_core.train", str(run.folder), timeout=400, OMP_NUM_THREADS="2")
-    assert done.returncode == 0, done.stderr
-    return run
 
 
 def test_train_of_a_finished_run_begins_anew(train_here: Callable[..., Run]) -> None:
