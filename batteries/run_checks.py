@@ -19,7 +19,7 @@ from peft_core.runs.checkpoints import choose_checkpoint
 
 MADE = ("adapter", "evaluation", "embeddings", "onnx", "page", "vectors", "probe")  # folders with a manifest
 TEXTS = ("The food was awful and the staff rude.", "Wonderful, the best pizza.")
-DIED = "ended without a word"
+DIED = "ended unexpectedly"
 
 
 def torn_parts(run: Run) -> list[str]:

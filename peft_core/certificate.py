@@ -84,7 +84,7 @@ class MergeCertificate:
 
 
 def tolerance(problem_type: str, logits: np.ndarray) -> float:
-    """The largest difference that rounding explains: of logits as it is, of numbers relative to their size.
+    """Largest difference that rounding explains: absolute for logits, relative for a regression's numbers.
 
     Prices in thousands are float32 numbers that lie a thousand times further apart than logits do.
     """
@@ -141,6 +141,6 @@ def sha256_of_adapter(run: Run) -> str:
 
 def _compare_files(folder: Path, certificate: MergeCertificate) -> None:
     if entries_of(folder, without=NOT_MODEL_FILES) != certificate.files:
-        raise DamagedError("its files are not those of its certificate")
+        raise DamagedError("its files differ from those that its certificate names")
     if not certificate.holds:
         raise DamagedError("its certificate does not hold")

@@ -33,11 +33,11 @@ _STAGING = re.compile(
     r"\.(?P<kind>staging|replaced)-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)"
 )
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
-# what safetensors, torch.save and datasets say, whose errors have no errno: of a full disk or a file that may
-# not grow, of a disk that fails, and of a write that failed for a reason that they do not tell
+# messages of safetensors, torch.save and datasets, whose errors have no errno: a full disk or a file that may
+# not grow, a disk that fails, and a write that failed without the reason
 _FULL = ("No space left", "File too large", "Not enough disk space")
 _FAILED = ("Input/output error", "Read-only file system")
-_UNTOLD = ("unexpected pos", "iostream error")
+_UNKNOWN_CAUSE = ("unexpected pos", "iostream error")
 
 
 @contextlib.contextmanager
@@ -180,12 +180,12 @@ def fsync_tree(folder: Path) -> None:
         fsync(Path(parent))
 
 
-def disk_sentence(error: BaseException) -> str | None:
-    """What a person reads of an error that comes of a disk; None for any other error."""
+def describe_disk_error(error: BaseException) -> str | None:
+    """Return the message for an error that comes from a disk; None for any other error."""
     for numbers, texts, sentence in (
         ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL, DISK_FULL),
         ((errno.EIO, errno.EROFS), _FAILED, DISK_ERROR),
-        ((), _UNTOLD, DISK_FAILED),
+        ((), _UNKNOWN_CAUSE, DISK_FAILED),
     ):
         for cause in causes(error):
             number = getattr(cause, "errno", None)
@@ -203,7 +203,7 @@ def translate_disk_errors() -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        sentence = disk_sentence(error)
+        sentence = describe_disk_error(error)
         if sentence is None:
             raise
         raise RunError(sentence) from error

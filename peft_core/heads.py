@@ -55,7 +55,7 @@ def are_generic(names: Sequence[str]) -> bool:
 def match_by_name(labels: Sequence[str], head: Sequence[str]) -> tuple[int, ...] | None:
     """The head's row for each label: equal but for case, for a plural, or by number; None if some are not.
 
-    By number `2` is `2 stars` and LABEL_2: one side has nothing but the numbers.
+    By number `2` is `2 stars` and LABEL_2; only where all names of one side are bare numbers.
     """
     keys = (text_key, _singular)
     if all(map(_is_bare, labels)) or all(map(_is_bare, head)):
@@ -72,7 +72,7 @@ def head_rows(
 ) -> tuple[int, ...] | None:
     """The row of a head of the right size for each label; None where a fresh head is wanted.
 
-    Raises ModelError, a question, where names do not match and the person has not said what to do.
+    Raises ModelError, which asks for `base_head`, where names do not match and it is not set.
     """
     if base_head == FRESH:
         return None

@@ -2,8 +2,9 @@
 
 A folder that a run makes holds `manifest.json`, sealed by its own digest, which names every other file in it.
 `verify_folder` compares them before anything of the folder is used: a file that is missing, cut, changed by
-one bit or that nobody wrote is one sentence instead of another model's logits. Hashing is cached by path,
-modification time, size and inode, so that a folder is hashed once per process while it stays as it is.
+one bit or not in the manifest raises DamagedError, so that damaged weights are never loaded silently. Hashing
+is cached by path, modification time, size and inode, so that a folder is hashed once per process while it
+stays as it is.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What is kept on disk as JSON: typed records with a schema version and a digest, read through one door.
+"""Records on disk: JSON with typed fields, a schema version and a digest, checked by `read_record`.
 
-`read_record` is that door: bad bytes, JSON nested too deep, NaN, a field of another type or a changed bit all
-come out as one DamagedError. `upgrade` is the only place that knows earlier layouts.
+Bad bytes, JSON nested too deep, NaN, a field of another type or a changed bit all raise DamagedError.
+`upgrade` brings records of earlier versions up to date.
 """
 
 import hashlib

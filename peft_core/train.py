@@ -18,7 +18,7 @@ import torch
 from peft_core.adapters import RankSchedule, start_from_data
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError, RunError, reason_of
-from peft_core.files import disk_sentence, remove_tree
+from peft_core.files import describe_disk_error, remove_tree
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining
 from peft_core.schedule import START_BATCHES, total_steps
@@ -28,11 +28,11 @@ from peft_core.training.lower_layers import Texts
 from peft_core.training.memory import MemoryPlan, checkpointed, plan_memory
 from peft_core.training.processes import (
     FollowedRun,
+    is_main_process,
     is_shared,
     launch_command,
-    leads,
+    leave_process_group,
     own_device,
-    part,
     processes,
 )
 from peft_core.training.reporting import RunProgress
@@ -57,15 +57,15 @@ def train(run_dir: str | Path) -> None:
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
-    run = RunInTraining(Path(run_dir)) if leads() else FollowedRun(Path(run_dir))
+    run = RunInTraining(Path(run_dir)) if is_main_process() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
         run.begin()
         try:
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time(), evaluate_only=False)
-            if status == FINISHED and leads():  # not before: until the state is written they are all there is
-                remove_tree(run.checkpoints)
+            if status == FINISHED and is_main_process():
+                remove_tree(run.checkpoints)  # not before: until the state is written they are all there is
         except (Stopped, SystemExit, KeyboardInterrupt):
             mark_stopped(run, note_without_adapter(run))
         except BaseException as error:
@@ -79,7 +79,7 @@ def describe_failure(error: BaseException) -> str:
     """Return what everyone who opens the page reads of an error that ended a run; it names no folder."""
     if isinstance(error, PeftCoreError):
         return str(error)
-    disk = disk_sentence(error)
+    disk = describe_disk_error(error)
     if disk is not None:
         return disk
     if is_out_of_memory(error):
@@ -94,8 +94,8 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     with stop.interrupting():
         setup = prepare_training(run, config)
     trained, stopped = _fit(setup, stop)
-    part()
-    if not leads():
+    leave_process_group()
+    if not is_main_process():
         return KILLED if stopped else FINISHED
     if setup.scale:
         setup.scale.fold_into(setup.model)

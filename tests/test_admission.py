@@ -190,8 +190,8 @@ def test_compared_batches_of_single_tokens_have_no_mask() -> None:
 def test_plain_step_error_is_that_of_the_worst_batch(tmp_path: Path) -> None:
     model, _ = wide_model(tmp_path, "bert")
     plain = PlainStep(model, batch_of(model))
-    assert plain.error(model) == 0.0
+    assert plain.gradient_error(model) == 0.0
     plain.gradients[1] = plain.gradients[1] * 2
-    assert plain.error(model) == pytest.approx(0.5)
+    assert plain.gradient_error(model) == pytest.approx(0.5)
     plain.gradients[0] = plain.gradients[0] * float("nan")
-    assert plain.error(model) == float("inf")
+    assert plain.gradient_error(model) == float("inf")

@@ -59,7 +59,7 @@ def test_killed_run_on_changed_data_is_refused_and_trained_as_a_new_run(
     train_csv = Path(killed_run.config().dataset_name) / "train.csv"
     train_csv.write_text(train_csv.read_text(encoding="utf-8") + "One more row.,good\n", encoding="utf-8")
     page = open_run(open_page, killed_run)
-    expect(page.locator("#panel")).to_contain_text("ended without a word")
+    expect(page.locator("#panel")).to_contain_text("ended unexpectedly")
     page.click("#continue")
     refusal = "The run cannot continue: it began with 160 train rows, and there are 161 now."
     expect(page.locator("#panel")).to_contain_text(refusal, timeout=60_000)

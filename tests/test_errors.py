@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from peft_core.errors import causes, reason_of
-from peft_core.files import disk_sentence
+from peft_core.files import describe_disk_error
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -20,11 +20,11 @@ def test_causes_of_a_chain_are_the_nearest_first() -> None:
     assert causes(chained(*errors)) == errors
 
 
-def test_disk_sentence_of_errors_in_a_cycle_ends() -> None:
+def test_describe_disk_error_of_errors_in_a_cycle_ends() -> None:
     first, second = ValueError("first"), ValueError("second")
     chained(first, second, first)
     assert causes(first) == [first, second]
-    assert disk_sentence(first) is None
+    assert describe_disk_error(first) is None
 
 
 @pytest.mark.parametrize(

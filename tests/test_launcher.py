@@ -94,7 +94,7 @@ def test_a_killed_run_reads_failed_and_the_next_one_starts(
     os.kill(first.state().pid, signal.SIGKILL)
     wait_for(lambda: ended(first))
     assert status(first) == "FAILED"
-    assert "ended without a word at step" in first.state().error
+    assert "ended unexpectedly at step" in first.state().error
     assert not first.has_adapter
     wait_for(lambda: ended(second))
     assert status(second) == "FINISHED"

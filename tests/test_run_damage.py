@@ -13,7 +13,7 @@ import pytest
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import DISK_ERROR, DISK_FAILED, DISK_FULL, disk_sentence, translate_disk_errors
+from peft_core.files import DISK_ERROR, DISK_FAILED, DISK_FULL, describe_disk_error, translate_disk_errors
 from peft_core.manifests import verify_folder, write_manifest
 from peft_core.runs import Run, RunInTraining, store
 from peft_core.runs import run as run_module
@@ -41,9 +41,11 @@ def own(tmp_path: Path) -> Run:
         (ValueError("unexpected label"), None),
     ],
 )
-def test_disk_sentence_of_libraries_without_errno_is_true(error: Exception, sentence: str | None) -> None:
+def test_describe_disk_error_of_libraries_without_errno_is_true(
+    error: Exception, sentence: str | None
+) -> None:
     """torch says "unexpected pos" whichever way a write fails; it was told as a full disk."""
-    assert disk_sentence(error) == sentence
+    assert describe_disk_error(error) == sentence
 
 
 @pytest.mark.parametrize(

@@ -188,10 +188,10 @@ def test_batches_that_a_gpu_would_have_made_ahead_train_the_same(
 ) -> None:
     with monkeypatch.context() as a_gpu:
         a_gpu.setattr(torch.cuda, "is_available", lambda: True)
-        options = trainer.made_ahead()
+        options = trainer.prefetch_options()
     assert options.pop("pin_memory")  # which a processor alone does not have
     assert options == {"num_workers": 2, "persistent_workers": True}
-    monkeypatch.setattr(trainer, "made_ahead", lambda: options)
+    monkeypatch.setattr(trainer, "prefetch_options", lambda: options)
     assert digest(train_here()) == digest(finished_run)
 
 
@@ -300,7 +300,7 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     process.wait()
     state = run.state()
     assert state.status == "FAILED"
-    assert "ended without a word at step" in state.error
+    assert "ended unexpectedly at step" in state.error
     assert not names(run.folder) & {"adapter", "evaluation"}
     train(run.folder)
     assert run.state().status == "FINISHED"

@@ -42,7 +42,7 @@ def parse(name: str, text: str, row: int | None = None) -> Any:
     except (ValueError, RecursionError) as error:
         where = f"character {error.colno}: {error.msg}" if hasattr(error, "colno") else first_line(error)
         raise DataError(
-            f"{name!r}, row {row or getattr(error, 'lineno', 1)} is no JSON ({where}); mend the row, or "
+            f"{name!r}, row {row or getattr(error, 'lineno', 1)} is no JSON ({where}); correct the row, or "
             "write one object a line."
         ) from error
 

@@ -116,5 +116,5 @@ def _value(kind: str, text: str) -> Any:
 
 
 def _known(item: Any) -> Any:
-    """An item, or None for a number that is none."""
+    """An item, or None for NaN and infinity."""
     return None if isinstance(item, float) and not math.isfinite(item) else item

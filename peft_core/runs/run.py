@@ -30,7 +30,7 @@ CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.js
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, named by its id. Nothing of it is kept in memory."""
+    """One run folder, named by its id. It holds no state; parsed records are cached by their files' times."""
 
     folder: Path
 
@@ -97,7 +97,7 @@ class Run:
     def verify(self, folder: Path) -> None:
         """Raise DamagedError, with the run's name, unless a folder of this run is as it was written."""
         if not self.is_version_0:
-            with self._named():
+            with self._with_run_name():
                 manifests.verify_folder(folder)
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class Run:
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
             self.refuse_unevaluated()
             raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
-        with self._named():
+        with self._with_run_name():
             if not self.is_version_0:
                 manifests.verify_folder(self.results)
             result = read_record(self.results / RESULT_FILE, RunResult)
@@ -148,11 +148,11 @@ class Run:
             if state.status == RUNNING and not self._is_alive(state):
                 state = self._read_state()  # it may have ended between the two looks
                 if state.status == RUNNING and not self._is_alive(state):
-                    return state.changed(status=FAILED, error=_died(state))
+                    return state.changed(status=FAILED, error=_died_message(state))
             return state
         except DamagedError as error:
             damage = f"The state of the run {self.run_id!r} is lost: {error}"
-            return RunState(status=FAILED, created=self._made(), error=damage, damage=damage)
+            return RunState(status=FAILED, created=self._created_fallback(), error=damage, damage=damage)
 
     def damage(self) -> list[str]:
         """What is damaged, a sentence each, as far as it can be told without hashing large files."""
@@ -168,7 +168,7 @@ class Run:
             try:
                 check()
             except DamagedError as error:
-                problems.append(str(error).removeprefix(self._is_damaged))
+                problems.append(str(error).removeprefix(self._damage_prefix))
         return list(dict.fromkeys([*problems, *filter(None, [self.metrics_damage()])]))
 
     def usable(self) -> list[str]:
@@ -224,7 +224,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the training process for as long as it lives: the system lets go of it however it dies.
+        """Held by the training process; the system releases it when the process exits, even if it is killed.
 
         Raises RunError if another process trains this run.
         """
@@ -253,14 +253,14 @@ class Run:
         return state.pid if str(self.folder) in command or self.run_id in " ".join(command) else None
 
     @property
-    def _is_damaged(self) -> str:
+    def _damage_prefix(self) -> str:
         return f"The run {self.run_id!r} is damaged: "
 
     def _verify_own_files(self) -> None:
         """Raise DamagedError unless the files that the run's own manifest names are as they were written."""
         if self.is_version_0:
             return
-        with self._named():
+        with self._with_run_name():
             for name in manifests.read_manifest(self.folder).files:
                 manifests.verify_file(self.folder, name)
 
@@ -282,7 +282,7 @@ class Run:
             return None
         return entry.sha256 if entry else None
 
-    def _made(self) -> float:
+    def _created_fallback(self) -> float:
         """About when the run was made, for one whose state is lost: its settings are written once."""
         for path in (self.folder / CONFIG_FILE, self.folder):
             with contextlib.suppress(OSError):
@@ -290,15 +290,15 @@ class Run:
         return 0.0
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _with_run_name(self) -> Iterator[None]:
         try:
             yield
         except DamagedError as error:
-            raise DamagedError(f"{self._is_damaged}{error}") from error
+            raise DamagedError(f"{self._damage_prefix}{error}") from error
 
 
 @dataclass
-class _Live:
+class _CachedState:
     """What a training process knows of its run without reading it: the state, and the last row's check."""
 
     state: RunState | None = None
@@ -310,12 +310,12 @@ class RunInTraining(Run):
     """A run as its training process has it: the state is held here and written whole at each change, so that
     a read that fails loses nothing."""
 
-    live: _Live = field(default_factory=_Live, compare=False, repr=False)
+    cached: _CachedState = field(default_factory=_CachedState, compare=False, repr=False)
 
     def begin(self) -> None:
         """Take over the state from whoever scheduled the run: this process trains it now."""
-        self.live.state = self._read_state()
-        self.live.metrics_check = read_metrics(self.folder).check
+        self.cached.state = self._read_state()
+        self.cached.metrics_check = read_metrics(self.folder).check
         self.update(
             status=RUNNING,
             pid=os.getpid(),
@@ -328,14 +328,14 @@ class RunInTraining(Run):
     @property
     def current(self) -> RunState:
         """The state as this process wrote it last."""
-        return self.live.state or self._read_state()
+        return self.cached.state or self._read_state()
 
     def update(self, **changes: Any) -> None:
-        check = self.live.metrics_check or None
+        check = self.cached.metrics_check or None
         if check != self.current.metrics_check:
             sync_metrics(self.folder)  # before a state that names its last row
-        self.live.state = self.current.changed(**{"metrics_check": check, **changes})
-        write_sealed(self.folder / STATUS_FILE, self.live.state)
+        self.cached.state = self.current.changed(**{"metrics_check": check, **changes})
+        write_sealed(self.folder / STATUS_FILE, self.cached.state)
 
     def note(self, sentence: str) -> None:
         """Tell the person something about this training, once."""
@@ -344,7 +344,7 @@ class RunInTraining(Run):
 
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
-        self.live.metrics_check = append_metrics(self.folder, row, self.live.metrics_check)
+        self.cached.metrics_check = append_metrics(self.folder, row, self.cached.metrics_check)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the rows of later steps, which are about to be taken (again), and those of the result."""
@@ -355,13 +355,13 @@ class RunInTraining(Run):
             for row in self.metrics()
             if row["step"] <= step and not any(key.startswith("test_") for key in row)
         ]
-        self.live.metrics_check = ""
+        self.cached.metrics_check = ""
         self.update()  # so that the state names no row that is about to be dropped
-        self.live.metrics_check = keep_metrics(self.folder, kept)
+        self.cached.metrics_check = keep_metrics(self.folder, kept)
 
 
-def _died(state: RunState) -> str:
+def _died_message(state: RunState) -> str:
     where = (
         f" at step {state.step} of {state.max_steps}" if state.step else f" while {state.stage or 'starting'}"
     )
-    return f"The training process ended without a word{where}: it was killed, or memory or the disk ran out."
+    return f"The training process ended unexpectedly{where}: it was killed, or memory or the disk ran out."

@@ -31,8 +31,8 @@ class PlainStep:
                     raise
             texts //= 2
 
-    def error(self, model: nn.Module) -> float:
-        """How far the model's gradient is from the plain one, in norms of that: the worst batch's.
+    def gradient_error(self, model: nn.Module) -> float:
+        """Return the distance of the model's gradient from the plain one, relative to it: the worst batch's.
 
         `inf` if the step fails or a number is NaN.
         """
@@ -65,9 +65,10 @@ def mask_variants(batch: Batch, pad: int) -> list[Batch]:
 
 
 def gradient(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Of the model's own loss, by what is trained and not large, without dropout; float32, one vector.
+    """Return the gradient of the model's own loss, without dropout, as one float32 vector.
 
-    Where there is no dropout the model is in training mode, for which alone it is compiled then.
+    It holds every trained parameter of at most LARGEST numbers. Where there is no dropout the model is in
+    training mode, for which alone it is compiled then.
     """
     trained = [p for p in model.parameters() if p.requires_grad and p.numel() <= LARGEST]
     training = model.training

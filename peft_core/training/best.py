@@ -23,7 +23,7 @@ from peft_core.manifests import sha256_of
 from peft_core.problems import LOWER_IS_BETTER
 from peft_core.runs.checkpoints import STATE_FILE, step_of
 from peft_core.training.checkpoints import load_trained, save_trained
-from peft_core.training.processes import leads as is_main_process
+from peft_core.training.processes import is_main_process
 
 BEST, TRAINER_STATE = "best.safetensors", "trainer_state.json"
 

@@ -25,7 +25,7 @@ from peft_core.training.stopping import StopCheck
 
 
 def evaluate_and_save(setup: TrainingSetup, trained: Mapping[str, Any], stop: StopCheck) -> None:
-    """Measure the model on every test row, and save result and adapter; `trained` is what training says.
+    """Measure the model on every test row, and save result and adapter; `trained` comes from the training.
 
     The result names the adapter's hash and appears after it, so that it is never of another adapter. Raises
     `Stopped` during the evaluation, which leaves neither.
@@ -39,7 +39,7 @@ def evaluate_and_save(setup: TrainingSetup, trained: Mapping[str, Any], stop: St
         log_result(run, result)
         run.update(stage="saving")
         save_adapter(setup)
-        proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.live.metrics_check}
+        proofs = {"adapter_sha256": sha256_of_adapter(run), "metrics_check": run.cached.metrics_check}
         write_json(staging / RESULT_FILE, RunResult.from_dict({**result, **proofs}).to_dict())
 
 
@@ -83,5 +83,5 @@ def save_adapter(setup: TrainingSetup) -> None:
         else:
             save_file(trained_state(model), staging / "adapter_model.safetensors", metadata={"format": "pt"})
         base.tokenizer.save_pretrained(staging)
-        (staging / "README.md").unlink(missing_ok=True)  # a card of blanks, worse than none
+        (staging / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, not filled in
         write_json(staging / CLASSIFIER_FILE, classifier.to_dict())

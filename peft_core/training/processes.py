@@ -42,12 +42,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     return rank() == 0
 
 
-def as_the_leader(answer: Any) -> Any:
-    """The leader's answer in every process, once all have asked."""
+def broadcast_from_main(answer: Any) -> Any:
+    """Return the main process's answer in every process, once all have called this."""
     if processes() == 1:
         return answer
     told = [answer]
@@ -55,8 +55,8 @@ def as_the_leader(answer: Any) -> Any:
     return told[0]
 
 
-def part() -> None:
-    """What comes now the leader does alone; a process that ended while it was tied to others would abort."""
+def leave_process_group() -> None:
+    """Leave the process group, whose members would abort when one ends; only the main process goes on."""
     if processes() > 1 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

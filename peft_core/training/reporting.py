@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from peft_core.problems import METRICS
 from peft_core.runs import RunInTraining
 from peft_core.training.fallback import random_state
-from peft_core.training.processes import as_the_leader, processes
+from peft_core.training.processes import broadcast_from_main, processes
 from peft_core.training.stopping import Stopped
 
 LOOK_SECONDS = 0.5  # between two looks for Stop that several processes take together
@@ -18,7 +18,7 @@ SMALL = 10_000_000  # trained numbers up to which a checkpoint takes a fraction 
 
 class RunProgress(TrainerCallback):
     """Writes what Trainer does into the run folder, and raises `Stopped` after a step once the folder says
-    so: where the step's loss is logged, after that, or a run that continues would lack the point.
+    so: after the step's loss is logged, so that the curve of a run that continues has no gap.
 
     `random` is the state of the random numbers after the last whole step.
     """
@@ -77,7 +77,7 @@ class RunProgress(TrainerCallback):
             return False
         step_seconds = self.step_seconds / max(1, self.steps - self._steps_before)
         wait = max(1, int(LOOK_SECONDS / max(step_seconds, 1e-6)))
-        stop, wait = as_the_leader((self.run.stop_requested(), wait))
+        stop, wait = broadcast_from_main((self.run.stop_requested(), wait))
         self._next_look = self.steps + wait
         return stop
 

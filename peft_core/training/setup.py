@@ -22,7 +22,7 @@ from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
 from peft_core.schedule import evaluation_rows, total_steps
 from peft_core.sources import hub_commit
 from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
-from peft_core.training.processes import leads, processes
+from peft_core.training.processes import is_main_process, processes
 from peft_core.training.stopping import Stopped
 
 TOKENS = ".tokens"  # beside the runs: texts that were tokenized before
@@ -36,8 +36,8 @@ class TrainingSetup:
         model: The base model with the method applied.
         rows: Tokens of the training rows.
         curve_rows: Tokens of the validation rows of an evaluation, the longest first; None if there are none.
-        loss: In place of the model's own; None for that.
-        scale: The unit in which numbers are learned, of a regression.
+        loss: A loss of this project, or None for the model's own.
+        scale: Mean and spread of the labels of a regression, in which its head learns.
         choice: The checkpoint to continue from, or None.
         inputs: What the run is trained on, for its checkpoints.
     """
@@ -112,7 +112,7 @@ def _begin_or_check(
 ) -> None:
     """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
     where it goes on."""
-    if not leads():
+    if not is_main_process():
         return
     if choice is None or before is None:
         begin_inputs(run, now)
@@ -143,7 +143,7 @@ def _encoded(
 def _objective(
     config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
 ) -> tuple[Loss | None, LabelScale | None]:
-    """The loss, and the scale in which numbers are learned; a head that knows numbers is brought to it."""
+    """Return the loss, and a regression's label scale, to which a head that the base brings is adjusted."""
     labels = label_array(data.train, data.problem_type)
     scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
     if scale and not base.head_is_fresh:

@@ -94,7 +94,7 @@ def _all_that_hold(
         undo, value = change(model, method)
         if undo is None:
             continue
-        error = plain.error(model)
+        error = plain.gradient_error(model)
         rounds = name in ("dtype", "compiled") or done.dtype != "float32"
         if error <= (HALF if rounds else EXACT):
             stack.callback(undo)

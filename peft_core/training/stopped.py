@@ -27,7 +27,7 @@ def train_until_stopped(
     alone, compiled = processes() == 1, trainer.speedups.record.compiled
     if alone:
         trainer.check_stop = stop
-    # a compiler cannot take in a look at the disk; steps that are worth compiling are short
+    # hooks that read the disk would break the compiled graph; steps that are worth compiling are short
     layers = stop.between_layers(trainer.model) if alone and not compiled else contextlib.nullcontext()
     try:
         with layers:
@@ -50,7 +50,7 @@ def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None
         raise RunError("There is no checkpoint to evaluate; continue the run, or train it anew.")
     trainer.restore(checkpoint)
     progress.on_train_begin(trainer.args, trainer.state, trainer.control)
-    trainer.evaluate_left_out()
+    trainer.run_missed_evaluation()
     progress.run.note(
         f"Evaluated without a further step, from the checkpoint of step {trainer.state.global_step:,}. "
         "Continue goes on from there."
@@ -63,7 +63,7 @@ def forget_result(run: RunInTraining) -> None:
 
 
 def mark_stopped(run: RunInTraining, note: str) -> None:
-    """Write that a run was stopped, and why it is as it is; a signal meanwhile asks for nothing else."""
+    """Set the status to KILLED with a note; signals that arrive while it is written are ignored."""
     while True:
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             run.update(

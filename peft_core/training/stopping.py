@@ -1,8 +1,8 @@
-"""How a training process hears of Stop within two seconds, whatever it is doing.
+"""How a training process notices a stop request within two seconds, whatever it is doing.
 
-Stop is a file in the run folder. Three ways of looking for it cover every stage:
+Stop is a file in the run folder. Three ways of checking for it cover every stage:
 
-* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two looks at the disk, a
+* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two reads of the disk, a
   tenth of a second apart, it only compares two numbers. Tokenization, the validation curve and the test
   evaluation call it.
 * `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every one,
@@ -25,7 +25,7 @@ from torch import nn
 
 from peft_core.modules import encoder_layers
 
-INTERVAL = 0.1  # seconds between two looks at the disk
+INTERVAL = 0.1  # seconds between two reads of the disk
 GRACE = 1.0  # seconds after which an exception that the interrupted code swallowed is raised again
 
 
@@ -38,18 +38,18 @@ class StopCheck:
 
     def __init__(self, requested: Callable[[], bool]) -> None:
         self._requested = requested
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + INTERVAL
-            self.look()
+        if now >= self._next_check:
+            self._next_check = now + INTERVAL
+            self.check_now()
 
-    def look(self) -> None:
+    def check_now(self) -> None:
         """As a call, but without waiting for the interval."""
         if self._requested():
-            self._next_look = 0.0  # a second caller is to hear of it, too
+            self._next_check = 0.0  # so that the next caller checks again
             raise Stopped
 
     @contextlib.contextmanager
@@ -79,7 +79,7 @@ class StopCheck:
 
         One call into C is not interrupted; the exception comes when it returns to Python.
         """
-        self.look()
+        self.check_now()
         watch = _Watch(self._requested, threading.get_ident())
         watch.start()
         try:

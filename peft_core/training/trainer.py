@@ -37,7 +37,7 @@ from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.divergence import divergence_error, first_not_finite, named_values, not_finite
 from peft_core.training.fallback import AppliedSpeedups, Speedups, set_random_state
 from peft_core.training.inputs import RunInputs, write_inputs
-from peft_core.training.processes import as_the_leader, leads, processes, rank
+from peft_core.training.processes import broadcast_from_main, is_main_process, processes, rank
 from peft_core.training.speedups import uncompiled
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
@@ -73,7 +73,7 @@ class RunTrainer(Trainer):
         self.check_stop: Callable[[], None] = lambda: None
         self._step_texts, self._step_loss = 0, torch.tensor(0.0)  # of the present step, once it has begun
         self._step_batches: list[Any] = []  # of the present step, those whose gradients are computed
-        self.add_callback(EvaluationLeftOut(self))
+        self.add_callback(MissedEvaluationCallback(self))
 
     def get_train_dataloader(self) -> DataLoader:
         return prepare_data_loader(  # whose batches are this process's own already
@@ -174,7 +174,7 @@ class RunTrainer(Trainer):
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """In Trainer's place, and where its early stopping would stand: nothing is saved if training ends."""
+        """Override Trainer's choice of the best step; stops early, too, then without another checkpoint."""
         self._check_values()
         keeper, step = self.keeper, self.state.global_step
         keeper.evaluated(self.model, self.state, metrics)
@@ -188,7 +188,7 @@ class RunTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
 
-    def evaluate_left_out(self) -> None:
+    def run_missed_evaluation(self) -> None:
         """Evaluate at the step that the run continues from, if Stop came before that evaluation was done."""
         state = self.state
         is_due = (
@@ -238,8 +238,8 @@ class RunTrainer(Trainer):
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
         try:
-            with atomic_folder(final) if leads() else contextlib.nullcontext() as staging:
-                self._staging = Path(as_the_leader(str(staging.parent) if staging else None))
+            with atomic_folder(final) if is_main_process() else contextlib.nullcontext() as staging:
+                self._staging = Path(broadcast_from_main(str(staging.parent) if staging else None))
                 super()._save_checkpoint(model, trial)  # of the others only their random numbers
                 self.accelerator.wait_for_everyone()
                 if staging:
@@ -248,18 +248,18 @@ class RunTrainer(Trainer):
                     write_manifest(staging)
         finally:
             self._staging = None
-        if leads():
+        if is_main_process():
             remove_older(folder)
 
 
-class EvaluationLeftOut(TrainerCallback):
+class MissedEvaluationCallback(TrainerCallback):
     """Has a run that continues evaluate first where it was stopped before an evaluation was done."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = weakref.proxy(trainer)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.evaluate_left_out()
+        self._trainer.run_missed_evaluation()
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
@@ -285,7 +285,7 @@ def batch_loader(
     return DataLoader(rows, batch_sampler=batches, collate_fn=UnpaddedCollator(tokenizer), **options)
 
 
-def made_ahead() -> dict[str, Any]:
+def prefetch_options() -> dict[str, Any]:
     """DataLoader's options: on a GPU processes that stay for all epochs prepare the batches."""
     if not torch.cuda.is_available():
         return {}
@@ -367,7 +367,7 @@ def build_trainer(
         optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
         data_collator=UnpaddedCollator(tokenizer),
         train_dataset=rows,
-        loader=batch_loader(rows, tokenizer, config, (processes(), rank()), **made_ahead()),
+        loader=batch_loader(rows, tokenizer, config, (processes(), rank()), **prefetch_options()),
         keeper=StepKeeper(
             Path(arguments.output_dir), best, len(curve_rows or ()), keeps_best=config.load_best_model_at_end
         ),
