@@ -12,7 +12,7 @@ test: .venv/installed-tests
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit -n 2 --dist loadfile

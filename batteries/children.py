@@ -9,12 +9,15 @@ import json
 import os
 import select
 import signal
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
+
+from tqdm import tqdm
 
 from peft_core.errors import PeftCoreError
 
@@ -111,6 +114,8 @@ def fork_here() -> tuple[Child | None, Report]:
         os.close(writer)
         return Child(pid, reader), lambda kind, text="": None
     os.close(reader)
+    # tqdm's lock is shared by all forks: a child that was killed while it held it would stop all others
+    tqdm.set_lock(threading.RLock())
 
     def report(kind: str, text: object = "") -> None:
         line = json.dumps([kind, str(text), time.monotonic()]).encode() + b"\n"

@@ -31,6 +31,12 @@ from peft_core.train import train
 WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]
 
+LONGEST = (  # test files that take a minute or more, the longest first
+    "test_app", "test_app_data", "test_hub", "test_app_inference", "test_compiling", "test_app_taking",
+    "test_processes", "test_app_trust", "test_launcher", "test_best_step", "test_train", "test_matrix",
+    "test_webpage_browser", "test_worker", "test_page_races", "test_reproduction", "test_batteries",
+    "test_workbench", "test_task_pages",
+)  # fmt: skip
 PATIENCE = 60_000  # milliseconds: two browsers and two servers share two cores, and other work may too
 expect.set_options(timeout=PATIENCE)
 torch.set_num_threads(1)  # as in the processes that these tests start
@@ -55,14 +61,24 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark unit tests. Tests alone come first, then the files that take long: no worker is left with one."""
+    """Mark unit tests. Tests alone come first, then the longest files: no worker is left with one."""
     for item in items:
         if is_unit_test(item):
             item.add_marker("unit")
     if config.getoption("reverse"):
         items.reverse()
     slow = Counter(item.path for item in items if item.get_closest_marker("unit") is None)
-    items.sort(key=lambda item: (item.get_closest_marker("alone") is None, slow[item.path] == 0))
+    longest = {name: place for place, name in enumerate(LONGEST)}
+
+    def order(item: pytest.Item) -> tuple[bool, bool, int]:
+        last = len(LONGEST)
+        return (
+            item.get_closest_marker("alone") is None,
+            slow[item.path] == 0,
+            longest.get(item.path.stem, last),
+        )
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")

@@ -133,8 +133,8 @@ def test_stock_libraries_answer_in_a_fresh_process(each_task: Run) -> None:
 @pytest.mark.usefixtures("written_before")
 def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(own_export: Run) -> None:
     heard: list[float] = []
-    (own_export.onnx / "left over").touch()
     Decision(temperature=2.0, thresholds=(0.3, 0.7)).save(own_export, ("bad", "good"))
+    (own_export.onnx / "left over").touch()
     export_onnx(own_export.folder, 1, lambda share, what: heard.append(share))
     assert heard == sorted(heard)
     assert (heard[0], heard[-1]) == (0.0, 1.0)

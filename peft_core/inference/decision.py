@@ -68,9 +68,17 @@ class Decision:
         return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
-        """Write it into the adapter, and beside the merged and the ONNX model where they are."""
-        for folder in (run.adapter, run.merged, run.onnx):
-            if folder.is_dir():
+        """Write it into the adapter, and beside the merged and the ONNX model where they are.
+
+        Raises DamagedError, before anything is written, if a file of these folders is damaged.
+        """
+        folders = [folder for folder in (run.adapter, run.merged, run.onnx) if folder.is_dir()]
+        for folder in folders:
+            run.verify(folder)
+        for folder in folders:
+            if run.is_version_0:  # whose folders have no manifest
+                self.write(folder, labels)
+            else:
                 replace_file(folder, DECISION_FILE, lambda path: self.write(path.parent, labels))
 
     def write(self, folder: Path, labels: tuple[str, ...]) -> None:
