@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
 import gc
+import os
 import shutil
 import subprocess
 from collections import Counter
@@ -47,8 +48,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hide_bitsandbytes(config)
     config.addinivalue_line("markers", "alone: measures time, so it runs before anything else is started")
     config.addinivalue_line("markers", "unit: starts no process and trains nothing; see unit_rule.py")
+
+
+def hide_bitsandbytes(config: pytest.Config) -> None:
+    """From the processes that tests start, not from those that run tests; see sitecustomize.py."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    starts_workers = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+    if starts_workers:
+        os.environ["BITSANDBYTES"] = "1"
+    else:
+        os.environ.pop("BITSANDBYTES", None)
 
 
 def pytest_collection_finish() -> None:

@@ -63,7 +63,7 @@ def test_certificate_names_the_weights_that_were_compared(own_merged: Run) -> No
     path = own_merged.merged / "model.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     reseal(own_merged.merged)
-    with pytest.raises(DamagedError, match="not those of its certificate"):
+    with pytest.raises(DamagedError, match="differ from those that its certificate names"):
         verified_certificate(own_merged)
 
 

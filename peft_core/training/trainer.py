@@ -221,6 +221,8 @@ class RunTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not is_main_process():
+            return
         folder = Path(output_dir or self.args.output_dir)
         save_trained(self.model, folder / STATE_FILE)
         self.keeper.save_into(folder, self.state.global_step)
