@@ -131,11 +131,17 @@ def _build_answers(form: Form) -> None:
 
 
 def wire_data_card(
-    card: DataCard, form: Form, accordion: gr.Accordion, workbench: Workbench, go: gr.Button
+    card: DataCard,
+    form: Form,
+    accordion: gr.Accordion,
+    model_facts: gr.HTML,
+    workbench: Workbench,
+    go: gr.Button,
 ) -> None:
     """An upload becomes the data set; the card, while it is open, shows what is read after every change.
 
-    Until an upload is read, `go` waits: it must not train on the data set chosen before.
+    A change of the base model counts once its facts are shown: its tokens and its head are then known. Until
+    an upload is read, `go` waits: it must not train on the data set chosen before.
     """
     opened = gr.Checkbox(False, visible="hidden")  # a closed card asks nothing of the worker or the Hub
     looked = [form[name] for name in (*_INSPECTED, *_READ_ALONG)]
@@ -174,7 +180,7 @@ def wire_data_card(
 
     at_once([accordion.expand], {opened: True})
     at_once([accordion.collapse], {opened: False})
-    changes = [opened.change, *(form[name].change for name in _INSPECTED)]
+    changes = [opened.change, model_facts.change, *(form[name].change for name in _INSPECTED)]
     gr.on(changes, show, {opened, *looked}, shown, **FOLLOWING)
     taken = [*[form[name] for name in STARTING], card.rows, form["dataset_name"], *_unset(form)]
     taken += [card.facts, card.preview, card.findings, card.balance]

@@ -63,7 +63,7 @@ def build_train(
 
     edits = [recipe.input, *[field.input for field in form.values()]]
     at_once(edits, {refused: "", codes: gr.update(visible=False)})  # before what fills in a recipe's settings
-    wire_data_card(cards.data, form, cards.accordions[1], workbench, go)
+    wire_data_card(cards.data, form, cards.accordions[1], cards.facts, workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
     _wire_looks(workbench, panel, picker, seen, standing, [go, resume, evaluate, again, stop])
