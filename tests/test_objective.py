@@ -110,20 +110,26 @@ def trainer_config(accumulated: int) -> TrainConfig:
     )
 
 
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
+    """Let forward passes fail by number (from 1) and texts; returns the texts of each as they come."""
+    compute_loss, calls = Trainer.compute_loss, []
+
+    def small(self: Trainer, model: Any, inputs: Any, *given: Any) -> Any:
+        calls.append(len(inputs["labels"]))
+        if fails(len(calls), calls[-1]):
+            raise torch.OutOfMemoryError("CUDA")
+        return compute_loss(self, model, inputs, *given)
+
+    monkeypatch.setattr(Trainer, "compute_loss", small)
+    return calls
+
+
 def test_memory_that_runs_out_in_a_later_batch_loses_no_gradient(
     gradients: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     (wanted,), _ = gradients([4, 4], **two)
-    compute_loss, calls = Trainer.compute_loss, []
-
-    def small(self: Trainer, model: Any, inputs: Any, *given: Any) -> Any:
-        calls.append(len(inputs["labels"]))
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA")
-        return compute_loss(self, model, inputs, *given)
-
-    monkeypatch.setattr(Trainer, "compute_loss", small)
+    calls = run_out_of_memory(monkeypatch, lambda number, texts: number == 2)
     (found,), trainer = gradients([4, 4], **two)
     assert calls == [4, 4, 2, 2, 2, 2] and trainer.parts == 2
     assert_equal(found, wanted)
@@ -134,15 +140,7 @@ def test_earlier_batch_that_does_not_fit_any_more_is_split_further(
 ) -> None:
     two = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}
     (wanted,), _ = gradients([8, 2], **two)
-    compute_loss, calls = Trainer.compute_loss, []
-
-    def small(self: Trainer, model: Any, inputs: Any, *given: Any) -> Any:
-        calls.append(len(inputs["labels"]))
-        if len(calls) > 1 and len(inputs["labels"]) > 1:  # memory became short after the first batch
-            raise torch.OutOfMemoryError("CUDA")
-        return compute_loss(self, model, inputs, *given)
-
-    monkeypatch.setattr(Trainer, "compute_loss", small)
+    run_out_of_memory(monkeypatch, lambda number, texts: number > 1 and texts > 1)
     (found,), trainer = gradients([8, 2], **two)
     assert trainer.parts == 8
     assert_equal(found, wanted)

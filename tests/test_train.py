@@ -283,8 +283,8 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert 20 < step < state.max_steps
     assert state.notes == [
         f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
-        f"were not evaluated. Continue goes on from step {step}; Evaluate measures the best step up to "
-        "there without another one."
+        f"were not evaluated. Continue goes on from step {step}; Evaluate measures the best step so far "
+        "without training on."
     ]
     assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")

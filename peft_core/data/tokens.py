@@ -48,9 +48,8 @@ def encode(rows: Dataset, tokenizer: Any, max_length: int, cache: Path | None = 
 
     names = [name for name in ("text", "text_pair") if name in rows.column_names]
     content = _content_hash(rows, tokenizer, max_length)
-    has_backend = (
-        getattr(tokenizer, "backend_tokenizer", None) is not None
-    )  # else the vocabulary alone is hashed
+    # without a backend the digest covers the vocabulary alone, which does not decide what a tokenizer answers
+    has_backend = getattr(tokenizer, "backend_tokenizer", None) is not None
     kept = cache / f"{content}.arrow" if cache is not None and has_backend else None
     if kept is not None and kept.exists():
         try:

@@ -92,8 +92,8 @@ def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
     if checkpoint == max_steps:
         return f"{words}. Continue evaluates them."
     return (
-        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures the best step up to there "
-        "without another one."
+        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures the best step so far "
+        "without training on."
     )
 
 
