@@ -157,7 +157,7 @@ class Launcher:
         run.update(stage="starting")
         with run.log.open("ab") as log:
             self._children[run.run_id] = subprocess.Popen(
-                [sys.executable, "-m", "peft_core.train", str(run.folder)],
+                [sys.executable, "-m", "peft_core.train", str(run.folder), "--only-if-scheduled"],
                 cwd=_ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """The training process: python -m peft_core.train RUN_DIR trains the run in its folder."""
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -20,7 +21,7 @@ from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError, RunError, reason_of
 from peft_core.files import describe_disk_error, remove_tree
 from peft_core.machine import expect_many_shapes, is_out_of_memory
-from peft_core.runs import FAILED, FINISHED, KILLED, RunInTraining
+from peft_core.runs import FAILED, FINISHED, KILLED, SCHEDULED, RunInTraining
 from peft_core.schedule import START_BATCHES, total_steps
 from peft_core.training import outputs
 from peft_core.training.fallback import AppliedSpeedups, Speedups
@@ -49,17 +50,24 @@ from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer, batch_loader, build_trainer, training_arguments
 
 
-def train(run_dir: str | Path) -> None:
+def train(run_dir: str | Path, *, only_if_scheduled: bool = False) -> None:
     """Start this folder's run, or continue it from its newest whole checkpoint.
 
     Its status ends FINISHED, FAILED (with `error`) or KILLED. Of several processes that train it (started by
     `accelerate launch`), each takes batches of `per_device_train_batch_size`, and the first alone writes.
+
+    Args:
+        run_dir: the run's folder.
+        only_if_scheduled: refuse a run that does not wait in the queue any more. Two apps over one folder of
+            runs may both start its next run; the later process must not train it again.
 
     Raises what failed: PeftCoreError for what a person can mend, anything else is a bug.
     """
     run = RunInTraining(Path(run_dir)) if is_main_process() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
+        if only_if_scheduled and is_main_process() and run.state().status != SCHEDULED:
+            raise RunError(f"The run {run.run_id!r} was started by another process.")
         run.begin()
         try:
             status = _setup_and_train(run, config)
@@ -234,16 +242,18 @@ def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch
 
 def main(arguments: list[str]) -> int:
     """Train the run in the folder given; 0, 1 for a bug (traceback printed), 2 after one line on stderr."""
-    if len(arguments) != 1:
-        print("usage: python -m peft_core.train RUN_DIR", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m peft_core.train", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    scheduled = "refuse a run that does not wait in the queue"
+    parser.add_argument("--only-if-scheduled", action="store_true", help=scheduled)
+    options = parser.parse_args(arguments)
     if torch.cuda.device_count() > 1 and not is_shared():
-        os.execv(sys.executable, launch_command(torch.cuda.device_count(), arguments[0]))
+        os.execv(sys.executable, launch_command(torch.cuda.device_count(), arguments))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     datasets.disable_progress_bars()
     expect_many_shapes()
     try:
-        train(arguments[0])
+        train(options.run_dir, only_if_scheduled=options.only_if_scheduled)
     except PeftCoreError as error:
         print(error, file=sys.stderr)
         return 2

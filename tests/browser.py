@@ -52,6 +52,17 @@ def picture_of(page: Page, selector: str) -> str:
     return page.evaluate(_DRAWN, selector)
 
 
+def fill(page: Page, selector: str, text: str) -> None:
+    """Type into a field as a person would: no earlier than a frame after it appeared.
+
+    Gradio renders the fields of a tab when it is opened first, and puts their initial values into them once
+    more before the next frame: what a script has typed by then is lost.
+    """
+    page.locator(selector).wait_for()
+    page.evaluate(_NEXT_FRAME)
+    page.fill(selector, text)
+
+
 class PendingAnswers:
     """The answers that a page waits for: gradio keeps a stream of them open for as long as one is missing."""
 

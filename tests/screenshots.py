@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from app_server import serve
-from browser import FLAGS, MISSING, find_chromium
+from browser import FLAGS, MISSING, fill, find_chromium
 from playwright.sync_api import Page, expect, sync_playwright
 from processes import ROOT
 
@@ -35,12 +35,12 @@ def main() -> None:
         expect(page.get_by_test_id("certificate")).to_be_visible(timeout=120_000)
         shot(page, "train")
         page.get_by_role("tab", name="Compare parameters").click()
-        page.fill("#compare-labels input", "5")
+        fill(page, "#compare-labels input", "5")
         page.click("#count")
         expect(page.locator("#counts")).to_contain_text("298,757", timeout=60_000)
         shot(page, "compare")
         page.get_by_role("tab", name="Inference").click()
-        page.fill("#text textarea", "It is not without charm, but two hours is a long time to wait for it.")
+        fill(page, "#text textarea", "It is not without charm, but two hours is a long time to wait for it.")
         page.click("#classify")
         expect(page.get_by_test_id("difference")).to_be_visible(timeout=60_000)
         shot(page, "inference")

@@ -7,7 +7,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 from app_server import Server
-from browser import PendingAnswers
+from browser import PendingAnswers, fill
 from conftest import Open
 from playwright.sync_api import Page, expect
 from tiny import make_tiny_bert
@@ -53,7 +53,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
         expect(page.get_by_test_id("data-facts")).to_contain_text(fact)
     expect(page.get_by_role("button", name="4  Training")).to_contain_text("10 epochs")
     page.get_by_role("button", name="4  Training").click()
-    page.fill("#num_train_epochs input", "5")  # enough for these few words, and half the time
+    fill(page, "#num_train_epochs input", "5")  # enough for these few words, and half the time
     page.locator("#num_train_epochs input").press("Tab")
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible()
@@ -168,7 +168,7 @@ def test_a_head_with_other_names_is_asked_about(open_page: Open, tmp_path: Path)
     page.locator("#remedies").get_by_label("Make one label").check()
     pending.wait()  # so that nothing but the base model brings what follows
     page.get_by_role("button", name="1  Model").click()
-    page.fill("#model_name_or_path input", str(model))
+    fill(page, "#model_name_or_path input", str(model))
     page.locator("#model_name_or_path input").press("Enter")
     expect(page.locator("#model-facts")).to_contain_text("LABEL_0, LABEL_1", timeout=60_000)
     expect(page.get_by_test_id("findings")).to_contain_text("brings a head for", timeout=60_000)
@@ -196,6 +196,6 @@ def test_sheet_and_header_row_are_guessed_named_and_changed(open_page: Open, tmp
     page.locator("#sheet_name input").click()
     page.get_by_role("option", name="More").click()
     expect(facts).to_contain_text("sheet More · header in row 1", timeout=60_000)
-    page.fill("#header_row input", "2")
+    fill(page, "#header_row input", "2")
     page.locator("#header_row input").press("Tab")
     expect(facts).to_contain_text("sheet More · header in row 2", timeout=60_000)

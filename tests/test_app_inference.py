@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from app_server import Server, serve
+from browser import fill
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 
@@ -94,7 +95,7 @@ def test_a_rule_is_chosen_saved_and_travels(
     page.get_by_label("Fit thresholds").check()
     page.click("#fit")
     expect(page.locator("#temperature input")).not_to_have_value("1", timeout=60_000)
-    page.fill("#abstain input", "0.6")
+    fill(page, "#abstain input", "0.6")
     page.locator("#abstain input").press("Tab")
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
@@ -116,7 +117,7 @@ def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, o
     page = questions(open_page, merged_run, "A text")
     page.click("#others input")
     page.get_by_role("option", name=topics.run_id).click()
-    page.fill("#text textarea", "Wonderful, the best pizza.")
+    fill(page, "#text textarea", "Wonderful, the best pizza.")
     page.click("#classify")
     expect(page.get_by_test_id("other-runs")).to_contain_text(topics.run_id, timeout=60_000)
     expect(page.locator("#card-2 .answer")).to_have_text("good")
@@ -126,7 +127,7 @@ def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, o
 def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, open_page: Open) -> None:
     page = questions(open_page, merged_run, "Why?")
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
-    page.fill("#why-text textarea", "Wonderful, the best pizza.")
+    fill(page, "#why-text textarea", "Wonderful, the best pizza.")
     page.click("#explain")
     drawn = page.get_by_test_id("explained")
     expect(drawn).to_contain_text("Wonderful", timeout=60_000)

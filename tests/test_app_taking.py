@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, serve
+from browser import fill
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 
@@ -41,7 +42,7 @@ def names_in(page: Page, button: str, path: Path) -> set[str]:
 
 def test_what_is_made_is_judged_before_it_is_taken(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#take-onnx")).to_be_disabled()
-    page.fill("#max-drop input", "100")
+    fill(page, "#max-drop input", "100")
     page.click("#make-onnx")
     expect(page.get_by_test_id("onnx-report")).to_contain_text("ONNX, int8", timeout=120_000)
     held = names_in(page, "#take-onnx", tmp_path / "onnx.zip")
@@ -57,7 +58,7 @@ def test_vectors_are_made_and_searched(page: Page, tmp_path: Path) -> None:
     page.click("#make-embeddings")
     expect(page.get_by_test_id("embeddings-report")).to_contain_text("40 test rows", timeout=120_000)
     assert {"model.safetensors", "modules.json"} < names_in(page, "#take-embeddings", tmp_path / "e.zip")
-    page.fill("#neighbours-query input, #neighbours-query textarea", "The pizza was great.")
+    fill(page, "#neighbours-query input, #neighbours-query textarea", "The pizza was great.")
     page.click("#neighbours-go")
     neighbours = page.get_by_test_id("neighbours")
     expect(neighbours.locator("ol")).to_have_count(2, timeout=60_000)
@@ -80,11 +81,11 @@ def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) 
 
 
 def test_a_push_that_cannot_be_is_one_sentence(page: Page) -> None:
-    page.fill("#push-name input, #push-name textarea", "alice/reviews")
+    fill(page, "#push-name input, #push-name textarea", "alice/reviews")
     page.click("#push")
     said = page.locator("#pushed [role=alert]")
     expect(said).to_contain_text("The Hub token is empty")
-    page.fill("#push-token input", "hf_NobodyKnowsThisOne")
+    fill(page, "#push-token input", "hf_NobodyKnowsThisOne")
     page.click("#push")
     expect(said).to_contain_text("cannot be reached")
 
@@ -95,7 +96,7 @@ def test_the_settings_are_there_to_copy_before_anything_is_trained(open_page: Op
     code = page.locator("#settings-code .cm-content")
     expect(code).to_contain_text("SEED = 42")
     page.get_by_role("button", name="4  Training").click()
-    page.fill("#seed input", "7")
+    fill(page, "#seed input", "7")
     page.locator("#seed input").press("Tab")
     expect(code).to_be_hidden()  # it would be of other settings
     page.click("#show-code")

@@ -32,7 +32,11 @@ sys.exit(main([sys.argv[1]]))
 
 
 def create_run(server: Server, settings: dict[str, Any], **changes: Any) -> Run:
-    return runs.create(server.runs_dir, TrainConfig.from_dict({**settings, **changes}))
+    """A run that the server's queue does not start, since it does not wait."""
+    run = runs.create(server.runs_dir.parent / "created", TrainConfig.from_dict({**settings, **changes}))
+    run.update(status="KILLED")
+    server.runs_dir.mkdir(exist_ok=True)
+    return Run(run.folder.rename(server.runs_dir / run.run_id))
 
 
 def open_run(open_page: Open, run: Run) -> Page:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import start_python, wait_for
+from processes import python, start_python, wait_for
 from run_files import change_json
 
 from peft_core import launcher as launching
@@ -113,6 +113,22 @@ def test_a_run_that_stops_while_it_starts_is_killed(launcher: Launcher, settings
     wait_for(lambda: ended(run))
     assert status(run) == "KILLED"
     assert not run.has_adapter
+
+
+def test_train_started_by_two_apps_trains_once(launcher: Launcher, settings: dict[str, Any]) -> None:
+    """The later of the two processes trained a run again that had ended meanwhile."""
+    run = launcher.submit(quick(settings))
+    other_app = Launcher(launcher.runs_dir)
+    other_app.resume_queue()
+    assert run.run_id in other_app._children
+    wait_for(lambda: not launcher.advance() and not other_app.advance(), 120)
+    assert status(run) == "FINISHED"
+    state, result = (run.folder / "status.json").read_bytes(), run.result()
+    assert result["steps"] == 10
+
+    late = python("-m", "peft_core.train", str(run.folder), "--only-if-scheduled")
+    assert (late.returncode, late.stderr) == (2, f"The run {run.run_id!r} was started by another process.\n")
+    assert (run.folder / "status.json").read_bytes() == state
 
 
 def test_a_process_that_cannot_start_says_why(launcher: Launcher, settings: dict[str, Any]) -> None:

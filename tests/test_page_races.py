@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, serve
-from browser import PendingAnswers, picture_of, wait_until_redrawn
+from browser import PendingAnswers, fill, picture_of, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import expect
 from test_app_inference import questions
@@ -78,7 +78,7 @@ def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
     expect(table).to_contain_text("60 test rows", timeout=60_000)
     judged, pending = table.inner_html(), PendingAnswers(page)
     (held_up / "judge_rule").touch()
-    page.fill("#abstain input", "0.6")
+    fill(page, "#abstain input", "0.6")
     page.locator("#abstain input").press("Tab")
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
@@ -97,7 +97,7 @@ def test_edit_clears_the_confirmation_before_it_is_judged(
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
     (held_up / "judge_rule").touch()
-    page.fill("#abstain input", "0.3")
+    fill(page, "#abstain input", "0.3")
     expect(page.locator("#rule-said")).not_to_contain_text("Saved")
 
 
@@ -105,7 +105,7 @@ def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run
     page = questions(open_page, topics, "Can I trust it?")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     pending = PendingAnswers(page)
-    page.fill("#abstain input", "0.45")
+    fill(page, "#abstain input", "0.45")
     page.get_by_role("tab", name="A text").click()
     pending.wait()
     with page.expect_request("**/queue/join*"):
@@ -119,7 +119,7 @@ def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run
 def test_refusal_stays_when_a_recipe_is_read_late(open_page: Open, held_up: Path) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
-    page.fill("#dataset_name input", "/nowhere")
+    fill(page, "#dataset_name input", "/nowhere")
     page.locator("#dataset_name input").press("Enter")
     expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
     pending = PendingAnswers(page)
@@ -139,7 +139,7 @@ def test_prediction_stays_when_the_examples_come_late(
     (held_up / "_examples").touch()
     page = questions(open_page, merged_run, "A text")
     pending = PendingAnswers(page)
-    page.fill("#text textarea", GOOD)
+    fill(page, "#text textarea", GOOD)
     page.click("#classify")
     expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
     (held_up / "_examples").unlink()
@@ -154,7 +154,7 @@ def test_example_clicked_during_a_prediction_is_answered(
     page = questions(open_page, merged_run, "A text")
     expect(page.locator("#examples")).not_to_contain_text("A gorgeous, witty")
     examples = page.locator("#examples button")
-    page.fill("#text textarea", GOOD)
+    fill(page, "#text textarea", GOOD)
     page.click("#classify")
     expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
     texts = examples.all_inner_texts()
@@ -175,7 +175,7 @@ def test_answer_about_one_run_does_not_appear_under_another(
     page = questions(open_page, merged_run, "A text")
     pending = PendingAnswers(page)
     (held_up / "compare").touch()
-    page.fill("#text textarea", GOOD)
+    fill(page, "#text textarea", GOOD)
     with page.expect_request("**/queue/join*"):
         page.click("#classify")
     page.locator("#runs label").filter(has_text=topics.run_id).click()
@@ -193,7 +193,7 @@ def test_typed_text_stays_when_the_test_rows_come_late(
     (held_up / "review").touch()
     page = questions(open_page, merged_run, "Why?")
     pending = PendingAnswers(page)
-    page.fill("#why-text textarea", GOOD)
+    fill(page, "#why-text textarea", GOOD)
     (held_up / "review").unlink()
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
     pending.wait()
@@ -224,7 +224,7 @@ def test_data_named_while_the_card_opens_is_shown(open_page: Open, held_up: Path
     pending = PendingAnswers(page)
     (held_up / "inspect").touch()
     page.get_by_role("button", name="2  Data").click()
-    page.fill("#dataset_name input", "/nowhere")
+    fill(page, "#dataset_name input", "/nowhere")
     page.locator("#dataset_name input").press("Enter")
     (held_up / "inspect").unlink()
     expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")

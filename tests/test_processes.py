@@ -102,5 +102,5 @@ def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(train.os, "execv", execv)
     with pytest.raises(SystemExit):
         train.main([str(tmp_path)])
-    assert started == [launch_command(3, str(tmp_path))]
+    assert started == [launch_command(3, [str(tmp_path)])]
     assert started[0][-5:] == ["--num_processes", "3", "-m", "peft_core.train", str(tmp_path)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, serve
-from browser import FLAGS, MISSING, find_chromium, picture_of, wait_until_redrawn
+from browser import FLAGS, MISSING, fill, find_chromium, picture_of, wait_until_redrawn
 from conftest import copy_of
 from gradio_client import Client
 from playwright.sync_api import Page, expect, sync_playwright
@@ -48,7 +48,7 @@ def open_run(page: Page, server: Server, run: Run) -> None:
 
 def predict(page: Page, text: str) -> None:
     page.click("#try-it")
-    page.fill("#text textarea", text)
+    fill(page, "#text textarea", text)
     page.click("#classify")
     expect(page.get_by_test_id("difference")).to_be_visible(timeout=60_000)
 
@@ -88,11 +88,11 @@ def test_only_a_run_of_pairs_asks_for_a_second_text(
 
     open_run(page, server, pairs)
     page.click("#try-it")
-    page.fill("#text textarea", "How was the food?")
+    fill(page, "#text textarea", "How was the food?")
     page.click("#classify")
     expect(page.locator("#difference [role=alert]")).to_contain_text("reads pairs")
     for second, answer in (("It was terrible.", "bad"), ("It was amazing.", "good")):
-        page.fill("#text-pair textarea", second)
+        fill(page, "#text-pair textarea", second)
         page.click("#classify")
         expect(page.locator("#card-1 .answer")).to_have_text(answer)
     page.locator("#examples button").first.click()

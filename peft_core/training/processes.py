@@ -14,10 +14,10 @@ import torch.distributed as dist
 from peft_core.runs import RunInTraining
 
 
-def launch_command(count: int, run_dir: str) -> list[str]:
-    """What trains a run in so many processes, a GPU each."""
+def launch_command(count: int, arguments: list[str]) -> list[str]:
+    """The command that runs `peft_core.train` with these arguments in `count` processes, a GPU each."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    return [*launch, "--num_processes", str(count), "-m", "peft_core.train", run_dir]
+    return [*launch, "--num_processes", str(count), "-m", "peft_core.train", *arguments]
 
 
 def is_shared() -> bool:
