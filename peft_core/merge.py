@@ -25,6 +25,7 @@ from peft_core.certificate import (
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
 from peft_core.files import remove_tree, write_json
+from peft_core.garbage import resume_collection
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import Decision
@@ -205,6 +206,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m peft_core.merge RUN_DIR", file=sys.stderr)
         return 2
+    resume_collection()
     try:
         certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
     except PeftCoreError as error:

@@ -20,6 +20,7 @@ from peft_core.adapters import RankSchedule, start_from_data
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError, RunError, reason_of
 from peft_core.files import describe_disk_error, remove_tree
+from peft_core.garbage import resume_collection
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.runs import FAILED, FINISHED, KILLED, SCHEDULED, RunInTraining
 from peft_core.schedule import START_BATCHES, total_steps
@@ -247,6 +248,7 @@ def main(arguments: list[str]) -> int:
     scheduled = "refuse a run that does not wait in the queue"
     parser.add_argument("--only-if-scheduled", action="store_true", help=scheduled)
     options = parser.parse_args(arguments)
+    resume_collection()
     if torch.cuda.device_count() > 1 and not is_shared():
         os.execv(sys.executable, launch_command(torch.cuda.device_count(), arguments))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
@@ -14,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from peft_core.errors import PeftCoreError
+from peft_core.garbage import paused_collection
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
 _NICE = 5  # a training comes first: the worker takes what it leaves idle, and a quarter of the rest
@@ -180,8 +182,10 @@ def _end_with_the_app() -> None:
 def _call(task: str, arguments: tuple, ticket: int) -> Any:
     global _ticket, _is_nice
     _ticket = ticket
-    tasks = importlib.import_module(_TASKS)
+    if _TASKS not in sys.modules:
+        with paused_collection():
+            importlib.import_module(_TASKS)
     if hasattr(os, "nice") and not _is_nice:
         os.nice(_NICE)
         _is_nice = True
-    return getattr(tasks, task)(*arguments)
+    return getattr(sys.modules[_TASKS], task)(*arguments)

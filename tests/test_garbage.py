@@ -1,0 +1,47 @@
+"""A process imports without looking for garbage, and looks for it from then on."""
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import python
+
+from batteries.children import Report, run_child
+from peft_core import merge, train, worker
+
+TASKS = """
+import gc
+while_imported = gc.isenabled()
+def answer():
+    return [while_imported, gc.isenabled()]
+"""
+
+
+def test_commands_pause_collection_until_main() -> None:
+    code = "import sys; sys.argv[0] = {!r}; import gc, peft_core; print(gc.isenabled())"
+    assert python("-c", code.format("-m")).stdout == "False\n"
+    assert python("-c", code.format("app.py")).stdout == "True\n"
+
+
+@pytest.mark.parametrize("command", [train, merge])
+def test_main_resumes_collection(command: Any) -> None:
+    def call_main(report: Report) -> None:
+        gc.disable()
+        name = command.__name__.rpartition(".")[2]
+        setattr(command, name, lambda *_, **__: report("enabled", gc.isenabled()))
+        command.main(["runs/none"])
+
+    assert run_child(call_main).first("enabled") == "True"
+
+
+def test_worker_pauses_collection_while_it_imports_its_tasks(tmp_path: Path) -> None:
+    (tmp_path / "light_tasks.py").write_text(TASKS, encoding="utf-8")
+
+    def call(report: Report) -> None:
+        sys.path.insert(0, str(tmp_path))
+        worker._TASKS = "light_tasks"
+        report("enabled", worker._call("answer", (), 0))
+
+    assert run_child(call).first("enabled") == "[False, True]"
