@@ -24,6 +24,7 @@ from peft_core.errors import PeftCoreError
 Report = Callable[..., None]  # kind of a message, and its text
 HANGS_AFTER = 300.0  # seconds after which a child that should end has hung
 ERROR, BUG, DONE = "error", "bug", "done"
+KILLED = "it died without a word"
 
 
 class Message(NamedTuple):
@@ -135,7 +136,7 @@ def outcome(child: Child) -> str:
     error, bug = child.first(ERROR), child.first(BUG)
     if error is not None or bug is not None:
         return error if error is not None else f"{bug} (a bug)"
-    return "" if child.first(DONE) is not None else "it died without a word"
+    return "" if child.first(DONE) is not None else KILLED
 
 
 def end_child(report: Report, error: BaseException | None) -> NoReturn:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from batteries import run_checks
-from batteries.children import BUG, ERROR, Report, end_child, fork_child, fork_here, outcome
+from batteries.children import BUG, ERROR, KILLED, Report, end_child, fork_child, fork_here, outcome
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Fault, FaultLayer, LayerError, compile_layer
 from batteries.result import BatteryResult
@@ -195,7 +195,7 @@ class Explorer:
                 if message.kind == "unsynced":
                     self.report(FAILURE, message.text)
         error = child.first(ERROR)
-        bug = child.first(BUG) or ("it died without a word" if outcome(child) and error is None else None)
+        bug = child.first(BUG) or (KILLED if outcome(child) and error is None else None)
         return Trial(
             int(child.first("operations") or 0), error if error is not None else bug, bug is not None
         )

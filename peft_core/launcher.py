@@ -157,7 +157,7 @@ class Launcher:
         run.update(stage="starting")
         with run.log.open("ab") as log:
             self._children[run.run_id] = subprocess.Popen(
-                [sys.executable, "-m", "peft_core.train", str(run.folder), "--only-if-scheduled"],
+                train_command(run),
                 cwd=_ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -240,6 +240,11 @@ class Launcher:
             except Exception:  # of the disk, say: runs that wait must not wait for ever
                 _log.exception("The queue of runs met an error; it is tried again.")
                 time.sleep(_AFTER_ERROR)
+
+
+def train_command(run: Run) -> list[str]:
+    """The command of a run's training process."""
+    return [sys.executable, "-m", "peft_core.train", str(run.folder), "--only-if-scheduled"]
 
 
 def send_signal(run: Run, number: signal.Signals) -> bool:

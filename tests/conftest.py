@@ -26,6 +26,7 @@ from unit_rule import is_unit_test
 
 from peft_core import runs
 from peft_core.config import TrainConfig
+from peft_core.merge import merge
 from peft_core.runs import Run
 from peft_core.train import train
 
@@ -128,10 +129,9 @@ def finished_run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of the finished run that `python -m peft_core.merge` has merged; to be read only."""
+    """A copy of the finished run that was merged; to be read only."""
     run = copy_of(finished_run, tmp_path_factory.mktemp("merged"))
-    done = python("-m", "peft_core.merge", str(run.folder))
-    assert done.returncode == 0, done.stderr
+    merge(run.folder)
     return run
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from app_server import Server
 from bench_page import OpenPage
-from browser import PendingAnswers, picture_of, wait_until_redrawn
+from browser import PendingAnswers, fill, picture_of, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 from processes import python, wait_for
@@ -42,14 +42,24 @@ def press_train(page: Page, server: Server, **fields: str) -> Run:
     for card in ("2  Data", "4  Training"):
         page.get_by_role("button", name=card).click()
     for name, value in fields.items():
-        field = page.locator(f"#{name} input")
-        field.fill(value)
-        field.press("Tab")
+        fill(page, f"#{name} input", value)
+        page.press(f"#{name} input", "Tab")
     before = {run.run_id for run in list_runs(server.runs_dir)}
     page.click("#train")
     expect(page.locator("#panel .running")).to_be_visible()
     (run,) = [run for run in list_runs(server.runs_dir) if run.run_id not in before]
     return run
+
+
+def take_settings(open_page: Open, run: Run) -> Page:
+    """A page whose form holds a finished run's settings: its tiny model and data train in seconds."""
+    page = open_page(f"?run={run.run_id}")
+    pending = PendingAnswers(page)
+    expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
+    page.click("#use-settings")
+    expect(page.get_by_test_id("cost")).to_contain_text("2,114 of 34,596")
+    pending.wait()
+    return page
 
 
 def tab(page: Page, name: str) -> None:
@@ -109,7 +119,7 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     page.click("#try-it")
     page.click("#classify")
     expect(page.locator("#difference [role=alert]")).to_contain_text("The text is empty")
-    page.fill("#text textarea", "A gorgeous, witty, seductive movie.")
+    fill(page, "#text textarea", "A gorgeous, witty, seductive movie.")
     page.click("#classify")
     expect(page.get_by_test_id("difference")).to_contain_text("difference", timeout=60_000)
     expect(page.locator("#card-0")).to_contain_text("logistic regression on its frozen vectors")
@@ -123,10 +133,10 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
 
 
 def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
-    server: Server, open_page: Open
+    server: Server, open_page: Open, run: Run
 ) -> None:
-    page = open_page()
-    run = press_train(page, server, num_train_epochs="3", max_eval_samples="60")
+    page = take_settings(open_page, run)
+    run = press_train(page, server, num_train_epochs="100", per_device_train_batch_size="1")
     expect(page.get_by_test_id("progress")).to_contain_text("tokens/s", timeout=60_000)
     page.reload()
     expect(page.locator("#panel .running")).to_contain_text(run.run_id)
@@ -142,14 +152,14 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
     expect(page.locator("#continue")).to_be_visible()
     page.click("#evaluate")
     expect(page.get_by_test_id("result")).to_contain_text("Evaluated without a further step")
-    assert run.state().status == "KILLED" and run.result()["eval_rows"] == 60
+    assert run.state().status == "KILLED" and run.result()["eval_rows"] == 40
     expect(page.locator("#evaluate")).to_be_hidden()
     expect(page.locator("#continue")).to_be_visible()
 
 
-def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open) -> None:
-    page = open_page()
-    run = press_train(page, server, max_train_samples="300", num_train_epochs="2", max_eval_samples="60")
+def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open, run: Run) -> None:
+    page = take_settings(open_page, run)
+    run = press_train(page, server, num_train_epochs="100")
     wait_for(lambda: can_continue(run), seconds=90)
     os.kill(run.state().pid, signal.SIGKILL)
     expect(page.locator("#panel")).to_contain_text("ended unexpectedly")
@@ -191,7 +201,7 @@ def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_
     pending = PendingAnswers(page)
     before = len(list_runs(server.runs_dir))
     page.get_by_role("button", name="3  Method").click()
-    page.fill("#r input", "0")
+    fill(page, "#r input", "0")
     page.locator("#r input").press("Tab")
     expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 2,048.")
     pending.wait()
@@ -268,7 +278,7 @@ def test_a_method_shows_its_own_settings_and_its_own_rate(open_page: Open) -> No
 def test_compare_counts_charts_and_gives_the_table(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     tab(page, "Compare parameters")
-    page.fill("#compare-labels input", "5")
+    fill(page, "#compare-labels input", "5")
     page.click("#count")
     expect(page.locator("#counts")).to_contain_text("298,757", timeout=60_000)
     expect(page.locator("#counts")).to_contain_text("167,659,018")
@@ -314,7 +324,7 @@ def test_an_emptied_field_is_no_default_in_disguise(server: Server, open_page: O
     page = open_page()
     before = len(list_runs(server.runs_dir))
     page.get_by_role("button", name="4  Training").click()
-    page.fill("#learning_rate input", "")
+    fill(page, "#learning_rate input", "")
     page.locator("#learning_rate input").press("Tab")
     page.click("#train")
     expect(page.locator("#cost [role=alert]")).to_contain_text("learning_rate is empty; fill in")

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from processes import python
 from safetensors.torch import load_file
 from task_runs import number_rows, topic_rows, train_on
 from tiny import LABEL_WORDS
 
+from batteries.children import KILLED, outcome, run_child
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabelledText
@@ -36,8 +37,10 @@ from peft_core.rows import judged_rows
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
+from peft_core.train import train
 from peft_core.training import outputs
 from peft_core.training.best import BEST, BestStep, StepKeeper
+from peft_core.training.trainer import RunTrainer
 
 # Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
 OVERFITTING = {
@@ -47,18 +50,6 @@ OVERFITTING = {
     "eval_steps": 10,
     "metric_for_best_model": "loss",
 }
-KILLED_AT = """
-import os, signal, sys
-from peft_core import train
-from peft_core.training.trainer import RunTrainer
-step_of = RunTrainer._get_grad_norm
-def killed(self, *given, **named):
-    if self.state.global_step + 1 == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step_of(self, *given, **named)
-RunTrainer._get_grad_norm = killed
-sys.exit(train.main([sys.argv[1]]))
-"""
 
 
 def noise_rows(count: int, seed: int) -> Dataset:
@@ -166,6 +157,19 @@ def test_evaluations_of_the_kept_step_are_the_training_metric_by_default(fit: Ca
     assert len(curve) == 8 and set(curve) == set(range(10, 81, 10))
 
 
+def train_until_killed(run: Run, step: int) -> None:
+    """Train in a forked child, which kills itself while it computes a step."""
+    gradient_norm = RunTrainer._get_grad_norm
+
+    def kill_at_step(trainer: RunTrainer, *arguments: Any, **named: Any) -> Any:
+        if trainer.state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return gradient_norm(trainer, *arguments, **named)
+
+    RunTrainer._get_grad_norm = kill_at_step
+    train(run.folder)
+
+
 @pytest.mark.parametrize(("method", "kills"), [("lora", (23, 58, 79)), ("adalora", (79,))])
 def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
     method: str, kills: tuple[int, ...], settings: dict[str, Any], noise_folder: str, tmp_path: Path
@@ -181,14 +185,12 @@ def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
         }
     )
     whole = runs.create(tmp_path, config)
-    done = python("-m", "peft_core.train", str(whole.folder))
-    assert done.returncode == 0, done.stderr
+    train(whole.folder)
     killed = runs.create(tmp_path, config)
     for step in kills:  # checkpoints are of the steps 20, 40 and 60
-        assert python("-c", KILLED_AT, str(killed.folder), str(step)).returncode == -signal.SIGKILL
+        assert outcome(run_child(lambda _, step=step: train_until_killed(killed, step))) == KILLED
         assert killed.state().status == "FAILED" and can_continue(killed)
-    done = python("-m", "peft_core.train", str(killed.folder))
-    assert done.returncode == 0, done.stderr
+    train(killed.folder)
     assert killed.result()["resumed_from"] == 60
     assert same_weights(killed, whole)
     assert kept(killed) == kept(whole)

@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import python, start_python, wait_for
+from processes import start_python, wait_for
 from run_files import change_json
 
+from batteries.children import run_child
 from peft_core import launcher as launching
 from peft_core import runs
 from peft_core.config import TrainConfig
@@ -21,6 +22,25 @@ from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.process_identity import process_identity
 from peft_core.runs import ENDED, RUNNING, Run
+from peft_core.train import main
+
+# What the queue sees of a training process, in a second instead of ten.
+TRAINS_AT_ONCE = """
+import sys
+from pathlib import Path
+from peft_core.runs import FINISHED, RunInTraining
+run = RunInTraining(Path(sys.argv[1]))
+with run.lock():
+    run.begin()
+    run.update(status=FINISHED)
+"""
+
+
+@pytest.fixture
+def trains_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher starts processes that end at once and train nothing."""
+    command = [sys.executable, "-c", TRAINS_AT_ONCE]
+    monkeypatch.setattr(launching, "train_command", lambda run: [*command, str(run.folder)])
 
 
 @pytest.fixture
@@ -100,6 +120,7 @@ def test_a_killed_run_reads_failed_and_the_next_one_starts(
     assert status(second) == "FINISHED"
 
 
+@pytest.mark.usefixtures("trains_at_once")
 def test_a_run_that_was_left_waiting_is_taken_up(launcher: Launcher, settings: dict[str, Any]) -> None:
     run = runs.create(launcher.runs_dir, quick(settings))
     launcher.resume_queue()
@@ -115,20 +136,12 @@ def test_a_run_that_stops_while_it_starts_is_killed(launcher: Launcher, settings
     assert not run.has_adapter
 
 
-def test_train_started_by_two_apps_trains_once(launcher: Launcher, settings: dict[str, Any]) -> None:
-    """The later of the two processes trained a run again that had ended meanwhile."""
-    run = launcher.submit(quick(settings))
-    other_app = Launcher(launcher.runs_dir)
-    other_app.resume_queue()
-    assert run.run_id in other_app._children
-    wait_for(lambda: not launcher.advance() and not other_app.advance(), 120)
-    assert status(run) == "FINISHED"
-    state, result = (run.folder / "status.json").read_bytes(), run.result()
-    assert result["steps"] == 10
-
-    late = python("-m", "peft_core.train", str(run.folder), "--only-if-scheduled")
-    assert (late.returncode, late.stderr) == (2, f"The run {run.run_id!r} was started by another process.\n")
-    assert (run.folder / "status.json").read_bytes() == state
+def test_train_that_a_launcher_starts_refuses_a_run_that_was_started_before(own_run: Run) -> None:
+    """Of two apps over one folder of runs both start its next run; the later process trained it again."""
+    state, arguments = (own_run.folder / "status.json").read_bytes(), launching.train_command(own_run)[3:]
+    child = run_child(lambda report: report("exit", main(arguments)))
+    assert child.first("exit") == "2"
+    assert (own_run.folder / "status.json").read_bytes() == state
 
 
 def test_a_process_that_cannot_start_says_why(launcher: Launcher, settings: dict[str, Any]) -> None:
@@ -226,6 +239,7 @@ def test_stop_signals_no_process_that_only_has_the_pid(launcher: Launcher) -> No
         run.update(status="FAILED")
 
 
+@pytest.mark.usefixtures("trains_at_once")
 def test_queue_goes_on_past_a_run_that_cannot_be_started(
     launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +262,7 @@ def test_queue_goes_on_past_a_run_that_cannot_be_started(
     assert status(second) == "FINISHED"
 
 
+@pytest.mark.usefixtures("trains_at_once")
 def test_queue_survives_an_error_that_no_run_explains(
     launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +283,7 @@ def test_queue_survives_an_error_that_no_run_explains(
     assert (status(first), status(second)) == ("FINISHED", "FINISHED")
 
 
+@pytest.mark.usefixtures("trains_at_once")
 def test_queue_passes_over_a_run_whose_state_is_lost(launcher: Launcher, settings: dict[str, Any]) -> None:
     lost = runs.create(launcher.runs_dir, quick(settings))
     (lost.folder / "status.json").write_text('{"status": "SCHEDULED", "created": "x"}')

@@ -62,33 +62,30 @@ def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, setting
     assert len(written) == len(rows), "every row is whole"
 
 
-def test_both_hear_a_stop_and_go_on_to_the_same_weights(straight: Run, tmp_path: Path) -> None:
+def test_both_stop_and_a_killed_leader_ends_both_and_continue_ends_with_the_same_weights(
+    straight: Run, tmp_path: Path
+) -> None:
     run = runs.create(tmp_path, straight.config())
     process = start_two(run)
     wait_for(lambda: can_continue(run))
     run.request_stop()
     _, words = process.communicate(timeout=60)
     assert process.returncode == 0, words
-    state = run.state()
-    assert state.status == "KILLED" and 0 < state.step < state.max_steps
+    stopped = run.state()
+    assert stopped.status == "KILLED" and 0 < stopped.step < stopped.max_steps
     (run.folder / "stop").unlink()
-    train_in_two(run)
-    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
-    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
-    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
-
-def test_a_leader_that_is_killed_leaves_a_run_that_goes_on(straight: Run, tmp_path: Path) -> None:
-    run = runs.create(tmp_path, straight.config())
     process = start_two(run)
-    wait_for(lambda: can_continue(run))
+    wait_for(lambda: run.state().status == "RUNNING" and run.state().step > stopped.step)
     subprocess.run(["kill", "-9", str(run.state().pid)], check=True)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert run.state().status == "FAILED" and can_continue(run)
+
     train_in_two(run)
+    assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
-    assert all(one[name].equal(other[name]) for name in one)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from small_data import write_csv
 from tiny import make_tiny_bert
 from transformers import set_seed
 
-from peft_core import runs
+from batteries.children import BUG, ERROR, KILLED, outcome, run_child
+from peft_core import files, runs
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
 from peft_core.errors import DataError, ModelError, RunError
@@ -47,21 +50,6 @@ with torch.inference_mode():
         for text in json.loads(sys.argv[3])
     ]
     print(json.dumps([model(**row).logits[0].tolist() for row in rows]))
-"""
-KILLED_WHILE_SAVING = """
-import os, signal, sys
-from peft_core import files, train
-def killed(path):
-    if "adapter" in str(path):
-        os.kill(os.getpid(), signal.SIGKILL)
-files.fsync = killed
-train.main([sys.argv[1]])
-"""
-SMALL_FILES_ONLY = """
-import resource, sys
-from peft_core.train import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-sys.exit(main([sys.argv[1]]))
 """
 
 
@@ -310,10 +298,20 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     assert digest(whole) == digest(run)
 
 
+def train_until_adapter_is_synced(run: Run) -> None:
+    """Train in a forked child, which kills itself before the adapter's files are on the disk."""
+
+    def kill_for_adapter(path: Path) -> None:
+        if "adapter" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    files.fsync = kill_for_adapter
+    train(run.folder)
+
+
 def test_a_process_killed_while_it_saves_leaves_no_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
-    done = python("-c", KILLED_WHILE_SAVING, str(run.folder))
-    assert done.returncode == -signal.SIGKILL
+    assert outcome(run_child(lambda _: train_until_adapter_is_synced(run))) == KILLED
     assert run.state().status == "FAILED"
     assert "while saving" in run.state().error or "at step 60 of 60" in run.state().error
     assert not run.adapter.exists()
@@ -330,10 +328,16 @@ def test_the_termination_signal_stops_a_run(training: tuple[Run, subprocess.Pope
     assert not run.adapter.exists()
 
 
+def train_with_small_files(run: Run) -> None:
+    """Train in a forked child, whose files may not grow beyond 9,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    train(run.folder)
+
+
 def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
-    done = python("-c", SMALL_FILES_ONLY, str(run.folder))
-    assert done.returncode in (1, 2)
+    child = run_child(lambda _: train_with_small_files(run))
+    assert child.first(ERROR) or child.first(BUG)
     state = run.state()
     assert state.status == "FAILED"
     assert state.error.startswith("The disk is full")
@@ -358,7 +362,6 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
 def test_two_processes_do_not_train_one_run(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     with run.lock():
-        second = python("-m", "peft_core.train", str(run.folder))
-    assert second.returncode == 2
-    assert second.stderr.strip().endswith("is being trained by another process.")
+        second = run_child(lambda _: train(run.folder))
+    assert outcome(second) == f"The run {run.run_id!r} is being trained by another process."
     assert run.state().status == "SCHEDULED"
