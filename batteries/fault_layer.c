@@ -236,11 +236,15 @@ int linkat(int from, const char *source, int to, const char *target, int flags) 
     IF_FAILS(fails_pair("link", from, source, to, target));
     return ORIGINAL(int (*)(int, const char *, int, const char *, int), linkat)(from, source, to, target, flags);
 }
+/* Of a folder that is there already, mkdir writes nothing: it is no operation. */
 int mkdir(const char *path, mode_t mode) {
+    if (access(path, F_OK) == 0) return ORIGINAL(int (*)(const char *, mode_t), mkdir)(path, mode);
     IF_FAILS(fails_at("mkdir", AT_FDCWD, path));
     return ORIGINAL(int (*)(const char *, mode_t), mkdir)(path, mode);
 }
 int mkdirat(int directory, const char *path, mode_t mode) {
+    if (faccessat(directory, path, F_OK, 0) == 0)
+        return ORIGINAL(int (*)(int, const char *, mode_t), mkdirat)(directory, path, mode);
     IF_FAILS(fails_at("mkdir", directory, path));
     return ORIGINAL(int (*)(int, const char *, mode_t), mkdirat)(directory, path, mode);
 }

@@ -77,8 +77,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(container, ignore_errors=True)
         raise
-    with translate_disk_errors():  # if this fails, the old content stays in the container for the sweep
-        fsync(final.parent)
+    try:
+        with translate_disk_errors():
+            fsync(final.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            container.rmdir()  # unless the old content is in it, which stays for the sweep
+        raise
     shutil.rmtree(container, ignore_errors=True)
 
 

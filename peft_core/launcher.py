@@ -17,12 +17,13 @@ from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError, reason_of, without_folders
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
-from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
+from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, note_of_early_stop, step_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
 _AFTER_ERROR = 5.0  # seconds until the queue is tried again after an error that no run explains
 GRACE = 10.0  # seconds that a training process has to end after Stop before a second Stop kills it
+_STOP_SECONDS = 2.0  # that Stop waits for a process that starts
 _KEEPS_ADAPTER = ("training", "evaluating", "saving")  # stages that end by themselves; others get a signal
 _log = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ class Launcher:
             asked_before = run.stop_requested()
             if not asked_before:
                 run.request_stop()
-            if state.status == SCHEDULED and run_id not in self._children:
-                run.update(status=KILLED)
+            if state.status == SCHEDULED and not (asked_before and run_id in self._children):
+                self._stop_before_training(run)
             elif asked_before:
                 self._to_kill.add(run_id)
             elif state.status == RUNNING and state.stage not in _KEEPS_ADAPTER:
@@ -94,6 +95,18 @@ class Launcher:
         if asked_before:
             self._start_queue()
         return run
+
+    def _stop_before_training(self, run: Run) -> None:
+        """Stop a run that waits, or whose process has not taken it over yet: it still imports torch."""
+        child = self._children.get(run.run_id)
+        if child is None:
+            run.update(status=KILLED)
+            return
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_STOP_SECONDS)
+            if run.state().status == SCHEDULED:
+                run.update(status=KILLED, notes=[*run.state().notes, note_of_early_stop(run, "starting")])
 
     def delete(self, run_id: str) -> None:
         """Remove a run and all its files. RunError if it has not ended."""

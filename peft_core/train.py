@@ -23,6 +23,7 @@ from peft_core.files import describe_disk_error, remove_tree
 from peft_core.garbage import resume_collection
 from peft_core.machine import expect_many_shapes, is_out_of_memory
 from peft_core.runs import FAILED, FINISHED, KILLED, SCHEDULED, RunInTraining
+from peft_core.runs.checkpoints import note_of_early_stop
 from peft_core.schedule import START_BATCHES, total_steps
 from peft_core.training import outputs
 from peft_core.training.fallback import AppliedSpeedups, Speedups
@@ -44,7 +45,6 @@ from peft_core.training.stopped import (
     forget_result,
     mark_stopped,
     note_after_training,
-    note_without_adapter,
     train_until_stopped,
 )
 from peft_core.training.stopping import StopCheck, Stopped
@@ -67,21 +67,32 @@ def train(run_dir: str | Path, *, only_if_scheduled: bool = False) -> None:
     run = RunInTraining(Path(run_dir)) if is_main_process() else FollowedRun(Path(run_dir))
     config = run.config()
     with run.lock():
-        if only_if_scheduled and is_main_process() and run.state().status != SCHEDULED:
-            raise RunError(f"The run {run.run_id!r} was started by another process.")
-        run.begin()
+        if is_main_process():
+            _refuse_other_than_waiting(run, only_if_scheduled)
         try:
+            run.begin()
             status = _setup_and_train(run, config)
             run.update(status=status, ended=time.time(), evaluate_only=False)
             if status == FINISHED and is_main_process():
                 remove_tree(run.checkpoints)  # not before: until the state is written they are all there is
         except (Stopped, SystemExit, KeyboardInterrupt):
-            mark_stopped(run, note_without_adapter(run))
+            mark_stopped(run, note_of_early_stop(run, run.current.stage or "starting"))
         except BaseException as error:
+            reason = describe_failure(error)
             with contextlib.suppress(RunError):  # on a full disk the lock alone tells that the run is over
-                reason = describe_failure(error)
                 run.update(status=FAILED, ended=time.time(), error=reason, evaluate_only=False)
+            if describe_disk_error(error) == reason:
+                raise RunError(reason) from error
             raise
+
+
+def _refuse_other_than_waiting(run: RunInTraining, only_if_scheduled: bool) -> None:
+    """Raise RunError for a run that is finished, or that another process has started meanwhile."""
+    status = run.state().status
+    if only_if_scheduled and status != SCHEDULED:
+        raise RunError(f"The run {run.run_id!r} was started by another process.")
+    if status == FINISHED:
+        raise RunError(f"The run {run.run_id!r} has finished; train its settings as a new run.")
 
 
 def describe_failure(error: BaseException) -> str:

@@ -1,15 +1,16 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
+import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from peft_core import runs
 from peft_core.certificate import certificate_of_merged
-from peft_core.config import TrainConfig
+from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, RunError
@@ -68,7 +69,7 @@ class Workbench:
         config = self.config(settings)
         self.worker.run("check", config.to_dict())
         ahead = self.launcher.current()
-        run = self.launcher.submit(config)
+        run = self.launcher.submit(_with_absolute_paths(config))
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
 
     def train_again(self, run_id: str) -> dict[str, Any]:
@@ -370,6 +371,20 @@ def _only_offered(config: TrainConfig, uploads_dir: Path) -> None:
             raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
     if config.revision or config.dataset_config_name:
         raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Local data and a local base model by absolute paths: the training process runs in another folder."""
+    return replace(
+        config,
+        dataset_name=_absolute(config.dataset_name, DATASETS),
+        model_name_or_path=_absolute(config.model_name_or_path, (EMBEDDED_MODEL,)),
+    )
+
+
+def _absolute(name: str, presets: Container[str]) -> str:
+    is_path = name not in presets and (name.startswith("~") or os.path.exists(name))
+    return str(Path(name).expanduser().absolute()) if is_path else name
 
 
 def _or_none(read: Any) -> Any:

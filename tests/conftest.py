@@ -17,7 +17,7 @@ from browser import FLAGS, MISSING, find_chromium
 from exported_runs import each_task, exported, exported_tasks, own_export  # noqa: F401 - fixtures
 from family_runs import family_runs  # noqa: F401 - a fixture, for every test file
 from page_library import fetch_library
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from processes import python
 from small_data import write_small_data
 from task_runs import calm_topics, fit, pairs, stars, topics  # noqa: F401 - fixtures, for every test file
@@ -198,14 +198,21 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def browser_context(chromium: Browser) -> BrowserContext:
+    """One for all pages of a test file, so that gradio's scripts are fetched and compiled once."""
+    return chromium.new_context()
+
+
 @pytest.fixture
-def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
+def open_page(server: Server, browser_context: BrowserContext) -> Iterator[Open]:
     """Opens the app in a tab of its own; a script error on any of them fails the test."""
     opened: list[Page] = []
     errors: list[str] = []
 
     def opener(query: str = "", viewport: dict[str, int] = WIDE) -> Page:
-        page = chromium.new_page(viewport=viewport)
+        page = browser_context.new_page()
+        page.set_viewport_size(viewport)
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/{query}")
@@ -215,5 +222,6 @@ def open_page(server: Server, chromium: Browser) -> Iterator[Open]:
 
     yield opener
     for page in opened:
+        page.evaluate("localStorage.clear()")  # of the theme
         page.close()
     assert not errors

@@ -24,7 +24,7 @@ from peft_core.data.labelled import load_labelled_text
 from peft_core.inference import batching
 from peft_core.inference.predictor import Predictor
 from peft_core.modules import encoder_layers
-from peft_core.runs import Run
+from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
 from peft_core.training import lower_layers, outputs, setup, stopping
@@ -54,8 +54,9 @@ class StopRequest:
 
 
 @pytest.fixture
-def run(settings: dict[str, Any], tmp_path: Path) -> Run:
-    config = {**settings, "top_layers": 1, "target_modules": ["query", "value"]}
+def run(settings: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+    changes = getattr(request, "param", {})
+    config = {**settings, "top_layers": 1, "target_modules": ["query", "value"], **changes}
     return runs.create(tmp_path / "runs", TrainConfig.from_dict(config))
 
 
@@ -280,23 +281,40 @@ def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
     assert len([row for row in run.metrics() if "test_loss" in row]) == 1
 
 
-@pytest.mark.parametrize("curve", [1, 2, 4], ids=["first curve", "second curve", "last curve"])
-def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
-    curve: int, run: Run, request_stop: StopRequest, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def train_until_stopped_in_curve(run: Run, request_stop: StopRequest, step: int) -> None:
+    """Train until the evaluation of the validation rows at a step, and stop in it."""
     prediction_step = RunTrainer.prediction_step
 
-    def stop_in_curve(trainer: RunTrainer, *given: Any, **named: Any) -> Any:
-        if trainer.state.global_step == 15 * curve:
+    def stop_in_curve(trainer: RunTrainer, *arguments: Any, **named: Any) -> Any:
+        if trainer.state.global_step == step:
             request_stop()
             time.sleep(stopping.INTERVAL)
-        return prediction_step(trainer, *given, **named)
+        return prediction_step(trainer, *arguments, **named)
 
-    monkeypatch.setattr(RunTrainer, "prediction_step", stop_in_curve)
-    train(run.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunTrainer, "prediction_step", stop_in_curve)
+        train(run.folder)
+
+
+@pytest.mark.parametrize("run", [{"lora_dropout": 0.2}, {"dropout": 0.2}], indirect=True)
+def test_stop_in_the_curve_with_dropout_continues_to_the_same_weights(
+    run: Run, request_stop: StopRequest
+) -> None:
+    """The evaluation drew one random number, which a continued run drew before its state was restored."""
+    whole = runs.create(run.folder.parent, run.config())
+    train(whole.folder)
+    train_until_stopped_in_curve(run, request_stop, 15)
+    finish(run)
+    assert digest(run) == digest(whole)
+
+
+@pytest.mark.parametrize("curve", [1, 2, 4], ids=["first curve", "second curve", "last curve"])
+def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
+    curve: int, run: Run, request_stop: StopRequest, uninterrupted: str
+) -> None:
+    train_until_stopped_in_curve(run, request_stop, 15 * curve)
     request_stop.assert_answered()
     assert_adapter_kept(run, 15 * curve)
-    monkeypatch.undo()
     finish(run)
     assert run.result()["resumed_from"] == 15 * curve
     assert [row["step"] for row in run.metrics() if "eval_loss" in row] == [15, 30, 45, 60]
@@ -397,6 +415,20 @@ def test_stop_of_a_run_that_was_evaluated_before_forgets_that_result(
     train(run.folder)
     assert run.has_adapter
     assert not (run.folder / "evaluation").exists()
+
+
+def test_signal_right_after_the_run_began_marks_it_stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It read as ended unexpectedly: the signal of Stop came before anything waited for it."""
+    begin = RunInTraining.begin
+
+    def begin_and_meet_a_signal(run: RunInTraining) -> None:
+        begin(run)
+        raise SystemExit(143)  # as the handler of SIGTERM does
+
+    monkeypatch.setattr(RunInTraining, "begin", begin_and_meet_a_signal)
+    train(run.folder)
+    assert run.state().status == "KILLED"
+    assert run.state().notes == ["Stopped while starting; there was nothing to keep."]
 
 
 def test_stop_ends_a_real_process(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from conftest import copy_of
 
 from peft_core.data import streams, writers
 from peft_core.errors import DataError, RunError
-from peft_core.inference import tables
+from peft_core.inference import tables, trained_labels
 from peft_core.inference.decision import Decision
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, look, predict_file
+from peft_core.inference.trained_labels import TrainedLabels
 from peft_core.pictures.inference import file_result
 from peft_core.rows import judged_rows
 from peft_core.runs import Run
@@ -157,6 +159,32 @@ def test_several_labels_and_numbers(topics: Run, stars: Run, tmp_path: Path) -> 
             assert found["predicted_label"].tolist() == wanted
         else:
             assert np.abs(found["predicted_value"] - rows.logits[:, 0]).max() < 1e-3
+
+
+def test_predict_file_applies_the_remedies_of_the_run_to_its_labels(
+    own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that a run was trained on was refused where a remedy had changed its labels."""
+    marks = ["Bad", " good ", "rare", *[LABELS[i] for i in judged_rows(own_run).labels[3:]]]
+    path = file_of(own_run, tmp_path, mark=marks)
+    request = Request(path, "review", label="mark")
+    with pytest.raises(DataError, match="knows no label 'Bad'"):
+        predict_file(Predictor(own_run.folder), request)
+    config = replace(own_run.config(), remedies=("label_spelling", "small_classes"))
+    monkeypatch.setattr(Run, "config", lambda _: config)
+    dropped = [{"remedy": "small_classes", "split": "train", "rows": 1, "labels": ["rare"]}]
+    monkeypatch.setattr(trained_labels, "trained_data", lambda _: {"dropped": dropped})
+    done = predict_file(Predictor(own_run.folder), request)
+    assert (done["rows"], done["metrics"]["judged"]) == (40, 39)
+
+
+def test_labels_of_a_file_lose_those_that_training_left_out(
+    topics: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = [{"remedy": "small_classes", "split": "train", "rows": 1, "labels": ["rare"]}]
+    monkeypatch.setattr(trained_labels, "trained_data", lambda _: {"dropped": dropped})
+    labels = TrainedLabels(topics, ["food", "drink"], "multi_label_classification")
+    assert labels.read(["['food', 'rare']", "['rare']", "[]"], "topics") == [("food",), None, ()]
 
 
 def test_pairs(pairs: Run, tmp_path: Path) -> None:

@@ -359,6 +359,13 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
     assert not list((run.folder / "checkpoints").glob("checkpoint-*/.*"))
 
 
+def test_train_of_a_finished_run_is_refused_and_keeps_it(own_run: Run) -> None:
+    before = digest(own_run)
+    with pytest.raises(RunError, match="has finished; train its settings as a new run"):
+        train(own_run.folder)
+    assert digest(own_run) == before and own_run.state().status == "FINISHED"
+
+
 def test_two_processes_do_not_train_one_run(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     with run.lock():

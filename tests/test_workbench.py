@@ -15,8 +15,10 @@ from transformers import GPT2Config
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError, PeftCoreError, RunError
+from peft_core.launcher import Launcher
 from peft_core.runs import ENDED, Run
 from peft_core.workbench import Workbench
+from peft_core.worker import Worker
 
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
 
@@ -178,6 +180,24 @@ def test_lost_or_damaged_files_are_one_sentence_at_most(
         own.compare("The food was awful.", run.run_id)
     except RunError as error:
         assert "\n" not in str(error)
+
+
+def test_train_takes_relative_paths_from_the_folder_of_the_app(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training process runs in the folder of the code: it failed, or trained on a namesake there."""
+    for name in ("model_name_or_path", "dataset_name"):
+        (tmp_path / name).symlink_to(settings[name])
+    monkeypatch.chdir(tmp_path)
+    workbench = Workbench.open(tmp_path / "runs")
+    monkeypatch.setattr(Worker, "run", lambda *_: None)
+    monkeypatch.setattr(Launcher, "advance", lambda _: False)
+    (tmp_path / "rotten_tomatoes").mkdir()  # the embedded data set keeps its name
+    names = {"model_name_or_path": "model_name_or_path", "dataset_name": "./dataset_name"}
+    run = workbench.find(workbench.train({**settings, **names})["run_id"])
+    assert run.config().model_name_or_path == str(tmp_path / "model_name_or_path")
+    assert run.config().dataset_name == str(tmp_path / "dataset_name")
+    assert workbench.find(workbench.train({})["run_id"]).config() == TrainConfig()
 
 
 def test_an_unknown_run_gets_one_sentence(workbench: Workbench) -> None:

@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from peft_core.data.labelled import cut
 from peft_core.errors import RunError
-from peft_core.files import atomic_file
+from peft_core.files import atomic_file, make_folder
 
 CACHE_BYTES = 1_000_000_000  # of all tokens that are kept; the oldest go first
 _FOOTER = struct.Struct("<8sIQ32s")  # mark, schema version, rows, SHA-256 of what comes before
@@ -93,7 +93,7 @@ def _footer(rows: int, digest: Any) -> bytes:
 def _keep(tokens: Dataset, path: Path) -> None:
     """Write an entry and make room; a disk that has none leaves the next run to tokenize again."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_file(path) as staging, staging.open("w+b") as file:
             _write_entry(tokens, file)
         _keep_newest(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_core.data.columns import TEXT_COLUMNS, Columns, as_text, labels_of
+from peft_core.data.columns import TEXT_COLUMNS, as_text
 from peft_core.data.files import damage_note, shown
 from peft_core.data.formats import ReadOptions
 from peft_core.data.streams import Chunk, RowStream, open_rows
@@ -18,6 +18,7 @@ from peft_core.errors import DataError, RunError
 from peft_core.files import atomic_file
 from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
 from peft_core.inference.predictor import Predictor
+from peft_core.inference.trained_labels import TrainedLabels, trained_data
 from peft_core.metrics import headline_interval, task_metrics
 from peft_core.problems import MULTI, REGRESSION, headline, joined
 from peft_core.progress import Progress, unheard
@@ -50,7 +51,7 @@ def look(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, 
     `header_row` that are read. Raises DataError."""
     stream = open_rows(path, options or ReadOptions())
     first = next(stream.chunks(), [])
-    trained = _trained_columns(run)
+    trained = trained_data(run).get("columns", {})
     named = {role: trained.get(f"{role}_column") for role in ("text", "text_pair", "label")}
     found = {role: name if name in stream.columns else None for role, name in named.items()}
     found["text"] = found["text"] or _guess_text(stream.columns, first)
@@ -109,6 +110,7 @@ class _Job:
         self.task, self.names = predictor.classifier.problem_type, predictor.classifier.labels
         self.rule = predictor.decision
         self.places = _places(stream, request, predictor)
+        self._trained_labels = TrainedLabels(predictor.run, self.names, self.task)
         self.total = self.done = self.empty = self.abstained = 0
         self._sample: list[list[str]] = []  # the first rows' texts
         self._logits: list[np.ndarray] = []
@@ -221,11 +223,9 @@ class _Job:
         """The rows' labels as training read them; none where no label column is named."""
         if "label" not in self.places:
             return []
-        trained = _trained_columns(self.predictor.run)
-        separator, mark = trained.get("label_separator"), trained.get("decimal_mark")
-        label = self.request.label or ""
-        columns = Columns(self.request.text, None, label, self.task, separator, (), decimal_mark=mark)
-        return labels_of([row[self.places["label"]] for row in rows], columns, None)
+        return self._trained_labels.read(
+            [row[self.places["label"]] for row in rows], self.request.label or ""
+        )
 
     def _check_label(self, number: int, label: Any) -> None:
         where = f"{self.request.path.name!r}, data row {number:,}, column {shown(self.request.label)}"
@@ -248,14 +248,6 @@ class _Job:
         if self.task == MULTI:
             return [int(name in label) for name in self.names]
         return label if self.task == REGRESSION else self.names.index(label)
-
-
-def _trained_columns(run: Run) -> dict[str, Any]:
-    """The columns that a run was trained on; empty for a run that was stopped, or has lost its result."""
-    try:
-        return run.result().get("data", {}).get("columns", {})
-    except RunError:
-        return {}
 
 
 def _guess_text(columns: list[str], rows: Chunk) -> str | None:

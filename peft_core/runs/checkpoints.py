@@ -86,3 +86,11 @@ def _verify(checkpoint: Path) -> None:
     for name in (STATE_FILE, INPUTS_FILE):
         if name not in files:
             raise DamagedError(f"it holds no {name}.")
+
+
+def note_of_early_stop(run: Run, stage: str) -> str:
+    """What a run says that was stopped before its first step since it was started or continued."""
+    checkpoints = list_checkpoints(run.checkpoints)
+    if not checkpoints:
+        return f"Stopped while {stage}; there was nothing to keep."
+    return f"Stopped while {stage}. Continue goes on from step {step_of(checkpoints[0]):,}."

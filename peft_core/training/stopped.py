@@ -72,14 +72,6 @@ def mark_stopped(run: RunInTraining, note: str) -> None:
             return
 
 
-def note_without_adapter(run: RunInTraining) -> str:
-    """For a run that was stopped before its first step since it was started or continued, or by a signal."""
-    stage, checkpoint = run.current.stage or "starting", _newest_checkpoint(run)
-    if checkpoint is None:
-        return f"Stopped while {stage}; there was nothing to keep."
-    return f"Stopped while {stage}. Continue goes on from step {checkpoint:,}."
-
-
 def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
     """For a run whose adapter is kept as it was after `step` of `max_steps` steps."""
     if step < max_steps:

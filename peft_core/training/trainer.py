@@ -35,7 +35,7 @@ from peft_core.training.batches import TokenBatches, UnpaddedCollator
 from peft_core.training.best import TRAINER_STATE, BestStep, StepKeeper
 from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.divergence import divergence_error, first_not_finite, named_values, not_finite
-from peft_core.training.fallback import AppliedSpeedups, Speedups, set_random_state
+from peft_core.training.fallback import AppliedSpeedups, Speedups, random_state, set_random_state
 from peft_core.training.inputs import RunInputs, write_inputs
 from peft_core.training.processes import broadcast_from_main, is_main_process, processes, rank
 from peft_core.training.speedups import uncompiled
@@ -166,8 +166,15 @@ class RunTrainer(Trainer):
         return self.speedups.run(lambda: step(*given, **named), self.state.global_step)
 
     def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
+        """Override Trainer's evaluation so that training's random numbers stay as they were.
+
+        Its DataLoader draws one. A run that was stopped in an evaluation evaluates before Trainer restores
+        the random state, and would go on from other numbers than a run that nothing disturbed.
+        """
+        random = random_state()
         with uncompiled(), without_regularizer(self.model):
             metrics = super().evaluate(*given, **named)
+        set_random_state(random)
         if not_finite({"loss": metrics["eval_loss"]}):
             what = f"the loss on validation rows is {metrics['eval_loss']}"
             raise self._divergence(what, self.state.global_step)
