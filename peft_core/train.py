@@ -144,20 +144,21 @@ def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:
         with stop.interrupting():
             first = _first_batch(setup)
             begin_stage(run, "training")
-            start = time.perf_counter()
+            start = time.perf_counter() - (run.current.train_seconds or 0.0 if choice else 0.0)
             speedups = stack.enter_context(_applied_speedups(setup, first))
             memory = speedups.run(lambda: _planned_memory(run, model, first))
         stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.record.to_dict(), stage="training")
         trainer = _trainer(setup, speedups, memory)
-        progress = RunProgress(run, model.config.problem_type)
+        progress = RunProgress(run, model.config.problem_type, start)
         trainer.add_callback(progress)
         trainer.add_callback(RankSchedule())
         stopped = train_until_stopped(trainer, progress, choice.checkpoint if choice else None, stop)
         kept = {} if stopped else {"kept": trainer.finish().to_dict()}
+        progress.note_seconds()
     return {
         **kept,
-        "train_seconds": time.perf_counter() - start,
+        "train_seconds": run.current.train_seconds,
         "resumed_from": choice.step if choice else 0,
         "epochs": trainer.state.epoch,
         "speedups": speedups.record.to_dict(),

@@ -101,7 +101,7 @@ def test_page_shows_what_was_kept_and_no_score(stopped: Run, workbench: Workbenc
     assert description["result"] is None and description["has_adapter"]
     assert NOTE in result_card(description)
     ((label, run_id),) = run_choices(workbench)
-    assert run_id == stopped.run_id and "killed" in label
+    assert run_id == stopped.run_id and "stopped" in label
     assert runs_frame([stopped]).empty
 
 

@@ -261,13 +261,15 @@ def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
 
     monkeypatch.setattr(training_process.RunProgress, "on_step_end", stop_at_step)
     train(run.folder)
-    stopped_with = digest(run)
+    stopped_with, seconds = digest(run), run.state().train_seconds
     (run.folder / "stop").unlink()
     run.update(evaluate_only=True)
     train(run.folder)
     result = run.result()
     assert run.state().status == "KILLED" and can_continue(run)
     assert f"Evaluated without a further step, from the checkpoint of step {step}." in run.state().notes[-1]
+    assert "Continued from" not in " ".join(run.state().notes)
+    assert result["train_seconds"] == seconds > 0 and result["tokens_per_second"] > 0
     assert result["eval_rows"] == 40 and result["steps"] == result["kept"]["trained_steps"] == step
     best = result["kept"]["step"]
     assert best == (7 if step == 7 else 15 * round(best / 15)), "with evaluations behind it, the best of them"
@@ -277,6 +279,7 @@ def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
     assert not run.state().evaluate_only
     train(run.folder)
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] == step
+    assert run.result()["train_seconds"] > seconds, "of both trainings"
     assert digest(run) == uninterrupted
     assert len([row for row in run.metrics() if "test_loss" in row]) == 1
 

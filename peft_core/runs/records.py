@@ -32,7 +32,8 @@ class RunState(Record):
     `process` is the identity of the training process under `pid` (`process_identity`). `notes` are sentences
     for the person about this training: what was skipped, kept or fallen back to. `evaluate_only`: the next
     training process takes no step, and evaluates the newest checkpoint as it is. `metrics_check` is the check
-    of a row that metrics.jsonl must hold. `damage`, which is never on disk, is why the state could not be
+    of a row that metrics.jsonl must hold. `train_seconds` is the time of all trainings of this run together,
+    steps included that a kill undid. `damage`, which is never on disk, is why the state could not be
     read.
     """
 
@@ -48,6 +49,7 @@ class RunState(Record):
     step: Count | None = None
     max_steps: Count | None = None
     tokens_per_second: Finite | None = None
+    train_seconds: Finite | None = None
     eta: Finite | None = None
     speedups: dict[str, Any] | None = None
     batch_parts: Count | None = None

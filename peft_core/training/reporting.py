@@ -20,11 +20,13 @@ class RunProgress(TrainerCallback):
     """Writes what Trainer does into the run folder, and raises `Stopped` after a step once the folder says
     so: after the step's loss is logged, so that the curve of a run that continues has no gap.
 
-    `random` is the state of the random numbers after the last whole step.
+    `start` is when training began, in seconds of `time.perf_counter`; of a run that continues, earlier by as
+    many seconds as it had trained before. `random` is the state of the random numbers after the last whole
+    step.
     """
 
-    def __init__(self, run: RunInTraining, problem_type: str) -> None:
-        self.run, self.metrics = run, METRICS[problem_type]
+    def __init__(self, run: RunInTraining, problem_type: str, start: float) -> None:
+        self.run, self.metrics, self._start = run, METRICS[problem_type], start
         self.step_seconds = 0.0
         self.steps = self.tokens = 0
         self._step_start = self._written = 0.0
@@ -35,9 +37,16 @@ class RunProgress(TrainerCallback):
 
     def totals(self) -> dict[str, Any]:
         """Steps, tokens (padding left out) and tokens a second of the steps alone."""
-        seen = self.tokens - self._tokens_before
-        speed = seen / self.step_seconds if self.step_seconds else 0.0
+        if self.step_seconds:
+            speed = (self.tokens - self._tokens_before) / self.step_seconds
+        else:
+            speed = self.run.current.tokens_per_second or 0.0  # of the training before, where none follows
         return {"steps": self.steps, "tokens": self.tokens, "tokens_per_second": speed}
+
+    def note_seconds(self) -> None:
+        """Write how long the run has trained; to evaluate it is no training."""
+        if not self.run.current.evaluate_only:
+            self.run.update(train_seconds=time.perf_counter() - self._start)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._steps_before, self._tokens_before = state.global_step, int(state.num_input_tokens_seen)
@@ -56,7 +65,8 @@ class RunProgress(TrainerCallback):
             left = state.max_steps - state.global_step
             speed = self.totals()["tokens_per_second"]
             eta = left * self.step_seconds / (self.steps - self._steps_before)
-            self.run.update(step=self.steps, tokens_per_second=speed, eta=eta)
+            seconds = now - self._start
+            self.run.update(step=self.steps, tokens_per_second=speed, eta=eta, train_seconds=seconds)
         if state.global_step >= state.max_steps:  # the curve reaches the end; the adapter comes next anyway
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = trained_numbers(named["model"]) <= SMALL  # for a Stop in the evaluation

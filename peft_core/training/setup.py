@@ -120,7 +120,8 @@ def _begin_or_check(
         return
     check_inputs(before, now)
     run.update(notes=[])  # a run that is refused keeps what it said before
-    run.note(f"Continued from the checkpoint of step {choice.step}.")
+    if not run.current.evaluate_only:
+        run.note(f"Continued from the checkpoint of step {choice.step}.")
     for sentence in choice.skipped:
         run.note(sentence)
         print(sentence)

@@ -47,6 +47,8 @@ def _label(run: Run) -> str:
 
 def _word(state: RunState) -> str:
     starting = state.status == SCHEDULED and state.stage
+    if state.status == KILLED:
+        return "stopped"
     return "starting" if starting else state.status.lower()
 
 
