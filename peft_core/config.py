@@ -75,7 +75,7 @@ class TrainConfig:
     )  # fmt: skip
     sheet_name: str | None = setting(None, "Sheet", "Of a workbook; guessed when empty: the first table.")
     header_row: int | None = setting(
-        None, "Header row", "The row of a sheet, or line of a CSV, that names the columns; guessed at 0.",
+        None, "Header row", "Row of a sheet, or line of a CSV, that names the columns; guessed if 0.",
         minimum=1, maximum=1_048_576,
     )  # fmt: skip
     text_column: str | None = setting(None, "Text column", "Guessed from the data when empty.")

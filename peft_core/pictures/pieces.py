@@ -178,7 +178,8 @@ def settings_line(settings: Mapping[str, Any] | None) -> str:
     words = (
         f"{settings['model_name_or_path']} on {dataset_label(settings['dataset_name'])} · "
         f"{method_words(settings)} · rate {settings['learning_rate']:g} · "
-        f"{settings['num_train_epochs']:g} × {settings['max_train_samples']:,} rows · seed {settings['seed']}"
+        f"{settings['num_train_epochs']:g} × up to {settings['max_train_samples']:,} rows · "
+        f"seed {settings['seed']}"
     )
     return f'<p class="quiet">{html.escape(words)}</p>'
 

@@ -63,7 +63,7 @@ def build_data_card(form: Form, workbench: Workbench) -> DataCard:
     upload = gr.File(
         file_count="multiple",
         file_types=list(FILE_TYPES),
-        label="Or upload CSV, JSONL, Parquet, Excel, .gz, .zip",
+        label="Or upload CSV, TSV, JSON, JSONL, Parquet, Excel, .gz, .zip",
         height=130,
         elem_id="upload",
     )

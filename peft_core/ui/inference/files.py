@@ -18,11 +18,11 @@ from peft_core.ui.events import PICK_A_RUN, PRIVATE, at_once, drop_answers, then
 from peft_core.workbench import Workbench
 
 HELP = (
-    "CSV, TSV, JSONL, Parquet or Excel, also as .gz or .zip. The same rows come back in the same order, with "
-    "label, confidence and the probability of each label."
+    "CSV, TSV, JSON, JSONL, Parquet or Excel, also as .gz or .zip. The same rows come back in their order, "
+    "with label, confidence and the probability of each label."
 )
 _GUESSED = "Guessed"
-_ROW = "Of the sheet, or line of the CSV; guessed at 0."
+_ROW = "Of the sheet, or line of the CSV; guessed if 0."
 _WITH_HEADER_ROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
 VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
