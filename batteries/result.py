@@ -1,5 +1,6 @@
 """What every battery returns."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +9,8 @@ from typing import Any
 class BatteryResult:
     """A battery's name, how many cases ran, one sentence for each that failed, and how the rest ended.
 
-    `passes_when` says in words what each case is checked for; `seconds` is how long the battery took.
+    `passes_when` says in words what each case is checked for; `seconds` is how long the battery took. `date`,
+    the `commit` of the code and the `machine` in words are those of a result that was written down.
     """
 
     name: str
@@ -17,6 +19,19 @@ class BatteryResult:
     outcomes: tuple[tuple[str, int], ...] = ()
     passes_when: str = ""
     seconds: float = 0.0
+    date: str = ""
+    commit: str = ""
+    machine: str = ""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BatteryResult":
+        """The result that `to_dict` gave."""
+        fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        sequences = {
+            "failures": tuple(values["failures"]),
+            "outcomes": tuple(sorted(values["outcomes"].items())),
+        }
+        return cls(**{**fields, **sequences})
 
     @property
     def passed(self) -> bool:

@@ -1,9 +1,12 @@
 """The results of the batteries as one table: for a terminal, `docs/batteries.md` and `.json`."""
 
+import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +15,53 @@ import torch
 from batteries.result import BatteryResult
 from peft_core.files import write_json, write_text
 
-_HEADER = ("Battery", "Count", "Passes when", "Result", "At 95 %", "Time")
+_HEADER = ("Battery", "Count", "Passes when", "Result", "At 95 %", "Time", "Commit")
 _FAILURES_SHOWN = 20
 
 
 def write_results(folder: Path, results: Sequence[BatteryResult], command: str) -> None:
-    """Write `batteries.md` and `batteries.json` into a folder."""
+    """Write `batteries.md` and `batteries.json` into a folder; batteries that did not run keep their rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"date": time.strftime("%Y-%m-%d"), "command": command, "machine": machine()}
-    write_json(folder / "batteries.json", {**facts, "batteries": [result.to_dict() for result in results]})
+    kept = merged(read_results(folder / "batteries.json"), [_dated(result) for result in results])
+    write_json(folder / "batteries.json", {"batteries": [result.to_dict() for result in kept]})
     lines = [
         "# Batteries",
         "",
-        f"Written by `{command}` on {facts['date']}; {describe(facts['machine'])}.",
+        f"Written by `make batteries`, last by `{command}`. Each row names the commit that it tested.",
         "",
         "0 failures in N cases say, at 95 % confidence, that fewer than 3/N of such cases fail.",
         "",
-        table(results),
+        table(kept),
         "",
-        *_details(results),
+        *_details(kept),
     ]
     write_text(folder / "batteries.md", "\n".join(lines))
+
+
+def read_results(path: Path) -> list[BatteryResult]:
+    """The results in a `batteries.json`; none if there is no such file."""
+    if not path.is_file():
+        return []
+    return [BatteryResult.from_dict(values) for values in json.loads(path.read_text("utf-8"))["batteries"]]
+
+
+def merged(before: Sequence[BatteryResult], now: Sequence[BatteryResult]) -> list[BatteryResult]:
+    """Earlier results, each in its place, with those of now instead where there are any."""
+    newest = {result.name: result for result in [*before, *now]}
+    return list(newest.values())
+
+
+def _dated(result: BatteryResult) -> BatteryResult:
+    return replace(result, date=time.strftime("%Y-%m-%d"), commit=_commit(), machine=describe(machine()))
+
+
+def _commit() -> str:
+    """The commit of this code, with a `+` if files differ from it; empty without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def table(results: Sequence[BatteryResult]) -> str:
@@ -64,7 +93,10 @@ def _row(result: BatteryResult) -> tuple[str, ...]:
     failed = len(result.failures)
     verdict = "0 failures" if result.passed else f"**{failed:,} failures**" if failed else "**no case ran**"
     bound = f"below {result.upper_bound_95:.2%}" if result.passed else ""
-    return result.name, f"{result.count:,}", result.passes_when, verdict, bound, _duration(result.seconds)
+    time_taken = _duration(result.seconds)
+    return (
+        result.name, f"{result.count:,}", result.passes_when, verdict, bound, time_taken, result.commit,
+    )  # fmt: skip
 
 
 def _duration(seconds: float) -> str:
@@ -76,7 +108,7 @@ def _details(results: Sequence[BatteryResult]) -> list[str]:
     lines = []
     for result in results:
         parts = ", ".join(f"{name}: {number:,}" for name, number in result.outcomes)
-        lines += [f"- {result.name}. {parts}."] if parts else []
+        lines.append(f"- {result.name}. {parts or 'No parts'}. {result.date}, {result.machine}.")
         lines += [f"  - failed: {failure}" for failure in result.failures[:_FAILURES_SHOWN]]
         if len(result.failures) > _FAILURES_SHOWN:
             lines.append(f"  - and {len(result.failures) - _FAILURES_SHOWN:,} more, in batteries.json")

@@ -253,12 +253,19 @@ def test_results_are_written_with_bounds_and_machine(tmp_path: Path) -> None:
         BatteryResult("damage", 0, (), (), "whole", 0.0),
     ]
     assert table(results).splitlines()[2:] == [
-        "| kills | 1,000 | 0 lost | 0 failures | below 0.30% | 2.0 min |",
-        "| faults | 10 | whole | **1 failures** |  | 2 s |",
-        "| damage | 0 | whole | **no case ran** |  | 0 s |",
+        "| kills | 1,000 | 0 lost | 0 failures | below 0.30% | 2.0 min |  |",
+        "| faults | 10 | whole | **1 failures** |  | 2 s |  |",
+        "| damage | 0 | whole | **no case ran** |  | 0 s |  |",
     ]
     write_results(tmp_path, results, "make batteries")
     assert "cores" in (tmp_path / "batteries.md").read_text(encoding="utf-8")
     written = json.loads((tmp_path / "batteries.json").read_text(encoding="utf-8"))
     assert [battery["passed"] for battery in written["batteries"]] == [True, False, False]
     assert written["batteries"][0]["upper_bound_95"] == 0.003
+    assert all(battery["date"] and "cores" in battery["machine"] for battery in written["batteries"])
+    again = BatteryResult("faults", 20, (), (), "whole", 3.0)
+    write_results(tmp_path, [again], "make batteries ARGS=faults")
+    written = json.loads((tmp_path / "batteries.json").read_text(encoding="utf-8"))
+    assert [(battery["name"], battery["count"]) for battery in written["batteries"]] == [
+        ("kills", 1000), ("faults", 20), ("damage", 0),
+    ]  # fmt: skip
