@@ -117,6 +117,8 @@ def test_case_and_space_csv_names_the_labels_and_makes_them_one() -> None:
     finding = findings("case_and_space.csv")["label_spelling"]
     assert "'Positive' and 'positive' and 'positive '" in finding["sentence"]
     assert (finding["remedy"], finding["count"]) == ("label_spelling", 30)
+    card = inspect(config("case_and_space.csv", remedies=["label_spelling"]))
+    assert card["labels"]["different"] == 2, "the card shows labels as they are learned"
     data = load("case_and_space.csv", remedies=["label_spelling"])
     assert data.label_names == ("negative", "positive")
     counts = Counter(by_text("case_and_space.csv", remedies=["label_spelling"]).values())

@@ -11,7 +11,7 @@ import pandas as pd
 from transformers import AutoTokenizer
 
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.data.audit import Tokens, audit
+from peft_core.data.audit import Tokens, apply_remedies, audit
 from peft_core.data.column_questions import read_columns
 from peft_core.data.columns import MULTI, REGRESSION, as_text, is_empty
 from peft_core.data.files import cell
@@ -89,19 +89,20 @@ def _of_rows(config: TrainConfig, raw: RawRows) -> dict[str, Any]:
     columns, questions = read_columns(config, raw)
     frames = tidy(raw, columns)
     train = frames[TRAIN]
+    learned = apply_remedies(frames, config.remedies, columns.problem_type)[0][TRAIN]
     found: dict[str, Any] = {
         "in_force": columns.to_dict(),
         "guessed": list(columns.guessed),
-        "labels": _labels(train, columns.problem_type),
+        "labels": _labels(learned, columns.problem_type),
     }
     try:
         tokenizer = _tokenizer(config.model_name_or_path, config.revision)
     except PeftCoreError as error:
-        found |= {"tokens": None, "no_tokens": str(error), "rows": _plain_rows(train)}
+        found |= {"tokens": None, "no_tokens": str(error), "rows": _plain_rows(learned)}
         tokens = None
     else:
         tokens = _tokens(train, tokenizer, config.max_length)
-        found |= {"tokens": _histogram(tokens), "rows": _token_rows(train, tokenizer, config.max_length)}
+        found |= {"tokens": _histogram(tokens), "rows": _token_rows(learned, tokenizer, config.max_length)}
     findings = [
         *reading_findings(raw.record),
         *questions,

@@ -40,7 +40,8 @@ def label_spelling(splits: Mapping[str, pd.DataFrame], problem_type: str) -> Fin
     groups = [" and ".join(map(repr, sorted(names))) for names in alike.values()]
     named = "; ".join(groups[:EXAMPLES]) + ("…" if len(groups) > EXAMPLES else "")
     words = (
-        f"{len(chosen):,} labels differ only in case or spaces: {named}. They are learned as different ones."
+        f"{len(chosen):,} labels differ only in case or spaces: {named}. Without the remedy they are "
+        "learned as different ones."
     )
     return Finding("label_spelling", len(rows), examples(rows), words, "label_spelling")
 
