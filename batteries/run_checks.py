@@ -76,9 +76,25 @@ def lock_problems(run: Run) -> list[str]:
 
 
 def staging_left(runs_dir: Path) -> list[str]:
-    """Files and folders that nothing but a process which is gone could have use for."""
+    """Files and folders that nothing but a process which is gone could have use for.
+
+    The old content of a folder whose new name could not be synced is kept on purpose, until the next sweep.
+    """
     left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name != ".tokens"]
-    return [f"{path.relative_to(runs_dir)} is left" for path in left if path.parent not in left]
+    outermost = [path for path in left if path.parent not in left]
+    return [f"{path.relative_to(runs_dir)} is left" for path in outermost if not _is_old_content(path)]
+
+
+def _is_old_content(path: Path) -> bool:
+    """Whether a staging folder holds one whole folder that was replaced by another, and nothing else."""
+    inside = list(path.iterdir()) if path.is_dir() else []
+    if len(inside) != 1 or not path.with_name(inside[0].name).is_dir():
+        return False
+    try:
+        verify_folder(inside[0])
+    except DamagedError:
+        return False
+    return True
 
 
 def chosen_step(run: Run) -> int:

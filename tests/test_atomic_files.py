@@ -112,6 +112,22 @@ def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"first", "second"}
 
 
+def test_atomic_folder_that_is_new_and_not_on_disk_leaves_no_staging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = files.fsync
+
+    def fail_for_the_parent(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(path)
+
+    monkeypatch.setattr(files, "fsync", fail_for_the_parent)
+    with pytest.raises(RunError, match="reports an error"), atomic_folder(tmp_path / "final") as staging:
+        (staging / "weights").write_bytes(b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
 def test_make_folder_syncs_the_parent_of_each_folder_that_it_creates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Training runs from start to end, and every way in which they end early; the real command where it can."""
 
+import errno
 import hashlib
 import json
 import os
@@ -69,6 +70,21 @@ def stock_logits(run: Run, texts: list[str], seed: int = 7) -> np.ndarray:
 def own_logits(run: Run, texts: list[str]) -> np.ndarray:
     predictor = Predictor(run.folder)
     return np.concatenate([predictor.logits([text]) for text in texts])
+
+
+def test_train_on_a_disk_that_takes_no_folder_ends_in_its_sentence(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer makes the folder of checkpoints itself: its error was a traceback."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
+
+    monkeypatch.setattr("peft_core.train.build_trainer", fail)
+    run = runs.create(tmp_path, TrainConfig.from_dict(settings))
+    with pytest.raises(RunError, match="The disk is full") as raised:
+        train(run.folder)
+    assert run.state().error == str(raised.value)
 
 
 def test_train_of_a_finished_run_begins_anew(train_here: Callable[..., Run]) -> None:
