@@ -7,6 +7,7 @@ whether its process lives is told by the process's identity.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,17 @@ from filelock import FileLock, Timeout
 from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import atomic_folder, translate_disk_errors
+from peft_core.files import NOT_REGULAR, atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
 from peft_core.runs.records import ENDED, FAILED, KILLED, RUNNING, RunResult, RunState
 
-CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
+CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
+_FOLDERS = (
+    "adapter", "evaluation", "checkpoints", "merged", "onnx", "embeddings", "page", "downloads",
+    "predictions", "probe", "vectors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ class Run:
             self._read_state,
             self.config,
             self._verify_own_files,
+            self._verify_file_types,
             lambda: self.verify(self.adapter) if self.has_adapter else None,
             lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
         )
@@ -224,14 +230,18 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Held by the training process; the system releases it when the process exits, even if it is killed.
 
-        Raises RunError if another process trains this run.
+        Raises RunError if another process trains this run, DamagedError if the lock is no file.
         """
-        lock = FileLock(self.folder / "lock", timeout=0)
+        lock = FileLock(self.folder / LOCK_FILE, timeout=0)
         try:
             with translate_disk_errors():
                 lock.acquire()
         except Timeout as error:
             raise RunError(f"The run {self.run_id!r} is being trained by another process.") from error
+        except OSError as error:
+            raise DamagedError(
+                f"{self._damage_prefix}its file {LOCK_FILE!r} cannot be locked ({error.strerror}); remove it."
+            ) from error
         try:
             yield
         finally:
@@ -261,6 +271,15 @@ class Run:
         with self._with_run_name():
             for name in manifests.read_manifest(self.folder).files:
                 manifests.verify_file(self.folder, name)
+
+    def _verify_file_types(self) -> None:
+        """Raise DamagedError if the lock is not a file, or the name of a folder belongs to something else."""
+        lock = self.folder / LOCK_FILE
+        if os.path.lexists(lock) and not lock.is_file():
+            raise DamagedError(f"{LOCK_FILE} cannot be used: {NOT_REGULAR}.")
+        for path in (self.folder / name for name in _FOLDERS):
+            if os.path.lexists(path) and not path.is_dir():
+                raise DamagedError(f"{path.name} cannot be used: it is not a folder.")
 
     def _is_alive(self, state: RunState) -> bool:
         if state.pid is None or state.pid < 1:
