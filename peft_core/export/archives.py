@@ -45,6 +45,8 @@ def folder_of(run: Run, kind: str) -> Path:
     folder, (needed, step) = run.folder / kind, KINDS[kind]
     if not any(folder.glob(needed)):
         raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
+        if kind == "adapter":
+            run.verify_adapter()
     return folder
 
 

@@ -22,7 +22,7 @@ from peft_core.files import NOT_REGULAR, atomic_folder, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
-from peft_core.runs.records import ENDED, FAILED, KILLED, RUNNING, RunResult, RunState
+from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
 _FOLDERS = (
@@ -97,6 +97,19 @@ class Run:
         """Whether an adapter is there; `verify` tells whether it is whole."""
         return (self.adapter / "adapter_model.safetensors").is_file()
 
+    @property
+    def was_evaluated(self) -> bool:
+        """Whether there was a result, and so an adapter, which is saved before it; `verify` tells whether
+        they are whole."""
+        return (self.folder / "evaluation").is_dir() or self.state().status == FINISHED
+
+    def verify_adapter(self) -> None:
+        """Raise DamagedError if an adapter was saved and is lost, or not as it was written."""
+        if self.adapter.is_dir():
+            self.verify(self.adapter)
+        if not self.has_adapter and self.was_evaluated:
+            raise DamagedError(f"{self._damage_prefix}it has lost its adapter; train it again.")
+
     def verify(self, folder: Path) -> None:
         """Raise DamagedError, with the run's name, unless a folder of this run is as it was written."""
         if not self.is_version_0:
@@ -125,6 +138,10 @@ class Run:
         """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
             self.refuse_unevaluated()
+            if self.was_evaluated:
+                raise DamagedError(
+                    f"{self._damage_prefix}it has lost its result and its test rows; train it again."
+                )
             raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
         with self._with_run_name():
             if not self.is_version_0:
@@ -164,8 +181,8 @@ class Run:
             self.config,
             self._verify_own_files,
             self._verify_file_types,
-            lambda: self.verify(self.adapter) if self.has_adapter else None,
-            lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
+            self.verify_adapter,
+            lambda: self.result() if self.was_evaluated else None,
         )
         problems = []
         for check in checks:
