@@ -24,7 +24,7 @@ from peft_core.certificate import (
 )
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
-from peft_core.files import remove_tree, write_json
+from peft_core.files import folder_lock, remove_tree, translate_disk_errors, write_json
 from peft_core.garbage import resume_collection
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
@@ -91,9 +91,10 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
 
 def _remove_earlier(run: Run) -> None:
     """Remove a merged model that is damaged or of an earlier adapter, its certificate first."""
-    for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
-        path.unlink(missing_ok=True)
-    remove_tree(run.merged)
+    with translate_disk_errors(), folder_lock(run.folder):
+        for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
+            path.unlink(missing_ok=True)
+        remove_tree(run.merged)
 
 
 def _logits_of(

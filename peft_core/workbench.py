@@ -15,6 +15,7 @@ from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
+from peft_core.files import translate_disk_errors
 from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
@@ -158,7 +159,7 @@ class Workbench:
 
         Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
         """
-        with self._uploading:
+        with self._uploading, translate_disk_errors():
             if self.limits is None:
                 in_use = self._data_in_use(list_all=True)
                 return str(store_upload(paths, self.uploads_dir, in_use=in_use).folder)
