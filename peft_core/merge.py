@@ -209,7 +209,8 @@ def main(arguments: list[str]) -> int:
         return 2
     resume_collection()
     try:
-        certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
+        with Run(Path(arguments[0])).detect_deletion():
+            certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
     except PeftCoreError as error:
         print(error, file=sys.stderr)
         return 2

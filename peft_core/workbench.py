@@ -20,6 +20,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.presets import DATASETS, MODELS
+from peft_core.progress import Progress
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.worker import Report, Worker, in_thread
@@ -308,7 +309,12 @@ class Workbench:
     ) -> Iterator[Report]:
         """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
         run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
-        return in_thread(lambda progress: push_to_hub(run, kind, repo_id, token, progress=progress, **asked))
+
+        def upload(progress: Progress) -> dict[str, str]:
+            with run.detect_deletion():
+                return push_to_hub(run, kind, repo_id, token, progress=progress, **asked)
+
+        return in_thread(upload)
 
     def code(self, run_id: str, kind: str, url: str, auth: bool = False) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import NOT_REGULAR, atomic_folder, translate_disk_errors
+from peft_core.files import NOT_REGULAR, atomic_folder, remove_tree, translate_disk_errors
 from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
@@ -118,10 +118,38 @@ class Run:
 
     @contextlib.contextmanager
     def new_folder(self, folder: Path) -> Iterator[Path]:
-        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`."""
-        with atomic_folder(folder) as staging:
+        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`.
+
+        Raises RunError if the run is deleted before that.
+        """
+        with self.detect_deletion(), atomic_folder(folder, root=self.folder) as staging:
             yield staging
             manifests.write_manifest(staging)
+
+    @contextlib.contextmanager
+    def detect_deletion(self) -> Iterator[None]:
+        """Raise RunError, in place of any other error, if the run is deleted before the block ends.
+
+        Libraries create missing folders when they save, and so the folder of a deleted run again, but never
+        its records: a folder that has lost both is removed.
+        """
+        if not self.folder.is_dir():
+            raise RunError(f"There is no run {self.run_id!r}; it may have been deleted.")
+        had_records, failure = self._has_records(), None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        is_recreated = had_records and self.folder.is_dir() and not self._has_records()
+        if is_recreated:
+            remove_tree(self.folder)
+        if is_recreated or (failure is not None and not self.folder.is_dir()):
+            raise RunError(f"The run {self.run_id!r} was deleted meanwhile; choose another run.") from failure
+        if failure is not None:
+            raise failure
+
+    def _has_records(self) -> bool:
+        return any(os.path.lexists(self.folder / name) for name in (CONFIG_FILE, STATUS_FILE))
 
     def config(self) -> TrainConfig:
         """The settings; RunError if the file is missing or damaged."""
