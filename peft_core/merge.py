@@ -28,7 +28,7 @@ from peft_core.files import folder_lock, remove_tree, translate_disk_errors, wri
 from peft_core.garbage import resume_collection
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import Decision, update_decision
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.manifests import entries_of
 from peft_core.methods import METHODS, bits_of
@@ -69,6 +69,7 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
     adapter_sha256 = sha256_of_adapter(run)
     earlier = certificate_of_merged(run)
     if earlier is not None:
+        update_decision(run, run.merged)
         return earlier
     _refuse_unmergeable(run)
     texts, pairs = judged_texts(run)
@@ -85,6 +86,7 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
             raise MergeError(
                 f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
             )
+    update_decision(run, run.merged)
     progress(1.0, "Merged")
     return certificate
 
