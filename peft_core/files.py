@@ -6,6 +6,12 @@ where a folder replaces another, one exchange of the two names) makes it visible
 fsynced after it, so that the rename itself survives. The old content is removed last. A process that dies at
 any point leaves the old content or the new one under the name, and at most a staging folder, whose name says
 which process made it: `sweep_staging` removes those of processes that are gone.
+
+A folder gets its name under `folder_lock`, so that whoever replaces one file of it works on a copy of what
+has that name until the copy takes its place.
+
+Files are read through `open_regular`: a FIFO or a device under the name of a file would block the reader, or
+never end.
 """
 
 import contextlib
@@ -16,12 +22,18 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from peft_core.errors import RunError, causes
 from peft_core.process_identity import is_same_process, own_identity
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 DISK_FULL = "The disk is full: free some space and try again; nothing half-written is left."
 DISK_ERROR = "The disk reports an error ({error}): check it; nothing half-written is left."
@@ -29,6 +41,8 @@ DISK_FAILED = (
     "The disk is full or reports an error: free some space or check it, and try again; nothing half-written "
     "is left."
 )
+NOT_REGULAR = "it is not a regular file"
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a FIFO waits for its writer
 _STAGING = re.compile(
     r"\.(?P<kind>staging|replaced)-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)"
 )
@@ -54,26 +68,37 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.replace(staging, path)
             fsync(path.parent)
     except BaseException:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a read-only disk, which would hide the first error
+            staging.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
-def atomic_folder(final: Path) -> Iterator[Path]:
+def atomic_folder(final: Path, *, root: Path | None = None, parent_is_locked: bool = False) -> Iterator[Path]:
     """A staging folder to fill; it takes the place of `final` when the block ends, or is removed if it fails.
 
-    It has the name of `final` already, in a folder of its own. Raises RunError for a disk that is full or
-    fails.
+    It has the name of `final` already, in a folder of its own.
+
+    Args:
+        final: The folder to create or replace.
+        root: A folder above `final` that must exist; by default every missing parent is created.
+        parent_is_locked: Whether the caller holds `folder_lock` of the parent folder.
+
+    Raises:
+        RunError: The disk is full or fails, or a parent's name belongs to a file.
+        FileNotFoundError: `root` does not exist, or was removed before the block ended.
     """
     container = staging_path(final)
     staging = container / final.name
     try:
         with translate_disk_errors():
-            make_folder(final.parent)
-            staging.mkdir(parents=True)
+            make_folder(final.parent, root)
+            container.mkdir()
+            staging.mkdir()
             yield staging
             fsync_tree(staging)
-            _swap(staging, final)
+            with contextlib.nullcontext() if parent_is_locked else folder_lock(final.parent):
+                _swap(staging, final)
     except BaseException:
         shutil.rmtree(container, ignore_errors=True)
         raise
@@ -90,10 +115,34 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def edited_folder(final: Path) -> Iterator[Path]:
     """As `atomic_folder`, with the files of `final` in it already, as hard links: replace them, never write
-    into them."""
-    with atomic_folder(final) as staging:
+    into them.
+
+    The caller holds `folder_lock(final.parent)`: otherwise a folder that takes the name meanwhile is lost.
+    """
+    with atomic_folder(final, parent_is_locked=True) as staging:
         shutil.copytree(final, staging, copy_function=link_or_copy, dirs_exist_ok=True)
         yield staging
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other threads and processes from replacing what lies directly in a folder; not reentrant.
+
+    The system releases it when the process ends. Without effect where a file system has no such locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes; OSError for anything else, such as a FIFO or a device."""
+    return open(path, "rb", opener=_open_regular)
 
 
 class Stamp(NamedTuple):
@@ -113,12 +162,25 @@ def stamp_of(path: Path) -> Stamp | None:
     return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents, each of which survives a power cut from then on."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
+def make_folder(folder: Path, root: Path | None = None) -> None:
+    """Create a folder and its missing parents, each of which survives a power cut from then on.
+
+    Args:
+        folder: The folder.
+        root: A folder above it, or itself, that is not created if it is missing.
+
+    Raises:
+        RunError: The name of one of them belongs to a file.
+        FileNotFoundError: `root` does not exist.
+    """
+    if folder == root or folder.is_dir():
+        return
+    make_folder(folder.parent, root)
+    try:
         folder.mkdir(exist_ok=True)
-        fsync(folder.parent)
+    except FileExistsError as error:
+        raise RunError(f"{folder.name!r} is not a folder; move it elsewhere and try again.") from error
+    fsync(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -167,11 +229,11 @@ def remove_tree(path: Path) -> None:
 
 def fsync(path: Path) -> None:
     """Wait until a file's content, or a directory's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some network file systems have no fsync of directories
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+    except OSError as error:  # FIFOs have no fsync, nor have directories of some network file systems
+        if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)
@@ -212,6 +274,14 @@ def translate_disk_errors() -> Iterator[None]:
         if sentence is None:
             raise
         raise RunError(sentence) from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | _NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    return descriptor
 
 
 def _swap(staging: Path, final: Path) -> None:

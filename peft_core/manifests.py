@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from peft_core.errors import DamagedError
-from peft_core.files import Stamp, edited_folder, stamp_of
+from peft_core.files import Stamp, edited_folder, folder_lock, open_regular, stamp_of
 from peft_core.records import Record, read_record, write_sealed
 
 MANIFEST_FILE = "manifest.json"
@@ -39,15 +39,16 @@ def sha256_of(path: Path) -> str:
     stamp, key = stamp_of(path), str(path.absolute())
     known = _hashed.get(key)
     if known is None or stamp is None or known[0] != stamp:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
         _hashed[key] = known
     return known[1]
 
 
 def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, FileEntry]:
-    """Every file of a folder but the manifest, hidden files and those named in `without`."""
-    return {name: _entry(path) for name, path in _files(folder) if name not in without}
+    """Every regular file of a folder but the manifest, hidden files and those named in `without`."""
+    files = ((name, path) for name, path in _files(folder) if path.is_file() and name not in without)
+    return {name: _entry(path) for name, path in files}
 
 
 def write_manifest(folder: Path, *names: str) -> None:
@@ -69,10 +70,10 @@ def verify_folder(folder: Path) -> Manifest:
 
     Raises DamagedError, which names the first file that is not.
     """
-    manifest, present = read_manifest(folder), dict(_files(folder))
+    manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
         _verify_file(folder, name, entry)
-    strays = sorted(set(present) - set(manifest.files))
+    strays = sorted({name for name, path in _files(folder)} - set(manifest.files))
     if strays:
         raise DamagedError(
             f"The folder {folder.name}/ holds {strays[0]!r}, which the run did not write; move it elsewhere."
@@ -95,15 +96,16 @@ def replace_file(folder: Path, name: str, write: Callable[[Path], None]) -> None
 
     Raises DamagedError, and changes nothing, if a file of the folder is not as it was written.
     """
-    entries = verify_folder(folder).files
-    with edited_folder(folder) as staging:
-        for replaced in (name, MANIFEST_FILE):
-            (staging / replaced).unlink(missing_ok=True)
-        write(staging / name)
-        kept = {other: entry for other, entry in entries.items() if other != name}
-        if (staging / name).exists():
-            kept[name] = _entry(staging / name)
-        write_sealed(staging / MANIFEST_FILE, Manifest(files=kept))
+    with folder_lock(folder.parent):
+        entries = verify_folder(folder).files
+        with edited_folder(folder) as staging:
+            for replaced in (name, MANIFEST_FILE):
+                (staging / replaced).unlink(missing_ok=True)
+            write(staging / name)
+            kept = {other: entry for other, entry in entries.items() if other != name}
+            if (staging / name).exists():
+                kept[name] = _entry(staging / name)
+            write_sealed(staging / MANIFEST_FILE, Manifest(files=kept))
 
 
 def digest_of(files: dict[str, FileEntry]) -> str:
@@ -137,8 +139,9 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Names and paths of all that a folder holds but folders, the manifest and what is hidden."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and name.as_posix() != MANIFEST_FILE and not is_hidden:
+        if not path.is_dir() and name.as_posix() != MANIFEST_FILE and not is_hidden:
             yield name.as_posix(), path

@@ -24,11 +24,11 @@ from peft_core.certificate import (
 )
 from peft_core.encoder import model_config, refuse_quantised
 from peft_core.errors import MergeError, PeftCoreError
-from peft_core.files import remove_tree, write_json
+from peft_core.files import folder_lock, remove_tree, translate_disk_errors, write_json
 from peft_core.garbage import resume_collection
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import Decision, update_decision
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.manifests import entries_of
 from peft_core.methods import METHODS, bits_of
@@ -69,6 +69,7 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
     adapter_sha256 = sha256_of_adapter(run)
     earlier = certificate_of_merged(run)
     if earlier is not None:
+        update_decision(run, run.merged)
         return earlier
     _refuse_unmergeable(run)
     texts, pairs = judged_texts(run)
@@ -85,15 +86,17 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
             raise MergeError(
                 f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
             )
+    update_decision(run, run.merged)
     progress(1.0, "Merged")
     return certificate
 
 
 def _remove_earlier(run: Run) -> None:
     """Remove a merged model that is damaged or of an earlier adapter, its certificate first."""
-    for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
-        path.unlink(missing_ok=True)
-    remove_tree(run.merged)
+    with translate_disk_errors(), folder_lock(run.folder):
+        for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
+            path.unlink(missing_ok=True)
+        remove_tree(run.merged)
 
 
 def _logits_of(
@@ -208,7 +211,8 @@ def main(arguments: list[str]) -> int:
         return 2
     resume_collection()
     try:
-        certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
+        with Run(Path(arguments[0])).detect_deletion():
+            certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
     except PeftCoreError as error:
         print(error, file=sys.stderr)
         return 2

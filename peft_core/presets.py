@@ -1,8 +1,9 @@
 """The base models, data sets and whole recipes offered by name, embedded and on the Hub."""
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -273,3 +274,17 @@ def _package_folder(name: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0])
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Local data and a local base model by absolute paths: the training process runs in another folder."""
+    return replace(
+        config,
+        dataset_name=_absolute(config.dataset_name, DATASETS),
+        model_name_or_path=_absolute(config.model_name_or_path, (EMBEDDED_MODEL,)),
+    )
+
+
+def _absolute(name: str, presets: Container[str]) -> str:
+    is_path = name not in presets and (name.startswith("~") or os.path.exists(name))
+    return str(Path(name).expanduser().absolute()) if is_path else name

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_core.errors import DamagedError
-from peft_core.files import Stamp, stamp_of, write_json
+from peft_core.files import Stamp, open_regular, stamp_of, write_json
 
 SCHEMA_VERSION = 1  # of all records; 0 is the layout before records had a version
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -65,7 +65,8 @@ def upgrade(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; DamagedError for a file that is missing, unreadable or holds anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        with open_regular(path) as file:
+            value = json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise DamagedError(f"{path.name} is missing.") from error
     except OSError as error:

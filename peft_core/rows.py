@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from peft_core.errors import RunError
-from peft_core.files import translate_disk_errors
+from peft_core.files import open_regular, translate_disk_errors
 from peft_core.problems import MULTI, REGRESSION, decide
 from peft_core.runs import Run
 
@@ -72,7 +72,8 @@ def _frame(run: Run, part: str) -> pd.DataFrame:
     if part == VALIDATION and not path.is_file() and run.evaluation.is_file():
         raise RunError(f"The run {run.run_id!r} keeps no validation rows; train it on more rows.")
     try:
-        frame = pd.read_parquet(path)
+        with open_regular(path) as file:
+            frame = pd.read_parquet(file)
         if not len(frame) or "text" not in frame:
             raise ValueError("no rows")
         return frame

@@ -1,8 +1,9 @@
 """What the worker process does for the page; each function takes and returns plain values."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import psutil
@@ -34,6 +35,22 @@ from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
 from peft_core.worker import report
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def _in_run(
+    task: Callable[Concatenate[str, Arguments], Answer],
+) -> Callable[Concatenate[str, Arguments], Answer]:
+    """Let a task, whose first argument is a run's folder, end in one sentence if the run is deleted."""
+
+    @wraps(task)
+    def checked(run_dir: str, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        with Run(Path(run_dir)).detect_deletion():
+            return task(run_dir, *arguments, **options)
+
+    return checked
 
 
 def warm() -> None:
@@ -96,11 +113,13 @@ def count_rows(paths: list[str]) -> int:
     return sum(len(read_table(Path(path)).frame) for path in paths)
 
 
+@_in_run
 def merge(run_dir: str) -> dict[str, Any]:
     """The certificate of the merged run."""
     return merging.merge(run_dir, report).to_dict()
 
 
+@_in_run
 def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """One text's label, scores and milliseconds."""
     predictor = _predictor(run_dir, variant)
@@ -108,6 +127,7 @@ def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None)
     return {**answer, "note": answer["note"] or predictor.note(text, text_pair)}
 
 
+@_in_run
 def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """The text in every variant that the run has, and the largest logit difference of adapter and merged."""
     variants = [BASE, ADAPTER] + [MERGED] * _is_merged(run_dir)
@@ -135,24 +155,28 @@ def compare_runs(run_dirs: list[str], text: str, text_pair: str | None = None) -
     return found
 
 
+@_in_run
 def rule(run_dir: str) -> dict[str, Any]:
     """The run's decision as it is saved, or the plain rule, and the run's `labels`."""
     run = Run(Path(run_dir))
     return _told(Decision.read(run), run)
 
 
+@_in_run
 def judge_rule(run_dir: str, values: dict[str, Any]) -> dict[str, Any]:
     """As `calibration.report`, of a decision that is not saved yet."""
     run = Run(Path(run_dir))
     return calibration.report(run, Decision.of(values, Classifier.read(run).labels))
 
 
+@_in_run
 def suggest_rule(run_dir: str, thresholds: bool, at_least: float | None) -> dict[str, Any]:
     """As `calibration.suggest`."""
     run = Run(Path(run_dir))
     return _told(calibration.suggest(run, thresholds=thresholds, at_least=at_least), run)
 
 
+@_in_run
 def save_rule(run_dir: str, values: dict[str, Any]) -> None:
     """Keep a decision with the run, and with what was made of it to take away."""
     run = Run(Path(run_dir))
@@ -161,6 +185,7 @@ def save_rule(run_dir: str, values: dict[str, Any]) -> None:
     refresh_rule(run)
 
 
+@_in_run
 def explain(
     run_dir: str, text: str, label: str | None, text_pair: str | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -184,6 +209,7 @@ def explain(
     return {variant: found[variant] for variant in (BASE, ADAPTER, *merged)}
 
 
+@_in_run
 def review(
     run_dir: str, kind: str, query: str, true: str | None, predicted: str | None, most: int
 ) -> dict[str, Any]:
@@ -199,17 +225,20 @@ def review(
     )
 
 
+@_in_run
 def row(run_dir: str, number: int) -> dict[str, Any]:
     """One test row by its number, from 1."""
     (found,) = search_rows(Run(Path(run_dir)), start=number - 1, most=1)["rows"]
     return found
 
 
+@_in_run
 def make(run_dir: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """As `making.make`."""
     return making.make(kind, run_dir, options, report)
 
 
+@_in_run
 def code(run_dir: str, kind: str, url: str, auth: bool) -> str:
     """As `making.code`."""
     return making.code(run_dir, kind, url, auth)
@@ -220,6 +249,7 @@ def training_code(settings: dict[str, Any], kind: str, url: str, auth: bool) -> 
     return making.training_code(TrainConfig.from_dict(settings), kind, url, auth)
 
 
+@_in_run
 def neighbours(run_dir: str, query: str) -> dict[str, list[dict[str, Any]]]:
     """The test rows nearest to a query under the base and the adapted encoder."""
     return _neighbours(run_dir, _written(Run(Path(run_dir)).adapter)).nearest(query)
@@ -231,6 +261,7 @@ def _neighbours(run_dir: str, written: tuple[int, ...]) -> Neighbours:
     return Neighbours(run_dir, report)
 
 
+@_in_run
 def look_at_file(
     run_dir: str, path: str, sheet_name: str | None = None, header_row: int | None = None
 ) -> dict[str, Any]:
@@ -238,6 +269,7 @@ def look_at_file(
     return tables.look(Path(path), Run(Path(run_dir)), ReadOptions(sheet_name, header_row))
 
 
+@_in_run
 def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
     """As `tables.predict_file`; `request` names the columns."""
     report(0.0, "Loading the model")

@@ -1,25 +1,26 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
-import os
 import shutil
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft_core import runs
 from peft_core.certificate import certificate_of_merged
-from peft_core.config import EMBEDDED_MODEL, TrainConfig
+from peft_core.config import TrainConfig
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
+from peft_core.files import translate_disk_errors
 from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
-from peft_core.presets import DATASETS, MODELS
+from peft_core.presets import DATASETS, MODELS, with_absolute_paths
+from peft_core.progress import Progress
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.worker import Report, Worker, in_thread
@@ -69,7 +70,7 @@ class Workbench:
         config = self.config(settings)
         self.worker.run("check", config.to_dict())
         ahead = self.launcher.current()
-        run = self.launcher.submit(_with_absolute_paths(config))
+        run = self.launcher.submit(with_absolute_paths(config))
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
 
     def train_again(self, run_id: str) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Workbench:
 
         Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
         """
-        with self._uploading:
+        with self._uploading, translate_disk_errors():
             if self.limits is None:
                 in_use = self._data_in_use(list_all=True)
                 return str(store_upload(paths, self.uploads_dir, in_use=in_use).folder)
@@ -308,7 +309,12 @@ class Workbench:
     ) -> Iterator[Report]:
         """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
         run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
-        return in_thread(lambda progress: push_to_hub(run, kind, repo_id, token, progress=progress, **asked))
+
+        def upload(progress: Progress) -> dict[str, str]:
+            with run.detect_deletion():
+                return push_to_hub(run, kind, repo_id, token, progress=progress, **asked)
+
+        return in_thread(upload)
 
     def code(self, run_id: str, kind: str, url: str, auth: bool = False) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
@@ -371,20 +377,6 @@ def _only_offered(config: TrainConfig, uploads_dir: Path) -> None:
             raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
     if config.revision or config.dataset_config_name:
         raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Local data and a local base model by absolute paths: the training process runs in another folder."""
-    return replace(
-        config,
-        dataset_name=_absolute(config.dataset_name, DATASETS),
-        model_name_or_path=_absolute(config.model_name_or_path, (EMBEDDED_MODEL,)),
-    )
-
-
-def _absolute(name: str, presets: Container[str]) -> str:
-    is_path = name not in presets and (name.startswith("~") or os.path.exists(name))
-    return str(Path(name).expanduser().absolute()) if is_path else name
 
 
 def _or_none(read: Any) -> Any:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,53 @@ def test_atomic_folder_on_a_bad_disk_is_one_sentence(
         filled(tmp_path / "final", second="2")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["first"]
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_replace_file_does_not_lose_a_folder_made_meanwhile(tmp_path: Path) -> None:
+    """A copy of the folder before took the place of the new one."""
+    final = tmp_path / "final"
+    with atomic_folder(final) as staging:
+        (staging / "model").write_text("old")
+        manifests.write_manifest(staging)
+
+    def make_again() -> None:
+        with atomic_folder(final) as staging:
+            (staging / "model").write_text("new")
+
+    maker = threading.Thread(target=make_again)
+
+    def write(path: Path) -> None:
+        maker.start()
+        maker.join(0.5)  # it waits until the file is replaced
+        path.write_text("rule")
+
+    manifests.replace_file(final, "rule.json", write)
+    maker.join()
+    assert (final / "model").read_text() == "new"
+
+
+def test_atomic_file_on_a_read_only_disk_raises_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing the staging file failed as well, and that error hid the sentence."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunError, match="Read-only file system"), atomic_file(tmp_path / "file"):
+        refuse()
+
+
+def test_make_folder_below_a_file_raises_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "downloads").touch()
+    with pytest.raises(RunError, match="'downloads' is not a folder; move it elsewhere"):
+        filled(tmp_path / "downloads" / "onnx", first="1")
+
+
+def test_open_regular_refuses_a_fifo_a_folder_and_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/full")
+    for path in (tmp_path / "fifo", tmp_path, tmp_path / "device"):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            files.open_regular(path)

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.archives import zip_of
-from peft_core.inference import calibration
+from peft_core.inference import calibration, decision
 from peft_core.inference.decision import DECISION_FILE, PLAIN, Decision
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.rows import JudgedRows, judged_rows
@@ -196,3 +197,27 @@ def test_a_number_is_its_own_answer() -> None:
     rule = Decision(temperature=2.0, abstain_below=0.9)
     assert rule.decide(logits, REGRESSION).tolist() == [3.5, -1.0]
     assert not rule.abstains(logits, REGRESSION).any()
+
+
+def test_save_reaches_a_folder_that_appears_meanwhile(
+    merged_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders were listed first: one that got its name after that kept the earlier rule."""
+    run = copy_of(merged_run, tmp_path)
+    aside = run.merged.rename(tmp_path / "aside")
+    replace_file = decision.replace_file
+
+    def replace_and_rename(folder: Path, *arguments: Any) -> None:
+        replace_file(folder, *arguments)
+        if aside.exists():
+            aside.rename(run.merged)
+
+    monkeypatch.setattr(decision, "replace_file", replace_and_rename)
+    Decision(temperature=2.0).save(run, ("bad", "good"))
+    assert (run.merged / DECISION_FILE).read_bytes() == (run.adapter / DECISION_FILE).read_bytes()
+    run.verify(run.merged)
+
+
+def test_update_decision_of_a_folder_that_was_removed_is_no_error(own_run: Run) -> None:
+    decision.update_decision(own_run, own_run.merged)
+    assert not own_run.merged.exists()

@@ -1,5 +1,6 @@
 """Merging: a model that stands alone, the certificate that proves it, and merges that are refused."""
 
+import errno
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from peft_core import certificate
 from peft_core.certificate import MergeCertificate, verified_certificate
 from peft_core.errors import DamagedError, MergeError, ModelError, PeftCoreError, RunError
+from peft_core.inference.decision import DECISION_FILE, Decision
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
 from peft_core.runs import Run
@@ -249,3 +251,31 @@ def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
     assert refused.returncode == 2
     assert "'evaluation.parquet' of evaluation/ is missing" in refused.stderr.strip().splitlines()[-1]
     assert "Traceback" not in refused.stderr
+
+
+def test_merge_carries_the_rule_saved_meanwhile(own_run: Run) -> None:
+    rule = Decision(temperature=2.0, abstain_below=0.6)
+
+    def save_rule(share: float, what: str) -> None:
+        if what.startswith("Merged, loaded again"):  # which follows the writing of the rule
+            rule.save(own_run, ("bad", "good"))
+
+    merge(own_run.folder, save_rule)
+    adapter, merged = (folder / DECISION_FILE for folder in (own_run.adapter, own_run.merged))
+    assert adapter.read_bytes() == merged.read_bytes()
+    assert verified_certificate(own_run).holds
+
+
+def test_merge_on_a_read_only_disk_raises_one_sentence(
+    merged_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_of(merged_run, tmp_path)
+    (run.merged / "config.json").unlink()  # so that it is merged again
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(run.certificate))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunError, match="Read-only file system") as refusal:
+        merge(run.folder)
+    assert str(tmp_path) not in str(refusal.value)

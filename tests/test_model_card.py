@@ -319,7 +319,7 @@ def test_a_run_without_adapter_gets_one_sentence(own_run: Run) -> None:
     with pytest.raises(RunError, match="no model card of 'zip'"):
         model_card(own_run, "zip")
     shutil.rmtree(own_run.adapter)
-    with pytest.raises(RunError, match="has no adapter"):
+    with pytest.raises(RunError, match="has lost its adapter"):
         model_card(own_run, "adapter")
 
 

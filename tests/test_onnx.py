@@ -21,6 +21,7 @@ from run_files import change_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from peft_core import runs
 from peft_core.errors import ConfigError, ExportError, ModelError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.onnx import graph as onnx_graph
@@ -328,3 +329,34 @@ def test_a_prompt_is_exported_as_it_is(train_here: Callable[..., Run]) -> None:
     assert report["fp32"]["labels_flipped"] == 0
     expected = np.stack(pd.read_parquet(run.evaluation)["logits"])
     assert np.abs(stock_answers(run)[FP32_FILE][1] - expected).max() <= 2e-5
+
+
+@pytest.mark.usefixtures("written_before")
+@pytest.mark.parametrize("rule", [Decision(2.0, (0.3, 0.7), 0.6), Decision()])
+def test_export_onnx_carries_the_rule_saved_meanwhile(rule: Decision, own_export: Run) -> None:
+    """It kept the rule of its beginning: `adapter/` and `onnx/` answered differently."""
+    Decision(temperature=3.0).save(own_export, ("bad", "good"))
+
+    def save_rule(share: float, what: str) -> None:
+        if what.startswith("In torch"):  # which follows the writing of the rule
+            rule.save(own_export, ("bad", "good"))
+
+    export_onnx(own_export.folder, progress=save_rule)
+    adapter, exported_rule = (folder / "decision.json" for folder in (own_export.adapter, own_export.onnx))
+    assert adapter.exists() == exported_rule.exists() == (rule != Decision())
+    assert not adapter.exists() or adapter.read_bytes() == exported_rule.read_bytes()
+    assert read_onnx_report(own_export) is not None
+    own_export.verify(own_export.onnx)
+
+
+@pytest.mark.usefixtures("written_before")
+def test_export_onnx_of_a_run_deleted_meanwhile_leaves_no_folder(own_export: Run) -> None:
+    """The tokenizer creates the folder that it is saved to, and so the deleted run, again."""
+
+    def delete(share: float, what: str) -> None:
+        if what.startswith("Writing"):
+            runs.delete(own_export.folder.parent, own_export.run_id)
+
+    with pytest.raises(RunError, match="was deleted meanwhile"):
+        export_onnx(own_export.folder, progress=delete)
+    assert not own_export.folder.exists()

@@ -192,7 +192,7 @@ def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> No
     with pytest.raises(RunError, match="does not say all"):
         script_of(own_run)
     shutil.rmtree(own_run.adapter)
-    with pytest.raises(RunError, match="has no adapter"):
+    with pytest.raises(RunError, match="has lost its adapter"):
         script_of(own_run)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,22 @@ import pytest
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import DISK_ERROR, DISK_FAILED, DISK_FULL, describe_disk_error, translate_disk_errors
+from peft_core.export.archives import zip_of
+from peft_core.files import (
+    DISK_ERROR,
+    DISK_FAILED,
+    DISK_FULL,
+    describe_disk_error,
+    fsync,
+    translate_disk_errors,
+)
 from peft_core.manifests import verify_folder, write_manifest
 from peft_core.runs import Run, RunInTraining, store
 from peft_core.runs import run as run_module
 from peft_core.runs.checkpoints import choose_checkpoint
 from peft_core.train import describe_failure, train
 from peft_core.training.inputs import INPUTS_FILE
+from peft_core.workbench import Workbench
 
 
 @pytest.fixture
@@ -208,3 +218,71 @@ def test_sweep_removes_checkpoints_of_a_finished_run(own: Run) -> None:
     own.update(status=runs.FINISHED)
     assert runs.sweep(own.folder.parent) == 1
     assert not own.checkpoints.exists()
+
+
+def _within_seconds(act: Callable[[], Any]) -> Any:
+    """What a call returns; it fails, rather than hangs, if that takes long."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(act()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert answers, "it hangs, or raised an error"
+    return answers[0]
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+@pytest.mark.parametrize(
+    "name", ["status.json", "config.json", "manifest.json", "metrics.jsonl", "adapter/manifest.json", "lock"]
+)
+def test_damage_lists_a_file_that_is_not_regular(name: str, kind: str, own: Run) -> None:
+    """A FIFO kept the app from starting, as each run is read then."""
+    other, path = runs.create(own.folder.parent, TrainConfig()), own.folder / name
+    own.update(status=runs.FAILED)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/full")
+    assert _within_seconds(lambda: runs.sweep(own.folder.parent)) == 0
+    assert set(_within_seconds(lambda: runs.list_runs(own.folder.parent))) == {own, other}
+    described = _within_seconds(lambda: Workbench.open(own.folder.parent).describe(own))
+    assert any(path.name in sentence for sentence in described["damage"])
+    assert other.damage() == []
+    runs.delete(own.folder.parent, own.run_id)
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "link to itself"])
+def test_lock_that_is_not_a_file_is_damage_and_lets_delete(kind: str, own: Run) -> None:
+    own.update(status=runs.FAILED)
+    lock = own.folder / "lock"
+    if kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to("/nonexistent/lock" if kind == "dangling link" else lock)
+    assert own.damage() == ["lock cannot be used: it is not a regular file."]
+    with pytest.raises(DamagedError, match="its file 'lock' cannot be locked"), own.lock():
+        pass
+    runs.delete(own.folder.parent, own.run_id)
+    assert not own.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["downloads", "adapter", "evaluation", "merged"])
+def test_damage_lists_a_folder_that_is_a_file(name: str, own: Run) -> None:
+    (own.folder / name).touch()
+    assert own.damage() == [f"{name} cannot be used: it is not a folder."]
+
+
+def test_zip_of_a_run_whose_downloads_is_a_file_is_one_sentence(own_run: Run) -> None:
+    (own_run.folder / "downloads").touch()
+    with pytest.raises(RunError, match="'downloads' is not a folder; move it elsewhere"):
+        zip_of(own_run, "adapter")
+
+
+def test_verify_folder_refuses_a_fifo_that_no_manifest_names(tmp_path: Path) -> None:
+    """It was not listed, and was waited for when the folder was synced."""
+    write_manifest(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DamagedError, match="'pipe', which the run did not write"):
+        verify_folder(tmp_path)
+    _within_seconds(lambda: fsync(tmp_path / "pipe") or True)

@@ -129,5 +129,5 @@ def test_number_without_known_limits_is_shown_without_a_bar(stars: Run, tmp_path
 
 def test_finished_run_that_lost_its_result_is_not_called_stopped(own_run: Run) -> None:
     shutil.rmtree(own_run.folder / "evaluation")
-    with pytest.raises(RunError, match="has no result.json"):
+    with pytest.raises(RunError, match="has lost its result and its test rows"):
         own_run.result()

@@ -1,7 +1,9 @@
 """A file of rows under a model: each row answered, in order and judged, or one sentence and no file."""
 
 import csv
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,3 +264,20 @@ def test_only_the_newest_files_are_kept(own_run: Run, tmp_path: Path) -> None:
     predictor = Predictor(own_run.folder)
     made = [predict_file(predictor, Request(path, "review"))["path"] for _ in range(7)]
     assert {str(file) for file in (own_run.folder / tables.PREDICTIONS).iterdir()} == set(made[-5:])
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"), [(errno.ENOSPC, "The disk is full"), (errno.EROFS, "Read-only file system")]
+)
+def test_predict_file_without_room_for_its_folder_raises_one_sentence(
+    number: int, sentence: str, own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, path = Predictor(own_run.folder), file_of(own_run, tmp_path)
+
+    def refuse(folder: Path, **_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunError, match=sentence) as refusal:
+        predict_file(predictor, Request(path, "review"))
+    assert str(tmp_path) not in str(refusal.value)

@@ -16,7 +16,7 @@ from peft_core.config import TrainConfig
 from peft_core.data import uploads
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.uploads import is_upload, store_upload, upload_label
-from peft_core.errors import ConfigError, DataError
+from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.limits import Limits
 from peft_core.workbench import Workbench
 from peft_core.worker import WorkerError
@@ -178,3 +178,20 @@ def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_p
         assert public.list_runs() == []
     finally:
         public.worker.close()
+
+
+@pytest.mark.parametrize("refused", ["mkdir", "utime"])
+def test_upload_on_a_read_only_disk_raises_one_sentence(
+    refused: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Workbench.open(tmp_path / "runs")
+    if refused == "utime":
+        opened.upload([file])
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path if refused == "mkdir" else os, refused, refuse)
+    with pytest.raises(RunError, match="Read-only file system") as refusal:
+        opened.upload([file])
+    assert str(tmp_path) not in str(refusal.value)

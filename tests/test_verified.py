@@ -131,7 +131,7 @@ def test_adapter_damaged_answers_nothing(name: str, damage: str, own_run: Run) -
         with pytest.raises(RunError) as refusal:
             use()
         assert str(own_run.folder) not in str(refusal.value)
-    assert own_run.damage() or not own_run.has_adapter
+    assert own_run.damage()
 
 
 @pytest.mark.parametrize("name", ["result.json", "evaluation.parquet", "validation.parquet"])
@@ -210,3 +210,32 @@ def test_metrics_that_lost_their_last_rows_are_told(own_run: Run) -> None:
     path = own_run.folder / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-5]))
     assert any("has lost its last rows" in sentence for sentence in own_run.damage())
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "usable"),
+    [
+        ("adapter/adapter_model.safetensors", "'adapter_model.safetensors' of adapter/ is missing", "result"),
+        ("adapter/manifest.json", "adapter/manifest.json is missing", "result"),
+        ("adapter", "it has lost its adapter; train it again", "result"),
+        ("evaluation", "it has lost its result and its test rows; train it again", "adapter"),
+    ],
+)
+def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str, own_run: Run) -> None:
+    """No damage was listed, and Predict asked for a finished run."""
+    files.remove_tree(own_run.folder / name)
+    (listed,) = own_run.damage()
+    assert sentence in listed
+    other = {"result": "result and test rows", "adapter": "adapter"}[usable]
+    assert own_run.usable() == ["settings", other]
+    reads = {"result": own_run.result, "adapter": lambda: Predictor(own_run.folder)}
+    assert reads.pop(usable)()
+    for read in reads.values():
+        with pytest.raises(DamagedError, match=sentence):
+            read()
+
+
+def test_zip_of_a_lost_adapter_says_that_it_is_lost(own_run: Run) -> None:
+    files.remove_tree(own_run.adapter)
+    with pytest.raises(DamagedError, match="it has lost its adapter"):
+        zip_of(own_run, "adapter")

@@ -123,6 +123,19 @@ def test_a_rule_saved_later_reaches_the_page_and_its_zip(own_export: Run) -> Non
     assert settings["decision"] == {"temperature": 2.0, "thresholds": [0.4, 0.6], "abstain_below": 0.7}
 
 
+def test_export_page_carries_the_rule_saved_meanwhile(own_export: Run) -> None:
+    rule = {"temperature": 2.0, "thresholds": {}, "abstain_below": 0.7}
+
+    def save_rule(share: float, what: str) -> None:
+        if what.startswith("Copying"):  # which follows the reading of the rule
+            tasks.save_rule(str(own_export.folder), rule)
+
+    with zipfile.ZipFile(export_page(own_export.folder, save_rule)["zip"]) as archive:
+        settings = json.loads(archive.read("page.json"))
+    assert settings["decision"] == {**rule, "thresholds": []}
+    own_export.verify(own_export.folder / "page")
+
+
 @pytest.mark.parametrize(
     "task, labels, title",
     [

@@ -48,7 +48,6 @@ def store_upload(
     if not is_new:
         os.utime(folder)
     else:
-        uploads_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as staging:
             for path in paths:
                 _copy(path, staging / path.name)

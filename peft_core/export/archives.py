@@ -29,12 +29,13 @@ def zip_of(run: Run, kind: str) -> Path:
 
     Raises RunError if there is nothing to download, or DamagedError if a file of it is damaged.
     """
-    folder = folder_of(run, kind)
-    files = verified_files(run, folder)
     path = run.folder / "downloads" / kind / f"{run.run_id}-{kind}.zip"
-    if _source_digest(path) != digest_of(files):
-        with run.new_folder(path.parent) as staging:
-            write_zip(staging / path.name, folder, files)
+    with run.detect_deletion():
+        folder = folder_of(run, kind)
+        files = verified_files(run, folder)
+        if _source_digest(path) != digest_of(files):
+            with run.new_folder(path.parent) as staging:
+                write_zip(staging / path.name, folder, files)
     return path
 
 
@@ -44,6 +45,8 @@ def folder_of(run: Run, kind: str) -> Path:
         raise RunError(f"There is no download {kind!r}; it is one of {', '.join(KINDS)}.")
     folder, (needed, step) = run.folder / kind, KINDS[kind]
     if not any(folder.glob(needed)):
+        if kind == "adapter":
+            run.verify_adapter()
         raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
     return folder
 

@@ -27,8 +27,9 @@ class Classifier:
 
     @classmethod
     def read(cls, run: Run) -> "Classifier":
-        """From a run's adapter folder; RunError if the run has no adapter or has lost files of it."""
+        """From a run's adapter folder; RunError if the run has no adapter, DamagedError if it was lost."""
         if not run.has_adapter:
+            run.verify_adapter()
             status = run.state().status
             raise RunError(f"The run {run.run_id!r} has no adapter (it is {status}); pick a finished run.")
         run.verify(run.adapter)

@@ -1,15 +1,24 @@
-"""How a model's raw outputs become an answer: temperature, thresholds and abstaining (`decision.json`)."""
+"""How a model's raw outputs become an answer: temperature, thresholds and abstaining (`decision.json`).
+
+The rule is saved in `adapter/`, and copied into the folders that are made of the adapter. A folder may be
+made while a rule is saved. `Decision.save` writes `adapter/` first and looks for other folders afterwards;
+whoever makes a folder calls `update_decision` once it has its name. If the folder had its name when `save`
+looked, `save` updates it; otherwise the rule was in `adapter/` before the folder got its name, and its maker
+finds it there. Two rules saved at once end alike in all folders, as each change of a folder is followed by a
+comparison with `adapter/`.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peft_core.errors import ConfigError, RunError
-from peft_core.files import write_json
+from peft_core.errors import ConfigError, DamagedError, RunError
+from peft_core.files import atomic_file, open_regular, write_json
 from peft_core.manifests import replace_file
 from peft_core.problems import MULTI, REGRESSION, SINGLE, THRESHOLD, scores
 from peft_core.runs import Run
@@ -68,18 +77,16 @@ class Decision:
         return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
-        """Write it into the adapter, and beside the merged and the ONNX model where they are.
+        """Write it into the adapter, and then beside the merged and the ONNX model where they are.
 
         Raises DamagedError, before anything is written, if a file of these folders is damaged.
         """
-        folders = [folder for folder in (run.adapter, run.merged, run.onnx) if folder.is_dir()]
-        for folder in folders:
-            run.verify(folder)
-        for folder in folders:
-            if run.is_version_0:  # whose folders have no manifest
-                self.write(folder, labels)
-            else:
-                replace_file(folder, DECISION_FILE, lambda path: self.write(path.parent, labels))
+        for folder in (run.adapter, run.merged, run.onnx):
+            if folder.is_dir():
+                run.verify(folder)
+        _replace(run, run.adapter, lambda path: self.write(path.parent, labels))
+        for folder in (run.merged, run.onnx):
+            update_decision(run, folder)
 
     def write(self, folder: Path, labels: tuple[str, ...]) -> None:
         """Write `decision.json` into a folder, or remove it for the plain rule."""
@@ -123,6 +130,48 @@ class Decision:
 
 
 PLAIN = Decision()
+
+
+def update_decision(run: Run, folder: Path) -> None:
+    """Make the `decision.json` of a folder that was made of the adapter the one that is saved with it.
+
+    Raises DamagedError if a file of the folder or of the adapter is damaged.
+    """
+    while folder.is_dir():
+        run.verify(run.adapter)
+        content = _content(run.adapter)
+        if _content(folder) == content:
+            return
+        try:
+            _replace(run, folder, partial(_write_content, content))
+        except DamagedError:
+            if folder.is_dir():
+                raise  # otherwise the folder was removed meanwhile, as a merge does with an earlier one
+
+
+def _content(folder: Path) -> bytes | None:
+    """The bytes of a folder's `decision.json`; None for the plain rule, which has no file."""
+    path = folder / DECISION_FILE
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _write_content(content: bytes | None, path: Path) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path) as staging:
+        staging.write_bytes(content)
+
+
+def _replace(run: Run, folder: Path, write: Callable[[Path], None]) -> None:
+    """Write or remove `decision.json`, and the manifest with it; of schema version 0 none is verified."""
+    if run.is_version_0:
+        write(folder / DECISION_FILE)
+    else:
+        replace_file(folder, DECISION_FILE, write)
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float:

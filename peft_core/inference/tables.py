@@ -15,7 +15,7 @@ from peft_core.data.formats import ReadOptions
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
-from peft_core.files import atomic_file
+from peft_core.files import atomic_file, make_folder, translate_disk_errors
 from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.trained_labels import TrainedLabels, trained_data
@@ -75,7 +75,8 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     job.check()
     form = job.take_quicker_form()
     folder = predictor.run.folder / PREDICTIONS
-    folder.mkdir(exist_ok=True)
+    with translate_disk_errors():
+        make_folder(folder, root=predictor.run.folder)
     kind = writer_for(stream)
     suffix = kind.suffix or stream.file.format
     name = f"{request.path.name.split('.')[0][:60]}-{predictor.variant}-{secrets.token_hex(3)}{suffix}"

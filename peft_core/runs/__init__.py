@@ -10,7 +10,8 @@ from peft_core.runs.records import (
     RunResult,
     RunState,
 )
-from peft_core.runs.run import Run, RunInTraining
+from peft_core.runs.run import Run
+from peft_core.runs.run_in_training import RunInTraining
 from peft_core.runs.store import create, delete, find, list_runs, sweep
 
 __all__ = [

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import fsync, translate_disk_errors, write_text
+from peft_core.files import fsync, open_regular, translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
@@ -29,7 +29,8 @@ class MetricsLog(NamedTuple):
 def read_metrics(folder: Path) -> MetricsLog:
     """The rows so far; a last line that is half-written is left for later."""
     try:
-        lines = (folder / METRICS_FILE).read_bytes().split(b"\n")[:-1]
+        with open_regular(folder / METRICS_FILE) as file:
+            lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return MetricsLog([], "", "")
     except OSError as error:

@@ -8,9 +8,8 @@ whether its process lives is told by the process's identity.
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,17 @@ from filelock import FileLock, Timeout
 from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import atomic_folder, translate_disk_errors
-from peft_core.process_identity import command_line, is_same_process, own_identity
+from peft_core.files import NOT_REGULAR, atomic_folder, remove_tree, translate_disk_errors
+from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
-from peft_core.runs.metrics import METRICS_FILE, append_metrics, keep_metrics, read_metrics, sync_metrics
-from peft_core.runs.records import ENDED, FAILED, KILLED, RUNNING, RunResult, RunState
+from peft_core.runs.metrics import read_metrics
+from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
 
-CONFIG_FILE, STATUS_FILE, RESULT_FILE = "config.json", "status.json", "result.json"
+CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
+_FOLDERS = (
+    "adapter", "evaluation", "checkpoints", "merged", "onnx", "embeddings", "page", "downloads",
+    "predictions", "probe", "vectors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ class Run:
         """Whether an adapter is there; `verify` tells whether it is whole."""
         return (self.adapter / "adapter_model.safetensors").is_file()
 
+    @property
+    def was_evaluated(self) -> bool:
+        """Whether there was a result, and so an adapter, which is saved before it; `verify` tells whether
+        they are whole."""
+        return (self.folder / "evaluation").is_dir() or self.state().status == FINISHED
+
+    def verify_adapter(self) -> None:
+        """Raise DamagedError if an adapter was saved and is lost, or not as it was written."""
+        if self.adapter.is_dir():
+            self.verify(self.adapter)
+        if not self.has_adapter and self.was_evaluated:
+            raise DamagedError(f"{self._damage_prefix}it has lost its adapter; train it again.")
+
     def verify(self, folder: Path) -> None:
         """Raise DamagedError, with the run's name, unless a folder of this run is as it was written."""
         if not self.is_version_0:
@@ -102,10 +118,38 @@ class Run:
 
     @contextlib.contextmanager
     def new_folder(self, folder: Path) -> Iterator[Path]:
-        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`."""
-        with atomic_folder(folder) as staging:
+        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`.
+
+        Raises RunError if the run is deleted before that.
+        """
+        with self.detect_deletion(), atomic_folder(folder, root=self.folder) as staging:
             yield staging
             manifests.write_manifest(staging)
+
+    @contextlib.contextmanager
+    def detect_deletion(self) -> Iterator[None]:
+        """Raise RunError, in place of any other error, if the run is deleted before the block ends.
+
+        Libraries create missing folders when they save, and so the folder of a deleted run again, but never
+        its records: a folder that has lost both is removed.
+        """
+        if not self.folder.is_dir():
+            raise RunError(f"There is no run {self.run_id!r}; it may have been deleted.")
+        had_records, failure = self._has_records(), None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        is_recreated = had_records and self.folder.is_dir() and not self._has_records()
+        if is_recreated:
+            remove_tree(self.folder)
+        if is_recreated or (failure is not None and not self.folder.is_dir()):
+            raise RunError(f"The run {self.run_id!r} was deleted meanwhile; choose another run.") from failure
+        if failure is not None:
+            raise failure
+
+    def _has_records(self) -> bool:
+        return any(os.path.lexists(self.folder / name) for name in (CONFIG_FILE, STATUS_FILE))
 
     def config(self) -> TrainConfig:
         """The settings; RunError if the file is missing or damaged."""
@@ -122,6 +166,10 @@ class Run:
         """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
             self.refuse_unevaluated()
+            if self.was_evaluated:
+                raise DamagedError(
+                    f"{self._damage_prefix}it has lost its result and its test rows; train it again."
+                )
             raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
         with self._with_run_name():
             if not self.is_version_0:
@@ -160,8 +208,9 @@ class Run:
             self._read_state,
             self.config,
             self._verify_own_files,
-            lambda: self.verify(self.adapter) if self.has_adapter else None,
-            lambda: self.result() if (self.folder / "evaluation").is_dir() else None,
+            self._verify_file_types,
+            self.verify_adapter,
+            lambda: self.result() if self.was_evaluated else None,
         )
         problems = []
         for check in checks:
@@ -226,14 +275,18 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Held by the training process; the system releases it when the process exits, even if it is killed.
 
-        Raises RunError if another process trains this run.
+        Raises RunError if another process trains this run, DamagedError if the lock is no file.
         """
-        lock = FileLock(self.folder / "lock", timeout=0)
+        lock = FileLock(self.folder / LOCK_FILE, timeout=0)
         try:
             with translate_disk_errors():
                 lock.acquire()
         except Timeout as error:
             raise RunError(f"The run {self.run_id!r} is being trained by another process.") from error
+        except OSError as error:
+            raise DamagedError(
+                f"{self._damage_prefix}its file {LOCK_FILE!r} cannot be locked ({error.strerror}); remove it."
+            ) from error
         try:
             yield
         finally:
@@ -263,6 +316,15 @@ class Run:
         with self._with_run_name():
             for name in manifests.read_manifest(self.folder).files:
                 manifests.verify_file(self.folder, name)
+
+    def _verify_file_types(self) -> None:
+        """Raise DamagedError if the lock is not a file, or the name of a folder belongs to something else."""
+        lock = self.folder / LOCK_FILE
+        if os.path.lexists(lock) and not lock.is_file():
+            raise DamagedError(f"{LOCK_FILE} cannot be used: {NOT_REGULAR}.")
+        for path in (self.folder / name for name in _FOLDERS):
+            if os.path.lexists(path) and not path.is_dir():
+                raise DamagedError(f"{path.name} cannot be used: it is not a folder.")
 
     def _is_alive(self, state: RunState) -> bool:
         if state.pid is None or state.pid < 1:
@@ -295,69 +357,6 @@ class Run:
             yield
         except DamagedError as error:
             raise DamagedError(f"{self._damage_prefix}{error}") from error
-
-
-@dataclass
-class _CachedState:
-    """What a training process knows of its run without reading it: the state, and the last row's check."""
-
-    state: RunState | None = None
-    metrics_check: str = ""
-
-
-@dataclass(frozen=True)
-class RunInTraining(Run):
-    """A run as its training process has it: the state is held here and written whole at each change, so that
-    a read that fails loses nothing."""
-
-    cached: _CachedState = field(default_factory=_CachedState, compare=False, repr=False)
-
-    def begin(self) -> None:
-        """Take over the state from whoever scheduled the run: this process trains it now."""
-        self.cached.state = self._read_state()
-        self.cached.metrics_check = read_metrics(self.folder).check
-        self.update(
-            status=RUNNING,
-            pid=os.getpid(),
-            process=own_identity(),
-            started=time.time(),
-            ended=None,
-            error=None,
-        )
-
-    @property
-    def current(self) -> RunState:
-        """The state as this process wrote it last."""
-        return self.cached.state or self._read_state()
-
-    def update(self, **changes: Any) -> None:
-        check = self.cached.metrics_check or None
-        if check != self.current.metrics_check:
-            sync_metrics(self.folder)  # before a state that names its last row
-        self.cached.state = self.current.changed(**{"metrics_check": check, **changes})
-        write_sealed(self.folder / STATUS_FILE, self.cached.state)
-
-    def note(self, sentence: str) -> None:
-        """Tell the person something about this training, once."""
-        if sentence not in self.current.notes:
-            self.update(notes=[*self.current.notes, sentence])
-
-    def log_metrics(self, row: dict[str, Any]) -> None:
-        """Append one row to metrics.jsonl."""
-        self.cached.metrics_check = append_metrics(self.folder, row, self.cached.metrics_check)
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of later steps, which are about to be taken (again), and those of the result."""
-        if not (self.folder / METRICS_FILE).exists():
-            return
-        kept = [
-            row
-            for row in self.metrics()
-            if row["step"] <= step and not any(key.startswith("test_") for key in row)
-        ]
-        self.cached.metrics_check = ""
-        self.update()  # so that the state names no row that is about to be dropped
-        self.cached.metrics_check = keep_metrics(self.folder, kept)
 
 
 def _died_message(state: RunState) -> str:

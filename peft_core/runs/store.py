@@ -1,5 +1,6 @@
 """The folder of all runs: create, find, list and delete them by their ids."""
 
+import contextlib
 import json
 import re
 import secrets
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 from peft_core.config import TrainConfig
-from peft_core.errors import RunError
+from peft_core.errors import DamagedError, RunError
 from peft_core.files import (
     atomic_folder,
     fsync,
@@ -62,8 +63,8 @@ def delete(runs_dir: Path, run_id: str) -> None:
     state = run.state()
     if state.status not in ENDED:
         raise RunError(f"The run {run_id!r} is {state.status}; stop it before you delete it.")
-    with run.lock():  # RunError if a training has just begun
-        pass
+    with contextlib.suppress(DamagedError), run.lock():  # RunError if a training has just begun
+        pass  # and DamagedError if the lock is no file, which nobody can hold
     doomed = staging_path(run.folder)
     with translate_disk_errors():
         run.folder.rename(doomed)

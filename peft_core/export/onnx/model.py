@@ -18,7 +18,7 @@ from peft_core.export.onnx.judge import Judge
 from peft_core.export.onnx.report import REPORT_FILE, readme
 from peft_core.files import write_json, write_text
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import Decision, update_decision
 from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant, merged_weights
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
 from peft_core.methods import METHODS
@@ -71,6 +71,7 @@ def export_onnx(
         }
         write_text(staging / "README.md", readme(report, classifier.text_pair))
         write_json(staging / REPORT_FILE, report)
+    update_decision(run, run.onnx)
     progress(1.0, "Exported")
     return report
 

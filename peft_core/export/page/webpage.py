@@ -71,6 +71,7 @@ def export_page(
         settings["about"] = _about(run, classifier, precision, model)
         write_json(folder / SETTINGS_FILE, settings)
         _write_static(folder, settings)
+    refresh_rule(run)
     progress(0.6, "Packing")
     archive = zip_of(run, "page")
     progress(1.0, "Done")
@@ -85,13 +86,21 @@ def export_page(
 
 
 def refresh_rule(run: Run) -> None:
-    """Let a page that was made before answer by the decision that is saved with the run now."""
-    folder = run.folder / "page"
-    if (folder / SETTINGS_FILE).is_file():
-        run.verify(folder)
-        settings = read_json(folder / SETTINGS_FILE)
-        settings["decision"] = _decision(run, Classifier.read(run))
-        replace_file(folder, SETTINGS_FILE, lambda path: write_json(path, settings))
+    """Let a page that was made before answer by the decision that is saved with the run now.
+
+    As `update_decision`, which says why no page is left with an earlier one.
+    """
+    path = run.folder / "page" / SETTINGS_FILE
+    while path.is_file():
+        run.verify(path.parent)
+        decision = _decision(run, Classifier.read(run))
+        if read_json(path).get("decision") == decision:
+            return
+        replace_file(
+            path.parent,
+            SETTINGS_FILE,
+            lambda new, decision=decision: write_json(new, {**read_json(path), "decision": decision}),
+        )
 
 
 def default_title(classifier: Classifier) -> str:
