@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.data.cells import cell, first_line
+from peft_core.data.cells import cell
+from peft_core.data.characters import check_cells, check_names
 from peft_core.data.decoding import ZERO, decode, detect_encoding, is_damaged, mend
 from peft_core.data.delimited import (
     QUOTING,
@@ -24,12 +24,12 @@ from peft_core.data.delimited import (
     uneven_row,
     unique_names,
 )
-from peft_core.data.files import batch_columns, flat_columns
 from peft_core.data.formats import MOST_BYTES as MOST_WHOLE
 from peft_core.data.formats import MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
 from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
-from peft_core.data.unpacking import DataFile, describe_read_errors, locate, read_error, size_of
+from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
+from peft_core.data.unpacking import DataFile, describe_read_errors, locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
@@ -61,6 +61,11 @@ class RowStream(ABC):
     def facts(self) -> dict[str, Any]:
         """What a person is to know of how the file is read, as JSON types."""
         return {}
+
+    def _row(self, number: int, cells: list[Any]) -> list[Any]:
+        """The cells; DataError, which names this row, for half a character in one of them."""
+        check_cells(self.path.name, number, self.columns, cells)
+        return cells
 
     def _reset_damage(self) -> None:
         self.damaged, self.damaged_rows = 0, []
@@ -165,23 +170,24 @@ class RecordRows(RowStream):
 
     encoding: str
     _reader: RecordReader
+    _keys: list[str]  # of the columns, as the objects have them
 
     @abstractmethod
     def raw(self) -> Iterator[str]:
         """Each object as it is written, on one line."""
 
     @abstractmethod
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Each object, parsed."""
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object, parsed, with the number of its line or its place."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Rows by the columns of the first `ROWS` objects; a key that comes later is no column."""
         self._reset_damage()
-        rows = (self._reader.cells(record) for record in self._records())
-        yield from _chunked([row.get(key) for key in self.columns] for row in rows)
+        rows = ((number, self._reader.cells(record)) for number, record in self._records())
+        yield from _chunked(self._row(number, [row.get(key) for key in self._keys]) for number, row in rows)
 
     def _find_columns(self) -> None:
-        first = list(itertools.islice(self._records(), ROWS))
+        first = [record for _, record in itertools.islice(self._records(), ROWS)]
         self._reader = reader_of(self.path.name, first)
         left_out: set[str] = set()
         columns: dict[str, None] = {}
@@ -189,7 +195,9 @@ class RecordRows(RowStream):
             cells, left = self._reader.flat(self._reader.annotated(record).cells)
             columns |= dict.fromkeys(cells)
             left_out |= set(left)
-        self.columns = [name for name in columns if name not in left_out]
+        self._keys = [name for name in columns if name not in left_out]
+        check_names(self.path.name, self._keys)
+        self.columns = unique_names(self._keys)
         if not self.columns:
             raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
 
@@ -214,8 +222,8 @@ class JsonLines(RecordRows):
     def raw(self) -> Iterator[str]:
         return (mend(line) for _, line in self._numbered())
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        return (self._object(number, line) for number, line in self._numbered())
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((number, self._object(number, line)) for number, line in self._numbered())
 
     def _numbered(self) -> Iterator[tuple[int, str]]:
         number = 0
@@ -245,8 +253,8 @@ class JsonDocument(RecordRows):
     def raw(self) -> Iterator[str]:
         return (mend(row) for row in self._rows)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        return (self._object(number, row) for number, row in enumerate(self._rows, 1))
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((number, self._object(number, row)) for number, row in enumerate(self._rows, 1))
 
 
 class ParquetRows(RowStream):
@@ -254,12 +262,9 @@ class ParquetRows(RowStream):
 
     def __init__(self, file: DataFile) -> None:
         super().__init__(file)
-        try:
-            with self.source() as parquet:
-                self.schema = parquet.schema_arrow
+        with describe_parquet_errors(self.path.name), self.source() as parquet:
+            self.schema = parquet.schema_arrow
             self._flat, _ = flat_columns(self.schema)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged_file(error) from error
         self.columns = unique_names(self._flat)
 
     def source(self) -> pq.ParquetFile:
@@ -269,19 +274,13 @@ class ParquetRows(RowStream):
         return pq.ParquetFile(self.path)
 
     def chunks(self) -> Iterator[Chunk]:
-        try:
-            with self.source() as parquet:
-                for batch in parquet.iter_batches(ROWS):
-                    if batch.nbytes > MOST_UNPACKED:
-                        raise DataError(f"{self.path.name!r} unpacks to too much; leave out columns.")
-                    columns = [list(map(cell, values)) for values in batch_columns(batch, self._flat)]
-                    yield [list(row) for row in zip(*columns, strict=True)]
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged_file(error) from error
-
-    def _damaged_file(self, error: Exception) -> DataError:
-        damage = f"{self.path.name!r} is a damaged Parquet file ({first_line(error)}); write it again."
-        return read_error(self.path.name, error) or DataError(damage)
+        name = self.path.name
+        with describe_parquet_errors(name), self.source() as parquet:
+            for batch in parquet.iter_batches(ROWS):
+                if batch.nbytes > MOST_UNPACKED:
+                    raise DataError(f"{name!r} unpacks to too much; leave out columns.")
+                columns = [list(map(cell, values)) for values in batch_columns(name, batch, self._flat)]
+                yield [list(row) for row in zip(*columns, strict=True)]
 
 
 class ExcelRows(RowStream):
@@ -293,6 +292,7 @@ class ExcelRows(RowStream):
             self.table = find_table(self.path.name, book, options)
         self.header = self.table.header_row is not None
         self.columns = list(self.table.columns)
+        check_names(self.path.name, self.columns)
 
     def source(self) -> Any:
         """What a workbook is opened from."""
@@ -314,7 +314,7 @@ class ExcelRows(RowStream):
         expected = self.table.first_row
         for number, cells in rows:
             yield from ([None] * len(self.columns) for _ in range(expected, number))
-            yield cells
+            yield self._row(number, cells)
             expected = number + 1
 
 
