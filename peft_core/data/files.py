@@ -4,7 +4,6 @@ A cell is a str exactly as typed, or what JSON, Parquet and Excel hold beside te
 of these, or None. The index numbers rows as a spreadsheet does (a header is row 1); JSON counts its lines.
 """
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,6 @@ __all__ = ["ReadingNote", "Table", "cell", "read_table", "shown"]
 _BATCH = 1000
 _MOST_NAMED = 1000  # row numbers that a note keeps
 _DEFAULT = ReadOptions()
-csv.field_size_limit(MOST_BYTES)  # the module's own limit of 131,072 characters refuses long texts
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,22 @@ def _delimited(name: str, data: bytes, options: ReadOptions) -> _Reading:
         "quoting": table.quoting,
     }
     header = () if table.damaged_header is None else (table.damaged_header,)
-    return _Reading(table.frame, facts, damaged=decoded.damaged, damaged_rows=header)
+    notes = _literal_marks(table.frame) if table.quoting == "none" else ()
+    return _Reading(table.frame, facts, notes=notes, damaged=decoded.damaged, damaged_rows=header)
+
+
+def _literal_marks(frame: pd.DataFrame) -> tuple[ReadingNote, ...]:
+    """The note on rows whose cells begin with a quotation mark that is read as text."""
+    marked = frame.map(lambda value: value.startswith('"')).any(axis=1)
+    rows = [int(number) for number in frame.index[marked]]
+    if not rows:
+        return ()
+    named = ", ".join(f"{row:,}" for row in rows[:5]) + (" …" if len(rows) > 5 else "")
+    words = (
+        f"Quotation marks are read as text, since they are not in pairs (see row {named}); "
+        "if they wrap cells, double each mark inside a cell."
+    )
+    return (ReadingNote("literal_marks", len(rows), tuple(rows[:_MOST_NAMED]), words),)
 
 
 def _json(name: str, data: bytes, options: ReadOptions) -> _Reading:

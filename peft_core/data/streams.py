@@ -1,5 +1,6 @@
 """A file's rows a few thousand at a time, as often as asked, without ever holding all of them."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -14,13 +15,9 @@ from peft_core.data.cells import cell
 from peft_core.data.characters import check_cells, check_names
 from peft_core.data.decoding import ZERO, decode, detect_encoding, is_damaged, mend
 from peft_core.data.delimited import (
-    QUOTING,
     delimiter_of,
-    fitted,
     has_header,
-    is_blank,
     preamble_of,
-    quoting_of,
     uneven_row,
     unique_names,
 )
@@ -29,6 +26,7 @@ from peft_core.data.formats import MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
 from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
 from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
+from peft_core.data.quoting import cell_rows, choose_quoting, fitted, is_blank, stray_mark
 from peft_core.data.unpacking import DataFile, describe_read_errors, locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
@@ -102,8 +100,11 @@ class DelimitedRows(RowStream):
         self._start = preamble_of(file.name, head, options.header_row)
         head = head[self._start.length :]
         self.delimiter = self._start.delimiter or delimiter_of(head)
-        self._quoting = quoting_of(head, self.delimiter, whole=whole)
-        first = list(itertools.islice(self._cut_off(head), 1000))
+        if whole or size_of(self.path) <= MOST_WHOLE:
+            self._quoting = choose_quoting(self._readable_lines, self.delimiter)
+        else:  # no file to train on is as large
+            self._quoting = choose_quoting(lambda: io.StringIO(head, newline=""), self.delimiter, whole=False)
+        first = list(itertools.islice(self._readable_rows(), 1000))
         if not first:
             raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
         self.header = options.header_row is not None or has_header(first)
@@ -118,18 +119,20 @@ class DelimitedRows(RowStream):
         text = _opened_text(self.file, self.encoding, newline="")
         with describe_read_errors(self.path.name), text:
             text.read(self._start.length)
-            yield from _chunked(self._checked(csv.reader(_lines(text), **self._dialect())))
+            yield from _chunked(self._checked(cell_rows(_lines(text), self.delimiter, self._quoting)))
 
-    def _dialect(self) -> dict[str, Any]:
-        return {"delimiter": self.delimiter, **QUOTING[self._quoting]}
+    def _readable_lines(self) -> Iterator[str]:
+        """The lines below the preamble, up to bytes that cannot be decoded; `chunks` names those."""
+        text = _opened_text(self.file, self.encoding, newline="")
+        with describe_read_errors(self.path.name), text, contextlib.suppress(UnicodeError):
+            text.read(self._start.length)
+            yield from _lines(text)
 
-    def _cut_off(self, head: str) -> Iterator[list[str]]:
-        """The rows of the head, without an error that its end may bring."""
-        reader = csv.reader(io.StringIO(head, newline=""), **self._dialect())
-        try:
+    def _readable_rows(self) -> Iterator[list[str]]:
+        """The rows that hold something, up to a stray quotation mark; `chunks` names that."""
+        with contextlib.suppress(csv.Error):
+            reader = cell_rows(self._readable_lines(), self.delimiter, self._quoting)
             yield from (cells for cells in reader if not is_blank(cells))
-        except csv.Error:
-            return
 
     def _checked(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
         number, width, blank = 0, len(self.columns), 0
@@ -151,10 +154,8 @@ class DelimitedRows(RowStream):
                 blank = 0
                 yield self._mended(number, fit)
         except csv.Error as error:
-            raise DataError(
-                f"{self.path.name!r}, row {number + 1}: a quotation mark stands within a cell or is never "
-                "closed; double the mark inside a text, or close it."
-            ) from error
+            sentence = f"{self.path.name!r}, row {number + 1}: {stray_mark(self._quoting)}"
+            raise DataError(sentence) from error
         except UnicodeError as error:
             raise _undecodable(self, number) from error
 
