@@ -10,6 +10,7 @@ from typing import Any
 from peft_core import runs
 from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
+from peft_core.data.characters import check_text
 from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.uploads import UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, RunError
@@ -356,9 +357,10 @@ class Workbench:
         return text, text_pair
 
     def check_text(self, text: Any) -> None:
-        """Raise DataError for a text that is empty or longer than a public demo allows."""
+        """Raise DataError for a text that is empty, not Unicode, or longer than a public demo allows."""
         if not isinstance(text, str) or not text.strip():
             raise DataError("The text is empty; type a sentence to classify.")
+        check_text(text)
         if self.limits is not None and len(text) > self.limits.max_characters:
             raise DataError(
                 f"The text has {len(text):,} characters; this public demo takes at most "

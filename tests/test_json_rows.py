@@ -17,6 +17,7 @@ from peft_core.data.files import Table, read_table
 from peft_core.data.json_shapes import raw_rows, rows_of, shape_of
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.streams import open_rows
+from peft_core.data.writers import JsonLinesWriter
 from peft_core.errors import DataError, PeftCoreError
 
 CASES = Path(__file__).parent / "cases"
@@ -322,3 +323,62 @@ def test_odd_records_with_keys_of_exports_give_rows_or_one_error(
             assert use(path) is not None
         except PeftCoreError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [([0, 1], ["0", "1"]), ([None, 1.5], ["column 1", "1.5"]), (["text", True], ["text", "true"])],
+)
+def test_split_json_with_columns_that_are_no_texts_names_them(
+    columns: list[Any], names: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    table = read(path, {"columns": columns, "index": [0, 1], "data": [["good", "x"], ["bad", "y"]]})
+    stream = open_rows(path)
+    assert list(table.frame.columns) == stream.columns == names
+    assert table.frame.to_numpy().tolist() == [["good", "x"], ["bad", "y"]] == next(stream.chunks())
+
+
+def test_split_json_of_pandas_with_default_columns_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    pd.DataFrame([["good", "x"], ["bad", "y"]]).to_json(path, orient="split")
+    assert read_table(path).frame["1"].tolist() == ["x", "y"]
+    assert next(open_rows(path).chunks()) == [["good", "x"], ["bad", "y"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "data", "words"),
+    [
+        ([["x", "y"], {"z": 1}], [["a", "b"]], r"the column name \['x', 'y'\] is no text"),
+        (["text", "text"], [["a", "b"]], "several columns named 'text'; give each its own name"),
+        ([1, "1"], [["a", "b"]], "several columns named '1'"),
+        (["text", "label"], [["a", "b"], ["c"]], "row 2 of its data has 1 cells where 2 columns"),
+        (["text", "label"], [["a", "b", "c"]], "row 1 of its data has 3 cells where 2 columns"),
+    ],
+)
+def test_split_json_that_would_lose_cells_is_refused(
+    columns: list[Any], data: list[Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match=words):
+        read(path, {"columns": columns, "data": data})
+    with pytest.raises(DataError, match=words):
+        open_rows(path)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_json_keys_with_spaces_or_empty_have_one_name_and_are_written_back(
+    lines: bool, tmp_path: Path
+) -> None:
+    rows = [{" text ": "good", "": "x", "text": 1}, {" text ": "bad", "": "y", "text": 2}]
+    path, out = tmp_path / "a.json", tmp_path / "out.jsonl"
+    columns = list(read(path, rows, lines=lines).frame.columns)
+    stream = open_rows(path)
+    assert stream.columns == columns == ["text", "column 2", "text (3)"]
+    (chunk,) = stream.chunks()
+    assert chunk == [["good", "x", 1], ["bad", "y", 2]]
+    writer = JsonLinesWriter(out, stream, {"predicted_label": str})
+    writer.write(chunk, [["x"], ["y"]])
+    writer.close()
+    written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [{k: v for k, v in row.items() if k != "predicted_label"} for row in written] == rows

@@ -321,3 +321,48 @@ def test_what_a_spreadsheet_would_run_is_text(text: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["-5", "+3.25", "-1,000.5", "-3 %", "good", "a=b", ""])
 def test_numbers_and_plain_words_stay(text: str) -> None:
     assert neutral(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "b\\ud800"}\n', "row 3, column 'text' holds half a character"),
+        ("a.json", '{"text": ["a", "\\udfff"]}', "row 2, column 'text' holds half a character"),
+        ("a.jsonl", '{"text": "a", "tags": ["b", "\\ud800"]}\n', "row 1, column 'tags' holds half"),
+        ("a.jsonl", '{"text": "a", "\\ud800": 1}\n', "the column name '.ud800' holds half a character"),
+    ],
+)
+def test_stream_half_a_character_is_refused_as_in_training(
+    name: str, content: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        read_table(path)
+    with pytest.raises(DataError, match=words):
+        list(open_rows(path).chunks())
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([2**62, 1], pa.timestamp("ms")),
+        pa.array([2**31 - 1, 1], pa.date32()),
+        pa.array([2**62, 1], pa.date64()),
+        pa.array([2**62, 1], pa.duration("s")),
+        pa.array([1, 2], pa.timestamp("ns", "Mars/Phobos")),
+        pa.array([[2**62], []], pa.list_(pa.timestamp("ms"))),
+        pa.array([2**62, 1], pa.timestamp("ms")).dictionary_encode(),
+    ],
+    ids=lambda times: str(times.type).split(",")[0],
+)
+def test_parquet_time_that_python_cannot_hold_is_refused_with_its_column(
+    times: pa.Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["good", "bad"], "at": times}), path)
+    words = "'a.parquet', column 'at' holds a time that cannot be read"
+    with pytest.raises(DataError, match=words):
+        read_table(path)
+    with pytest.raises(DataError, match=words):
+        list(open_rows(path).chunks())

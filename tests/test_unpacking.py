@@ -175,3 +175,21 @@ def test_every_suffix_that_is_read_passes_the_file_dialog() -> None:
         assert f".{suffix.rsplit('.', 1)[1]}" in FILE_TYPES
         assert suffix_of(f"Reviews{suffix.upper()}") == suffix
     assert suffix_of("reviews.gz") is None and suffix_of(".csv") is None
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_read_table_of_a_zip_with_one_damaged_byte_is_read_or_refused(
+    compression: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a.csv", CSV)
+    whole, refusals = path.read_bytes(), []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            read_table(path)
+        except DataError as error:
+            refusals.append(str(error))
+    assert any("is a damaged archive" in sentence for sentence in refusals)
+    assert not any("\n" in sentence for sentence in refusals)

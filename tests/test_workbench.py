@@ -245,3 +245,17 @@ def test_strangers_wait_in_a_short_queue(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="5 runs are waiting"):
         public.launcher.submit(TrainConfig())
     assert len(public.list_runs()) == 5
+
+
+def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public: Workbench) -> None:
+    asks = [
+        lambda: public.predict("good \ud800", "any", "adapter"),
+        lambda: public.predict("good", "any", "adapter", "\udfff"),
+        lambda: public.compare("\ud800", "any"),
+        lambda: public.compare_runs("\ud800", ["any"]),
+        lambda: public.explain("\ud800", "any"),
+        lambda: public.neighbours("\ud800", "any"),
+    ]
+    for ask in asks:
+        with pytest.raises(DataError, match=r"The text '.*\\ud.*' holds half a character"):
+            ask()

@@ -5,21 +5,17 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.decoding import is_damaged, mend
+from peft_core.data.quoting import cell_rows, choose_quoting, fitted, is_blank, sample_rows, stray_mark
 from peft_core.errors import DataError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-QUOTING = {
-    "doubled": {"strict": True},
-    "backslash": {"strict": True, "doublequote": False, "escapechar": "\\"},
-    "none": {"quoting": csv.QUOTE_NONE},
-}
 _SAMPLE = 100_000  # characters that decide on the delimiter
 _NAMED_DELIMITER = re.compile(r"\ufeff?sep=([^\r\n\"])[ \t]*(\r\n|\r|\n|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
@@ -57,7 +53,8 @@ def read_delimited(name: str, text: str, header_row: int | None = None) -> Delim
     start = preamble_of(name, text, header_row)
     text = text[start.length :]
     delimiter = start.delimiter or delimiter_of(text)
-    rows, quoting = _quoted(name, text, delimiter, start.lines)
+    quoting = choose_quoting(lambda: io.StringIO(text, newline=""), delimiter) if '"' in text else "doubled"
+    rows = _rows(name, text, delimiter, quoting, start.lines)
     filled = [cells for _, cells in rows if not is_blank(cells)]
     if not filled:
         raise DataError(f"The file {name!r} holds no rows; add some.")
@@ -85,6 +82,10 @@ def preamble_of(name: str, text: str, header_row: int | None) -> Preamble:
     if header_row is None and named is None:
         return Preamble()
     delimiter = named.group(1) if named else None
+    if delimiter is not None and is_damaged(delimiter):
+        raise DataError(
+            f"{name!r}, row 1: sep= names a delimiter that is no character; write sep=, or remove the row."
+        )
     if header_row is None:
         return Preamble(named.end(), 1, delimiter)
     lines = io.StringIO(text, newline="")
@@ -92,11 +93,6 @@ def preamble_of(name: str, text: str, header_row: int | None) -> Preamble:
     if not next(lines, "").strip():
         raise DataError(f"{name!r} has nothing in line {header_row}, the header_row; name another, or none.")
     return Preamble(length, header_row - 1, delimiter)
-
-
-def is_blank(cells: Sequence[str]) -> bool:
-    """Whether a row is a line that holds no delimiter and nothing but spaces."""
-    return not cells or (len(cells) == 1 and not cells[0].strip())
 
 
 def has_header(rows: list[list[str]]) -> bool:
@@ -138,28 +134,10 @@ def delimiter_of(text: str) -> str:
     return best if scores[best] > 0 else ","
 
 
-def quoting_of(text: str, delimiter: str, *, whole: bool) -> str:
-    """The first way of quoting under which all rows have one width, else the usual one."""
-    for quoting in _ways(text):
-        try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
-            widths = [len(cells) for cells in _until_cut(reader, whole) if not is_blank(cells)]
-        except csv.Error:
-            continue
-        if len(set(widths if whole else widths[:-1])) == 1:
-            return quoting
-    return "doubled"
-
-
 def _evenness(sample: str, delimiter: str, whole: bool) -> float:
     best = 0.0
-    for quoting in _ways(sample):
-        try:
-            text = io.StringIO(sample, newline="")
-            reader = csv.reader(text, delimiter=delimiter, **QUOTING[quoting])
-            widths = [len(cells) for cells in _until_cut(reader, whole) if not is_blank(cells)]
-        except csv.Error:
-            continue
+    for rows in sample_rows(io.StringIO(sample, newline=""), delimiter, whole=whole):
+        widths = [len(cells) for cells in rows if not is_blank(cells)]
         if not whole and len(widths) > 1:
             widths.pop()  # the sample may end within a row
         width, times = Counter(widths).most_common(1)[0] if widths else (1, 0)
@@ -168,66 +146,29 @@ def _evenness(sample: str, delimiter: str, whole: bool) -> float:
     return best
 
 
-def _until_cut(reader: Iterator[list[str]], whole: bool) -> Iterator[list[str]]:
-    """Rows of a sample; an error at its very end is the cut's own."""
-    seen = 0
-    try:
-        for cells in reader:
-            seen += 1
-            yield cells
-    except csv.Error:
-        if whole or seen < 10:
-            raise
-
-
-def _quoted(
-    name: str, text: str, delimiter: str, lines_above: int
-) -> tuple[list[tuple[int, list[str]]], str]:
-    """Numbered rows by the first way of quoting under which all have one width; else by the usual one."""
-    readings: dict[str, list | DataError] = {}
-    for quoting in _ways(text):
-        try:
-            readings[quoting] = rows = _rows(name, text, delimiter, quoting, lines_above)
-        except DataError as error:
-            readings[quoting] = error
-            continue
-        if len({len(cells) for _, cells in rows if not is_blank(cells)}) <= 1:
-            return rows, quoting
-    usual = readings["doubled"]
-    if isinstance(usual, DataError):
-        raise usual
-    return usual, "doubled"
-
-
-def _ways(text: str) -> list[str]:
-    """The ways of quoting worth a try: the csv module takes a stray mark for quoting by backslash."""
-    return [quoting for quoting in QUOTING if quoting != "backslash" or '\\"' in text]
-
-
 def _rows(
     name: str, text: str, delimiter: str, quoting: str, lines_above: int
 ) -> list[tuple[int, list[str]]]:
     """Rows with their numbers, blank ones too; `lines_above` lines stand above the first."""
     rows: list[tuple[int, list[str]]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **QUOTING[quoting])
+    reader = cell_rows(io.StringIO(text, newline=""), delimiter, quoting)
     number, line = lines_above, 0
     try:
         for number, cells in enumerate(reader, lines_above + 1):
             line = reader.line_num
             rows.append((number, cells))
     except csv.Error as error:
-        raise DataError(
-            f"{name!r}, row {number + 1}, column {_bad_column(text, line, delimiter)}: "
-            "a quotation mark stands within a cell or is never closed; "
-            "double the mark inside a text, or close it."
-        ) from error
+        column = _bad_column(text, line, delimiter, quoting)
+        raise DataError(f"{name!r}, row {number + 1}, column {column}: {stray_mark(quoting)}") from error
     return rows
 
 
-def _bad_column(text: str, line: int, delimiter: str) -> int:
+def _bad_column(text: str, line: int, delimiter: str, quoting: str) -> int:
     """The column, from 1, of the first cell with an odd quotation mark on the line after `line`."""
-    lines = io.StringIO(text, newline="")
-    cells = next(itertools.islice(lines, line, None), "").rstrip("\r\n").split(delimiter)
+    row = next(itertools.islice(io.StringIO(text, newline=""), line, None), "").rstrip("\r\n")
+    if quoting == "backslash":
+        row = row.replace("\\\\", "").replace('\\"', "")
+    cells = row.split(delimiter)
     return next((i for i, cell in enumerate(cells, 1) if cell.count('"') % 2), 1)
 
 
@@ -244,13 +185,6 @@ def _even(
             raise DataError(uneven_row(name, number, len(cells), names, delimiter))
         even.append((number, cells))
     return even
-
-
-def fitted(cells: list[str], width: int) -> list[str] | None:
-    """A row without the empty cells beyond `width`; None for a blank line, unless one column is all."""
-    if is_blank(cells):
-        return (cells or [""]) if width == 1 else None
-    return cells[:width] if len(cells) > width and not any(cells[width:]) else cells
 
 
 def uneven_row(name: str, number: int, cells: int, names: Sequence[str], delimiter: str) -> str:

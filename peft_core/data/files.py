@@ -4,7 +4,6 @@ A cell is a str exactly as typed, or what JSON, Parquet and Excel hold beside te
 of these, or None. The index numbers rows as a spreadsheet does (a header is row 1); JSON counts its lines.
 """
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.data.cells import cell, first_line, shown
+from peft_core.data.cells import cell, shown
+from peft_core.data.characters import check_cells, check_names
 from peft_core.data.decoding import decode, is_damaged, mend
 from peft_core.data.delimited import read_delimited, unique_names
 from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import read_records, texts_where_mixed
 from peft_core.data.json_shapes import is_lines, parse, rows_of, shape_of
+from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
 from peft_core.data.unpacking import locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
@@ -30,8 +30,6 @@ __all__ = ["ReadingNote", "Table", "cell", "read_table", "shown"]
 _BATCH = 1000
 _MOST_NAMED = 1000  # row numbers that a note keeps
 _DEFAULT = ReadOptions()
-
-csv.field_size_limit(MOST_BYTES)  # the module's own limit of 131,072 characters refuses long texts
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,22 @@ def _delimited(name: str, data: bytes, options: ReadOptions) -> _Reading:
         "quoting": table.quoting,
     }
     header = () if table.damaged_header is None else (table.damaged_header,)
-    return _Reading(table.frame, facts, damaged=decoded.damaged, damaged_rows=header)
+    notes = _literal_marks(table.frame) if table.quoting == "none" else ()
+    return _Reading(table.frame, facts, notes=notes, damaged=decoded.damaged, damaged_rows=header)
+
+
+def _literal_marks(frame: pd.DataFrame) -> tuple[ReadingNote, ...]:
+    """The note on rows whose cells begin with a quotation mark that is read as text."""
+    marked = frame.map(lambda value: value.startswith('"')).any(axis=1)
+    rows = [int(number) for number in frame.index[marked]]
+    if not rows:
+        return ()
+    named = ", ".join(f"{row:,}" for row in rows[:5]) + (" …" if len(rows) > 5 else "")
+    words = (
+        f"Quotation marks are read as text, since they are not in pairs (see row {named}); "
+        "if they wrap cells, double each mark inside a cell."
+    )
+    return (ReadingNote("literal_marks", len(rows), tuple(rows[:_MOST_NAMED]), words),)
 
 
 def _json(name: str, data: bytes, options: ReadOptions) -> _Reading:
@@ -199,7 +212,7 @@ def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns:
     """Objects as a table; a key that an object lacks is an empty cell."""
     if len(columns) * len(records) > MOST_CELLS:
         raise DataError(f"{name!r} has {len(columns):,} different keys; write the same few in each row.")
-    _check_names(name, columns)
+    check_names(name, list(map(mend, columns)))
     series = [pd.Series([r.get(key) for r in records], dtype=object) for key in columns]
     frame = pd.DataFrame(dict(enumerate(map(texts_where_mixed, series))), dtype=object)
     frame.columns = unique_names(columns)
@@ -208,18 +221,12 @@ def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns:
 
 
 def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
-    try:
+    with describe_parquet_errors(name):
         file = pq.ParquetFile(io.BytesIO(data))
         if file.metadata.num_rows > MOST_ROWS:
             raise DataError(f"{name!r} has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
         columns, left_out = flat_columns(file.schema_arrow)
         batches = list(_batches(name, file, columns))
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise DataError(
-            f"{name!r} is a damaged Parquet file ({first_line(error)}); write it again."
-        ) from error
     cells = [[cell(v) for batch in batches for v in batch[i]] for i in range(len(columns))]
     frame = pd.DataFrame({i: pd.Series(c, dtype=object) for i, c in enumerate(cells)}, dtype=object)
     frame.columns = unique_names(columns)
@@ -231,27 +238,6 @@ def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
     return _Reading(frame, {}, _class_names(file.schema_arrow.metadata), notes)
 
 
-def flat_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """A schema's columns once objects are columns of their own, and those that hold lists of objects."""
-    flat = flat_table(schema.empty_table())
-    left_out = [field.name for field in flat.schema if _is_nested(field.type)]
-    return [name for name in flat.column_names if name not in left_out], left_out
-
-
-def flat_table(table: pa.Table) -> pa.Table:
-    """A table whose objects (Arrow's structs) are columns named `object.key`."""
-    while any(pa.types.is_struct(field.type) for field in table.schema):
-        table = table.flatten()
-    return table
-
-
-def _is_nested(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(check(kind) for check in lists):
-        return pa.types.is_nested(kind.value_type)
-    return pa.types.is_nested(kind)
-
-
 def _batches(name: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[list[list]]:
     """The columns of some rows at a time, so that a small file that unpacks without end is stopped."""
     unpacked = 0
@@ -261,14 +247,7 @@ def _batches(name: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[li
             raise DataError(
                 f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."
             )
-        yield batch_columns(batch, columns)
-
-
-def batch_columns(batch: pa.RecordBatch, columns: Sequence[str]) -> list[list[Any]]:
-    """The values of a batch by flat column."""
-    table, wanted = flat_table(pa.Table.from_batches([batch])), set(columns)
-    kept = [i for i, name in enumerate(table.column_names) if name in wanted]
-    return [table.column(i).to_pylist() for i in kept]
+        yield batch_columns(name, batch, columns)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
@@ -301,35 +280,11 @@ def _excel(name: str, data: bytes, options: ReadOptions) -> _Reading:
 
 
 def _check_characters(name: str, frame: pd.DataFrame) -> None:
-    """Raise DataError for half a character (a lone surrogate), which no file can hold."""
-    for column in frame.columns:
-        if not _is_unicode(column):
-            raise DataError(
-                f"{name!r}: the column name {shown(column)} holds half a character; write it again."
-            )
-        for number, value in frame[column].items():
-            parts = value if isinstance(value, list) else [value]
-            if not all(_is_unicode(part) for part in parts if isinstance(part, str)):
-                raise DataError(
-                    f"{name!r}, row {number}, column {shown(column)} holds half a character; "
-                    "write the cell again."
-                )
-
-
-def _check_names(name: str, columns: Sequence[str]) -> None:
-    wrong = next((column for column in columns if not _is_unicode(mend(column))), None)
-    if wrong is not None:
-        raise DataError(f"{name!r}: the key {shown(wrong)} holds half a character; write it again.")
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Raise DataError for half a character in a column name or a cell."""
+    columns = list(frame.columns)
+    check_names(name, columns)
+    for number, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
+        check_cells(name, number, columns, cells)
 
 
 _READERS: dict[str, Callable[[str, bytes, ReadOptions], _Reading]] = {

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def rows_of(whole: Any, shape: Shape) -> list[Any]:
     if shape.layout == "index":
         return list(value.values())
     if shape.layout == "split":
-        return [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+        return [dict(zip(split_names(value["columns"]), row, strict=True)) for row in value["data"]]
     columns = {
         key: cells if isinstance(cells, list) else list(cells.values()) for key, cells in value.items()
     }
@@ -121,6 +122,7 @@ def _tabular(name: str, whole: dict[str, Any]) -> Shape | None:
     values = list(whole.values())
     rows = whole.get("data")
     if isinstance(whole.get("columns"), list) and _all(rows, list):
+        _check_split(name, whole["columns"], whole["data"])
         return Shape("split")
     if values and all(isinstance(value, list) and not _all(value, dict) for value in values):
         lengths = {len(value) for value in values}
@@ -139,6 +141,29 @@ def _tabular(name: str, whole: dict[str, Any]) -> Shape | None:
         if holds_cells and set.intersection(*map(set, keys)):
             return Shape("index")
     return None
+
+
+def _check_split(name: str, columns: list[Any], rows: list[list[Any]]) -> None:
+    """Raise DataError for a column name that is no text or number, a repeated one, or an uneven row."""
+    compound = next((column for column in columns if isinstance(column, list | dict)), None)
+    if compound is not None:
+        raise DataError(f"{name!r}: the column name {shown(compound)} is no text; write each name as a text.")
+    names = split_names(columns)
+    repeated = next((own for own, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"{name!r} has several columns named {shown(repeated)}; give each its own name.")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise DataError(
+                f"{name!r}, row {number} of its data has {len(row):,} cells where {len(names):,} columns are "
+                "named; write one cell for each column."
+            )
+
+
+def split_names(columns: list[Any]) -> list[str]:
+    """The `columns` of `split` as keys: pandas writes a number for a column without a name, or null."""
+    texts = (column if isinstance(column, str) else json.dumps(column) for column in columns)
+    return ["" if column is None else text for column, text in zip(columns, texts, strict=True)]
 
 
 def _under_a_key(name: str, whole: dict[str, Any]) -> Shape | None:
@@ -214,11 +239,11 @@ def _raw_cells(text: str, start: int) -> list[str]:
 
 def _raw_split(text: str, start: int) -> list[str]:
     parts = {key: begin for key, begin, _ in _last_members(text, start)}
-    columns = json.loads(text[parts["columns"] : _DECODER.raw_decode(text, parts["columns"])[1]])
+    columns = split_names(_DECODER.raw_decode(text, parts["columns"])[0])
     rows = [_raw_cells(text, begin) for begin, _ in _elements(text, parts["data"])]
     return [_object(columns, cells) for cells in rows]
 
 
 def _object(keys: Any, cells: Any) -> str:
-    pairs = zip(keys, cells, strict=False)
-    return "{" + ", ".join(f"{json.dumps(str(key), ensure_ascii=False)}: {raw}" for key, raw in pairs) + "}"
+    pairs = zip(keys, cells, strict=True)
+    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {raw}" for key, raw in pairs) + "}"

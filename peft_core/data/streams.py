@@ -1,5 +1,6 @@
 """A file's rows a few thousand at a time, as often as asked, without ever holding all of them."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -8,28 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peft_core.data.cells import cell, first_line
+from peft_core.data.cells import cell
+from peft_core.data.characters import check_cells, check_names
 from peft_core.data.decoding import ZERO, decode, detect_encoding, is_damaged, mend
 from peft_core.data.delimited import (
-    QUOTING,
     delimiter_of,
-    fitted,
     has_header,
-    is_blank,
     preamble_of,
-    quoting_of,
     uneven_row,
     unique_names,
 )
-from peft_core.data.files import batch_columns, flat_columns
 from peft_core.data.formats import MOST_BYTES as MOST_WHOLE
 from peft_core.data.formats import MOST_UNPACKED, ReadOptions
 from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
 from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
-from peft_core.data.unpacking import DataFile, describe_read_errors, locate, read_error, size_of
+from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
+from peft_core.data.quoting import cell_rows, choose_quoting, fitted, is_blank, stray_mark
+from peft_core.data.unpacking import DataFile, describe_read_errors, locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
 
@@ -61,6 +59,11 @@ class RowStream(ABC):
     def facts(self) -> dict[str, Any]:
         """What a person is to know of how the file is read, as JSON types."""
         return {}
+
+    def _row(self, number: int, cells: list[Any]) -> list[Any]:
+        """The cells; DataError, which names this row, for half a character in one of them."""
+        check_cells(self.path.name, number, self.columns, cells)
+        return cells
 
     def _reset_damage(self) -> None:
         self.damaged, self.damaged_rows = 0, []
@@ -97,8 +100,11 @@ class DelimitedRows(RowStream):
         self._start = preamble_of(file.name, head, options.header_row)
         head = head[self._start.length :]
         self.delimiter = self._start.delimiter or delimiter_of(head)
-        self._quoting = quoting_of(head, self.delimiter, whole=whole)
-        first = list(itertools.islice(self._cut_off(head), 1000))
+        if whole or size_of(self.path) <= MOST_WHOLE:
+            self._quoting = choose_quoting(self._readable_lines, self.delimiter)
+        else:  # no file to train on is as large
+            self._quoting = choose_quoting(lambda: io.StringIO(head, newline=""), self.delimiter, whole=False)
+        first = list(itertools.islice(self._readable_rows(), 1000))
         if not first:
             raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
         self.header = options.header_row is not None or has_header(first)
@@ -113,18 +119,20 @@ class DelimitedRows(RowStream):
         text = _opened_text(self.file, self.encoding, newline="")
         with describe_read_errors(self.path.name), text:
             text.read(self._start.length)
-            yield from _chunked(self._checked(csv.reader(_lines(text), **self._dialect())))
+            yield from _chunked(self._checked(cell_rows(_lines(text), self.delimiter, self._quoting)))
 
-    def _dialect(self) -> dict[str, Any]:
-        return {"delimiter": self.delimiter, **QUOTING[self._quoting]}
+    def _readable_lines(self) -> Iterator[str]:
+        """The lines below the preamble, up to bytes that cannot be decoded; `chunks` names those."""
+        text = _opened_text(self.file, self.encoding, newline="")
+        with describe_read_errors(self.path.name), text, contextlib.suppress(UnicodeError):
+            text.read(self._start.length)
+            yield from _lines(text)
 
-    def _cut_off(self, head: str) -> Iterator[list[str]]:
-        """The rows of the head, without an error that its end may bring."""
-        reader = csv.reader(io.StringIO(head, newline=""), **self._dialect())
-        try:
+    def _readable_rows(self) -> Iterator[list[str]]:
+        """The rows that hold something, up to a stray quotation mark; `chunks` names that."""
+        with contextlib.suppress(csv.Error):
+            reader = cell_rows(self._readable_lines(), self.delimiter, self._quoting)
             yield from (cells for cells in reader if not is_blank(cells))
-        except csv.Error:
-            return
 
     def _checked(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
         number, width, blank = 0, len(self.columns), 0
@@ -146,10 +154,8 @@ class DelimitedRows(RowStream):
                 blank = 0
                 yield self._mended(number, fit)
         except csv.Error as error:
-            raise DataError(
-                f"{self.path.name!r}, row {number + 1}: a quotation mark stands within a cell or is never "
-                "closed; double the mark inside a text, or close it."
-            ) from error
+            sentence = f"{self.path.name!r}, row {number + 1}: {stray_mark(self._quoting)}"
+            raise DataError(sentence) from error
         except UnicodeError as error:
             raise _undecodable(self, number) from error
 
@@ -165,23 +171,24 @@ class RecordRows(RowStream):
 
     encoding: str
     _reader: RecordReader
+    _keys: list[str]  # of the columns, as the objects have them
 
     @abstractmethod
     def raw(self) -> Iterator[str]:
         """Each object as it is written, on one line."""
 
     @abstractmethod
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Each object, parsed."""
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object, parsed, with the number of its line or its place."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Rows by the columns of the first `ROWS` objects; a key that comes later is no column."""
         self._reset_damage()
-        rows = (self._reader.cells(record) for record in self._records())
-        yield from _chunked([row.get(key) for key in self.columns] for row in rows)
+        rows = ((number, self._reader.cells(record)) for number, record in self._records())
+        yield from _chunked(self._row(number, [row.get(key) for key in self._keys]) for number, row in rows)
 
     def _find_columns(self) -> None:
-        first = list(itertools.islice(self._records(), ROWS))
+        first = [record for _, record in itertools.islice(self._records(), ROWS)]
         self._reader = reader_of(self.path.name, first)
         left_out: set[str] = set()
         columns: dict[str, None] = {}
@@ -189,7 +196,9 @@ class RecordRows(RowStream):
             cells, left = self._reader.flat(self._reader.annotated(record).cells)
             columns |= dict.fromkeys(cells)
             left_out |= set(left)
-        self.columns = [name for name in columns if name not in left_out]
+        self._keys = [name for name in columns if name not in left_out]
+        check_names(self.path.name, self._keys)
+        self.columns = unique_names(self._keys)
         if not self.columns:
             raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
 
@@ -214,8 +223,8 @@ class JsonLines(RecordRows):
     def raw(self) -> Iterator[str]:
         return (mend(line) for _, line in self._numbered())
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        return (self._object(number, line) for number, line in self._numbered())
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((number, self._object(number, line)) for number, line in self._numbered())
 
     def _numbered(self) -> Iterator[tuple[int, str]]:
         number = 0
@@ -245,8 +254,8 @@ class JsonDocument(RecordRows):
     def raw(self) -> Iterator[str]:
         return (mend(row) for row in self._rows)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        return (self._object(number, row) for number, row in enumerate(self._rows, 1))
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((number, self._object(number, row)) for number, row in enumerate(self._rows, 1))
 
 
 class ParquetRows(RowStream):
@@ -254,12 +263,9 @@ class ParquetRows(RowStream):
 
     def __init__(self, file: DataFile) -> None:
         super().__init__(file)
-        try:
-            with self.source() as parquet:
-                self.schema = parquet.schema_arrow
+        with describe_parquet_errors(self.path.name), self.source() as parquet:
+            self.schema = parquet.schema_arrow
             self._flat, _ = flat_columns(self.schema)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged_file(error) from error
         self.columns = unique_names(self._flat)
 
     def source(self) -> pq.ParquetFile:
@@ -269,19 +275,13 @@ class ParquetRows(RowStream):
         return pq.ParquetFile(self.path)
 
     def chunks(self) -> Iterator[Chunk]:
-        try:
-            with self.source() as parquet:
-                for batch in parquet.iter_batches(ROWS):
-                    if batch.nbytes > MOST_UNPACKED:
-                        raise DataError(f"{self.path.name!r} unpacks to too much; leave out columns.")
-                    columns = [list(map(cell, values)) for values in batch_columns(batch, self._flat)]
-                    yield [list(row) for row in zip(*columns, strict=True)]
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged_file(error) from error
-
-    def _damaged_file(self, error: Exception) -> DataError:
-        damage = f"{self.path.name!r} is a damaged Parquet file ({first_line(error)}); write it again."
-        return read_error(self.path.name, error) or DataError(damage)
+        name = self.path.name
+        with describe_parquet_errors(name), self.source() as parquet:
+            for batch in parquet.iter_batches(ROWS):
+                if batch.nbytes > MOST_UNPACKED:
+                    raise DataError(f"{name!r} unpacks to too much; leave out columns.")
+                columns = [list(map(cell, values)) for values in batch_columns(name, batch, self._flat)]
+                yield [list(row) for row in zip(*columns, strict=True)]
 
 
 class ExcelRows(RowStream):
@@ -293,6 +293,7 @@ class ExcelRows(RowStream):
             self.table = find_table(self.path.name, book, options)
         self.header = self.table.header_row is not None
         self.columns = list(self.table.columns)
+        check_names(self.path.name, self.columns)
 
     def source(self) -> Any:
         """What a workbook is opened from."""
@@ -314,7 +315,7 @@ class ExcelRows(RowStream):
         expected = self.table.first_row
         for number, cells in rows:
             yield from ([None] * len(self.columns) for _ in range(expected, number))
-            yield cells
+            yield self._row(number, cells)
             expected = number + 1
 
 

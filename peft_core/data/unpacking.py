@@ -11,7 +11,9 @@ import contextlib
 import errno
 import gzip
 import io
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,7 +25,10 @@ from peft_core.data.cells import first_line
 from peft_core.data.formats import SUFFIXES, TABLES, suffix_of
 from peft_core.errors import DataError, reason_of
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+_DAMAGE = (  # bz2 raises OSError, ValueError or EOFError
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    EOFError, RuntimeError, NotImplementedError, ValueError,
+)  # fmt: skip
 _ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|changelog|data_?card)\b", re.IGNORECASE)
 _BLOCK = 1_000_000
 
