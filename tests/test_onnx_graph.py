@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.errors import ExportError
+from peft_core.errors import ExportError, RunError
+from peft_core.export.onnx import graph
 from peft_core.export.onnx.graph import write_fp32, write_int8
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
@@ -72,3 +73,18 @@ def test_what_torch_cannot_write_gets_one_sentence(tmp_path: Path) -> None:
         write_fp32(model, tokenizer, tmp_path / "model.onnx")
     assert model.config._attn_implementation == "sdpa", "it is as it was before"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_write_int8_whose_working_copy_was_not_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime writes a copy without looking at errors, and cannot find it afterwards."""
+
+    def lose_copy(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "model-inferred.onnx")
+
+    monkeypatch.setattr(graph, "quantize_dynamic", lose_copy)
+    source = tmp_path / "model.onnx"
+    source.write_bytes(b"")
+    with pytest.raises(RunError, match="The disk is full or reports an error"):
+        write_int8(source, tmp_path / "quantized.onnx")

@@ -83,8 +83,8 @@ def write_int8(source: Path, path: Path, left_out: Sequence[str] = ()) -> None:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(left_out),
         )
-    except (DecodeError, ValueError) as error:  # of its working copy, which was cut short without a word
-        if isinstance(error, ValueError) and "ai.onnx domain" not in str(error):
+    except (DecodeError, FileNotFoundError, ValueError) as error:  # its working copy was lost without a word
+        if not source.exists() or (isinstance(error, ValueError) and "ai.onnx domain" not in str(error)):
             raise
         raise RunError(DISK_FAILED) from error
 
