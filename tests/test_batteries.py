@@ -43,7 +43,7 @@ def interrupted(place: Workplace) -> tuple[inputs.Inputs, Path]:
 
 
 @contextmanager
-def written_in_place(final: Path) -> Iterator[Path]:
+def written_in_place(final: Path, **_: Any) -> Iterator[Path]:
     """What `atomic_folder` would be without a staging folder and a rename."""
     files.staging_path(final)  # the kill is aimed at this call
     shutil.rmtree(final, ignore_errors=True)
