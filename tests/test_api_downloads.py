@@ -79,7 +79,7 @@ def test_download_that_cannot_be_written_names_no_place(client: Client, run: Run
     finally:
         downloads.unlink()
         (run.folder / "aside").rename(downloads)
-    assert str(refused.value) == f"The adapter of {run.run_id!r} cannot be downloaded: File exists."
+    assert str(refused.value) == "'downloads' is not a folder; move it elsewhere and try again."
 
 
 def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: Client, run: Run) -> None:

@@ -73,5 +73,5 @@ def test_what_is_not_there_gets_one_sentence(kind: str, own_run: Run) -> None:
 def test_an_empty_folder_gets_one_sentence(own_run: Run) -> None:
     for file in own_run.adapter.iterdir():
         file.unlink()
-    with pytest.raises(RunError, match="no adapter"):
+    with pytest.raises(RunError, match="is damaged: adapter/manifest.json is missing"):
         zip_of(own_run, "adapter")

@@ -26,12 +26,12 @@ def test_commands_pause_collection_until_main() -> None:
 
 
 @pytest.mark.parametrize("command", [train, merge])
-def test_main_resumes_collection(command: Any) -> None:
+def test_main_resumes_collection(command: Any, tmp_path: Path) -> None:
     def call_main(report: Report) -> None:
         gc.disable()
         name = command.__name__.rpartition(".")[2]
         setattr(command, name, lambda *_, **__: report("enabled", gc.isenabled()))
-        command.main(["runs/none"])
+        command.main([str(tmp_path)])
 
     assert run_child(call_main).first("enabled") == "True"
 

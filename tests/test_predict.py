@@ -148,7 +148,7 @@ class Planted:
     ("variant", "name", "lost", "words"),
     [
         ("adapter", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors", "damaged"),
-        ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors", "no adapter"),
+        ("adapter", "adapter/adapter_model.bin", "adapter/adapter_model.safetensors", "is damaged"),
         ("merged", "merged/model.safetensors", "merged/model.safetensors", "is damaged"),
         ("merged", "merged/pytorch_model.bin", "merged/model.safetensors", "is damaged"),
     ],
@@ -166,7 +166,8 @@ def test_a_pickle_dressed_as_weights_is_refused_unread(
 
 @pytest.mark.parametrize("status", [runs.RUNNING, runs.FAILED, runs.SCHEDULED])
 def test_a_run_without_an_adapter_yet_says_how_it_stands(status: str, own_run: Run) -> None:
-    shutil.rmtree(own_run.adapter)
+    for folder in (own_run.adapter, own_run.results):
+        shutil.rmtree(folder)
     own_run.update(status=status)
     for variant in ("adapter", "base"):
         with pytest.raises(RunError, match=f"{own_run.run_id}.*no adapter.*pick a finished run"):

@@ -173,7 +173,7 @@ def test_cache_entry_is_synced_before_its_rename_and_the_folder_after(
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     encode(Dataset.from_dict(ROWS), tokenizer, 16, tmp_path / "tokens")
-    assert done == ["file synced", "renamed", "folder synced"]
+    assert done == ["folder synced", "file synced", "renamed", "folder synced"], "first that of a new folder"
 
 
 def test_entry_that_another_process_is_writing_is_neither_counted_nor_removed(

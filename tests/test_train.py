@@ -87,14 +87,6 @@ def test_train_on_a_disk_that_takes_no_folder_ends_in_its_sentence(
     assert run.state().error == str(raised.value)
 
 
-def test_train_of_a_finished_run_begins_anew(train_here: Callable[..., Run]) -> None:
-    run = train_here(num_train_epochs=1)
-    before = [row["step"] for row in run.metrics()]
-    train(run.folder)
-    assert [row["step"] for row in run.metrics()] == before
-    assert run.state().status == "FINISHED" and not run.damage()
-
-
 def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
     state, result = finished_run.state(), finished_run.result()
     assert state.status == "FINISHED"

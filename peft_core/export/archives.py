@@ -29,9 +29,9 @@ def zip_of(run: Run, kind: str) -> Path:
 
     Raises RunError if there is nothing to download, or DamagedError if a file of it is damaged.
     """
-    path = run.folder / "downloads" / kind / f"{run.run_id}-{kind}.zip"
     with run.detect_deletion():
         folder = folder_of(run, kind)
+        path = run.folder / "downloads" / kind / f"{run.run_id}-{kind}.zip"
         files = verified_files(run, folder)
         if _source_digest(path) != digest_of(files):
             with run.new_folder(path.parent) as staging:
