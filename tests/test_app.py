@@ -310,6 +310,10 @@ def test_on_a_narrow_screen_the_button_is_in_reach(open_page: Open) -> None:
     box = page.locator("#train").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= NARROW["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    wide = (
+        "[...document.querySelectorAll('.card')].filter((card) => card.scrollWidth > card.clientWidth).length"
+    )
+    assert page.evaluate(wide) == 0, "a heading of two lines has its arrow within its card"
     page.click("#train", trial=True)
 
 
