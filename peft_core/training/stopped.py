@@ -51,10 +51,9 @@ def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None
     trainer.restore(checkpoint)
     progress.on_train_begin(trainer.args, trainer.state, trainer.control)
     trainer.run_missed_evaluation()
-    progress.run.note(
-        f"Evaluated without a further step, from the checkpoint of step {trainer.state.global_step:,}. "
-        "Continue goes on from there."
-    )
+    step, max_steps = trainer.state.global_step, trainer.state.max_steps
+    rest = " Continue goes on from there." if step < max_steps else ""
+    progress.run.note(f"Evaluated without a further step, from the checkpoint of step {step:,}.{rest}")
 
 
 def forget_result(run: RunInTraining) -> None:
