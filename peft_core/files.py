@@ -74,6 +74,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_file_alone(path: Path) -> Iterator[Path]:
+    """As `atomic_file`, for a writer that creates files beside the one it writes, such as safetensors.
+
+    The staging path lies in a staging folder, with which the sweep removes what a killed writer left.
+    """
+    container = staging_path(path)
+    try:
+        with translate_disk_errors():
+            container.mkdir()
+            yield container / path.name
+            fsync(container / path.name)
+            os.replace(container / path.name, path)
+            fsync(path.parent)
+    finally:
+        remove_tree(container)
+
+
+@contextlib.contextmanager
 def atomic_folder(final: Path, *, root: Path | None = None, parent_is_locked: bool = False) -> Iterator[Path]:
     """A staging folder to fill; it takes the place of `final` when the block ends, or is removed if it fails.
 

@@ -25,6 +25,7 @@ from peft_core.data.labelled import LabelledText
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.hub.card_sections import settings as card_settings
+from peft_core.files import sweep_staging
 from peft_core.inference.predictor import Predictor
 from peft_core.kept_step import KeptStep, Reason, metric_for_best
 from peft_core.losses import LabelScale, eval_loss, task_loss
@@ -39,7 +40,7 @@ from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
 from peft_core.train import train
 from peft_core.training import outputs
-from peft_core.training.best import BEST, BestStep, StepKeeper
+from peft_core.training.best import BEST, BestStep, BestWeights, StepKeeper
 from peft_core.training.trainer import RunTrainer
 
 # Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
@@ -197,6 +198,22 @@ def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
     assert kept(whole).step < 60 or method == "adalora"
     assert evaluations(killed).keys() == evaluations(whole).keys()
     assert not (killed.folder / "checkpoints").exists()
+
+
+def test_kill_while_the_best_step_is_saved_leaves_nothing_that_no_sweep_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors writes a file of its own beside the one it is asked for, and renames it."""
+
+    def die_beside(_: Any, path: Path) -> None:
+        (path.parent / ".tmpAbCdEf").touch()
+        os._exit(1)
+
+    monkeypatch.setattr("peft_core.training.best.save_trained", die_beside)
+    run_child(lambda _: BestWeights(tmp_path).save(torch.nn.Linear(1, 1)))
+    assert list(tmp_path.iterdir())
+    sweep_staging(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(

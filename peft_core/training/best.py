@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from peft_core.errors import RunError
-from peft_core.files import atomic_file, make_folder
+from peft_core.files import atomic_file, atomic_file_alone, make_folder
 from peft_core.kept_step import KeptStep, Reason
 from peft_core.manifests import sha256_of
 from peft_core.problems import LOWER_IS_BETTER
@@ -83,7 +83,7 @@ class BestWeights:
     def save(self, model: nn.Module) -> None:
         """Keep the model's present weights in place of the earlier ones."""
         make_folder(self.path.parent)
-        with atomic_file(self.path) as staging:
+        with atomic_file_alone(self.path) as staging:
             save_trained(model, staging)
         self._sha256 = sha256_of(self.path)
 
