@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -280,11 +280,11 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Local data and a local base model by absolute paths: the training process runs in another folder."""
     return replace(
         config,
-        dataset_name=_absolute(config.dataset_name, DATASETS),
-        model_name_or_path=_absolute(config.model_name_or_path, (EMBEDDED_MODEL,)),
+        dataset_name=_absolute(config.dataset_name, DATASETS, os.path.exists),
+        model_name_or_path=_absolute(config.model_name_or_path, (EMBEDDED_MODEL,), os.path.isdir),
     )
 
 
-def _absolute(name: str, presets: Container[str]) -> str:
-    is_path = name not in presets and (name.startswith("~") or os.path.exists(name))
+def _absolute(name: str, presets: Container[str], is_there: Callable[[str], bool]) -> str:
+    is_path = name not in presets and (name.startswith("~") or is_there(name))
     return str(Path(name).expanduser().absolute()) if is_path else name
