@@ -27,7 +27,8 @@ def write_results(folder: Path, results: Sequence[BatteryResult], command: str) 
     lines = [
         "# Batteries",
         "",
-        f"Written by `make batteries`, last by `{command}`. Each row names the commit that it tested.",
+        f"Written by `{command}`, which keeps the rows of batteries that it does not run. Each row names the "
+        "commit that it tested.",
         "",
         "0 failures in N cases say, at 95 % confidence, that fewer than 3/N of such cases fail.",
         "",
@@ -108,7 +109,7 @@ def _details(results: Sequence[BatteryResult]) -> list[str]:
     lines = []
     for result in results:
         parts = ", ".join(f"{name}: {number:,}" for name, number in result.outcomes)
-        lines.append(f"- {result.name}. {parts or 'No parts'}. {result.date}, {result.machine}.")
+        lines.append(f"- {'. '.join(filter(None, (result.name, parts)))}. {result.date}, {result.machine}.")
         lines += [f"  - failed: {failure}" for failure in result.failures[:_FAILURES_SHOWN]]
         if len(result.failures) > _FAILURES_SHOWN:
             lines.append(f"  - and {len(result.failures) - _FAILURES_SHOWN:,} more, in batteries.json")
