@@ -27,7 +27,7 @@ from peft_core.inference.decision import Decision
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.review import search_rows
-from peft_core.inference.sharing import ModelCache, SharedWeights
+from peft_core.inference.sharing import ModelCache, SharedTokenizers, SharedWeights
 from peft_core.inference.suspects import suspected_labels
 from peft_core.inference.vectors import Neighbours
 from peft_core.losses import check_objective
@@ -286,13 +286,13 @@ def _told(decision: Decision, run: Run) -> dict[str, Any]:
 
 
 def _predictor(run_dir: str, variant: str) -> Predictor:
-    """A loaded predictor, loaded again if the files behind it were written anew.
+    """Return a loaded predictor, loaded again if the files behind it were written anew.
 
-    Models of one base hold its weights once.
+    Models of one base hold its weights and its tokenizer once.
     """
     run = Run(Path(run_dir))
     folder = run.merged if variant == MERGED else run.adapter
-    return _models.get((run_dir, variant, _written(folder)), lambda: _loaded(run_dir, variant))
+    return _models.get((run_dir, variant), _written(folder), lambda: _loaded(run_dir, variant))
 
 
 def _written(folder: Path) -> tuple[int, ...]:
@@ -301,13 +301,21 @@ def _written(folder: Path) -> tuple[int, ...]:
 
 
 def _loaded(run_dir: str, variant: str) -> Predictor:
+    _models.drop(_is_deleted)
     predictor = Predictor(run_dir, variant)
     if not predictor.shows_baseline:
         _shared.share(predictor.classifier.base_model_name_or_path, predictor.model)
+        predictor.tokenizer = _tokenizers.share(predictor.tokenizer)
         # so that the first latency shown is not that of first-time set-up
         predictor.logits(["warm up"], ["warm up"] if predictor.classifier.text_pair else None)
     return predictor
 
 
+def _is_deleted(key: tuple[str, str]) -> bool:
+    """Whether a cached model's run, the first of its key, was deleted."""
+    return not Path(key[0]).is_dir()
+
+
 _shared = SharedWeights()
+_tokenizers = SharedTokenizers()
 _models = ModelCache(psutil.virtual_memory().total // 4)

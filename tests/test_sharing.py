@@ -1,14 +1,19 @@
 """Several models in memory: equal weights are held once, and the longest unused model goes first."""
 
+import gc
+import shutil
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from peft_core import tasks
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.sharing import ModelCache, SharedWeights, tensor_bytes
+from peft_core.inference.sharing import ModelCache, SharedTokenizers, SharedWeights, tensor_bytes
 from peft_core.runs import Run
 
 TEXTS = ["The food was awful, really terrible.", "Wonderful, the best pizza, excellent."]
@@ -57,17 +62,54 @@ def test_the_longest_unused_model_goes_when_memory_is_short() -> None:
         return lambda: SimpleNamespace(name=name, model=torch.nn.Linear(10, 10, bias=False))
 
     cache = ModelCache(most_bytes=2 * 400)
-    first = cache.get("a", load("a"))
-    cache.get("b", load("b"))
-    assert cache.get("a", load("new")) is first
-    cache.get("c", load("c"))
+    first = cache.get("a", 1, load("a"))
+    cache.get("b", 1, load("b"))
+    assert cache.get("a", 1, load("new")) is first
+    cache.get("c", 1, load("c"))
     assert len(cache) == 2 and cache.held_bytes() == 800
-    assert cache.get("a", load("new")) is first
-    assert cache.get("b", load("anew")).name == "anew"
+    assert cache.get("a", 1, load("new")) is first
+    assert cache.get("b", 1, load("anew")).name == "anew"
+
+
+def test_a_model_whose_files_were_written_anew_takes_the_place_of_the_old() -> None:
+    cache = ModelCache(most_bytes=1000)
+    old = weakref.ref(cache.get("a", 1, lambda: SimpleNamespace(model=torch.nn.Linear(2, 2))).model)
+
+    def load() -> SimpleNamespace:
+        assert old() is None, "the old model is still in memory while the new one is loaded"
+        return SimpleNamespace(model=torch.nn.Linear(2, 2))
+
+    assert cache.get("a", 2, load) is cache.get("a", 2, load) and len(cache) == 1
+
+
+def test_the_models_of_a_deleted_run_are_let_go(finished_run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished_run.folder, tmp_path / "copy")
+    tasks.predict(str(copy), "base", TEXTS[0])
+    tasks.predict(str(copy), "adapter", TEXTS[0])
+    models = [weakref.ref(tasks._predictor(str(copy), variant).model) for variant in ("base", "adapter")]
+    shutil.rmtree(copy)
+    tasks.predict(str(finished_run.folder), "adapter", TEXTS[0])
+    gc.collect()  # a model's modules point at each other
+    assert [model() for model in models] == [None, None]
+
+
+def test_runs_of_one_base_use_one_tokenizer(finished_run: Run, train_here: Callable[..., Run]) -> None:
+    other = train_here(method="ia3", num_train_epochs=1)
+    before = tasks.predict(str(other.folder), "adapter", TEXTS[0])["scores"]
+    tokenizers = {id(tasks._predictor(str(run.folder), "adapter").tokenizer) for run in (finished_run, other)}
+    assert len(tokenizers) == 1
+    assert tasks.predict(str(other.folder), "adapter", TEXTS[0])["scores"] == before
+
+
+def test_tokenizers_that_differ_are_never_shared(finished_run: Run) -> None:
+    one, other = (Predictor(finished_run.folder).tokenizer for _ in range(2))
+    other.add_tokens(["pizzeria"])
+    shared = SharedTokenizers()
+    assert shared.share(one) is one and shared.share(other) is other
 
 
 @pytest.mark.parametrize("bytes_left", [0, 1])
 def test_one_model_is_always_kept(bytes_left: int) -> None:
     cache = ModelCache(bytes_left)
-    cache.get("a", lambda: SimpleNamespace(model=torch.nn.Linear(10, 10)))
+    cache.get("a", 1, lambda: SimpleNamespace(model=torch.nn.Linear(10, 10)))
     assert len(cache) == 1

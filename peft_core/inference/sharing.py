@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_core.data.tokens import tokenizer_digest
+
 
 class SharedWeights:
     """Lets models that were loaded apart hold equal tensors once: one more adapter costs its own size.
@@ -32,25 +34,48 @@ class SharedWeights:
             self._held[key, name] = [*alive, weakref.ref(parameter)]
 
 
+class SharedTokenizers:
+    """Lets models that were loaded apart use one tokenizer where theirs are equal.
+
+    A Unigram vocabulary of 250,000 pieces takes some 260 MB, more than the weights of many a small model.
+    """
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+    def share(self, tokenizer: Any) -> Any:
+        """Return the tokenizer that answers as this one does and is in use, or this one."""
+        return self._held.setdefault(tokenizer_digest(tokenizer), tokenizer)
+
+
 class ModelCache:
     """Loaded models by key; where all together hold more than `most_bytes`, the longest unused goes."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._loaded: OrderedDict[Hashable, Any] = OrderedDict()
+        self._loaded: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
 
-    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """The model of a key, loaded if it is not there; `load` returns something with a `model`."""
-        if key not in self._loaded:
-            self._loaded[key] = load()
+    def get(self, key: Hashable, version: Hashable, load: Callable[[], Any]) -> Any:
+        """Return the model of a key, loaded if this version of it is not there; an older version goes.
+
+        `load` returns something with a `model`.
+        """
+        if key not in self._loaded or self._loaded[key][0] != version:
+            self._loaded.pop(key, None)  # before the load, so that the two are never in memory together
+            self._loaded[key] = (version, load())
         self._loaded.move_to_end(key)
         while len(self._loaded) > 1 and self.held_bytes() > self.most_bytes:
             self._loaded.popitem(last=False)
-        return self._loaded[key]
+        return self._loaded[key][1]
+
+    def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
+        """Let go of the models whose key is of something that is gone."""
+        for key in [key for key in self._loaded if is_gone(key)]:
+            del self._loaded[key]
 
     def held_bytes(self) -> int:
-        """Bytes of all tensors, each counted once however many models use it."""
-        return tensor_bytes(one.model for one in self._loaded.values() if one.model is not None)
+        """Return the bytes of all tensors, each counted once however many models use it."""
+        return tensor_bytes(one.model for _, one in self._loaded.values() if one.model is not None)
 
     def __len__(self) -> int:
         return len(self._loaded)
