@@ -87,7 +87,7 @@ def assert_keeps_its_promise(run: Run, runs_dir: Path) -> None:
 
 
 @pytest.mark.alone
-def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_path: Path) -> None:
+def test_the_default_run_is_trained_as_promised(server: Server, open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     expect(page.get_by_test_id("cost")).to_contain_text("74,498 of 22,788,484 · 0.3269 %")
     assert page.locator("#picture svg").is_visible()
@@ -106,6 +106,14 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     assert_keeps_its_promise(run, tmp_path)
     assert page.get_by_test_id("confusion").locator("td").count() == 4
 
+    page.click("#try-it")
+    fill(page, "#text textarea", "A gorgeous, witty, seductive movie.")
+    page.click("#classify")
+    expect(page.locator("#card-1 .answer")).to_have_text("positive", timeout=60_000)
+
+
+def test_a_finished_run_is_merged_downloaded_and_asked(open_page: Open, run: Run, tmp_path: Path) -> None:
+    page = open_page(f"?run={run.run_id}")
     page.click("#merge")
     expect(page.locator(".working")).to_be_visible()
     expect(page.get_by_test_id("certificate")).to_contain_text("certificate holds", timeout=90_000)
@@ -119,14 +127,14 @@ def test_the_main_job_from_start_to_finish(server: Server, open_page: Open, tmp_
     page.click("#try-it")
     page.click("#classify")
     expect(page.locator("#difference [role=alert]")).to_contain_text("The text is empty")
-    fill(page, "#text textarea", "A gorgeous, witty, seductive movie.")
+    fill(page, "#text textarea", "Wonderful, the best pizza, excellent.")
     page.click("#classify")
     expect(page.get_by_test_id("difference")).to_contain_text("difference", timeout=60_000)
     expect(page.locator("#card-0")).to_contain_text("logistic regression on its frozen vectors")
     for card in ("#card-1", "#card-2"):
-        expect(page.locator(f"{card} .answer")).to_have_text("positive")
+        expect(page.locator(f"{card} .answer")).to_have_text("good")
     page.locator("#examples button").first.click()
-    expect(page.locator("#text textarea")).not_to_have_value("A gorgeous, witty, seductive movie.")
+    expect(page.locator("#text textarea")).not_to_have_value("Wonderful, the best pizza, excellent.")
 
     tab(page, "Compare parameters")
     expect(page.locator("#own-runs")).to_contain_text(run.run_id)
@@ -159,7 +167,7 @@ def test_a_reload_and_a_second_tab_find_the_run_and_stop_keeps_the_adapter(
 
 def test_a_killed_training_says_so_and_continues(server: Server, open_page: Open, run: Run) -> None:
     page = take_settings(open_page, run)
-    run = press_train(page, server, num_train_epochs="100")
+    run = press_train(page, server, num_train_epochs="30")
     wait_for(lambda: can_continue(run), seconds=90)
     os.kill(run.state().pid, signal.SIGKILL)
     expect(page.locator("#panel")).to_contain_text("ended unexpectedly")
