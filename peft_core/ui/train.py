@@ -107,7 +107,7 @@ def _wire_looks(
         """The picked run as it stands on disk."""
         return {
             picker: gr.update(choices=run_choices(workbench)),
-            standing: f"{run_id} {_status(workbench, run_id)}",
+            standing: f"{run_id} {_status(workbench, run_id)}" if run_id else "",
             **updates(panel, workbench, run_id),
             **dict(zip(buttons, _buttons(workbench, run_id), strict=True)),
         }
