@@ -11,7 +11,7 @@ run: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone tests/test_app.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed-tests

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from processes import ROOT, answer
 
 CORE = ROOT / "peft_core"
+ALONE = "@pytest.mark." + "alone"  # in two parts, since this file is looked through too
 HEAVY = {"torch", "transformers", "peft"}
 LIGHT = """
 import importlib, json, sys
@@ -138,3 +139,11 @@ def test_what_the_code_imports_is_asked_for() -> None:
     for module in third_party:
         sold_as = {name.lower().replace("-", "_") for name in packages.get(module, [module])}
         assert sold_as & (asked | behind), f"{module} is imported, but not asked for"
+
+
+def test_every_test_that_must_run_alone_lies_in_a_file_that_make_runs() -> None:
+    marked = {
+        path.name for path in Path(__file__).parent.glob("test_*.py") if ALONE in path.read_text("utf-8")
+    }
+    (line,) = [line for line in (ROOT / "Makefile").read_text("utf-8").splitlines() if "-m alone" in line]
+    assert {Path(word).name for word in line.split() if word.endswith(".py")} == marked
