@@ -15,6 +15,7 @@ import psutil
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError, reason_of, without_folders
+from peft_core.files import open_regular
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, note_of_early_stop, step_of
@@ -167,6 +168,8 @@ class Launcher:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        if run.log.exists() and not run.log.is_file():  # opening a FIFO would wait for a reader
+            raise RunError(f"{run.log.name} is not a regular file; remove it")
         run.update(stage="starting")
         with run.log.open("ab") as log:
             self._children[run.run_id] = subprocess.Popen(
@@ -315,7 +318,7 @@ def _early_death(run: Run, code: int) -> str:
     if run.stop_requested():
         return "Stopped before it began."
     lines = []
-    with contextlib.suppress(OSError):
-        lines = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    with contextlib.suppress(OSError), open_regular(run.log) as log:
+        lines = log.read().decode(errors="replace").strip().splitlines()
     last = (lines or ["it wrote no reason into its log"])[-1]
     return f"The training process could not start (exit {code}): {without_folders(last)}"

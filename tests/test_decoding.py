@@ -1,5 +1,6 @@
 """Bytes to text: the encoding that a file is in, and damage that stays in its own row."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_detect_encoding_with_half_of_the_only_accent_is_utf_8() -> None:
     assert detect_encoding("a.csv", ["text,label\ncafé bar,pos\n".encode("cp1252")]) == "cp1252"
 
 
-western = st.text("abcdefghij klm,.ÄÖÜäöüßéèñ“”–£", min_size=1, max_size=30)
+# without those two characters in a row that are one of UTF-8 as well, such as "Ä–", which reads "Ė"
+western = st.text("abcdefghij klm,.ÄÖÜäöüßéèñ“”–£", min_size=1, max_size=30).filter(
+    lambda text: re.search(rb"[\xc2-\xf4][\x80-\xbf]", text.encode("cp1252")) is None
+)
 
 
 @quick

@@ -157,6 +157,15 @@ def test_a_process_that_cannot_start_says_why(launcher: Launcher, settings: dict
     assert "r is 0" in state.error
 
 
+def test_run_whose_log_is_a_pipe_ends_alone(launcher: Launcher, settings: dict[str, Any]) -> None:
+    run = runs.create(launcher.runs_dir, quick(settings))
+    os.mkfifo(run.log)
+    launcher.resume_queue()
+    wait_for(lambda: ended(run), seconds=10)
+    assert run.state().status == "FAILED"
+    assert "train.log is not a regular file" in run.state().error
+
+
 def test_a_public_queue_is_limited(launcher: Launcher, settings: dict[str, Any]) -> None:
     config = quick(settings)
     public = Launcher(launcher.runs_dir, Limits(max_waiting=2))

@@ -146,6 +146,19 @@ def test_literal_marks_are_a_finding_that_names_the_rows(tmp_path: Path) -> None
     assert "read as text" in note["sentence"]
 
 
+def test_stray_marks_of_a_tsv_swallow_no_rows(tmp_path: Path) -> None:
+    """The first opened a cell and the second closed it, three rows later."""
+    rows = ['"Great movie\tpos', "dull\tneg", "fine\tpos", 'you say wow"\tneg', "well\tpos"]
+    path = write(tmp_path, "\n".join(["text\tlabel", *rows, ""]), "a.tsv")
+    assert rows_in_both(path) == [row.split("\t") for row in rows]
+
+
+@pytest.mark.parametrize("cell", ['"two\nlines"', '"three\nlines and\ta tab\nin one"'])
+def test_quoted_cell_of_two_lines_in_a_tsv_stays_one(cell: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"text\tlabel\n{cell}\tneg\nwell\tpos\n", "a.tsv")
+    assert rows_in_both(path) == [[cell[1:-1], "neg"], ["well", "pos"]]
+
+
 def test_file_larger_than_one_to_train_on_is_judged_by_its_first_megabyte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

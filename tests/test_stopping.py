@@ -6,6 +6,7 @@ Stop inside the stage, which would then go on for a minute.
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from processes import start_python, wait_for
 from torch import nn
 
+from batteries.children import Report, fork_child
 from peft_core import results, runs
 from peft_core import train as training_process
 from peft_core.config import TrainConfig
@@ -494,6 +496,35 @@ def test_interrupting_raises_nothing_after_its_end() -> None:
         pass
     requested.append(True)
     busy(3 * stopping.INTERVAL)
+
+
+def test_interrupting_raises_only_within_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the request comes, also as the block ends."""
+    monkeypatch.setattr(stopping, "INTERVAL", 0.0005)
+    interrupted = 0
+    for number in range(300):
+        request_at = time.monotonic() + 0.00001 * number
+        try:
+            with StopCheck(lambda: time.monotonic() > request_at).interrupting():  # noqa: B023
+                busy(0.0015)
+        except Stopped:
+            interrupted += 1
+        busy(0.001)
+    assert 0 < interrupted < 300
+
+
+def test_interrupting_leaves_calls_that_a_debugger_traces_to_return() -> None:
+    """In Python 3.11 the next one never did."""
+
+    def traced(report: Report) -> None:
+        with StopCheck(lambda: False).interrupting():
+            busy(0)
+        sys.settrace(lambda *_: None)
+        busy(0)
+        sys.settrace(None)
+        report("returned")
+
+    assert fork_child(traced).finish(seconds=30).first("returned") is not None
 
 
 def test_hooks_between_layers_are_gone_afterwards() -> None:

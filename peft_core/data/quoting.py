@@ -44,6 +44,9 @@ def cell_rows(lines: Iterable[str], delimiter: str, quoting: str) -> CellReader:
 def choose_quoting(open_lines: Callable[[], Iterable[str]], delimiter: str, *, whole: bool = True) -> str:
     """The first way of quoting that reads every row, else the quoted way that reads the most rows.
 
+    Between tabs, two stray marks can close a cell that began rows before. If each line is a whole row when
+    marks are plain text, they are: a text seldom holds a tab, and hardly one at every line break.
+
     Args:
         open_lines: Returns the lines anew with every call.
         whole: False for the lines of a sample, the last row of which may be cut.
@@ -52,6 +55,9 @@ def choose_quoting(open_lines: Callable[[], Iterable[str]], delimiter: str, *, w
     for quoting in _QUOTINGS:
         survey = _survey(open_lines(), delimiter, quoting, whole)
         if survey.is_right:
+            if delimiter == "\t" and survey.lines > survey.rows:  # a cell runs over several lines
+                literal = _survey(open_lines(), delimiter, "none", whole)
+                return "none" if literal.is_right else quoting
             return quoting
         rows[quoting] = survey.rows
     return max(("doubled", "backslash"), key=rows.__getitem__)
@@ -152,10 +158,14 @@ class BackslashReader:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Whether a way of quoting reads every row, and how many rows it reads before the first that is wrong."""
+    """Whether a way of quoting reads every row, and how many rows it reads before the first that is wrong.
+
+    `lines` are those of these rows; more than rows if a cell holds a line break.
+    """
 
     rows: int
     is_right: bool
+    lines: int = 0
 
 
 class _LiteralMarks:
@@ -195,7 +205,7 @@ def _survey(lines: Iterable[str], delimiter: str, quoting: str, whole: bool) -> 
         return _Survey(number, is_right=False)
     if not _has_its_marks(reader):
         return _Survey(0, is_right=False)
-    return _Survey(number, is_right=marks.are_text)
+    return _Survey(number, is_right=marks.are_text, lines=reader.line_num)
 
 
 def _has_its_marks(reader: CellReader) -> bool:

@@ -83,9 +83,13 @@ class StopCheck:
         watch = _Watch(self._requested, threading.get_ident())
         watch.start()
         try:
-            yield
-        finally:
-            _end(watch)
+            try:
+                yield
+            finally:
+                _end(watch)
+        except Stopped:
+            _end(watch)  # once more: the exception may have come before the first time could begin
+            raise
 
 
 class _Watch(threading.Thread):
@@ -108,18 +112,24 @@ class _Watch(threading.Thread):
             wait = GRACE
 
     def end(self) -> None:
-        """No exception is raised once this has returned; one that is on its way is taken back."""
+        """No further exception is on its way once this has returned; one that was is raised by now."""
         self._ended.set()
         with self._raising:
-            _raise_in(self._thread, None)
+            pass
 
 
 def _end(watch: _Watch) -> None:
-    """End a watch, whose exception may come while that is done; it is raised afterwards."""
+    """End a watch, whose exception may come while that is done; it is raised afterwards.
+
+    An exception that is on its way is awaited. Taking it back (`PyThreadState_SetAsyncExc` with NULL) would
+    leave Python 3.11 in the belief that one is still to come: each call is slower from then on, and under
+    `sys.settrace`, which debuggers and coverage use, the next one never returns.
+    """
     interrupted = False
     while True:
         try:
             watch.end()
+            time.sleep(0)  # Python raises what is on its way after a call
             break
         except Stopped:
             interrupted = True
@@ -127,7 +137,6 @@ def _end(watch: _Watch) -> None:
         raise Stopped
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Have a thread raise an error at its next line, or take back what it has not raised yet."""
-    target = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have a thread raise an error at its next line."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
