@@ -111,8 +111,7 @@ def describe_failure(error: BaseException) -> str:
 
 def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     stop = StopCheck(run.stop_requested)
-    with stop.interrupting():
-        setup = prepare_training(run, config)
+    setup = stop.interruptible(lambda: prepare_training(run, config))
     trained, stopped = _fit(setup, stop)
     leave_process_group()
     if not is_main_process():
@@ -132,6 +131,23 @@ def _setup_and_train(run: RunInTraining, config: TrainConfig) -> str:
     return KILLED if run.current.evaluate_only else FINISHED
 
 
+def _prepare_steps(
+    setup: TrainingSetup, stack: contextlib.ExitStack
+) -> tuple[float, AppliedSpeedups, MemoryPlan]:
+    """Apply what makes steps faster or smaller, until the stack is left.
+
+    Returns also when the training began, on the clock of `time.perf_counter`; of a continued run as if it had
+    not been interrupted.
+    """
+    run, choice = setup.run, setup.choice
+    first = _first_batch(setup)
+    begin_stage(run, "training")
+    start = time.perf_counter() - (run.current.train_seconds or 0.0 if choice else 0.0)
+    speedups = stack.enter_context(_applied_speedups(setup, first))
+    memory = speedups.run(lambda: _planned_memory(run, setup.model, first))
+    return start, speedups, memory
+
+
 def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:
     """Train the model, from the chosen checkpoint if there is one.
 
@@ -141,12 +157,7 @@ def _fit(setup: TrainingSetup, stop: StopCheck) -> tuple[dict[str, Any], bool]:
     if not getattr(model, "is_quantized", False):
         model.to(own_device())
     with contextlib.ExitStack() as stack:
-        with stop.interrupting():
-            first = _first_batch(setup)
-            begin_stage(run, "training")
-            start = time.perf_counter() - (run.current.train_seconds or 0.0 if choice else 0.0)
-            speedups = stack.enter_context(_applied_speedups(setup, first))
-            memory = speedups.run(lambda: _planned_memory(run, model, first))
+        start, speedups, memory = stop.interruptible(lambda: _prepare_steps(setup, stack))
         stack.enter_context(checkpointed(model, memory.checkpointing))
         run.update(speedups=speedups.record.to_dict(), stage="training")
         trainer = _trainer(setup, speedups, memory)

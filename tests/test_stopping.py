@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -474,7 +475,7 @@ def test_stop_check_raises_again_for_a_second_caller() -> None:
             check()
 
 
-def test_interrupting_passes_handlers_of_failures() -> None:
+def test_interruptible_passes_handlers_of_failures() -> None:
     requested: list[bool] = []
     check = StopCheck(lambda: bool(requested))
 
@@ -485,40 +486,53 @@ def test_interrupting_passes_handlers_of_failures() -> None:
         except Exception as error:
             raise AssertionError("taken for a failure") from error
 
-    with pytest.raises(Stopped), check.interrupting():
-        swallow_failures()
+    with pytest.raises(Stopped):
+        check.interruptible(swallow_failures)
 
 
-def test_interrupting_raises_nothing_after_its_end() -> None:
+def test_interruptible_raises_nothing_after_its_end() -> None:
     requested: list[bool] = []
     check = StopCheck(lambda: bool(requested))
-    with check.interrupting():
-        pass
+    assert check.interruptible(lambda: "answer") == "answer"
     requested.append(True)
     busy(3 * stopping.INTERVAL)
 
 
-def test_interrupting_raises_only_within_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever the request comes, also as the block ends."""
-    monkeypatch.setattr(stopping, "INTERVAL", 0.0005)
+def _is_past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads take turns every hundredth of a millisecond, and a watch looks and raises as often."""
+    before = sys.getswitchinterval()
+    monkeypatch.setattr(stopping, "INTERVAL", 0.0001)
+    monkeypatch.setattr(stopping, "GRACE", 0.05)
+    sys.setswitchinterval(0.00001)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_interruptible_raises_only_while_it_works() -> None:
+    """Whenever the request comes: as the work begins, goes on, ends, or after it."""
     interrupted = 0
-    for number in range(300):
-        request_at = time.monotonic() + 0.00001 * number
+    for number in range(600):
+        request_at = time.monotonic() + 0.000005 * number
         try:
-            with StopCheck(lambda: time.monotonic() > request_at).interrupting():  # noqa: B023
-                busy(0.0015)
+            StopCheck(partial(_is_past, request_at)).interruptible(lambda: busy(0.0015))
         except Stopped:
             interrupted += 1
         busy(0.001)
-    assert 0 < interrupted < 300
+    busy(2 * stopping.GRACE)
+    assert 0 < interrupted < 600
 
 
-def test_interrupting_leaves_calls_that_a_debugger_traces_to_return() -> None:
+def test_interruptible_leaves_calls_that_a_debugger_traces_to_return() -> None:
     """In Python 3.11 the next one never did."""
 
     def traced(report: Report) -> None:
-        with StopCheck(lambda: False).interrupting():
-            busy(0)
+        StopCheck(lambda: False).interruptible(lambda: busy(0))
         sys.settrace(lambda *_: None)
         busy(0)
         sys.settrace(None)
