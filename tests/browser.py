@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 from playwright.sync_api import Error, Page, Request, sync_playwright
 
@@ -72,11 +73,16 @@ class PendingAnswers:
         for ended in ("requestfinished", "requestfailed"):
             page.on(ended, lambda request: self._open.discard(request))
 
-    def wait(self) -> None:
-        """Return when all are there and the page shows them."""
+    def wait(self, seconds: float = 120.0) -> None:
+        """Return when all are there and the page shows them; AssertionError if one is missing for so long.
+
+        The page looks at its run each second, so that there is always a request that finishes.
+        """
+        end = time.monotonic() + seconds
         self._page.evaluate(_NEXT_FRAME)
         while self._open:
             while self._open:
+                assert time.monotonic() < end, f"no answer to {[request.url for request in self._open]}"
                 self._page.wait_for_event("requestfinished")
             self._page.evaluate(_NEXT_FRAME)  # what an answer sets off is asked by then
 
