@@ -115,7 +115,6 @@ def test_the_default_run_is_trained_as_promised(server: Server, open_page: Open,
 def test_a_finished_run_is_merged_downloaded_and_asked(open_page: Open, run: Run, tmp_path: Path) -> None:
     page = open_page(f"?run={run.run_id}")
     page.click("#merge")
-    expect(page.locator(".working")).to_be_visible()
     expect(page.get_by_test_id("certificate")).to_contain_text("certificate holds", timeout=90_000)
     for kind, inside in (("adapter", "adapter_model.safetensors"), ("merged", "model.safetensors")):
         with page.expect_download() as download:
@@ -189,6 +188,13 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
         assert not page.look(), "nothing has changed"
         page.session = "begun-anew"
         assert page.look()
+
+
+def test_page_without_a_picked_run_tells_the_other_tabs_nothing(server: Server, run: Run) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        page = OpenPage(client, run.run_id)
+        assert not page.event(page.show, [None])["changed_state_ids"]
+        assert page.event(page.show, [run.run_id])["changed_state_ids"]
 
 
 def test_a_merge_that_fails_says_why_and_its_progress_goes(run: Run, open_page: Open) -> None:

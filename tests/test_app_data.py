@@ -64,6 +64,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     assert result["accuracy"] > result["baseline"]["accuracy"] + 0.4
     assert result["data"]["used"] == {"train": 315, "validation": 45, "test": 90}
     page.click("#merge")
+    expect(page.locator(".working")).to_be_visible()
     expect(page.get_by_test_id("certificate")).to_contain_text("holds", timeout=120_000)
     config = json.loads((run.merged / "config.json").read_text(encoding="utf-8"))
     assert set(config["label2id"]) == set(TONES)

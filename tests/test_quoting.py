@@ -154,7 +154,7 @@ def test_stray_marks_of_a_tsv_swallow_no_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ['"two\nlines"', '"three\nlines and\ta tab\nin one"'])
-def test_quoted_cell_of_two_lines_in_a_tsv_stays_one(cell: str, tmp_path: Path) -> None:
+def test_quoted_cell_of_several_lines_in_a_tsv_stays_one(cell: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"text\tlabel\n{cell}\tneg\nwell\tpos\n", "a.tsv")
     assert rows_in_both(path) == [[cell[1:-1], "neg"], ["well", "pos"]]
 

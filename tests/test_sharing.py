@@ -102,10 +102,18 @@ def test_runs_of_one_base_use_one_tokenizer(finished_run: Run, train_here: Calla
 
 
 def test_tokenizers_that_differ_are_never_shared(finished_run: Run) -> None:
-    one, other = (Predictor(finished_run.folder).tokenizer for _ in range(2))
-    other.add_tokens(["pizzeria"])
+    one, more, left = (Predictor(finished_run.folder).tokenizer for _ in range(3))
+    more.add_tokens(["pizzeria"])
+    left.padding_side = "left"
     shared = SharedTokenizers()
-    assert shared.share(one) is one and shared.share(other) is other
+    assert [shared.share(tokenizer) for tokenizer in (one, more, left)] == [one, more, left]
+
+
+def test_tokenizers_without_a_backend_are_never_shared() -> None:
+    """Their vocabulary does not decide what they answer."""
+    lower, cased = (SimpleNamespace(lower=lower, get_vocab=lambda: {"a": 0}) for lower in (True, False))
+    shared = SharedTokenizers()
+    assert shared.share(lower) is lower and shared.share(cased) is cased
 
 
 @pytest.mark.parametrize("bytes_left", [0, 1])

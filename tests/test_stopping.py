@@ -498,34 +498,31 @@ def test_interruptible_raises_nothing_after_its_end() -> None:
     busy(3 * stopping.INTERVAL)
 
 
-def _is_past(moment: float) -> bool:
-    return time.monotonic() > moment
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Threads take turns every hundredth of a millisecond, and a watch looks and raises as often."""
-    before = sys.getswitchinterval()
-    monkeypatch.setattr(stopping, "INTERVAL", 0.0001)
-    monkeypatch.setattr(stopping, "GRACE", 0.05)
+def interrupt_again_and_again(report: Report) -> None:
+    """Ask for Stop as the work begins, goes on or ends, and after it; report how often it was interrupted."""
     sys.setswitchinterval(0.00001)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("hurried")
-def test_interruptible_raises_only_while_it_works() -> None:
-    """Whenever the request comes: as the work begins, goes on, ends, or after it."""
+    stopping.INTERVAL, stopping.GRACE = 0.0001, 0.05
     interrupted = 0
     for number in range(600):
         request_at = time.monotonic() + 0.000005 * number
+        check = StopCheck(partial(is_past, request_at))
         try:
-            StopCheck(partial(_is_past, request_at)).interruptible(lambda: busy(0.0015))
+            check.interruptible(lambda: busy(0.0015))
         except Stopped:
             interrupted += 1
         busy(0.001)
     busy(2 * stopping.GRACE)
-    assert 0 < interrupted < 600
+    report("interrupted", interrupted)
+
+
+def is_past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+def test_interruptible_raises_only_while_it_works() -> None:
+    """In a process of its own, which a late exception ends."""
+    child = fork_child(interrupt_again_and_again).finish(seconds=120)
+    assert int(child.first("interrupted") or 0) > 10, child.messages
 
 
 def test_interruptible_leaves_calls_that_a_debugger_traces_to_return() -> None:

@@ -44,8 +44,8 @@ def cell_rows(lines: Iterable[str], delimiter: str, quoting: str) -> CellReader:
 def choose_quoting(open_lines: Callable[[], Iterable[str]], delimiter: str, *, whole: bool = True) -> str:
     """The first way of quoting that reads every row, else the quoted way that reads the most rows.
 
-    Between tabs, two stray marks can close a cell that began rows before. If each line is a whole row when
-    marks are plain text, they are: a text seldom holds a tab, and hardly one at every line break.
+    In a TSV two stray marks can enclose the rows between them as if they were one cell. Marks are taken as
+    plain text there if each line is a whole row then: texts seldom hold tabs, let alone one in each line.
 
     Args:
         open_lines: Returns the lines anew with every call.

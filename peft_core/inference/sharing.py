@@ -38,14 +38,23 @@ class SharedTokenizers:
     """Lets models that were loaded apart use one tokenizer where theirs are equal.
 
     A Unigram vocabulary of 250,000 pieces takes some 260 MB, more than the weights of many a small model.
+    Only tokenizers with a backend are shared: the digest of any other covers its vocabulary alone.
     """
 
     def __init__(self) -> None:
-        self._held: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._tokenizers: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     def share(self, tokenizer: Any) -> Any:
-        """Return the tokenizer that answers as this one does and is in use, or this one."""
-        return self._held.setdefault(tokenizer_digest(tokenizer), tokenizer)
+        """Return an equal tokenizer that is in use, or this one."""
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            return tokenizer
+        key = (
+            tokenizer_digest(tokenizer),
+            tokenizer.padding_side,
+            tuple(tokenizer.model_input_names),
+            tuple(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())),
+        )
+        return self._tokenizers.setdefault(key, tokenizer)
 
 
 class ModelCache:
