@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from pathlib import Path
 
-from playwright.sync_api import Error, Page, Request, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DRAWN = "(selector) => document.querySelector(selector)?.toDataURL()"
 _NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+_COUNT_ANSWERS = Path(__file__).with_name("count_answers.js")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -64,31 +65,21 @@ def fill(page: Page, selector: str, text: str) -> None:
     page.fill(selector, text)
 
 
-class PendingAnswers:
-    """The answers that a page waits for: gradio keeps a stream of them open for as long as one is missing."""
+def count_answers(context: BrowserContext) -> None:
+    """Have each page of a context count its unanswered questions, for `wait_for_answers`."""
+    context.add_init_script(path=_COUNT_ANSWERS)
 
-    def __init__(self, page: Page) -> None:
-        self._page, self._open = page, set()
-        page.on("request", self._begin)
-        for ended in ("requestfinished", "requestfailed"):
-            page.on(ended, lambda request: self._open.discard(request))
 
-    def wait(self, seconds: float = 120.0) -> None:
-        """Return when all are there and the page shows them; AssertionError if one is missing for so long.
+def wait_for_answers(page: Page, seconds: float = 120.0) -> None:
+    """Return when all that a page asked is answered and shown, and so is what the answers set off.
 
-        The page looks at its run each second, so that there is always a request that finishes.
-        """
-        end = time.monotonic() + seconds
-        self._page.evaluate(_NEXT_FRAME)
-        while self._open:
-            while self._open:
-                assert time.monotonic() < end, f"no answer to {[request.url for request in self._open]}"
-                self._page.wait_for_event("requestfinished")
-            self._page.evaluate(_NEXT_FRAME)  # what an answer sets off is asked by then
-
-    def _begin(self, request: Request) -> None:
-        if "/queue/" in request.url:
-            self._open.add(request)
+    Requests alone do not tell: gradio sends all answers in one stream. If an answer comes before the reply
+    to its question, the page opens another stream for it, which stays open until the next question.
+    """
+    page.evaluate(_NEXT_FRAME)
+    while page.evaluate("() => window.unanswered() > 0"):
+        page.wait_for_function("() => window.unanswered() === 0", timeout=1000 * seconds)
+        page.evaluate(_NEXT_FRAME)  # what an answer sets off is asked by then
 
 
 def _playwrights_own() -> str | None:

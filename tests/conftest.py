@@ -13,7 +13,7 @@ import offline
 import pytest
 import torch
 from app_server import Server, serve
-from browser import FLAGS, MISSING, find_chromium
+from browser import FLAGS, MISSING, count_answers, find_chromium
 from exported_runs import each_task, exported, exported_tasks, own_export  # noqa: F401 - fixtures
 from family_runs import family_runs  # noqa: F401 - a fixture, for every test file
 from page_library import fetch_library
@@ -201,7 +201,9 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def browser_context(chromium: Browser) -> BrowserContext:
     """One for all pages of a test file, so that gradio's scripts are fetched and compiled once."""
-    return chromium.new_context()
+    context = chromium.new_context()
+    count_answers(context)
+    return context
 
 
 @pytest.fixture

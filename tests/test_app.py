@@ -10,7 +10,7 @@ import httpx
 import pytest
 from app_server import Server
 from bench_page import OpenPage
-from browser import PendingAnswers, fill, picture_of, wait_until_redrawn
+from browser import fill, picture_of, wait_for_answers, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 from processes import python, wait_for
@@ -54,11 +54,10 @@ def press_train(page: Page, server: Server, **fields: str) -> Run:
 def take_settings(open_page: Open, run: Run) -> Page:
     """A page whose form holds a finished run's settings: its tiny model and data train in seconds."""
     page = open_page(f"?run={run.run_id}")
-    pending = PendingAnswers(page)
     expect(page.get_by_test_id("result")).to_contain_text(run.run_id)
     page.click("#use-settings")
     expect(page.get_by_test_id("cost")).to_contain_text("2,114 of 34,596")
-    pending.wait()
+    wait_for_answers(page)
     return page
 
 
@@ -212,15 +211,14 @@ def test_a_merge_that_fails_says_why_and_its_progress_goes(run: Run, open_page: 
 
 def test_wrong_settings_are_one_sentence_beside_the_button(server: Server, open_page: Open) -> None:
     page = open_page()
-    pending = PendingAnswers(page)
     before = len(list_runs(server.runs_dir))
     page.get_by_role("button", name="3  Method").click()
     fill(page, "#r input", "0")
     page.locator("#r input").press("Tab")
     expect(page.locator("#cost [role=alert]")).to_contain_text("r is 0; it must be from 1 to 2,048.")
-    pending.wait()
+    wait_for_answers(page)
     page.click("#train")
-    pending.wait()
+    wait_for_answers(page)
     assert len(list_runs(server.runs_dir)) == before
 
 

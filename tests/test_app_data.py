@@ -7,7 +7,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 from app_server import Server
-from browser import PendingAnswers, fill
+from browser import fill, wait_for_answers
 from conftest import Open
 from playwright.sync_api import Page, expect
 from tiny import make_tiny_bert
@@ -162,12 +162,11 @@ def test_labels_of_two_spellings_become_one_by_a_remedy(open_page: Open) -> None
 def test_a_head_with_other_names_is_asked_about(open_page: Open, tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "model", num_labels=2)
     page = open_page()
-    pending = PendingAnswers(page)
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(CASES / "case_and_space.csv"))
     expect(page.get_by_test_id("findings")).to_contain_text("differ only in case", timeout=60_000)
     page.locator("#remedies").get_by_label("Make one label").check()
-    pending.wait()  # so that nothing but the base model brings what follows
+    wait_for_answers(page)  # so that nothing but the base model brings what follows
     page.get_by_role("button", name="1  Model").click()
     fill(page, "#model_name_or_path input", str(model))
     page.locator("#model_name_or_path input").press("Enter")

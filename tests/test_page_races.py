@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, serve
-from browser import PendingAnswers, fill, picture_of, wait_until_redrawn
+from browser import fill, picture_of, wait_for_answers, wait_until_redrawn
 from conftest import Open, copy_of
 from playwright.sync_api import expect
 from test_app_inference import questions
@@ -76,7 +76,7 @@ def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
     page = questions(open_page, topics, "Can I trust it?")
     table = page.get_by_test_id("trust")
     expect(table).to_contain_text("60 test rows", timeout=60_000)
-    judged, pending = table.inner_html(), PendingAnswers(page)
+    judged = table.inner_html()
     (held_up / "judge_rule").touch()
     fill(page, "#abstain input", "0.6")
     page.locator("#abstain input").press("Tab")
@@ -85,7 +85,7 @@ def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
     (held_up / "judge_rule").unlink()
     has_changed = "(before) => document.querySelector('[data-testid=trust]').outerHTML !== before"
     page.wait_for_function(has_changed, arg=judged)
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#rule-said")).to_contain_text("Saved")
 
 
@@ -104,13 +104,12 @@ def test_edit_clears_the_confirmation_before_it_is_judged(
 def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run, open_page: Open) -> None:
     page = questions(open_page, topics, "Can I trust it?")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
-    pending = PendingAnswers(page)
     fill(page, "#abstain input", "0.45")
     page.get_by_role("tab", name="A text").click()
-    pending.wait()
+    wait_for_answers(page)
     with page.expect_request("**/queue/join*"):
         page.get_by_role("tab", name="Can I trust it?").click()
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#abstain input")).to_have_value("0.45")
     path = server.runs_dir / topics.run_id / "adapter" / DECISION_FILE
     assert not path.exists() or json.loads(path.read_text())["abstain_below"] != 0.45
@@ -122,14 +121,13 @@ def test_refusal_stays_when_a_recipe_is_read_late(open_page: Open, held_up: Path
     fill(page, "#dataset_name input", "/nowhere")
     page.locator("#dataset_name input").press("Enter")
     expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
-    pending = PendingAnswers(page)
     (held_up / "describe_model").touch()
     page.get_by_label("The article (Hub)").check()
     page.click("#train")
     expect(page.locator("#refused [role=alert]")).to_contain_text("/nowhere")
     (held_up / "describe_model").unlink()
     expect(page.get_by_role("button", name="2  Data")).to_contain_text("Yelp")
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#refused [role=alert]")).to_contain_text("/nowhere")
 
 
@@ -138,13 +136,12 @@ def test_prediction_stays_when_the_examples_come_late(
 ) -> None:
     (held_up / "_examples").touch()
     page = questions(open_page, merged_run, "A text")
-    pending = PendingAnswers(page)
     fill(page, "#text textarea", GOOD)
     page.click("#classify")
     expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
     (held_up / "_examples").unlink()
     expect(page.locator("#examples")).not_to_contain_text("A gorgeous, witty")
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#card-1 .answer")).to_have_text("good")
 
 
@@ -159,13 +156,12 @@ def test_example_clicked_during_a_prediction_is_answered(
     expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
     texts = examples.all_inner_texts()
     bad = next(i for i, text in enumerate(texts) if any(word in text for word in ("bad", "awful", "rude")))
-    pending = PendingAnswers(page)
     (held_up / "compare").touch()
     page.click("#classify")
     examples.nth(bad).click()
     expect(page.locator("#text textarea")).to_have_value(texts[bad])
     (held_up / "compare").unlink()
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#card-1 .answer")).to_have_text("bad")
 
 
@@ -173,7 +169,6 @@ def test_answer_about_one_run_does_not_appear_under_another(
     merged_run: Run, topics: Run, open_page: Open, held_up: Path
 ) -> None:
     page = questions(open_page, merged_run, "A text")
-    pending = PendingAnswers(page)
     (held_up / "compare").touch()
     fill(page, "#text textarea", GOOD)
     with page.expect_request("**/queue/join*"):
@@ -181,7 +176,7 @@ def test_answer_about_one_run_does_not_appear_under_another(
     page.locator("#runs label").filter(has_text=topics.run_id).click()
     expect(page.locator("#picked")).to_contain_text(topics.run_id)
     (held_up / "compare").unlink()
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#card-1 .answer")).to_have_count(0)
     page.click("#classify")
     expect(page.locator("#card-1")).to_contain_text("food", timeout=60_000)
@@ -192,24 +187,22 @@ def test_typed_text_stays_when_the_test_rows_come_late(
 ) -> None:
     (held_up / "review").touch()
     page = questions(open_page, merged_run, "Why?")
-    pending = PendingAnswers(page)
     fill(page, "#why-text textarea", GOOD)
     (held_up / "review").unlink()
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#why-text textarea")).to_have_value(GOOD)
 
 
 def test_chart_follows_the_scale_chosen_during_a_count(open_page: Open, held_up: Path) -> None:
     page = open_page()
     page.get_by_role("tab", name="Compare parameters").click()
-    pending = PendingAnswers(page)
     (held_up / "stream").touch()
     page.click("#count")
     page.get_by_label("Log scale").uncheck()
     (held_up / "stream").unlink()
     expect(page.locator("#parts canvas")).to_be_visible(timeout=60_000)
-    pending.wait()
+    wait_for_answers(page)
     linear = picture_of(page, "#parts canvas")
     page.get_by_label("Log scale").check()
     wait_until_redrawn(page, "#parts canvas", linear)
@@ -221,12 +214,11 @@ def test_chart_follows_the_scale_chosen_during_a_count(open_page: Open, held_up:
 
 def test_data_named_while_the_card_opens_is_shown(open_page: Open, held_up: Path) -> None:
     page = open_page()
-    pending = PendingAnswers(page)
     (held_up / "inspect").touch()
     page.get_by_role("button", name="2  Data").click()
     fill(page, "#dataset_name input", "/nowhere")
     page.locator("#dataset_name input").press("Enter")
     (held_up / "inspect").unlink()
     expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
-    pending.wait()
+    wait_for_answers(page)
     expect(page.locator("#data-facts [role=alert]")).to_contain_text("/nowhere")
