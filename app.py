@@ -7,67 +7,103 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REFUSED_SHARE = (
-    "--share opens this app to anyone who has the link, with your files and your processor behind it: add "
-    "--auth USER:PASS to let in only whom you tell, or --public to serve the limited public demo."
+from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard
+from peft_core.access.hosts import AllowedHosts, is_loopback
+from peft_core.access.passwords import Credentials, Login
+from peft_core.errors import ConfigError
+
+UNGUARDED = (
+    "{flag} opens this app to {visitors}, with your files and your processor behind it: add --auth USER:PASS "
+    "(or AUTH, or --auth-file) to let in only whom you tell, or --public to serve the limited public demo."
+)
+MCP_WITH_LOGIN = (
+    "--mcp cannot ask for a password: gradio lists its tools to whoever connects, before a login. Serve MCP "
+    "on this machine without --auth, or leave out --mcp."
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the app is served; a host's environment sets the same (RUNS_DIR, PUBLIC_DEMO, SPACE_ID)."""
+    """How the app is served; a host's environment sets the same (RUNS_DIR, PUBLIC_DEMO, SPACE_ID, AUTH)."""
 
     host: str
     port: int | None
     share: bool
     public: bool
-    auth: tuple[str, str] | None
+    credentials: Credentials | None
+    hosts: AllowedHosts
+    policy: PagePolicy
     runs_dir: Path
     mcp: bool
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """The command line over the environment; exits with one line for a wrong one."""
-    parser = argparse.ArgumentParser(prog="app.py", description="Fine-tune, compare and try PEFT adapters.")
-    parser.add_argument("--host", default=environment.get("GRADIO_SERVER_NAME", "127.0.0.1"), metavar="H")
-    parser.add_argument("--port", type=int, metavar="P", help="default: the first free one from 7860")
-    parser.add_argument("--share", action="store_true", help="a public link; needs --auth or --public")
-    parser.add_argument(
-        "--public", action="store_true", help="limits for strangers: presets only, short runs"
-    )
-    parser.add_argument("--auth", metavar="USER:PASS", help="ask for this name and password")
-    parser.add_argument("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")
-    parser.add_argument("--mcp", action="store_true", help="serve the endpoints to MCP clients too")
+    parser = _parser(environment)
     given = parser.parse_args(arguments)
-    if given.share and not (given.auth or given.public):
-        parser.error(REFUSED_SHARE)
-    user, colon, password = (given.auth or "").partition(":")
-    if given.auth and not (user and colon and password):
-        parser.error(f"--auth is {given.auth!r}; it takes USER:PASS.")
     hosted = environment.get("PUBLIC_DEMO", "").lower() in ("1", "true", "yes") or "SPACE_ID" in environment
+    try:
+        credentials = Credentials.find(given.auth, given.auth_file, environment)
+        names = [*given.allow_host, *environment.get("ALLOW_HOST", "").split()]
+        hosts = AllowedHosts(given.host, [*names, *environment.get("SPACE_HOST", "").split()])
+    except ConfigError as error:
+        parser.error(str(error))
+    if not (credentials or given.public or hosted):
+        if given.share:
+            parser.error(UNGUARDED.format(flag="--share", visitors="anyone who has the link"))
+        if not is_loopback(given.host):
+            flag = f"--host {given.host}"
+            parser.error(UNGUARDED.format(flag=flag, visitors="everyone on your network"))
+    if credentials and given.mcp:
+        parser.error(MCP_WITH_LOGIN)
+    public = given.public or given.share or hosted
     return Options(
         host=given.host,
         port=given.port,
         share=given.share,
-        public=given.public or given.share or hosted,
-        auth=(user, password) if given.auth else None,
+        public=public,
+        credentials=credentials,
+        hosts=hosts,
+        policy=PagePolicy(
+            links=public or not is_loopback(given.host),
+            frames=HUGGING_FACE if "SPACE_ID" in environment else (),
+            scripts=(SHARED_PAGES,) if given.share else (),
+        ),
         runs_dir=Path(given.runs_dir),
         mcp=given.mcp,
     )
 
 
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="app.py", description="Fine-tune, compare and try PEFT adapters.")
+    add = parser.add_argument
+    add("--host", default=environment.get("GRADIO_SERVER_NAME", "127.0.0.1"), metavar="H")
+    add("--port", type=int, metavar="P", help="default: the first free one from 7860")
+    add("--share", action="store_true", help="a public link; needs --auth or --public")
+    add("--public", action="store_true", help="limits for strangers: presets only, short runs")
+    add(
+        "--auth", metavar="USER:PASS", help="ask for this name and password; AUTH hides them from other users"
+    )
+    add("--auth-file", metavar="FILE", help="as --auth, from the first line of a file")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="also answer under this name")
+    add("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")
+    add("--mcp", action="store_true", help="serve the endpoints to MCP clients too")
+    return parser
+
+
 SESSIONS = 200  # of pages whose state is kept, half a megabyte each; every call of the API without one is one
-options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
+    from peft_core.ui.requests import may_name_files
     from peft_core.ui.theme import STYLE, THEME
     from peft_core.workbench import Workbench
 
+    options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    workbench = Workbench.open(options.runs_dir, public=options.public)
+    workbench = Workbench.open(options.runs_dir, public=options.public, may_name_files=may_name_files)
     demo = build_page(workbench)
 
 
@@ -79,7 +115,7 @@ def main() -> None:
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        auth=options.auth,
+        auth=Login(options.credentials).verify if options.credentials else None,
         mcp_server=options.mcp,
         allowed_paths=[],
         state_session_capacity=SESSIONS,
@@ -88,7 +124,17 @@ def main() -> None:
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
+        app_kwargs={"lifespan": guard(options.hosts, options.policy)},
+        ssr_mode=False,  # a server of its own in front, which the guard would not see
+        num_workers=0,  # servers of their own beside it, which nothing would guard
+        prevent_thread_lock=True,
     )
+    if not isinstance(demo.app.middleware_stack, RequestGuard):
+        demo.close()
+        sys.exit("The guard against foreign requests is not in place: this gradio starts in another way.")
+    if demo.share_url:
+        options.hosts.add_url(demo.share_url)
+    demo.block_thread()
 
 
 if __name__ == "__main__":

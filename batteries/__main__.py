@@ -13,7 +13,7 @@ from typing import Any
 import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
 import transformers
 
-from batteries import damage, data_files, faults, inputs, kills, resume, soak
+from batteries import damage, data_files, faults, foreign, guesses, inputs, kills, resume, soak
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import workplace
@@ -46,6 +46,8 @@ BATTERIES: dict[str, Run] = {
     "damage": _in_workplace(damage),
     "inputs": _in_workplace(inputs),
     "data_files": _data_files,
+    "foreign": lambda arguments: foreign.run(arguments.scale, arguments.seed),
+    "guesses": lambda arguments: guesses.run(arguments.scale),
     "soak": lambda arguments: soak.run(arguments.minutes),
 }
 

@@ -1,10 +1,14 @@
-"""Limits: what a public demo allows, so that strangers can share one small machine."""
+"""Limits: what a public demo allows, so that strangers can share one small machine, and who names files."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from peft_core.config import TrainConfig
+from peft_core.data.uploads import is_upload
 from peft_core.errors import ConfigError
+from peft_core.presets import DATASETS, MODELS, with_absolute_paths
 from peft_core.schedule import evaluations_of
 
 
@@ -62,3 +66,35 @@ class Limits:
                 f"eval_steps is {config.eval_steps}, which makes {evaluations:,} evaluations; this public "
                 f"demo allows at most {self.max_evaluations}. Take a larger interval, or leave it empty."
             )
+
+
+def check_offered(config: TrainConfig, uploads_dir: Path) -> None:
+    """Raise ConfigError for a model or data set that is not on the list, unless it was uploaded here."""
+    for value, offered, what in (
+        (config.model_name_or_path, MODELS, "base models"),
+        (config.dataset_name, DATASETS, "data sets"),
+    ):
+        uploaded = what == "data sets" and is_upload(value, uploads_dir)
+        if value not in offered and not uploaded:
+            raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
+    if config.revision or config.dataset_config_name:
+        raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
+
+
+def settings_with_files(config: TrainConfig, uploads_dir: Path) -> list[str]:
+    """The settings that name a file or folder of this machine which was not uploaded here; none is read."""
+    absolute = with_absolute_paths(config)
+    return [
+        name
+        for name in ("model_name_or_path", "dataset_name")
+        if os.path.isabs(getattr(absolute, name)) and not is_upload(getattr(absolute, name), uploads_dir)
+    ]
+
+
+def check_names_no_files(config: TrainConfig, uploads_dir: Path) -> None:
+    """Raise ConfigError if a setting names a file or folder of this machine."""
+    for name in settings_with_files(config, uploads_dir):
+        raise ConfigError(
+            f"{name} is {getattr(config, name)!r}, on this machine. A program may name files after a login: "
+            "start the app with --auth. On the page they may be named without one."
+        )

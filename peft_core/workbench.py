@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from peft_core.export.hub.push import push as push_to_hub
 from peft_core.files import translate_disk_errors
 from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
-from peft_core.limits import Limits
-from peft_core.presets import DATASETS, MODELS, with_absolute_paths
+from peft_core.limits import Limits, check_names_no_files, check_offered, settings_with_files
+from peft_core.presets import with_absolute_paths
 from peft_core.progress import Progress
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
@@ -29,20 +29,28 @@ from peft_core.worker import Report, Worker, in_thread
 
 @dataclass(frozen=True)
 class Workbench:
-    """`limits` is None on a person's own machine and set where strangers come."""
+    """What the page and the endpoints ask for.
+
+    Attributes:
+        limits: None on a person's own machine, set where strangers come.
+        may_name_files: whether whoever asks now may name files of this machine in settings.
+    """
 
     launcher: Launcher
     worker: Worker
     limits: Limits | None
+    may_name_files: Callable[[], bool] = lambda: True
     jobs: Worker = field(default_factory=Worker)  # of minutes, so that they hold up nobody's click
     _counted: dict[str, int] = field(default_factory=dict)
     _uploading: threading.Lock = field(default_factory=threading.Lock)  # one upload is stored at a time
 
     @classmethod
-    def open(cls, runs_dir: Path, *, public: bool = False) -> "Workbench":
+    def open(
+        cls, runs_dir: Path, *, public: bool = False, may_name_files: Callable[[], bool] = lambda: True
+    ) -> "Workbench":
         """A workbench over a folder of runs; nothing is started or written yet."""
         limits = Limits() if public else None
-        return cls(Launcher(runs_dir, limits), Worker(), limits)
+        return cls(Launcher(runs_dir, limits), Worker(), limits, may_name_files)
 
     @property
     def runs_dir(self) -> Path:
@@ -59,11 +67,13 @@ class Workbench:
         self.launcher.resume_queue()
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
-        """Checked settings; ConfigError for one that is wrong or that a public demo does not allow."""
+        """Checked settings; ConfigError for one that is wrong, or that whoever asks may not give."""
         config = TrainConfig.from_dict(settings)
         if self.limits is not None:
-            _only_offered(config, self.uploads_dir)
+            check_offered(config, self.uploads_dir)
             self.limits.check(config, self._upload_rows(config.dataset_name))
+        elif not self.may_name_files():
+            check_names_no_files(config, self.uploads_dir)
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +161,11 @@ class Workbench:
     def cost(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """As `count`, with the seconds that training is forecast to take."""
         return self.worker.run("cost", self.config(settings).to_dict())
+
+    def describe_model(self, name: str, revision: str | None = None) -> dict[str, Any]:
+        """A base model's kind, size, labels and modules, from its configuration alone."""
+        config = self.config({"model_name_or_path": name, "revision": revision or None})
+        return self.worker.run("describe_model", config.model_name_or_path, config.revision)
 
     def inspect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
@@ -322,8 +337,10 @@ class Workbench:
         return self.worker.run("code", str(self.find(run_id).folder), kind, url, auth)
 
     def training_code(self, settings: Mapping[str, Any], kind: str, url: str, auth: bool = False) -> str:
-        """As `code`, of settings with which nothing is trained yet."""
-        return self.worker.run("training_code", self.config(settings).to_dict(), kind, url, auth)
+        """As `code`, of settings with which nothing is trained yet; with a login if they name files here."""
+        config = self.config(settings)
+        login = auth or bool(settings_with_files(config, self.uploads_dir))
+        return self.worker.run("training_code", config.to_dict(), kind, url, login)
 
     def neighbours(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
         """The test rows nearest to a query, under `base` and `adapted`."""
@@ -366,19 +383,6 @@ class Workbench:
                 f"The text has {len(text):,} characters; this public demo takes at most "
                 f"{self.limits.max_characters:,}."
             )
-
-
-def _only_offered(config: TrainConfig, uploads_dir: Path) -> None:
-    """Raise ConfigError for a model or data set that is not on the list, unless it was uploaded here."""
-    for value, offered, what in (
-        (config.model_name_or_path, MODELS, "base models"),
-        (config.dataset_name, DATASETS, "data sets"),
-    ):
-        uploaded = what == "data sets" and is_upload(value, uploads_dir)
-        if value not in offered and not uploaded:
-            raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
-    if config.revision or config.dataset_config_name:
-        raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
 
 
 def _or_none(read: Any) -> Any:

@@ -24,6 +24,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Client:
+    """With the origin of the app's own page, which may name files."""
+    return Client(server.url, headers={"Origin": server.url}, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def program(server: Server) -> Client:
     return Client(server.url, verbose=False)
 
 
@@ -134,6 +140,26 @@ def test_bad_input_is_one_sentence(client: Client, endpoint: str, arguments: lis
         client.predict(*arguments, api_name=endpoint)
     assert words in str(refused.value)
     assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize("endpoint", ["/train", "/count"])
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name"])
+def test_program_without_login_names_no_files(
+    program: Client, server: Server, tmp_path: Path, endpoint: str, name: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "a canary"}')
+    (tmp_path / "secrets.json").write_text('[{"text": "a canary", "label": "a canary"}]')
+    before = sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []
+    said = set()
+    for path in (tmp_path, tmp_path / "secrets.json", tmp_path / "missing"):
+        with pytest.raises(AppError) as refused:
+            program.predict({name: str(path)}, api_name=endpoint)
+        said.add(str(refused.value).replace(repr(str(path)), "PATH"))
+    assert said == {
+        f"{name} is PATH, on this machine. A program may name files after a login: start the app with "
+        "--auth. On the page they may be named without one."
+    }
+    assert (sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []) == before
 
 
 def test_mcp_clients_are_offered_the_same_endpoints(server: Server) -> None:

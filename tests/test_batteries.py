@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from batteries import damage, fault_layer, faults, inputs, kills, resume, soak
+from batteries import damage, fault_layer, faults, foreign, guesses, inputs, kills, resume, soak
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Operation
@@ -269,3 +269,26 @@ def test_results_are_written_with_bounds_and_machine(tmp_path: Path) -> None:
     assert [(battery["name"], battery["count"]) for battery in written["batteries"]] == [
         ("kills", 1000), ("faults", 20), ("damage", 0),
     ]  # fmt: skip
+
+
+def test_foreign_short_form_answers_nothing() -> None:
+    result = foreign.run(0.02)
+    assert result.failures == ()
+    assert dict(result.outcomes)["came to the app"] > result.count * 0.9
+
+
+def test_foreign_requests_to_a_product_without_the_guard_are_answered() -> None:
+    result = foreign.run(0.01, broken="guard.RequestGuard._refuse = lambda self, scope: None")
+    assert len(result.failures) > result.count * 0.9
+    assert all(failure.startswith("answered: ") for failure in result.failures)
+
+
+def test_guesses_short_form_are_throttled_and_the_right_one_enters() -> None:
+    result = guesses.run(0.06, most_seconds=1.0)
+    assert result.failures == ()
+    assert dict(result.outcomes)["turned away"] > 300
+
+
+def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
+    result = guesses.run(0.06, broken=True)
+    assert "600 of 600 guesses were compared with the password" in result.failures

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,15 @@ def server(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("api") / "runs"
     shutil.copytree(finished_run.folder, folder / finished_run.run_id)
     with serve(folder, "--mcp") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def locked(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The app with a login, which its programs take as well."""
+    folder = tmp_path_factory.mktemp("locked") / "runs"
+    shutil.copytree(finished_run.folder, folder / finished_run.run_id)
+    with serve(folder, AUTH="USER:PASSWORD") as running:
         yield running
 
 
@@ -83,28 +94,47 @@ def test_an_mcp_client_gets_it_too(server: Server, finished_run: Run) -> None:
     assert set(found["scores"]) == {"bad", "good"}
 
 
-def test_the_texts_that_train_start_a_run(server: Server, settings: dict[str, Any], tmp_path: Path) -> None:
-    texts = train_snippets(
-        server.url, {**settings, "num_train_epochs": 1, "use_dora": True, "revision": None}
-    )
+def test_the_texts_that_train_start_a_run(locked: Server, settings: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"num_train_epochs": 1, "use_dora": True, "revision": None}
+    texts = train_snippets(locked.url, {**settings, **changes}, auth=True)
     said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
     started = [ast.literal_eval(said[-1]), *answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))]
     assert len(started) == 2
     for run in started:
-        held = json.loads((server.runs_dir / run["run_id"] / "config.json").read_text(encoding="utf-8"))
+        held = json.loads((locked.runs_dir / run["run_id"] / "config.json").read_text(encoding="utf-8"))
         assert held["use_dora"] is True and held["num_train_epochs"] == 1
     assert json.loads(texts["mcp_call"])["params"]["name"] == "train"
 
 
-def test_an_app_that_asks_for_a_password_is_asked_with_one(finished_run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "runs"
-    shutil.copytree(finished_run.folder, folder / finished_run.run_id)
-    with serve(folder, "--auth", "USER:PASSWORD") as locked:
-        texts = snippets(locked.url, finished_run.run_id, "The food was bad.", auth=True)
-        said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
-        assert set(ast.literal_eval(said[-2])["scores"]) == {"bad", "good"}
-        answer, _ = answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))
-        assert set(answer["scores"]) == {"bad", "good"}
+def test_an_app_that_asks_for_a_password_is_asked_with_one(
+    locked: Server, finished_run: Run, tmp_path: Path
+) -> None:
+    texts = snippets(locked.url, finished_run.run_id, "The food was bad.", auth=True)
+    said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
+    assert set(ast.literal_eval(said[-2])["scores"]) == {"bad", "good"}
+    answer, _ = answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))
+    assert set(answer["scores"]) == {"bad", "good"}
+
+
+def test_nothing_is_told_before_the_login_and_wrong_passwords_do_not_enter(locked: Server) -> None:
+    def status(path: str, fields: dict[str, str] | None = None) -> int:
+        body = urllib.parse.urlencode(fields).encode() if fields else None
+        try:
+            return urllib.request.urlopen(f"{locked.url}{path}", body, timeout=30).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    for path in (
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/call/runs/x",
+        "/gradio_api/queue/data?session_hash=x",
+    ):
+        assert status(path) == 401
+    assert status("/gradio_api/mcp/schema") == status("/gradio_api/mcp/") == 404
+    for password in ("", "password", "PASSWORD ", "PASSWORD\0"):
+        assert status("/login", {"username": "USER", "password": password}) in (400, 422)
+    assert status("/login", {"username": "USER", "password": "PASSWORD"}) == 200
 
 
 def test_a_pair_has_both_its_texts() -> None:

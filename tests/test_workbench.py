@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import GPT2Config
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.errors import DataError, PeftCoreError, RunError
+from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
 from peft_core.launcher import Launcher
 from peft_core.runs import ENDED, Run
 from peft_core.workbench import Workbench
@@ -259,3 +260,23 @@ def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public:
     for ask in asks:
         with pytest.raises(DataError, match=r"The text '.*\\ud.*' holds half a character"):
             ask()
+
+
+def test_files_of_this_machine_are_named_only_by_whoever_may(
+    tmp_path: Path, tiny_data: Path, tiny_model: Path
+) -> None:
+    may_name_files = False
+    opened = Workbench.open(tmp_path / "runs", may_name_files=lambda: may_name_files)
+    settings = {"dataset_name": str(tiny_data)}
+    write_csv(tmp_path / "own.csv", FOUR)
+    for ask in (opened.config, opened.train, opened.count, opened.cost, opened.inspect):
+        for name, path in (("dataset_name", tiny_data), ("model_name_or_path", tiny_model)):
+            for value in (str(path), os.path.relpath(path), str(tmp_path / "missing"), "~/missing"):
+                with pytest.raises(ConfigError, match=f"{name} is .*, on this machine"):
+                    ask({name: value})
+    with pytest.raises(ConfigError, match="model_name_or_path is .*, on this machine"):
+        opened.describe_model(str(tiny_model))
+    uploaded = opened.upload([tmp_path / "own.csv"])
+    assert opened.config({"dataset_name": uploaded}).dataset_name == uploaded
+    may_name_files = True
+    assert opened.config(settings).dataset_name == str(tiny_data)

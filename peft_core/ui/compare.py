@@ -98,7 +98,7 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
 
     def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
         config = config_of(found[event.index[0]])
-        facts = workbench.worker.run("describe_model", config.model_name_or_path)
+        facts = workbench.describe_model(config.model_name_or_path)
         return {**fill(form, config, facts["modules"]), tabs: gr.update(selected="train")}
 
     counted = go.click(count, inputs, [rows, table, told], **PRIVATE)

@@ -143,8 +143,7 @@ def wire_form(
 
     def read_model(name: str, revision: str, method: str, chosen: list[str], rows: int) -> dict[Any, Any]:
         try:
-            workbench.config({"model_name_or_path": name, "revision": revision})
-            facts = workbench.worker.run("describe_model", name, revision or None)
+            facts = workbench.describe_model(name, revision)
         except PeftCoreError:  # the cost strip says why
             return {cards.facts: ""}
         offered = _offer(form, cards, name, facts, method, chosen, rows)
@@ -152,7 +151,7 @@ def wire_form(
 
     def take_recipe(name: str) -> dict[Any, Any]:
         config = TrainConfig.from_dict(RECIPES[name])
-        facts = workbench.worker.run("describe_model", config.model_name_or_path)
+        facts = workbench.describe_model(config.model_name_or_path)
         return {cards.data.rows: DEFAULT_ROWS, **fill(form, config, facts["modules"])}
 
     every = list(form.values())
@@ -196,7 +195,7 @@ def _offer(
 
 def _picture(workbench: Workbench, config: TrainConfig) -> str:
     """What the method does to the first chosen matrix; a model without matrices has a sentence at most."""
-    facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
+    facts = workbench.describe_model(config.model_name_or_path, config.revision)
     one_by_one = {*config.target_modules} - {ALL_LINEAR}
     named = [module for module in facts["modules"] if module["name"] in one_by_one]
     first = next(iter(named or facts["modules"]), {"name": "", "shapes": [[1, 1]]})

@@ -78,7 +78,7 @@ def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, rows: g
         def take(
             name: str, revision: str, chosen: str, rate: float, rows: int, kind: str = kind
         ) -> list[Any]:
-            facts = workbench.worker.run("describe_model", name, revision or None)
+            facts = workbench.describe_model(name, revision)
             names = quick_targets(kind, name, facts["modules"])
             return [names, rate_for(chosen, names, rate, rows)]
 

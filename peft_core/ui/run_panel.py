@@ -159,7 +159,7 @@ def wire_run_panel(
     @sentence
     def take_settings(run_id: str) -> dict[Any, Any]:
         config = workbench.find(run_id).config()
-        facts = workbench.worker.run("describe_model", config.model_name_or_path, config.revision)
+        facts = workbench.describe_model(config.model_name_or_path, config.revision)
         return fill(form, config, facts["modules"])
 
     @sentence_each

@@ -1,0 +1,233 @@
+"""Requests of other sites, over every route: raw ones with the headers of a browser, and a real browser's.
+
+Each request carries a number in its address, and the app under test writes down for each number whether the
+guard let it through. The raw requests go to every route of the app, MCP and static files included. The
+browser visits pages of other origins that try all that a page can send (`foreign.js`), under each name by
+which this machine can be reached; one of them is a page whose own name leads to the app (DNS rebinding).
+"""
+
+import contextlib
+import http.client
+import json
+import random
+import re
+import socketserver
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+from app_server import Server, serve
+from browser import FLAGS, find_chromium
+from playwright.sync_api import Page, Route, sync_playwright
+
+from batteries.result import BatteryResult
+
+NAME = "requests of other sites, over every route"
+PASSES_WHEN = "0 answered"
+REBOUND = "attacker.test"  # the browser resolves it to this machine
+_NAMES = ("127.0.0.1", "localhost", "x.localhost", REBOUND)
+PATHS = ("/", "/config", "/gradio_api/call/runs", "/gradio_api/upload", "/gradio_api/queue/join",
+         "/gradio_api/mcp/")  # fmt: skip
+# Chromium asks before a page reaches this machine, and blocks windows; other browsers do not.
+_DEFENSELESS = ("--disable-features=LocalNetworkAccessChecks", "--disable-popup-blocking")
+_SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+_PAGE = f"<!doctype html><title>Another site</title><body><script>{_SCRIPT}</script>"
+_RECORD = """
+import json, os
+from peft_core.access import guard
+{broken}
+refuse = guard.RequestGuard._refuse
+def record(self, scope):
+    refusal = refuse(self, scope)
+    line = [scope["query_string"].decode("latin-1"), refusal is None]
+    with open(os.environ["REQUESTS"], "a") as file:
+        file.write(json.dumps(line) + chr(10))
+    return refusal
+guard.RequestGuard._refuse = record
+"""
+_OWN = "own"
+_LONGEST_ANSWER = 2.0  # seconds
+_MARK = "attempt="
+
+
+@dataclass
+class Attempts:
+    """What was tried on one app, by number, and the file in which the app writes what it let through."""
+
+    server: Server
+    log: Path
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.server.url.rpartition(":")[2])
+
+    def query(self, name: str) -> str:
+        """The number of a new attempt, as the query of its address."""
+        self.names.append(name)
+        return f"{_MARK}{len(self.names) - 1}"
+
+    def passed_guard(self) -> dict[str, set[bool]]:
+        """For each query that the app received, whether the guard let requests with it through."""
+        received: dict[str, set[bool]] = {}
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            query, passed = json.loads(line)
+            for part in query.split("&"):
+                received.setdefault(part, set()).add(passed)
+        return received
+
+
+def run(share: float = 1.0, seed: int = 0, *, broken: str = "") -> BatteryResult:
+    """Try `share` of all requests; `broken` is Python that breaks the guard of the app under test."""
+    start, numbers = time.monotonic(), random.Random(seed)
+    with _app(broken) as attempts:
+        routes = _routes(attempts)
+        raw = _sample([(route, headers) for route in routes for headers in foreign_headers(attempts.port)],
+                      share, numbers)  # fmt: skip
+        for (method, path), headers in raw:
+            _send(attempts.port, method, f"{path}?{attempts.query(f'{method} {path} {headers}')}", headers)
+        sent_raw = len(attempts.names)
+        _browse(attempts, share, numbers)
+        _ask_as_own_page(attempts, routes)
+        received = attempts.passed_guard()
+        queries = [f"{_MARK}{number}" for number in range(len(attempts.names))]
+        failures = [
+            f"answered: {name}"
+            for name, query in zip(attempts.names, queries, strict=True)
+            if True in received.get(query, ())
+        ]
+        failures += [
+            f"refused its own page: {method} {path}"
+            for number, (method, path) in enumerate(routes)
+            if received.get(f"{_OWN}={number}") != {True}
+        ]
+    outcomes = Counter(
+        "came to the app" if query in received else "kept back by the browser" for query in queries
+    )
+    outcomes["of these raw"] = sent_raw
+    seconds = time.monotonic() - start
+    return BatteryResult(
+        NAME, len(queries), tuple(failures), tuple(sorted(outcomes.items())), PASSES_WHEN, seconds
+    )
+
+
+def foreign_headers(port: int) -> list[dict[str, str]]:
+    """The headers by which a browser tells requests of other sites; a Host alone is a rebound name's."""
+    own = {"Host": f"127.0.0.1:{port}"}
+    hosts = (f"x.localhost:{port}", f"{REBOUND}:{port}", f"0.0.0.0:{port}", "")
+    origins = ("null", f"http://{REBOUND}", f"http://localhost:{port}", f"http://127.0.0.1:{port + 1}")
+    sites = ("cross-site", "same-site")
+    return [
+        *({"Host": host} for host in hosts),
+        *({**own, "Origin": origin} for origin in origins),
+        *({**own, "Sec-Fetch-Site": site} for site in sites),
+        {"Host": f"{REBOUND}:{port}", "Origin": f"http://{REBOUND}:{port}", "Sec-Fetch-Site": "same-origin"},
+        {**own, "Origin": f"http://{REBOUND}", "Access-Control-Request-Method": "POST"},
+        {**own, "Origin": f"http://{REBOUND}", "Connection": "Upgrade", "Upgrade": "websocket",
+         "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="},
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _app(broken: str) -> Iterator[Attempts]:
+    with tempfile.TemporaryDirectory(prefix="foreign-") as folder:
+        log = Path(folder) / "requests.jsonl"
+        log.touch()
+        patch = _RECORD.format(broken=broken)
+        with serve(Path(folder) / "runs", "--mcp", patch=patch, REQUESTS=str(log)) as server:
+            yield Attempts(server, log)
+
+
+def _routes(attempts: Attempts) -> list[tuple[str, str]]:
+    """Every method and path of the app; what a path takes is filled in."""
+    code = http.client.HTTPConnection("127.0.0.1", attempts.port, timeout=30)
+    code.request("GET", "/openapi.json")
+    paths: Mapping[str, Mapping[str, object]] = json.loads(code.getresponse().read())["paths"]
+    code.close()
+    named = [(method.upper(), _filled(path)) for path, methods in paths.items() for method in methods]
+    unnamed = [("GET", path) for path in ("/docs", "/openapi.json", "/gradio_api/mcp/sse", "/nothing/here")]
+    posted = [("POST", path) for path in ("/gradio_api/mcp/", "/gradio_api/mcp/messages/")]
+    return sorted({*named, *unnamed, *posted, ("OPTIONS", "/"), ("PUT", "/"), ("DELETE", "/")})
+
+
+def _filled(path: str) -> str:
+    return re.sub(r"\{[^}]*\}", "x", path)
+
+
+def _send(port: int, method: str, path: str, headers: Mapping[str, str]) -> int:
+    """The status of one request with exactly these headers, or 0 if the app closed the connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LONGEST_ANSWER)
+    try:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        body = b'{"data":[{}]}' if method in ("POST", "PUT", "PATCH") else b""
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection.getresponse().status
+    except (http.client.HTTPException, OSError):  # of a stream nothing more is waited for
+        return 0
+    finally:
+        connection.close()
+
+
+def _ask_as_own_page(attempts: Attempts, routes: Sequence[tuple[str, str]]) -> None:
+    """Send each route the request of the app's own page: a guard that refuses everything proves nothing."""
+    headers = {
+        "Host": f"localhost:{attempts.port}",
+        "Origin": f"http://localhost:{attempts.port}",
+        "Sec-Fetch-Site": "same-origin",
+    }
+    for number, (method, path) in enumerate(routes):
+        _send(attempts.port, method, f"{path}?{_OWN}={number}", headers)
+
+
+def _browse(attempts: Attempts, share: float, numbers: random.Random) -> None:
+    """Let pages of other origins try all that a page can send."""
+    with _other_site() as other, sync_playwright() as playwright:
+        flags = [*FLAGS, *_DEFENSELESS, f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
+        for origin in _origins(attempts.port, other):
+            page = browser.new_context().new_page()
+            page.route(f"{origin}/attack", _answer_attack)  # what the name led to before it was rebound
+            page.goto(f"{origin}/attack")
+            _attack(page, attempts, share, numbers)
+            page.context.close()
+        browser.close()
+
+
+def _origins(port: int, other: int) -> list[str]:
+    return [*(f"http://{name}:{other}" for name in _NAMES), f"http://{REBOUND}:{port}"]
+
+
+def _answer_attack(route: Route) -> None:
+    route.fulfill(body=_PAGE, content_type="text/html")
+
+
+def _attack(page: Page, attempts: Attempts, share: float, numbers: random.Random) -> None:
+    kinds = page.evaluate("Object.keys(window.attacks)")
+    targets = [
+        f"http://{name}:{attempts.port}" for name in ("127.0.0.1", "localhost", "x.localhost", REBOUND)
+    ]
+    for kind, target in _sample([(kind, target) for kind in kinds for target in targets], share, numbers):
+        path = numbers.choice(PATHS)
+        query = attempts.query(f"{kind} of {page.url} to {target}{path}")
+        call = "([kind, url]) => Promise.resolve(window.attacks[kind](url)).then(() => {}, () => {})"
+        page.evaluate(call, [kind, f"{target}{path}?{query}"])
+
+
+@contextlib.contextmanager
+def _other_site() -> Iterator[int]:
+    """The port of a server that is another site's; its pages are answered by the browser's routes."""
+    with socketserver.TCPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def _sample(items: list, share: float, numbers: random.Random) -> list:
+    return items if share >= 1 else numbers.sample(items, max(1, round(len(items) * share)))

@@ -1,0 +1,104 @@
+"""Guesses of a password: many at once, from one address and from many, against the app with a login."""
+
+import http.client
+import ipaddress
+import tempfile
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app_server import serve
+
+from batteries.result import BatteryResult
+from peft_core.access.passwords import MOST_SECONDS
+
+NAME = "guesses of a password"
+PASSES_WHEN = "throttled, logged, the right one still enters"
+GUESSES = 10_000
+ADDRESSES = 1_000  # that half of the guesses come from; the other half comes from one
+AT_ONCE = 64
+MOST_CHECKED = 300  # guesses that may be compared with the password, however many are sent
+LONGEST_WAIT = 40.0  # seconds until the right password has entered
+_USER, _PASSWORD = "me", "the right one"
+_KNOWN, _ATTACKER, _NEWCOMER = "198.51.100.1", "203.0.113.1", "198.51.100.2"
+_FIRST_OF_MANY = ipaddress.ip_address("10.0.0.1")
+_FIRST_OF_MANY = ipaddress.ip_address("10.0.0.1")
+_CHECKED, _TURNED_AWAY, _ENTERED = 400, 429, 200
+_PATCH = "from peft_core.access import passwords\npasswords.MOST_SECONDS = {most_seconds}\n"
+_BROKEN = """
+async def verify(self, user, password):
+    return self._credentials.match(user, password)
+passwords.Login.verify = verify
+"""
+
+
+def run(share: float = 1.0, *, most_seconds: float = MOST_SECONDS, broken: bool = False) -> BatteryResult:
+    """Send `share` of all guesses to an app whose longest wait is so long.
+
+    `broken` takes the waiting out of the app under test.
+    """
+    start, count = time.monotonic(), max(1, round(GUESSES * share))
+    with tempfile.TemporaryDirectory(prefix="guesses-") as folder:
+        runs_dir = Path(folder) / "runs"
+        patch = _PATCH.format(most_seconds=most_seconds) + (_BROKEN if broken else "")
+        with serve(runs_dir, patch=patch, AUTH=f"{_USER}:{_PASSWORD}") as server:
+            port = int(server.url.rpartition(":")[2])
+            problems = [] if _log_in(port, _PASSWORD, _KNOWN) == _ENTERED else ["the right one did not enter"]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                answers = Counter(pool.map(lambda guess: _log_in(port, *guess), _guesses(count)))
+                problems += _enter(port)
+            log = (runs_dir.parent / f"app-{port}.log").read_text(encoding="utf-8", errors="replace")
+    logged = log.count("Wrong password from")
+    if answers[_ENTERED]:
+        problems.append(f"{answers[_ENTERED]} wrong passwords entered")
+    if set(answers) - {_CHECKED, _TURNED_AWAY}:
+        problems.append(f"answered otherwise: {dict(answers)}")
+    if answers[_CHECKED] > MOST_CHECKED:
+        problems.append(f"{answers[_CHECKED]:,} of {count:,} guesses were compared with the password")
+    if logged < answers[_CHECKED]:
+        problems.append(f"{answers[_CHECKED]:,} were checked, {logged:,} logged")
+    if _PASSWORD in log:
+        problems.append("the log holds the password")
+    outcomes = (("checked", answers[_CHECKED]), ("turned away", answers[_TURNED_AWAY]))
+    return BatteryResult(NAME, count, tuple(problems), outcomes, PASSES_WHEN, time.monotonic() - start)
+
+
+def _guesses(count: int) -> Iterator[tuple[str, str]]:
+    """Passwords and the addresses that they are sent from."""
+    for number in range(count):
+        spread = str(_FIRST_OF_MANY + number // 2 % ADDRESSES)
+        yield f"guess {number}", spread if number % 2 else _ATTACKER
+
+
+def _enter(port: int) -> list[str]:
+    """What keeps the right password out right after the guesses: of one who was in before, and of others."""
+    problems = []
+    for who, address, seconds in (
+        ("who was in before", _KNOWN, 2.0),
+        ("who is new", _NEWCOMER, LONGEST_WAIT),
+        ("at the attacker's address", _ATTACKER, LONGEST_WAIT),
+    ):
+        start = time.monotonic()
+        while (status := _log_in(port, _PASSWORD, address)) == _TURNED_AWAY:
+            if time.monotonic() - start > LONGEST_WAIT:
+                break
+            time.sleep(0.2)
+        taken = time.monotonic() - start
+        if status != _ENTERED or taken > seconds:
+            problems.append(f"somebody {who} was answered {status} after {taken:.1f} s")
+    return problems
+
+
+def _log_in(port: int, password: str, address: str) -> int:
+    """The status of one attempt; a proxy on this machine is believed the address that it names."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "X-Forwarded-For": address}
+    try:
+        form = urllib.parse.urlencode({"username": _USER, "password": password})
+        connection.request("POST", "/login", form, headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()

@@ -1,0 +1,106 @@
+"""The names under which the app is reached, and the origins that are its own."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from peft_core.errors import ConfigError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Authority(NamedTuple):
+    """A host's name or address, in lower case, and its port; None stands for the scheme's own port."""
+
+    name: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, value: str) -> "Authority | None":
+        """The parts of `name:port`; None for what is not written so (RFC 3986, 3.2)."""
+        match = _AUTHORITY.fullmatch(value.lower())
+        if match is None:
+            return None
+        port = match["port"]
+        return cls(match["name"], int(port) if port else None)
+
+    @classmethod
+    def of_origin(cls, origin: str) -> "Authority | None":
+        """The authority of a web origin such as `https://demo.example.org`; None for `null` and the like."""
+        scheme, colon, rest = origin.partition("://")
+        authority = cls.parse(rest) if colon and scheme in _DEFAULT_PORTS else None
+        return authority and authority.without_default_port(scheme)
+
+    def without_default_port(self, scheme: str) -> "Authority":
+        return self._replace(port=None) if self.port == _DEFAULT_PORTS[scheme] else self
+
+
+class AllowedHosts:
+    """The names of one app: the loopback names, the address that it listens on, and those that are added."""
+
+    def __init__(self, bound: str, added: Iterable[str] = ()) -> None:
+        """`bound` is the address to listen on, such as 127.0.0.1 or 0.0.0.0; ConfigError for a wrong name."""
+        self._added: set[Authority] = set()
+        self._names = {*LOOPBACK_NAMES, _in_brackets(bound.lower())}
+        for host in added:
+            self.add(host)
+
+    def add(self, host: str) -> None:
+        """Allow a name, with its port if it has one that is not the scheme's own."""
+        authority = Authority.parse(host)
+        if authority is None:
+            raise ConfigError(
+                f"{host!r} is not the name of a host. Give one such as demo.example.org, or "
+                "demo.example.org:8443 where the port is not 80 or 443."
+            )
+        self._added.add(authority)
+
+    def add_url(self, url: str) -> None:
+        """Allow the host of an address that a tunnel or a host gave."""
+        self.add(urlsplit(url).netloc)
+
+    def is_named(self, host: str, local_address: str | None) -> bool:
+        """Whether a `Host` header names this app.
+
+        Args:
+            host: the header's value.
+            local_address: the address of this machine that the connection came to.
+        """
+        authority = Authority.parse(host)
+        if authority is None:
+            return False
+        names = {*self._names, *(added.name for added in self._added if added.port in (None, authority.port))}
+        return authority.name in names or (
+            local_address is not None and authority.name == _in_brackets(local_address)
+        )
+
+    def is_own_origin(self, origin: str, host: str) -> bool:
+        """Whether an `Origin` header is this app's: the address that the request itself was sent to.
+
+        An added name counts as well: a proxy that serves the app under it may put its own name into `Host`.
+        """
+        authority = Authority.of_origin(origin)
+        if authority is None:
+            return False
+        requested = Authority.parse(host)
+        scheme = origin.partition("://")[0]
+        return authority in self._added or (
+            requested is not None and authority == requested.without_default_port(scheme)
+        )
+
+
+def is_loopback(bound: str) -> bool:
+    """Whether nothing but this machine reaches an address to listen on, such as 127.0.0.1 or localhost."""
+    try:
+        return ipaddress.ip_address(bound.strip("[]")).is_loopback
+    except ValueError:
+        return bound.lower() == "localhost"
+
+
+def _in_brackets(address: str) -> str:
+    """An IPv6 address as a URL has it."""
+    return f"[{address}]" if ":" in address and not address.startswith("[") else address

@@ -1,0 +1,218 @@
+"""The guard: foreign names, origins and pages are refused before anything of the app runs."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from peft_core.access.address import CLIENT_ADDRESS
+from peft_core.access.guard import HUGGING_FACE, PagePolicy, RequestGuard
+from peft_core.access.hosts import AllowedHosts, is_loopback
+from peft_core.errors import ConfigError
+
+OWN = {"host": "127.0.0.1:7860"}
+VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+class Answers:
+    """An application behind the guard, which counts what reaches it."""
+
+    def __init__(self) -> None:
+        self.reached: list[str] = []
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self.reached.append(CLIENT_ADDRESS.get())
+        headers = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-credentials", b"true")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"a secret"})
+
+
+def ask(
+    headers: dict[str, str] | list[tuple[str, str]],
+    *,
+    hosts: AllowedHosts | None = None,
+    policy: PagePolicy | None = None,
+    **scope: Any,
+) -> tuple[int, dict[str, str], bytes]:
+    """The status, headers and body of an answer; 0 for a WebSocket that is closed unaccepted."""
+    app, sent = Answers(), []
+    guard = RequestGuard(app, hosts or AllowedHosts("127.0.0.1"), policy or PagePolicy())
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    request = {
+        "type": "http", "method": "GET", "path": "/", "server": ("127.0.0.1", 7860), "client": None,
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in pairs], **scope,
+    }  # fmt: skip
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(guard(request, None, send))
+    if sent[0]["type"] == "websocket.close":
+        assert not app.reached
+        return 0, {}, b""
+    assert (sent[0]["status"] == 200) == bool(app.reached)
+    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], answered, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        OWN,
+        {"host": "localhost"},
+        {"host": "[::1]:7860"},
+        {"host": "LOCALHOST:7860", "origin": "http://localhost:7860", "sec-fetch-site": "same-origin"},
+        {"host": "127.0.0.1", "origin": "http://127.0.0.1"},
+        {**OWN, "sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+    ],
+    ids=str,
+)
+def test_own_page_and_programs_are_answered(headers: dict[str, str]) -> None:
+    status, answered, body = ask(headers, method="POST")
+    assert (status, body) == (200, b"a secret")
+    assert not [name for name in answered if name.startswith("access-control-")]
+    assert answered["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'self'" in answered["content-security-policy"]
+
+
+FOREIGN = [
+    {"host": "attacker.example"},
+    {"host": "x.localhost:7860"},
+    {"host": "localhost.attacker.example:7860"},
+    {"host": "localhost.:7860"},
+    {"host": "127.0.0.1:7860@attacker.example"},
+    {"host": "127.0.0.2:7860"},
+    {"host": "0.0.0.0:7860"},
+    {"host": "192.0.2.1:7860"},
+    {"host": "[::2]:7860"},
+    {"host": ""},
+    {},
+    {**OWN, "origin": "http://attacker.example"},
+    {**OWN, "origin": "http://attacker.example:7860"},
+    {**OWN, "origin": "http://localhost:7860"},
+    {**OWN, "origin": "http://127.0.0.1:7861"},
+    {**OWN, "origin": "https://127.0.0.1"},
+    {**OWN, "origin": "http://127.0.0.1:7860.attacker.example"},
+    {**OWN, "origin": "http://127.0.0.1:7860@attacker.example"},
+    {**OWN, "origin": "null"},
+    {**OWN, "origin": ""},
+    {**OWN, "origin": "file://127.0.0.1:7860"},
+    {**OWN, "origin": "chrome-extension://127.0.0.1:7860"},
+    {**OWN, "sec-fetch-site": "cross-site"},
+    {**OWN, "sec-fetch-site": "same-site"},
+    {**OWN, "sec-fetch-site": "anything"},
+    {**OWN, **VISIT},
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_foreign_requests_are_refused_in_one_sentence(headers: dict[str, str], method: str) -> None:
+    preflight = {"access-control-request-method": "POST"} if method == "OPTIONS" else {}
+    status, answered, body = ask({**headers, **preflight}, method=method)
+    assert status == 403
+    assert body.startswith(b"This app does not answer ") and b"secret" not in body
+    assert not [name for name in answered if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_foreign_websockets_are_closed_unaccepted(headers: dict[str, str]) -> None:
+    assert ask(headers, type="websocket")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["host", "origin"])
+def test_two_of_one_header_are_refused(name: str) -> None:
+    pairs = [("host", "127.0.0.1:7860"), ("origin", "http://127.0.0.1:7860")]
+    twice = {"host": ("host", "attacker.example"), "origin": ("origin", "http://attacker.example")}[name]
+    assert ask([*pairs, twice])[0] == 403
+
+
+def test_address_of_the_network_is_a_name_of_its_own() -> None:
+    hosts = AllowedHosts("0.0.0.0")
+    for address in ("192.0.2.7", "2001:db8::7"):
+        name = f"[{address}]" if ":" in address else address
+        assert ask({"host": f"{name}:7860"}, hosts=hosts, server=(address, 7860))[0] == 200
+        assert ask({"host": f"{name}:7860"}, hosts=hosts, server=("192.0.2.8", 7860))[0] == 403
+    assert ask({"host": "0.0.0.0:7860"}, hosts=hosts)[0] == 200  # as gradio prints it
+
+
+def test_added_name_counts_behind_a_proxy_that_hides_it() -> None:
+    hosts = AllowedHosts("127.0.0.1", ["demo.example.org", "other.example.org:8443"])
+    assert ask({"host": "demo.example.org", "origin": "https://demo.example.org"}, hosts=hosts)[0] == 200
+    assert ask({**OWN, "origin": "https://demo.example.org"}, hosts=hosts)[0] == 200
+    assert ask({**OWN, "origin": "https://other.example.org:8443"}, hosts=hosts)[0] == 200
+    for origin in (
+        "https://demo.example.org:8443",
+        "https://other.example.org",
+        "https://x.demo.example.org",
+    ):
+        assert ask({**OWN, "origin": origin}, hosts=hosts)[0] == 403
+    assert ask({"host": "other.example.org:7860"}, hosts=hosts)[0] == 403
+
+
+def test_address_of_a_tunnel_is_added_when_it_is_known() -> None:
+    hosts = AllowedHosts("127.0.0.1")
+    shared = {"host": "0123.share.example", "origin": "https://0123.share.example"}
+    assert ask(shared, hosts=hosts)[0] == 403
+    hosts.add_url("https://0123.share.example")
+    assert ask(shared, hosts=hosts)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["http://demo.example.org", "demo.example.org/", "*", "", "a b", "x:port"])
+def test_name_that_is_no_name_is_refused_with_its_value(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not the name of a host"):
+        AllowedHosts("127.0.0.1", [name])
+
+
+def test_link_of_another_site_opens_the_page_of_a_demo_and_nothing_else() -> None:
+    demo, space = PagePolicy(links=True), PagePolicy(links=True, frames=HUGGING_FACE)
+    visit = {**OWN, **VISIT}
+    frame = {**visit, "sec-fetch-dest": "iframe"}
+    assert ask(visit, policy=demo)[0] == 200
+    assert ask(visit, policy=demo, path="/gradio_api/info")[0] == 403
+    assert ask(visit, policy=demo, method="POST")[0] == 403
+    assert ask({**visit, "sec-fetch-mode": "no-cors"}, policy=demo)[0] == 403
+    assert ask({**visit, "origin": "https://huggingface.co"}, policy=space)[0] == 403
+    assert ask(frame, policy=demo)[0] == 403
+    status, answered, _ = ask(frame, policy=space)
+    assert status == 200
+    assert "frame-ancestors 'self' https://huggingface.co" in answered["content-security-policy"]
+
+
+def test_refusals_are_logged_once_each_and_no_more_than_twenty(caplog: pytest.LogCaptureFixture) -> None:
+    app = Answers()
+    guard = RequestGuard(app, AllowedHosts("127.0.0.1"), PagePolicy())
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    async def ask_twice() -> None:
+        for number in range(60):
+            host = f"{number // 2}.example\r\n{'x' * 5000}".encode()
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host)]}
+            await guard(scope, None, send)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(ask_twice())
+    assert len(caplog.messages) == 20
+    assert all(len(message) < 300 and "\n" not in message for message in caplog.messages)
+
+
+def test_client_address_is_known_to_what_answers() -> None:
+    app = Answers()
+    guard = RequestGuard(app, AllowedHosts("127.0.0.1"), PagePolicy())
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    scope = {"type": "http", "method": "GET", "path": "/", "client": ("192.0.2.9", 5)}
+    asyncio.run(guard({**scope, "headers": [(b"host", b"localhost")]}, None, send))
+    assert app.reached == ["192.0.2.9"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("[::1]", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("my-laptop", False), ("", False)],
+)  # fmt: skip
+def test_only_loopback_stays_on_this_machine(bound: str, expected: bool) -> None:
+    assert is_loopback(bound) is expected
