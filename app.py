@@ -1,4 +1,7 @@
-"""PEFT Workbench: python app.py serves the page; `demo` is the Gradio app that a Space looks for."""
+"""PEFT Workbench: python app.py serves the page.
+
+`demo` is the Gradio app that a Space looks for; launched without `main` it has no guard and no login.
+"""
 
 import argparse
 import os
@@ -7,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard
+from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard_lifespan
 from peft_core.access.hosts import AllowedHosts, is_loopback
 from peft_core.access.passwords import Credentials, Login
 from peft_core.errors import ConfigError
 
 UNGUARDED = (
     "{flag} opens this app to {visitors}, with your files and your processor behind it: add --auth USER:PASS "
-    "(or AUTH, or --auth-file) to let in only whom you tell, or --public to serve the limited public demo."
+    "(or AUTH, or --auth-file) to ask for a login, or --public to serve the limited public demo."
 )
 MCP_WITH_LOGIN = (
     "--mcp cannot ask for a password: gradio lists its tools to whoever connects, before a login. Serve MCP "
@@ -24,7 +27,7 @@ MCP_WITH_LOGIN = (
 
 @dataclass(frozen=True)
 class Options:
-    """How the app is served; a host's environment sets the same (RUNS_DIR, PUBLIC_DEMO, SPACE_ID, AUTH)."""
+    """How the app is served: the command line, with environment variables as defaults."""
 
     host: str
     port: int | None
@@ -124,7 +127,8 @@ def main() -> None:
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
-        app_kwargs={"lifespan": guard(options.hosts, options.policy)},
+        app_kwargs={"lifespan": guard_lifespan(options.hosts, options.policy), "openapi_url": None},
+        run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
         ssr_mode=False,  # a server of its own in front, which the guard would not see
         num_workers=0,  # servers of their own beside it, which nothing would guard
         prevent_thread_lock=True,

@@ -1,4 +1,4 @@
-// What a page of another site can try on a server: each entry takes the address and ends when it was tried.
+// What a page of another site can send: each entry sends one kind of request to `url` and resolves when done.
 const loaded = (element) =>
   new Promise((done) => {
     element.onload = element.onerror = element.onloadedmetadata = () => done();

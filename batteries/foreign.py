@@ -1,9 +1,9 @@
 """Requests of other sites, over every route: raw ones with the headers of a browser, and a real browser's.
 
-Each request carries a number in its address, and the app under test writes down for each number whether the
-guard let it through. The raw requests go to every route of the app, MCP and static files included. The
-browser visits pages of other origins that try all that a page can send (`foreign.js`), under each name by
-which this machine can be reached; one of them is a page whose own name leads to the app (DNS rebinding).
+Each request carries a number in its address, and the app under test logs for each number whether the guard
+let it through. The raw requests go to every route of the app, MCP and static files included. The browser
+visits pages of other origins that send all kinds of requests (`foreign.js`), under each name by which this
+machine can be reached; the name of one of them leads to the app as well (DNS rebinding).
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import http.client
 import json
 import random
 import re
-import socketserver
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 
 from app_server import Server, serve
@@ -32,25 +32,37 @@ PASSES_WHEN = "0 answered"
 REBOUND = "attacker.test"  # the browser resolves it to this machine
 _NAMES = ("127.0.0.1", "localhost", "x.localhost", REBOUND)
 PATHS = ("/", "/config", "/gradio_api/call/runs", "/gradio_api/upload", "/gradio_api/queue/join",
-         "/gradio_api/mcp/")  # fmt: skip
+         "/gradio_api/mcp/", "/gradio_api/file=https://attacker.test/x.png")  # fmt: skip
 # Chromium asks before a page reaches this machine, and blocks windows; other browsers do not.
-_DEFENSELESS = ("--disable-features=LocalNetworkAccessChecks", "--disable-popup-blocking")
+_CHROMIUM_FLAGS = ("--disable-features=LocalNetworkAccessChecks", "--disable-popup-blocking")
 _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 _PAGE = f"<!doctype html><title>Another site</title><body><script>{_SCRIPT}</script>"
-_RECORD = """
-import json, os
+_RECORD_ROUTES = """
+import contextlib, json, os
 from peft_core.access import guard
-{broken}
+make_lifespan = guard.guard_lifespan
+def lifespan_that_records_routes(hosts, policy):
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        routes = {path: list(methods) for path, methods in app.openapi()["paths"].items()}
+        with open(os.environ["ROUTES"], "w") as file:
+            json.dump(routes, file)
+        async with make_lifespan(hosts, policy)(app):
+            yield
+    return lifespan
+guard.guard_lifespan = lifespan_that_records_routes
+"""
+_RECORD_REQUESTS = """
 refuse = guard.RequestGuard._refuse
 def record(self, scope):
     refusal = refuse(self, scope)
-    line = [scope["query_string"].decode("latin-1"), refusal is None]
     with open(os.environ["REQUESTS"], "a") as file:
-        file.write(json.dumps(line) + chr(10))
+        file.write(json.dumps([scope["query_string"].decode("latin-1"), refusal is None]) + chr(10))
     return refusal
 guard.RequestGuard._refuse = record
 """
 _OWN = "own"
+_MCP_PATHS = ("", "schema", "sse", "messages/")
 _LONGEST_ANSWER = 2.0  # seconds
 _MARK = "attempt="
 
@@ -61,6 +73,7 @@ class Attempts:
 
     server: Server
     log: Path
+    routes: Path
     names: list[str] = field(default_factory=list)
 
     @property
@@ -107,9 +120,12 @@ def run(share: float = 1.0, seed: int = 0, *, broken: str = "") -> BatteryResult
             if received.get(f"{_OWN}={number}") != {True}
         ]
     outcomes = Counter(
-        "came to the app" if query in received else "kept back by the browser" for query in queries
+        f"{'raw' if number < sent_raw else 'of a browser'}, {'arrived' if query in received else 'not sent'}"
+        for number, query in enumerate(queries)
     )
-    outcomes["of these raw"] = sent_raw
+    failures += [
+        f"did not arrive: {attempts.names[n]}" for n in range(sent_raw) if queries[n] not in received
+    ]
     seconds = time.monotonic() - start
     return BatteryResult(
         NAME, len(queries), tuple(failures), tuple(sorted(outcomes.items())), PASSES_WHEN, seconds
@@ -136,23 +152,21 @@ def foreign_headers(port: int) -> list[dict[str, str]]:
 @contextlib.contextmanager
 def _app(broken: str) -> Iterator[Attempts]:
     with tempfile.TemporaryDirectory(prefix="foreign-") as folder:
-        log = Path(folder) / "requests.jsonl"
+        log, routes = Path(folder) / "requests.jsonl", Path(folder) / "routes.json"
         log.touch()
-        patch = _RECORD.format(broken=broken)
-        with serve(Path(folder) / "runs", "--mcp", patch=patch, REQUESTS=str(log)) as server:
-            yield Attempts(server, log)
+        files = {"REQUESTS": str(log), "ROUTES": str(routes)}
+        patch = "\n".join((_RECORD_ROUTES, broken, _RECORD_REQUESTS))
+        with serve(Path(folder) / "runs", "--mcp", patch=patch, **files) as server:
+            yield Attempts(server, log, routes)
 
 
 def _routes(attempts: Attempts) -> list[tuple[str, str]]:
     """Every method and path of the app; what a path takes is filled in."""
-    code = http.client.HTTPConnection("127.0.0.1", attempts.port, timeout=30)
-    code.request("GET", "/openapi.json")
-    paths: Mapping[str, Mapping[str, object]] = json.loads(code.getresponse().read())["paths"]
-    code.close()
+    paths: Mapping[str, list[str]] = json.loads(attempts.routes.read_text(encoding="utf-8"))
     named = [(method.upper(), _filled(path)) for path, methods in paths.items() for method in methods]
-    unnamed = [("GET", path) for path in ("/docs", "/openapi.json", "/gradio_api/mcp/sse", "/nothing/here")]
-    posted = [("POST", path) for path in ("/gradio_api/mcp/", "/gradio_api/mcp/messages/")]
-    return sorted({*named, *unnamed, *posted, ("OPTIONS", "/"), ("PUT", "/"), ("DELETE", "/")})
+    of_mcp = [(method, f"/gradio_api/mcp/{path}") for method in ("GET", "POST") for path in _MCP_PATHS]
+    unknown = [(method, "/nothing/here") for method in ("GET", "OPTIONS", "PUT", "DELETE", "PATCH")]
+    return sorted({*named, *of_mcp, *unknown})
 
 
 def _filled(path: str) -> str:
@@ -189,7 +203,7 @@ def _ask_as_own_page(attempts: Attempts, routes: Sequence[tuple[str, str]]) -> N
 def _browse(attempts: Attempts, share: float, numbers: random.Random) -> None:
     """Let pages of other origins try all that a page can send."""
     with _other_site() as other, sync_playwright() as playwright:
-        flags = [*FLAGS, *_DEFENSELESS, f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
+        flags = [*FLAGS, *_CHROMIUM_FLAGS, f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
         for origin in _origins(attempts.port, other):
             page = browser.new_context().new_page()
@@ -197,7 +211,15 @@ def _browse(attempts: Attempts, share: float, numbers: random.Random) -> None:
             page.goto(f"{origin}/attack")
             _attack(page, attempts, share, numbers)
             page.context.close()
+        page = browser.new_context().new_page()
+        for target, path in _sample(list(product(_targets(attempts.port), PATHS[1:])), share, numbers):
+            query = attempts.query(f"typed address that is redirected to {target}{path}")
+            page.goto(f"http://{REBOUND}:{other}/?{target}{path}?{query}")
         browser.close()
+
+
+def _targets(port: int) -> list[str]:
+    return [f"http://{name}:{port}" for name in _NAMES]
 
 
 def _origins(port: int, other: int) -> list[str]:
@@ -220,10 +242,20 @@ def _attack(page: Page, attempts: Attempts, share: float, numbers: random.Random
         page.evaluate(call, [kind, f"{target}{path}?{query}"])
 
 
+class _Redirects(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.path.removeprefix("/?"))
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _other_site() -> Iterator[int]:
-    """The port of a server that is another site's; its pages are answered by the browser's routes."""
-    with socketserver.TCPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+    """The port of another site's server, which redirects; the browser's routes answer its pages."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Redirects) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()

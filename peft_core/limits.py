@@ -1,14 +1,18 @@
-"""Limits: what a public demo allows, so that strangers can share one small machine, and who names files."""
+"""Limits of a public demo, and the check that settings name no local files."""
 
 import math
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import TrainConfig
 from peft_core.data.uploads import is_upload
 from peft_core.errors import ConfigError
-from peft_core.presets import DATASETS, MODELS, with_absolute_paths
+from peft_core.presets import DATASETS, MODELS
 from peft_core.schedule import evaluations_of
 
 
@@ -26,6 +30,10 @@ class Limits:
     max_upload_bytes: int = 10_000_000
     max_upload_rows: int = 20_000
     max_uploads: int = 20
+    reading_seconds: float = 60.0
+    reading_bytes: int = 2_000_000_000
+    answer_seconds: float = 120.0
+    job_seconds: float = 600.0
 
     def describe(self) -> str:
         """One sentence for the page."""
@@ -82,12 +90,16 @@ def check_offered(config: TrainConfig, uploads_dir: Path) -> None:
 
 
 def settings_with_files(config: TrainConfig, uploads_dir: Path) -> list[str]:
-    """The settings that name a file or folder of this machine which was not uploaded here; none is read."""
-    absolute = with_absolute_paths(config)
+    """The settings that may name a local path which is not an upload. No file is opened.
+
+    They are judged by their form, so that the answer does not tell whether there is such a file: everything
+    but a preset, an upload and a Hub id. A Hub id that is a path in the working folder as well counts as one.
+    """
+    offered = {"model_name_or_path": MODELS, "dataset_name": DATASETS}
     return [
         name
-        for name in ("model_name_or_path", "dataset_name")
-        if os.path.isabs(getattr(absolute, name)) and not is_upload(getattr(absolute, name), uploads_dir)
+        for name, presets in offered.items()
+        if not _is_offered_or_on_hub(getattr(config, name), presets, uploads_dir)
     ]
 
 
@@ -95,6 +107,16 @@ def check_names_no_files(config: TrainConfig, uploads_dir: Path) -> None:
     """Raise ConfigError if a setting names a file or folder of this machine."""
     for name in settings_with_files(config, uploads_dir):
         raise ConfigError(
-            f"{name} is {getattr(config, name)!r}, on this machine. A program may name files after a login: "
-            "start the app with --auth. On the page they may be named without one."
+            f"{name} is {getattr(config, name)!r}, which is neither a preset, an upload nor a Hub id. "
+            "Programs may name local paths after a login alone: start the app with --auth, or use the page."
         )
+
+
+def _is_offered_or_on_hub(name: str, presets: Container[str], uploads_dir: Path) -> bool:
+    if name in presets or is_upload(name, uploads_dir):
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "~")) and not os.path.lexists(name)

@@ -41,6 +41,7 @@ class Workbench:
     limits: Limits | None
     may_name_files: Callable[[], bool] = lambda: True
     jobs: Worker = field(default_factory=Worker)  # of minutes, so that they hold up nobody's click
+    file_worker: Worker | None = None  # reads strangers' files
     _counted: dict[str, int] = field(default_factory=dict)
     _uploading: threading.Lock = field(default_factory=threading.Lock)  # one upload is stored at a time
 
@@ -49,8 +50,12 @@ class Workbench:
         cls, runs_dir: Path, *, public: bool = False, may_name_files: Callable[[], bool] = lambda: True
     ) -> "Workbench":
         """A workbench over a folder of runs; nothing is started or written yet."""
-        limits = Limits() if public else None
-        return cls(Launcher(runs_dir, limits), Worker(), limits, may_name_files)
+        if not public:
+            return cls(Launcher(runs_dir, None), Worker(), None, may_name_files)
+        limits = Limits()
+        worker, jobs = Worker(limits.answer_seconds), Worker(limits.job_seconds)
+        files = Worker(limits.reading_seconds, limits.reading_bytes)
+        return cls(Launcher(runs_dir, limits), worker, limits, may_name_files, jobs, files)
 
     @property
     def runs_dir(self) -> Path:
@@ -59,6 +64,10 @@ class Workbench:
     @property
     def uploads_dir(self) -> Path:
         return self.runs_dir.absolute() / UPLOADS
+
+    @property
+    def _files(self) -> Worker:
+        return self.file_worker or self.worker
 
     def start(self) -> None:
         """Warm the worker, remove what dead processes left half-written, and take up runs that wait."""
@@ -79,7 +88,7 @@ class Workbench:
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
         config = self.config(settings)
-        self.worker.run("check", config.to_dict())
+        self._files.run("check", config.to_dict())
         ahead = self.launcher.current()
         run = self.launcher.submit(with_absolute_paths(config))
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
@@ -131,8 +140,7 @@ class Workbench:
 
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
-        run = self.launcher.stop(run_id)
-        return {"run_id": run.run_id, "status": run.state().status}
+        return self._status_of(self.launcher.stop(run_id))
 
     def delete(self, run_id: str) -> dict[str, Any]:
         """`{run_id, deleted}` of a run that was removed with all its files.
@@ -146,12 +154,14 @@ class Workbench:
 
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
-        run = self.launcher.resume(run_id)
-        return {"run_id": run.run_id, "status": run.state().status}
+        return self._status_of(self.launcher.resume(run_id))
 
     def evaluate(self, run_id: str) -> dict[str, Any]:
         """As `resume`, of a run whose newest checkpoint is evaluated as it is, without another step."""
-        run = self.launcher.resume(run_id, evaluate_only=True)
+        return self._status_of(self.launcher.resume(run_id, evaluate_only=True))
+
+    @staticmethod
+    def _status_of(run: Run) -> dict[str, Any]:
         return {"run_id": run.run_id, "status": run.state().status}
 
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +179,7 @@ class Workbench:
 
     def inspect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
-        return self.worker.run("inspect", self.config(settings).to_dict())
+        return self._files.run("inspect", self.config(settings).to_dict())
 
     def upload(self, paths: Sequence[Path]) -> str:
         """Files as a data set of this workbench; what comes back is its `dataset_name`.
@@ -201,7 +211,7 @@ class Workbench:
             return None
         if name not in self._counted:
             files = [str(path) for path in sorted(Path(name).iterdir())]
-            self._counted[name] = self.worker.run("count_rows", files)
+            self._counted[name] = self._files.run("count_rows", files)
         return self._counted[name]
 
     def _check_rows(self, folder: Path) -> None:
@@ -243,7 +253,7 @@ class Workbench:
         """
         self._check_bytes(path)
         folder = str(self.find(run_id).folder)
-        return self.worker.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
+        return self._files.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
 
     def predict_file(
         self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
@@ -337,7 +347,7 @@ class Workbench:
         return self.worker.run("code", str(self.find(run_id).folder), kind, url, auth)
 
     def training_code(self, settings: Mapping[str, Any], kind: str, url: str, auth: bool = False) -> str:
-        """As `code`, of settings with which nothing is trained yet; with a login if they name files here."""
+        """As `code`, of settings that are not trained yet; the code logs in if they name local files."""
         config = self.config(settings)
         login = auth or bool(settings_with_files(config, self.uploads_dir))
         return self.worker.run("training_code", config.to_dict(), kind, url, login)

@@ -1,14 +1,21 @@
-"""One worker process for the heavy work that a page asks for: a crash there never takes the page down."""
+"""A worker process for the heavy work that a page asks for: a crash there never takes the page down.
+
+Where strangers come a worker has limits. A task past its deadline is ended with its process, and the next
+one starts another. The limit of memory is the kernel's (RLIMIT_AS, on Linux): a task that asks for more
+gets a MemoryError, or ends its worker, and nothing else on the machine.
+"""
 
 import contextlib
 import importlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -23,10 +30,11 @@ _is_nice = False  # in the worker: once it has started, for which it needs secon
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
 _ticket = 0  # in the worker: the number of the task whose reports somebody hears, or 0
 _cancelled: Any = None  # shared with the worker: the ticket of the task that is to end
+_most_bytes: int | None = None  # in the worker: the memory that tasks may take beyond the imports
 
 
 class WorkerError(PeftCoreError):
-    """The worker process died; the next call starts another."""
+    """The worker process died, or a task met a limit; the next call finds or starts another."""
 
 
 class Cancelled(PeftCoreError):
@@ -45,7 +53,9 @@ class Report:
 class Worker:
     """Runs functions of `peft_core.tasks` by name, one by one, in a process started when first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None, most_bytes: int | None = None) -> None:
+        """`seconds` is the longest that a task may take; `most_bytes` is the memory beyond the imports."""
+        self._seconds, self._most_bytes = seconds, most_bytes
         self._context = multiprocessing.get_context("spawn")
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -54,17 +64,23 @@ class Worker:
         self._tickets = itertools.count(1)
         self._named: dict[str, int] = {}
         self._cancelled = self._context.Value("Q", 0)
+        self._pid = self._context.Value("Q", 0)
 
     def warm(self) -> None:
         """Start the process and its imports now, without waiting for them."""
         self._submit("warm", ())
 
     def run(self, task: str, *arguments: Any) -> Any:
-        """What the task returns; raises what it raises, or WorkerError if the process died."""
-        try:
-            return self._submit(task, arguments).result()
-        except BrokenProcessPool as error:
-            raise self._broken(task) from error
+        """What the task returns; raises what it raises, or WorkerError for a limit or a process that died."""
+        with self._turn if self._seconds else contextlib.nullcontext():
+            try:
+                future = self._submit(task, arguments)
+                wait([future], self._seconds)
+                if not future.done():
+                    raise self._overdue()
+                return future.result()
+            except BrokenProcessPool as error:
+                raise self._broken(task) from error
 
     def stream(self, task: str, *arguments: Any, name: str | None = None) -> Iterator[Report]:
         """Reports while the task runs; the last has the share 1.0 and the result. Raises as `run` does, and
@@ -87,10 +103,12 @@ class Worker:
         with self._turn:
             try:
                 future = self._submit(task, arguments, ticket)
+                end = time.monotonic() + self._seconds if self._seconds else None
                 while not future.done():
                     yield from self._drain(ticket)
-                    with contextlib.suppress(TimeoutError):
-                        future.result(timeout=0.2)
+                    wait([future], 0.2)
+                    if end is not None and time.monotonic() > end:
+                        raise self._overdue()
                 yield from self._drain(ticket)
                 yield Report(1.0, "Done", future.result())
             except BrokenProcessPool as error:
@@ -113,8 +131,8 @@ class Worker:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._queue = self._context.Queue()
-            start = (self._queue, self._cancelled)
+            self._queue, self._pid.value = self._context.Queue(), 0
+            start = (self._queue, self._cancelled, self._pid, self._most_bytes)
             self._pool = ProcessPoolExecutor(1, self._context, _start, start)
         return self._pool
 
@@ -131,6 +149,18 @@ class Worker:
                     newest = Report(share, what)
         if newest is not None:
             yield newest
+
+    def _overdue(self) -> WorkerError:
+        """End the process in the midst of its task."""
+        with self._lock:
+            if self._pid.value:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid.value, signal.SIGKILL)
+            self._pool = None
+        return WorkerError(
+            f"This took over {self._seconds:,.0f} s, the most that this public demo gives it, and was ended. "
+            "Give less: a smaller file, fewer rows or columns, or a shorter text."
+        )
 
     def _broken(self, task: str) -> WorkerError:
         self.close()
@@ -162,10 +192,11 @@ def report(share: float, what: str) -> None:
         _reports.put((_ticket, share, what))
 
 
-def _start(queue: Any, cancelled: Any) -> None:
+def _start(queue: Any, cancelled: Any, pid: Any, most_bytes: int | None) -> None:
     """Runs first in the worker process, before torch is imported."""
-    global _reports, _cancelled
-    _reports, _cancelled = queue, cancelled
+    global _reports, _cancelled, _most_bytes
+    _reports, _cancelled, _most_bytes = queue, cancelled, most_bytes
+    pid.value = os.getpid()
     threading.Thread(target=_end_with_the_app, daemon=True).start()
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
@@ -185,7 +216,29 @@ def _call(task: str, arguments: tuple, ticket: int) -> Any:
     if _TASKS not in sys.modules:
         with paused_collection():
             importlib.import_module(_TASKS)
+        if _most_bytes is not None:
+            _limit_memory(_most_bytes)
     if hasattr(os, "nice") and not _is_nice:
         os.nice(_NICE)
         _is_nice = True
-    return getattr(sys.modules[_TASKS], task)(*arguments)
+    try:
+        return getattr(sys.modules[_TASKS], task)(*arguments)
+    except MemoryError as error:
+        if _most_bytes is None:
+            raise
+        raise WorkerError(
+            f"This needs over {_most_bytes / 1e9:.1f} GB of memory, the most that this public demo gives it. "
+            "Give less: a smaller file, or fewer rows or columns."
+        ) from error
+
+
+def _limit_memory(most_bytes: int) -> None:
+    """Let this process map so many bytes more than it has; not on systems that do not count them."""
+    if sys.platform != "linux":
+        return
+    import resource  # noqa: PLC0415 - there is none on Windows
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + most_bytes, hard))

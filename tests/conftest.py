@@ -206,9 +206,13 @@ def browser_context(chromium: Browser) -> BrowserContext:
     return context
 
 
+def _policy_violations(message: str) -> list[str]:
+    return [message] if "Content Security Policy" in message else []
+
+
 @pytest.fixture
 def open_page(server: Server, browser_context: BrowserContext) -> Iterator[Open]:
-    """Opens the app in a tab of its own; a script error on any of them fails the test."""
+    """Opens the app in a tab of its own; a script error, or what its policy blocks, fails the test."""
     opened: list[Page] = []
     errors: list[str] = []
 
@@ -217,6 +221,7 @@ def open_page(server: Server, browser_context: BrowserContext) -> Iterator[Open]
         page.set_viewport_size(viewport)
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.extend(_policy_violations(message.text)))
         page.goto(f"{server.url}/{query}")
         expect(page.get_by_test_id("cost")).to_be_visible(timeout=3 * PATIENCE)
         opened.append(page)

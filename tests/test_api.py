@@ -156,8 +156,8 @@ def test_program_without_login_names_no_files(
             program.predict({name: str(path)}, api_name=endpoint)
         said.add(str(refused.value).replace(repr(str(path)), "PATH"))
     assert said == {
-        f"{name} is PATH, on this machine. A program may name files after a login: start the app with "
-        "--auth. On the page they may be named without one."
+        f"{name} is PATH, which is neither a preset, an upload nor a Hub id. Programs may name local paths "
+        "after a login alone: start the app with --auth, or use the page."
     }
     assert (sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []) == before
 

@@ -274,7 +274,7 @@ def test_results_are_written_with_bounds_and_machine(tmp_path: Path) -> None:
 def test_foreign_short_form_answers_nothing() -> None:
     result = foreign.run(0.02)
     assert result.failures == ()
-    assert dict(result.outcomes)["came to the app"] > result.count * 0.9
+    assert dict(result.outcomes)["of a browser, arrived"] > 5
 
 
 def test_foreign_requests_to_a_product_without_the_guard_are_answered() -> None:

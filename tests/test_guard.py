@@ -64,7 +64,6 @@ def ask(
         {"host": "[::1]:7860"},
         {"host": "LOCALHOST:7860", "origin": "http://localhost:7860", "sec-fetch-site": "same-origin"},
         {"host": "127.0.0.1", "origin": "http://127.0.0.1"},
-        {**OWN, "sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
     ],
     ids=str,
 )
@@ -93,6 +92,7 @@ FOREIGN = [
     {**OWN, "origin": "http://localhost:7860"},
     {**OWN, "origin": "http://127.0.0.1:7861"},
     {**OWN, "origin": "https://127.0.0.1"},
+    {**OWN, "origin": "https://127.0.0.1:7860"},
     {**OWN, "origin": "http://127.0.0.1:7860.attacker.example"},
     {**OWN, "origin": "http://127.0.0.1:7860@attacker.example"},
     {**OWN, "origin": "null"},
@@ -102,6 +102,8 @@ FOREIGN = [
     {**OWN, "sec-fetch-site": "cross-site"},
     {**OWN, "sec-fetch-site": "same-site"},
     {**OWN, "sec-fetch-site": "anything"},
+    {**OWN, "sec-fetch-site": "none"},
+    {**OWN, "sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
     {**OWN, **VISIT},
 ]
 
@@ -163,6 +165,62 @@ def test_address_of_a_tunnel_is_added_when_it_is_known() -> None:
 def test_name_that_is_no_name_is_refused_with_its_value(name: str) -> None:
     with pytest.raises(ConfigError, match="is not the name of a host"):
         AllowedHosts("127.0.0.1", [name])
+
+
+def test_typed_address_opens_the_page_and_nothing_else() -> None:
+    """It may have been redirected here by the site whose address was typed."""
+    typed = {**OWN, "sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert ask(typed)[0] == 200
+    assert ask(typed, path="/gradio_api/file=https://attacker.example/x.png")[0] == 403
+    assert ask(typed, path="/config")[0] == 403
+    assert ask(typed, method="POST")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=https://attacker.example/x.png",
+        "/gradio_api/file=HTTP://attacker.example/x.png",
+        "/gradio_api/file/https://attacker.example/x.png",
+        "/file=//attacker.example/x.png",
+    ],
+)
+def test_files_of_the_internet_are_fetched_for_nobody(path: str) -> None:
+    status, _, body = ask({**OWN, "sec-fetch-site": "same-origin"}, path=path)
+    assert (status, body) == (403, b"This app does not fetch files of the internet. Upload the file.")
+
+
+def test_scripts_of_a_file_do_not_run_when_it_is_opened() -> None:
+    _, answered, _ = ask(OWN, path="/gradio_api/file=/tmp/gradio/x/page.html")
+    assert answered["content-security-policy"] == "sandbox; default-src 'none'"
+
+
+def test_logout_needs_the_page_also_where_browsers_tell_nothing_of_a_link() -> None:
+    network = AllowedHosts("0.0.0.0")
+    lan = {"host": "192.0.2.7:7860"}
+    request = {"hosts": network, "server": ("192.0.2.7", 7860), "path": "/logout"}
+    assert ask(lan, **request)[0] == 403
+    assert ask({**lan, "referer": "http://attacker.example/"}, **request)[0] == 403
+    assert ask({**lan, "referer": "http://192.0.2.7:7860/"}, **request)[0] == 200
+    assert ask({**OWN, "sec-fetch-site": "same-origin"}, path="/logout/")[0] == 200
+
+
+def test_names_that_others_forward_are_not_believed() -> None:
+    seen: list[dict[bytes, bytes]] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        seen.append(dict(scope["headers"]))
+
+    guard = RequestGuard(app, AllowedHosts("127.0.0.1", ["demo.example.org"]), PagePolicy())
+    for name in (b"attacker.example", b"demo.example.org"):
+        headers = [
+            (b"host", b"127.0.0.1:7860"),
+            (b"x-forwarded-host", name),
+            (b"x-gradio-server", b"http://x"),
+        ]
+        asyncio.run(guard({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, None))
+    assert [headers.get(b"x-forwarded-host") for headers in seen] == [None, b"demo.example.org"]
+    assert not any(b"x-gradio-server" in headers for headers in seen)
 
 
 def test_link_of_another_site_opens_the_page_of_a_demo_and_nothing_else() -> None:

@@ -271,10 +271,12 @@ def test_files_of_this_machine_are_named_only_by_whoever_may(
     write_csv(tmp_path / "own.csv", FOUR)
     for ask in (opened.config, opened.train, opened.count, opened.cost, opened.inspect):
         for name, path in (("dataset_name", tiny_data), ("model_name_or_path", tiny_model)):
-            for value in (str(path), os.path.relpath(path), str(tmp_path / "missing"), "~/missing"):
-                with pytest.raises(ConfigError, match=f"{name} is .*, on this machine"):
+            missing = (str(tmp_path / "missing"), "~/missing", "./missing", "../../etc/missing", "a/b/c")
+            for value in (str(path), os.path.relpath(path), "peft_core/data", *missing):
+                with pytest.raises(ConfigError, match=f"{name} is .* neither a preset, an upload nor a Hub"):
                     ask({name: value})
-    with pytest.raises(ConfigError, match="model_name_or_path is .*, on this machine"):
+    assert opened.config({"dataset_name": "someone/some-data"}).dataset_name == "someone/some-data"
+    with pytest.raises(ConfigError, match="model_name_or_path is .* neither a preset"):
         opened.describe_model(str(tiny_model))
     uploaded = opened.upload([tmp_path / "own.csv"])
     assert opened.config({"dataset_name": uploaded}).dataset_name == uploaded

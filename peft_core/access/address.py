@@ -1,19 +1,22 @@
-"""The address that a request came from, known to everything that answers it."""
+"""The client address of the current request."""
 
 import ipaddress
 from contextvars import ContextVar
 
 # Set by the guard for each request. uvicorn takes it from X-Forwarded-For if a proxy on this machine, or one
-# that FORWARDED_ALLOW_IPS names, sent the request.
+# that FORWARDED_ALLOW_IPS names, passed the request on.
 CLIENT_ADDRESS: ContextVar[str] = ContextVar("CLIENT_ADDRESS", default="unknown")
 
 
 def network_of(address: str) -> str:
-    """The address, or for IPv6 the /64 network that one household or machine has whole."""
+    """The IPv4 address, or the /64 network of an IPv6 address, which usually belongs to one customer.
+
+    What is no address, as a proxy may pass on, is "unknown".
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address
+        return "unknown"
     if isinstance(parsed, ipaddress.IPv4Address):
         return address
     if parsed.ipv4_mapped:

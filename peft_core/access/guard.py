@@ -1,27 +1,33 @@
-"""Which requests the app answers at all: those of its own pages, and those of programs.
+"""Refuse requests that other websites send; answer the app's own page and programs.
 
-A web page from elsewhere can send requests to a server on its visitor's machine, and can read the answers
-once it reaches the server under a name of its own (DNS rebinding). It cannot choose three headers, which the
-browser writes:
+A website can make its visitor's browser send requests to a server on the visitor's machine, and with DNS
+rebinding it can read the answers too. It cannot set these headers, which the browser writes:
 
-- `Host`, the name under which the server was reached. Only the names of `AllowedHosts` are answered, so that
-  a page's own name that leads here (or `x.localhost`) is refused.
-- `Origin`, which page sent the request: there on each request but a plain GET. One other than the app's own
-  is refused, whatever the method; so are `null` and another port of this machine.
-- `Sec-Fetch-Site`, which relation that page has to the server: there on each request to a loopback address or
-  by HTTPS, plain GETs too. Only `same-origin` and `none` (typed, or a bookmark) are answered.
+- `Host`: the name under which the server was reached. Only the names of `AllowedHosts` are answered, so that
+  a website's own name that leads to this machine (or `x.localhost`) is refused.
+- `Origin`: the page that sent the request. Browsers omit it from GET and HEAD requests that need no CORS. Any
+  origin but the app's own is refused for every method, `null` and another port of this machine included.
+- `Sec-Fetch-Site`: how that page is related to the server. Browsers send it since March 2023, to loopback and
+  HTTPS addresses only. `same-origin` is answered; `none`, of an address that was typed, bookmarked or clicked
+  in another program, may open the page and nothing else, since it may have been redirected.
 
-Programs such as curl, gradio_client and MCP clients send neither of the last two.
+Programs such as curl, gradio_client and MCP clients send neither of the last two. On plain HTTP in a network
+a GET of another website looks like a program's; `/logout`, the one GET with an effect, asks for proof there.
+
+Gradio also fetches addresses of the internet for whoever asks (`/file=https://…`), and serves what it got as
+its own page: that is refused to everyone, since a script in it would be the app's.
 
 Sources: W3C Fetch Metadata Request Headers, RFC 6454, and the MCP specification, which demands that servers
 validate Origin.
 """
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -41,7 +47,7 @@ SHARED_PAGES = "https://gradio.s3-us-west-2.amazonaws.com"  # gradio loads the p
 HUGGING_FACE = ("https://huggingface.co", "https://*.huggingface.co", "https://hf.co")
 _CORS_PREFIX = "access-control-"
 _MOST_LOGGED = 20
-_OWN_SITES = ("same-origin", "none")
+_FETCHED = re.compile(r"/file[=/]+(https?:|//)", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
 
 
@@ -50,7 +56,7 @@ class PagePolicy:
     """What other sites may do with the page.
 
     Attributes:
-        links: whether a link on another site may open it, as for an app that strangers are told of.
+        links: whether a link on another site may open it.
         frames: the origins that may show it in a frame.
         scripts: the origins besides its own that the page loads its code from.
     """
@@ -60,7 +66,7 @@ class PagePolicy:
     scripts: tuple[str, ...] = ()
 
     def headers(self) -> dict[str, str]:
-        """The response headers that a browser enforces it by."""
+        """The response headers that state this policy."""
         return {
             "Content-Security-Policy": self._content_security_policy(),
             "Cross-Origin-Opener-Policy": "same-origin",
@@ -70,17 +76,14 @@ class PagePolicy:
         }
 
     def _content_security_policy(self) -> str:
-        """As strict as gradio bears: it starts by an inline script, evaluates `js=` and draws with blobs."""
+        """The strictest policy under which gradio's page works: it needs an inline script and `eval`."""
         own = " ".join(("'self'", *self.scripts))
         directives = {
             "default-src": own,
             "script-src": f"{own} 'unsafe-inline' 'unsafe-eval'",
             "style-src": f"{own} 'unsafe-inline'",
             "img-src": f"{own} data: blob:",
-            "font-src": f"{own} data:",
-            "media-src": f"{own} data: blob:",
-            "worker-src": f"{own} blob:",
-            "frame-src": f"{own} blob:",
+            "frame-src": "'none'",
             "object-src": "'none'",
             "base-uri": "'self'",
             "form-action": "'self'",
@@ -90,11 +93,10 @@ class PagePolicy:
 
 
 class RequestGuard:
-    """The outermost ASGI application: refuses foreign requests, and takes CORS permissions from answers."""
+    """The outermost ASGI application: refuses foreign requests, and removes CORS headers from responses."""
 
     def __init__(self, app: App, hosts: AllowedHosts, policy: PagePolicy) -> None:
         self._app, self._hosts, self._policy = app, hosts, policy
-        self._headers = policy.headers()
         self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,38 +106,48 @@ class RequestGuard:
         refusal = self._refuse(scope)
         if refusal is None:
             CLIENT_ADDRESS.set(scope["client"][0] if scope.get("client") else "unknown")
-            await self._app(scope, receive, self._harden(send))
+            await self._app(self._without_foreign_names(scope), receive, self._harden(scope, send))
             return
         self._log(refusal)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
             return
-        await PlainTextResponse(refusal, 403, self._headers)(scope, receive, send)
+        await PlainTextResponse(refusal, 403, self._policy.headers())(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> str | None:
         """Why a request is not answered, in one sentence; None if it is."""
         headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        address = scope["server"][0] if scope.get("server") else None
-        if len(hosts) != 1 or not self._hosts.is_named(hosts[0], address):
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or not self._is_named(scope, hosts[0]):
             return (
                 f"This app does not answer under the name {_quote(hosts)}. If that is its own, start it with "
                 "--allow-host and the name."
             )
-        origins = headers.getlist("origin")
-        if origins and not (len(origins) == 1 and self._hosts.is_own_origin(origins[0], hosts[0])):
+        if origins and not (len(origins) == 1 and self._is_own(scope, origins[0], hosts[0])):
             return (
                 f"This app does not answer the pages of {_quote(origins)}. If it is served under that name, "
                 "start it with --allow-host and the name."
             )
-        site = headers.get("sec-fetch-site", "none")
-        if site not in _OWN_SITES and not self._is_visit(scope, headers):
+        site = headers.get("sec-fetch-site")
+        if site not in (None, "same-origin") and not self._is_visit(scope, headers):
             return "This app does not answer another site's page. Type its address, or open it by a bookmark."
+        if scope["path"].startswith("/logout") and not self._is_from_page(scope, headers, hosts[0]):
+            return "This app does not answer a link to /logout. Log out on its page."
+        if _FETCHED.search(scope["path"]):
+            return "This app does not fetch files of the internet. Upload the file."
         return None
 
+    def _is_named(self, scope: Scope, host: str) -> bool:
+        return self._hosts.is_named(host, scope["server"][0] if scope.get("server") else None)
+
+    def _is_own(self, scope: Scope, origin: str, host: str) -> bool:
+        scheme = scope.get("scheme", "http")
+        return self._hosts.is_own_origin(origin, host, {"ws": "http", "wss": "https"}.get(scheme, scheme))
+
     def _is_visit(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a link on another site, or a frame of one that may have it, opens the page itself."""
-        targets = {"document"} if self._policy.links else set()
+        """Whether an address, a link or a frame, of one that may have them, loads the page at `/`."""
+        linked = self._policy.links or headers["sec-fetch-site"] == "none"
+        targets = {"document"} if linked else set()
         if self._policy.frames:
             targets.add("iframe")
         return (
@@ -146,28 +158,47 @@ class RequestGuard:
             and headers.get("sec-fetch-dest") in targets
         )
 
-    def _harden(self, send: Send) -> Send:
+    def _is_from_page(self, scope: Scope, headers: Headers, host: str) -> bool:
+        """Whether headers prove that the app's own page sent the request."""
+        if "origin" in headers or headers.get("sec-fetch-site") == "same-origin":
+            return True
+        referrer = urlsplit(headers.get("referer", ""))
+        return self._is_own(scope, f"{referrer.scheme}://{referrer.netloc}", host)
+
+    def _without_foreign_names(self, scope: Scope) -> Scope:
+        """The scope without headers by which gradio would take another name for its own."""
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()
+        if not self._is_named(scope, forwarded):
+            del headers["x-forwarded-host"]
+        del headers["x-gradio-server"]
+        return {**scope, "headers": headers.raw}
+
+    def _harden(self, scope: Scope, send: Send) -> Send:
+        """Wrap `send`: remove CORS headers and add the policy's; no script runs in a file that is opened."""
+        policy = self._policy.headers()
+        if "/file" in scope["path"]:
+            policy["Content-Security-Policy"] = "sandbox; default-src 'none'"
+
         async def send_hardened(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = MutableHeaders(scope=message)
                 for name in [name for name in headers.keys() if name.startswith(_CORS_PREFIX)]:  # noqa: SIM118
                     del headers[name]
-                headers.update(self._headers)
+                headers.update(policy)
             await send(message)
 
         return send_hardened
 
     def _log(self, refusal: str) -> None:
-        """Tell whoever started the app, once for each reason and for so many only."""
+        """Log each reason once, at most `_MOST_LOGGED` of them."""
         if len(self._logged) < _MOST_LOGGED and refusal not in self._logged:
             self._logged.add(refusal)
             _logger.warning("Refused a request. %s", refusal)
 
 
-def guard(
-    hosts: AllowedHosts, policy: PagePolicy
-) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    """A lifespan for gradio's `app_kwargs` that puts the guard before all of gradio's own middleware.
+def guard_lifespan(hosts: AllowedHosts, policy: PagePolicy) -> Lifespan:
+    """A lifespan for gradio's `app_kwargs` that wraps the app's middleware in `RequestGuard`.
 
     The server runs it before it listens. Middleware that is given to `app_kwargs` would come after gradio's
     CORS middleware, which answers preflight requests itself.

@@ -44,8 +44,8 @@ class AllowedHosts:
 
     def __init__(self, bound: str, added: Iterable[str] = ()) -> None:
         """`bound` is the address to listen on, such as 127.0.0.1 or 0.0.0.0; ConfigError for a wrong name."""
-        self._added: set[Authority] = set()
-        self._names = {*LOOPBACK_NAMES, _in_brackets(bound.lower())}
+        self._added_hosts: set[Authority] = set()
+        self._own_names = {*LOOPBACK_NAMES, _in_brackets(bound.lower())}
         for host in added:
             self.add(host)
 
@@ -57,10 +57,10 @@ class AllowedHosts:
                 f"{host!r} is not the name of a host. Give one such as demo.example.org, or "
                 "demo.example.org:8443 where the port is not 80 or 443."
             )
-        self._added.add(authority)
+        self._added_hosts.add(authority)
 
     def add_url(self, url: str) -> None:
-        """Allow the host of an address that a tunnel or a host gave."""
+        """Allow the host of a public URL, such as a share link."""
         self.add(urlsplit(url).netloc)
 
     def is_named(self, host: str, local_address: str | None) -> bool:
@@ -73,24 +73,31 @@ class AllowedHosts:
         authority = Authority.parse(host)
         if authority is None:
             return False
-        names = {*self._names, *(added.name for added in self._added if added.port in (None, authority.port))}
+        names = {
+            *self._own_names,
+            *(added.name for added in self._added_hosts if added.port in (None, authority.port)),
+        }
         return authority.name in names or (
             local_address is not None and authority.name == _in_brackets(local_address)
         )
 
-    def is_own_origin(self, origin: str, host: str) -> bool:
-        """Whether an `Origin` header is this app's: the address that the request itself was sent to.
+    def is_own_origin(self, origin: str, host: str, scheme: str) -> bool:
+        """Whether an origin is the requested host, or an added name, since a proxy may replace `Host`.
 
-        An added name counts as well: a proxy that serves the app under it may put its own name into `Host`.
+        Args:
+            origin: an `Origin` header.
+            host: the `Host` header.
+            scheme: the request's own. A proxy that serves an added name by HTTPS asks by HTTP.
         """
-        authority = Authority.of_origin(origin)
-        if authority is None:
+        authority, requested = Authority.of_origin(origin), Authority.parse(host)
+        if authority is None or requested is None:
             return False
-        requested = Authority.parse(host)
-        scheme = origin.partition("://")[0]
-        return authority in self._added or (
-            requested is not None and authority == requested.without_default_port(scheme)
-        )
+        origin_scheme = origin.partition("://")[0]
+        if authority in self._added_hosts:
+            return origin_scheme in ("https", scheme)
+        is_added = any(requested.name == added.name for added in self._added_hosts)
+        same_scheme = origin_scheme == scheme or (is_added and origin_scheme == "https")
+        return same_scheme and authority == requested.without_default_port(origin_scheme)
 
 
 def is_loopback(bound: str) -> bool:

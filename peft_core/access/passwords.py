@@ -1,9 +1,10 @@
-"""The login of `--auth`: one name and password, and a wait that grows with the wrong ones.
+"""The login of `--auth`: checks one user name and password, and delays further attempts after failures.
 
-The wait counts the wrong passwords of an address, and those of the account from everywhere, so that neither
-one machine nor many guess quickly. Attempts wait before they are checked, and only so many at a time; the
-rest is turned away unchecked. Nobody is locked out: the right password enters after a wait of at most
-`MOST_SECONDS`, and at once from an address that has logged in before if only others guess.
+Failures are counted for the address that they came from and for the account, so that neither one machine nor
+many guess quickly: an attempt waits up to `MOST_SECONDS` before it is checked. At most 5 attempts of an
+address and 50 of all wait at a time, about 100 guesses a minute; the rest is turned away unchecked. So while
+many addresses attack, somebody new with the right password may be turned away too, and has to try again. An
+address that has logged in before waits for its own failures only.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class Credentials:
     def find(
         cls, argument: str | None, file: str | None, environment: Mapping[str, str]
     ) -> "Credentials | None":
-        """The first that is given: `--auth`, the first line of `--auth-file`, AUTH; None without any."""
+        """Of `--auth`, else of the first line of `--auth-file`, else of AUTH; None if none is given."""
         if argument is not None:
             return cls.parse(argument, "--auth")
         if file is not None:
@@ -57,7 +58,7 @@ class Credentials:
         return cls.parse(environment["AUTH"], "AUTH") if environment.get("AUTH") else None
 
     def match(self, user: str, password: str) -> bool:
-        """Compared by digests, so that the time tells nothing of how much is right."""
+        """Compare in constant time."""
         pairs = ((self.user, user), (self.password, password))
         same = [hmac.compare_digest(_digest(own), _digest(given)) for own, given in pairs]
         return all(same)
@@ -67,7 +68,7 @@ class Credentials:
 class _Failures:
     """The wrong passwords of one address, or of the account."""
 
-    free: int  # wrong passwords before the first wait
+    allowed_without_wait: int
     most_waiting: int
     count: int = 0
     last: float = 0.0
@@ -77,9 +78,9 @@ class _Failures:
         """How long the next attempt waits."""
         if now - self.last > FORGOTTEN_AFTER:
             self.count = 0
-        if self.count < self.free:
+        if self.count < self.allowed_without_wait:
             return 0.0
-        return min(MOST_SECONDS, _FIRST_WAIT * 2.0 ** min(self.count - self.free, 16))
+        return min(MOST_SECONDS, _FIRST_WAIT * 2.0 ** min(self.count - self.allowed_without_wait, 16))
 
 
 class Login:
@@ -93,17 +94,17 @@ class Login:
     ) -> None:
         self._credentials, self._clock, self._sleep = credentials, clock, sleep
         self._addresses: OrderedDict[str, _Failures] = OrderedDict()
-        self._account = _Failures(free=20, most_waiting=50)
+        self._account = _Failures(allowed_without_wait=20, most_waiting=50)
         self._trusted: OrderedDict[str, None] = OrderedDict()
 
     async def verify(self, user: str, password: str) -> bool:
         """Whether they are right, after the wait; HTTPException 429 if too many attempts wait already."""
         address = network_of(CLIENT_ADDRESS.get())
-        own = self._failures_of(address)
-        counted = [own] if address in self._trusted else [own, self._account]
+        of_address = self._failures_of(address)
+        counted = [of_address] if address in self._trusted else [of_address, self._account]
         seconds = max(failures.seconds(self._clock()) for failures in counted)
         if any(failures.waiting >= failures.most_waiting for failures in counted):
-            again = f"{max(1.0, seconds):.0f}"
+            again = f"{MOST_SECONDS:.0f}"  # by then an attempt that waits now has been checked
             raise HTTPException(
                 429, f"Too many wrong passwords. Try again in {again} s.", {"Retry-After": again}
             )
@@ -114,21 +115,21 @@ class Login:
         finally:
             for failures in counted:
                 failures.waiting -= 1
-        return self._check(user, password, address, own)
+        return self._check(user, password, address, of_address)
 
-    def _check(self, user: str, password: str, address: str, own: _Failures) -> bool:
+    def _check(self, user: str, password: str, address: str, of_address: _Failures) -> bool:
         if self._credentials.match(user, password):
-            own.count = 0
+            of_address.count = 0
             _keep_newest(self._trusted, address, None)
             return True
-        for failures in (own, self._account):
+        for failures in (of_address, self._account):
             failures.count += 1
             failures.last = self._clock()
-        _logger.warning("Wrong password from %s, its number %d.", address, own.count)
+        _logger.warning("Wrong password from %s (number %d).", address, of_address.count)
         return False
 
     def _failures_of(self, address: str) -> _Failures:
-        failures = self._addresses.get(address) or _Failures(free=3, most_waiting=5)
+        failures = self._addresses.get(address) or _Failures(allowed_without_wait=3, most_waiting=5)
         _keep_newest(self._addresses, address, failures)
         return failures
 

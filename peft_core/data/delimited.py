@@ -12,6 +12,7 @@ import pandas as pd
 
 from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.decoding import is_damaged, mend
+from peft_core.data.formats import check_width
 from peft_core.data.quoting import cell_rows, choose_quoting, fitted, is_blank, sample_rows, stray_mark
 from peft_core.errors import DataError
 
@@ -58,6 +59,7 @@ def read_delimited(name: str, text: str, header_row: int | None = None) -> Delim
     filled = [cells for _, cells in rows if not is_blank(cells)]
     if not filled:
         raise DataError(f"The file {name!r} holds no rows; add some.")
+    check_width(name, len(filled[0]))
     header, width = header_row is not None or has_header(filled[:1000]), len(filled[0])
     damaged_header = None
     if header:

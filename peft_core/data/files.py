@@ -18,10 +18,16 @@ from peft_core.data.cells import cell, shown
 from peft_core.data.characters import check_cells, check_names
 from peft_core.data.decoding import decode, is_damaged, mend
 from peft_core.data.delimited import read_delimited, unique_names
-from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, ReadOptions
+from peft_core.data.formats import MOST_BYTES, MOST_CELLS, MOST_ROWS, MOST_UNPACKED, ReadOptions, check_width
 from peft_core.data.json_rows import read_records, texts_where_mixed
 from peft_core.data.json_shapes import is_lines, parse, rows_of, shape_of
-from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
+from peft_core.data.parquet_columns import (
+    batch_columns,
+    check_decoded,
+    describe_parquet_errors,
+    flat_columns,
+    open_parquet,
+)
 from peft_core.data.unpacking import locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
 from peft_core.errors import DataError
@@ -210,6 +216,7 @@ def _document(name: str, text: str, facts: dict[str, Any]) -> tuple[list[int], l
 
 def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns: list[str]) -> pd.DataFrame:
     """Objects as a table; a key that an object lacks is an empty cell."""
+    check_width(name, len(columns))
     if len(columns) * len(records) > MOST_CELLS:
         raise DataError(f"{name!r} has {len(columns):,} different keys; write the same few in each row.")
     check_names(name, list(map(mend, columns)))
@@ -222,7 +229,7 @@ def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns:
 
 def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
     with describe_parquet_errors(name):
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = open_parquet(name, io.BytesIO(data), whole=True)
         if file.metadata.num_rows > MOST_ROWS:
             raise DataError(f"{name!r} has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
         columns, left_out = flat_columns(file.schema_arrow)
@@ -242,7 +249,7 @@ def _batches(name: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[li
     """The columns of some rows at a time, so that a small file that unpacks without end is stopped."""
     unpacked = 0
     for batch in file.iter_batches(_BATCH):
-        unpacked += batch.nbytes
+        unpacked += check_decoded(name, batch)
         if unpacked > MOST_UNPACKED:
             raise DataError(
                 f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."

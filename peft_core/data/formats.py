@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from peft_core.errors import DataError
+
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
 COMPRESSED = (".csv.gz", ".tsv.gz", ".jsonl.gz", ".json.gz", ".zip")
 SUFFIXES = (*TABLES, *COMPRESSED)
@@ -10,7 +12,9 @@ FILE_TYPES = (*TABLES, ".gz", ".zip")  # as a browser's file dialog compares the
 MOST_BYTES = 200_000_000  # of a file as it lies on the disk, and of a compressed text file once unpacked
 MOST_UNPACKED = 500_000_000  # of what a Parquet or Excel file unpacks to
 MOST_ROWS = 1_000_000
-MOST_CELLS = 20_000_000  # of a spreadsheet, which may claim 16,384 columns in each row
+MOST_CELLS = 20_000_000  # of a table; a spreadsheet may claim 16,384 columns in each row
+MOST_COLUMNS = 1000
+MOST_VALUES = 100_000_000  # of a row group of a Parquet file, where a cell may hold many
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,12 @@ def suffix_of(path: str | PurePath) -> str | None:
     """The suffix by which a file is read, such as `.csv` or `.csv.gz`; None if it is not read."""
     name = PurePath(path).name.lower()
     return next((suffix for suffix in reversed(SUFFIXES) if name.endswith(suffix) and name != suffix), None)
+
+
+def check_width(name: str, columns: int) -> None:
+    """Raise DataError, which names the file, for more columns than are read."""
+    if columns > MOST_COLUMNS:
+        raise DataError(
+            f"{name!r} has {columns:,} columns; at most {MOST_COLUMNS:,} are read, so keep the texts and "
+            "the labels."
+        )

@@ -1,5 +1,10 @@
 """Columns and values of Parquet files, with every error of pyarrow as one sentence.
 
+A small file can decode to a huge table: a value that is stored once and repeated a million times, or a run of
+empty cells that takes no bytes. So the counts of the metadata are compared with the limits first, and strings
+are decoded as Arrow's dictionaries, which hold a repeated value once: how large they will be as a table is
+known before they are.
+
 Arrow holds times that Python does not: years beyond 9999, durations beyond a billion days, time zones that
 this machine does not know. What it raises for them depends on the type: OverflowError, ValueError or
 KeyError. So the errors are listed here once, for training and for prediction.
@@ -7,14 +12,19 @@ KeyError. So the errors are listed here once, for training and for prediction.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from peft_core.data.cells import first_line, shown
+from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, MOST_VALUES, check_width
 from peft_core.data.unpacking import read_error
 from peft_core.errors import DataError
 
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError)
 
 
@@ -28,6 +38,37 @@ def describe_parquet_errors(name: str) -> Iterator[None]:
     except _ERRORS as error:
         damage = f"{name!r} is a damaged Parquet file ({first_line(error)}); write it again."
         raise read_error(name, error) or DataError(damage) from error
+
+
+def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.ParquetFile:
+    """A Parquet file to be read at once (`whole`) or by batches; DataError for one beyond the limits."""
+    file = pq.ParquetFile(source)
+    metadata = file.metadata
+    groups = [
+        [metadata.row_group(group).column(column) for column in range(metadata.num_columns)]
+        for group in range(metadata.num_row_groups)
+    ]
+    check_width(name, metadata.num_columns)
+    _check_values(name, max((_values_of(group) for group in groups), default=0), MOST_VALUES)
+    chunks = [chunk for group in groups for chunk in group]
+    if whole:
+        _check_values(name, max(metadata.num_rows * metadata.num_columns, _values_of(chunks)), MOST_CELLS)
+        if sum(chunk.total_uncompressed_size for chunk in chunks) > MOST_UNPACKED:
+            raise _too_large(name)
+    repeated = {chunk.path_in_schema for chunk in chunks if _is_repeated_text(chunk)}
+    if not repeated:
+        return file
+    if not isinstance(source, Path):
+        source.seek(0)
+    return pq.ParquetFile(source, read_dictionary=sorted(repeated))
+
+
+def check_decoded(name: str, batch: pa.RecordBatch) -> int:
+    """The bytes of a batch once every value stands where it is repeated; DataError for too many."""
+    decoded = sum(_decoded_bytes(column) for column in batch.columns)
+    if decoded > MOST_UNPACKED:
+        raise _too_large(name)
+    return decoded
 
 
 def flat_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
@@ -51,6 +92,37 @@ def batch_columns(name: str, batch: pa.RecordBatch, columns: Sequence[str]) -> l
     return [_values(name, table.column_names[i], table.column(i)) for i in kept]
 
 
+def _is_repeated_text(chunk: pq.ColumnChunkMetaData) -> bool:
+    return chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in code for code in chunk.encodings)
+
+
+def _decoded_bytes(array: pa.Array) -> int:
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(array.dictionary.cast(pa.large_binary()))
+        return array.nbytes + (pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return array.nbytes + sum(_decoded_bytes(array.field(i)) for i in range(kind.num_fields))
+    if any(check(kind) for check in _LISTS):
+        return array.nbytes + _decoded_bytes(array.flatten())
+    return array.nbytes
+
+
+def _values_of(chunks: Sequence[pq.ColumnChunkMetaData]) -> int:
+    return sum(chunk.num_values for chunk in chunks)
+
+
+def _check_values(name: str, values: int, most: int) -> None:
+    if values > most:
+        raise DataError(
+            f"{name!r} has {values:,} values; at most {most:,} are read, so leave out columns, such as lists."
+        )
+
+
+def _too_large(name: str) -> DataError:
+    return DataError(f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns.")
+
+
 def _values(name: str, column: str, values: pa.ChunkedArray) -> list[Any]:
     try:
         return values.to_pylist()
@@ -70,7 +142,6 @@ def _holds_times(kind: pa.DataType) -> bool:
 
 
 def _is_nested(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(check(kind) for check in lists):
+    if any(check(kind) for check in _LISTS):
         return pa.types.is_nested(kind.value_type)
     return pa.types.is_nested(kind)

@@ -22,10 +22,16 @@ from peft_core.data.delimited import (
     unique_names,
 )
 from peft_core.data.formats import MOST_BYTES as MOST_WHOLE
-from peft_core.data.formats import MOST_UNPACKED, ReadOptions
+from peft_core.data.formats import ReadOptions, check_width
 from peft_core.data.json_rows import RecordReader, not_an_object, reader_of
 from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
-from peft_core.data.parquet_columns import batch_columns, describe_parquet_errors, flat_columns
+from peft_core.data.parquet_columns import (
+    batch_columns,
+    check_decoded,
+    describe_parquet_errors,
+    flat_columns,
+    open_parquet,
+)
 from peft_core.data.quoting import cell_rows, choose_quoting, fitted, is_blank, stray_mark
 from peft_core.data.unpacking import DataFile, describe_read_errors, locate, size_of
 from peft_core.data.workbooks import find_table, open_book, table_rows
@@ -107,6 +113,7 @@ class DelimitedRows(RowStream):
         first = list(itertools.islice(self._readable_rows(), 1000))
         if not first:
             raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
+        check_width(self.path.name, len(first[0]))
         self.header = options.header_row is not None or has_header(first)
         self.columns = unique_names(first[0] if self.header else [""] * len(first[0]))
 
@@ -197,6 +204,7 @@ class RecordRows(RowStream):
             columns |= dict.fromkeys(cells)
             left_out |= set(left)
         self._keys = [name for name in columns if name not in left_out]
+        check_width(self.path.name, len(self._keys))
         check_names(self.path.name, self._keys)
         self.columns = unique_names(self._keys)
         if not self.columns:
@@ -271,15 +279,14 @@ class ParquetRows(RowStream):
     def source(self) -> pq.ParquetFile:
         """The file, opened anew."""
         if self.file.is_packed:
-            return pq.ParquetFile(io.BytesIO(self.file.read(MOST_WHOLE)))
-        return pq.ParquetFile(self.path)
+            return open_parquet(self.path.name, io.BytesIO(self.file.read(MOST_WHOLE)), whole=False)
+        return open_parquet(self.path.name, self.path, whole=False)
 
     def chunks(self) -> Iterator[Chunk]:
         name = self.path.name
         with describe_parquet_errors(name), self.source() as parquet:
             for batch in parquet.iter_batches(ROWS):
-                if batch.nbytes > MOST_UNPACKED:
-                    raise DataError(f"{name!r} unpacks to too much; leave out columns.")
+                check_decoded(name, batch)
                 columns = [list(map(cell, values)) for values in batch_columns(name, batch, self._flat)]
                 yield [list(row) for row in zip(*columns, strict=True)]
 

@@ -19,7 +19,7 @@ import openpyxl
 from peft_core.data.cells import cell, first_line
 from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.delimited import has_header, unique_names
-from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, ReadOptions
+from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, ReadOptions, check_width
 from peft_core.data.unpacking import read_error
 from peft_core.errors import DataError
 
@@ -88,6 +88,7 @@ def find_table(name: str, book: openpyxl.Workbook, options: ReadOptions) -> Shee
     texts = [["" if value is None else str(value) for value in values] for _, values in rows]
     header = options.header_row is not None or has_header(texts)
     width = max(map(len, texts))
+    check_width(name, width)
     names = texts[0] + [""] * (width - len(texts[0])) if header else [""] * width
     number = rows[0][0]
     header_row, first_row = (number, number + 1) if header else (None, number)
