@@ -2,8 +2,9 @@
 # and the plan of the house.  All set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference clean
+.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference pins audit clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -63,14 +64,32 @@ bench-methods: .venv/installed-tests
 bench-inference: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_inference.py
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pre-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP_INSTALL) -c pre-requirements.txt -r requirements.txt
 	touch $@
 
-.venv/installed-tests: tests/requirements.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+.venv/installed-tests: tests/requirements.txt tests/pins.txt .venv/installed
+	$(BIN)/python $(PIP_INSTALL) -c pre-requirements.txt -c tests/pins.txt -r tests/requirements.txt
 	touch $@
+
+# Resolves requirements.txt and tests/requirements.txt anew and pins what comes out.
+pins:
+	$(PYTHON) -m venv --clear .venv-pins
+	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt
+	grep '^#' pre-requirements.txt > .venv-pins/runtime
+	.venv-pins/bin/python -m pip freeze --exclude torch >> .venv-pins/runtime
+	.venv-pins/bin/python $(PIP_INSTALL) -c .venv-pins/runtime -r tests/requirements.txt
+	grep '^#' tests/pins.txt > .venv-pins/tests
+	.venv-pins/bin/python -m pip freeze --exclude torch | grep -vxFf .venv-pins/runtime >> .venv-pins/tests
+	mv .venv-pins/runtime pre-requirements.txt
+	mv .venv-pins/tests tests/pins.txt
+	rm -rf .venv-pins
+
+# Looks up the pinned versions among the known vulnerabilities.
+audit: .venv/installed
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python $(PIP_INSTALL) pip-audit==2.10.1; }
+	$(BIN)/python tests/audit.py .venv-audit/bin/pip-audit
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .venv-pins .venv-audit .pytest_cache .ruff_cache

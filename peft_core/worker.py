@@ -25,6 +25,7 @@ from peft_core.errors import PeftCoreError
 from peft_core.garbage import paused_collection
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
+_MOST_TO_IMPORT = 120.0  # seconds; 5 to 10 on an idle machine
 _NICE = 5  # a training comes first: the worker takes what it leaves idle, and a quarter of the rest
 _is_nice = False  # in the worker: once it has started, for which it needs seconds of a processor
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
@@ -72,15 +73,10 @@ class Worker:
 
     def run(self, task: str, *arguments: Any) -> Any:
         """What the task returns; raises what it raises, or WorkerError for a limit or a process that died."""
-        with self._turn if self._seconds else contextlib.nullcontext():
-            try:
-                future = self._submit(task, arguments)
-                wait([future], self._seconds)
-                if not future.done():
-                    raise self._overdue()
-                return future.result()
-            except BrokenProcessPool as error:
-                raise self._broken(task) from error
+        if self._seconds is None:
+            return self._result(task, arguments)
+        with self._turn:
+            return self._result(task, arguments)
 
     def stream(self, task: str, *arguments: Any, name: str | None = None) -> Iterator[Report]:
         """Reports while the task runs; the last has the share 1.0 and the result. Raises as `run` does, and
@@ -102,6 +98,7 @@ class Worker:
     def _streamed(self, task: str, arguments: tuple, ticket: int) -> Iterator[Report]:
         with self._turn:
             try:
+                self._await_imports()
                 future = self._submit(task, arguments, ticket)
                 end = time.monotonic() + self._seconds if self._seconds else None
                 while not future.done():
@@ -120,6 +117,29 @@ class Worker:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = None
+
+    def _result(self, task: str, arguments: tuple) -> Any:
+        try:
+            self._await_imports()
+            future = self._submit(task, arguments)
+            wait([future], self._seconds)
+            if not future.done():
+                raise self._overdue()
+            return future.result()
+        except BrokenProcessPool as error:
+            raise self._broken(task) from error
+
+    def _await_imports(self) -> None:
+        """Let the time of a task with a deadline begin once the process can work on it.
+
+        A process that does not get there is ended: a task that nobody listened to the end may keep it.
+        """
+        if self._seconds is None:
+            return
+        ready = self._submit("warm", ())
+        wait([ready], _MOST_TO_IMPORT + self._seconds)
+        if not ready.done():
+            raise self._overdue()
 
     def _submit(self, task: str, arguments: tuple, ticket: int = 0) -> Any:
         with self._lock:

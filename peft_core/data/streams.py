@@ -271,24 +271,30 @@ class ParquetRows(RowStream):
 
     def __init__(self, file: DataFile) -> None:
         super().__init__(file)
-        with describe_parquet_errors(self.path.name), self.source() as parquet:
-            self.schema = parquet.schema_arrow
+        with describe_parquet_errors(self.path.name):
+            self._open().close()  # which is beyond no limit then
+            with pq.ParquetFile(self._bytes()) as parquet:
+                self.schema = parquet.schema_arrow
             self._flat, _ = flat_columns(self.schema)
         self.columns = unique_names(self._flat)
 
     def source(self) -> pq.ParquetFile:
-        """The file, opened anew."""
-        if self.file.is_packed:
-            return open_parquet(self.path.name, io.BytesIO(self.file.read(MOST_WHOLE)), whole=False)
-        return open_parquet(self.path.name, self.path, whole=False)
+        """The file, opened anew, with the types that it has. A batch is small once `chunks` has given it."""
+        return pq.ParquetFile(self._bytes())
 
     def chunks(self) -> Iterator[Chunk]:
         name = self.path.name
-        with describe_parquet_errors(name), self.source() as parquet:
+        with describe_parquet_errors(name), self._open() as parquet:
             for batch in parquet.iter_batches(ROWS):
                 check_decoded(name, batch)
                 columns = [list(map(cell, values)) for values in batch_columns(name, batch, self._flat)]
                 yield [list(row) for row in zip(*columns, strict=True)]
+
+    def _open(self) -> pq.ParquetFile:
+        return open_parquet(self.path.name, self._bytes(), whole=False)
+
+    def _bytes(self) -> "io.BytesIO | Path":
+        return io.BytesIO(self.file.read(MOST_WHOLE)) if self.file.is_packed else self.path
 
 
 class ExcelRows(RowStream):

