@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
 _AFTER_ERROR = 5.0  # seconds until the queue is tried again after an error that no run explains
 GRACE = 10.0  # seconds that a training process has to end after Stop before a second Stop kills it
+_OVERDUE_GRACE = 60.0  # seconds that a run has to keep its adapter after its time is over
 _STOP_SECONDS = 2.0  # that Stop waits for a process that starts
 _KEEPS_ADAPTER = ("training", "evaluating", "saving")  # stages that end by themselves; others get a signal
 _log = logging.getLogger(__name__)
@@ -133,14 +135,17 @@ class Launcher:
             self._kill_overdue()
             self._mark_not_startable()
             status = {run: run.state().status for run in runs.list_runs(self.runs_dir)}
+            running = [run for run in status if status[run] == RUNNING]
+            self._stop_overdue(running)
             waiting = [
                 run
                 for run in status
                 if status[run] == SCHEDULED and run.run_id not in {*self._children, *self._not_startable}
             ]
-            if waiting and not self._children and RUNNING not in status.values():
+            if waiting and not self._children and not running:
                 self._start(waiting[-1])
-            return bool(waiting or self._children or self._to_kill or self._not_startable)
+            has_deadline = self.limits is not None and bool(running)
+            return bool(waiting or self._children or self._to_kill or self._not_startable or has_deadline)
 
     def resume_queue(self) -> None:
         """Take up what an earlier app left waiting."""
@@ -227,6 +232,19 @@ class Launcher:
             except DamagedError:  # whose process is unknown: the queue must not wait for it
                 _log.exception("The run %s could not be killed.", run_id)
                 self._to_kill.discard(run_id)
+
+    def _stop_overdue(self, running: Sequence[Run]) -> None:
+        """Ask runs to stop that have had the time of a public demo, and kill those that do not stop."""
+        for run in running if self.limits is not None else ():
+            state = run.state()
+            if state.started is None or time.time() - state.started < self.limits.max_seconds:
+                continue
+            if not run.stop_requested():
+                run.request_stop(self.limits.describe_deadline())
+                if state.stage not in _KEEPS_ADAPTER:
+                    send_signal(run, signal.SIGTERM)
+            elif seconds_since_stop(run) > _OVERDUE_GRACE:
+                self._to_kill.add(run.run_id)
 
     def _kill(self, run: Run) -> bool:
         """Kill a run's process and write that it was killed; False while the process has not ended."""

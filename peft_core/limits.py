@@ -23,7 +23,9 @@ class Limits:
     max_train_samples: int = 4000
     max_eval_samples: int = 1000
     max_length: int = 256
+    max_batch: int = 64
     max_steps: int = 1000
+    max_seconds: float = 300.0  # of a training; at most so long is forecast, and then it is stopped
     max_evaluations: int = 20
     max_characters: int = 2000
     max_waiting: int = 5
@@ -40,8 +42,8 @@ class Limits:
         return (
             f"Public demo: models from the list, data from the list or your own files, at most "
             f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
-            f"{self.max_steps:,} steps, {self.max_length} tokens and {self.max_characters:,} "
-            "characters a text; one training at a time; everyone sees every run."
+            f"{self.max_steps:,} steps, {self.max_seconds / 60:.0f} minutes, {self.max_length} tokens and "
+            f"{self.max_characters:,} characters a text; one training at a time; everyone sees every run."
         )
 
     def describe_uploads(self) -> str:
@@ -51,13 +53,28 @@ class Limits:
             f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
         )
 
+    def describe_deadline(self) -> str:
+        """One sentence for a run that was stopped."""
+        return f"It had {_duration(self.max_seconds)}, the most that this public demo gives a run."
+
+    def check_seconds(self, seconds: float | None) -> None:
+        """Raise ConfigError for a training that is forecast to take longer than a public demo gives."""
+        if seconds is not None and seconds > self.max_seconds:
+            raise ConfigError(
+                f"These settings are forecast to take {seconds / 60:,.0f} minutes; this public demo gives "
+                f"a run {self.max_seconds / 60:.0f}. Take fewer rows, epochs or tokens, or a smaller model."
+            )
+
     def check(self, config: TrainConfig, rows: int | None = None) -> None:
         """Raise ConfigError if a config asks for more than a public demo gives.
 
         `rows` are those that the data set has, where they are known: it cannot be trained on more.
         """
-        for name in ("max_train_samples", "max_eval_samples", "max_length"):
-            value, limit = getattr(config, name), getattr(self, name)
+        bounds = {
+            name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples", "max_length")
+        }
+        for name, limit in {**bounds, "per_device_train_batch_size": self.max_batch}.items():
+            value = getattr(config, name)
             if value > limit:
                 raise ConfigError(f"{name} is {value:,}; this public demo allows at most {limit:,}.")
         most = config.max_train_samples if rows is None else min(rows, config.max_train_samples)
@@ -74,6 +91,10 @@ class Limits:
                 f"eval_steps is {config.eval_steps}, which makes {evaluations:,} evaluations; this public "
                 f"demo allows at most {self.max_evaluations}. Take a larger interval, or leave it empty."
             )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 def check_offered(config: TrainConfig, uploads_dir: Path) -> None:

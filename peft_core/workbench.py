@@ -89,6 +89,8 @@ class Workbench:
         """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
         config = self.config(settings)
         self._files.run("check", config.to_dict())
+        if self.limits is not None:
+            self.limits.check_seconds(self.worker.run("cost", config.to_dict())["seconds"])
         ahead = self.launcher.current()
         run = self.launcher.submit(with_absolute_paths(config))
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
@@ -247,10 +249,7 @@ class Workbench:
     def look_at_file(
         self, path: Path, run_id: str, sheet_name: str | None = None, header_row: int | None = None
     ) -> dict[str, Any]:
-        """A file's `columns`, first `rows`, and which of them are `text`, `text_pair` and `label`.
-
-        Of a workbook also its `sheets`, and the `sheet` and `header_row` that are read.
-        """
+        """A file's `columns`, their roles, its first `rows`; a workbook's `sheets`, `sheet`, `header_row`."""
         self._check_bytes(path)
         folder = str(self.find(run_id).folder)
         return self._files.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
@@ -264,9 +263,8 @@ class Workbench:
         `sheet_name` and `header_row` choose a table as the settings of these names do.
         """
         self._check_bytes(path)
-        request: dict[str, Any] = {role: columns.get(role) or None for role in ("text", "text_pair", "label")}
-        request["exact"] = bool(columns.get("exact"))
-        request |= {name: columns.get(name) or None for name in ("sheet_name", "header_row")}
+        names = ("text", "text_pair", "label", "sheet_name", "header_row")
+        request = {name: columns.get(name) or None for name in names} | {"exact": bool(columns.get("exact"))}
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
         folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)

@@ -117,6 +117,14 @@ def test_public_demo_allows_the_default_run_and_says_its_limits() -> None:
         assert number in limits.describe()
 
 
+def test_public_demo_refuses_what_is_forecast_to_take_too_long() -> None:
+    limits = Limits()
+    for seconds in (None, 0.0, limits.max_seconds):
+        limits.check_seconds(seconds)
+    with pytest.raises(ConfigError, match="forecast to take 2,160 minutes; this public demo gives a run 5"):
+        limits.check_seconds(36 * 3600.0)
+
+
 @pytest.mark.parametrize(
     "settings, word",
     [
@@ -125,6 +133,10 @@ def test_public_demo_allows_the_default_run_and_says_its_limits() -> None:
         ({"max_length": 257}, "max_length is 257"),
         ({"num_train_epochs": 100}, "18,800 steps"),
         ({"per_device_train_batch_size": 1}, "3,000 steps"),
+        (
+            {"per_device_train_batch_size": 1024, "num_train_epochs": 100},
+            "per_device_train_batch_size is 1,024",
+        ),
     ],
 )
 def test_public_demo_refuses_more(settings: dict[str, Any], word: str) -> None:

@@ -231,6 +231,40 @@ def test_second_stop_kills_after_the_grace(
     assert "did not stop within 10 s" in error and "nothing of it is kept" in error
 
 
+def test_run_past_its_time_is_stopped_and_keeps_its_adapter(
+    launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = Launcher(launcher.runs_dir, Limits(max_seconds=2.0))
+    run = public.submit(slow(settings))
+    wait_for(lambda: ended(run), seconds=180)
+    state = run.state()
+    assert (state.status, run.has_adapter) == ("KILLED", True)
+    (note,) = [note for note in state.notes if "Stopped at step" in note]
+    assert note.startswith("It had 2 seconds, the most that this public demo gives a run. Stopped at step")
+    again = public.resume(run.run_id)
+    assert not again.stop_requested() and again.stop_reason() == ""
+    wait_for(lambda: ended(run), seconds=180)
+    assert run.state().status == "KILLED"
+
+
+def test_run_of_an_earlier_app_that_does_not_stop_in_time_is_killed(
+    deaf_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_OVERDUE_GRACE", 0.5)
+    monkeypatch.setattr(launching, "GRACE", 0.5)
+    public = Launcher(deaf_run.folder.parent, Limits(max_seconds=0.1))
+    time.sleep(0.1)
+    public.resume_queue()
+    wait_for(lambda: status(deaf_run) == "KILLED")
+    assert not public.advance()
+
+
+def test_run_at_home_has_all_the_time_it_wants(deaf_run: Run) -> None:
+    own = Launcher(deaf_run.folder.parent)
+    assert not own.advance()
+    assert not deaf_run.stop_requested()
+
+
 def test_stop_signals_no_process_that_only_has_the_pid(launcher: Launcher) -> None:
     """A dead run that two looks made RUNNING had a SIGTERM sent to whatever had its pid by then."""
     run = runs.create(launcher.runs_dir, TrainConfig())

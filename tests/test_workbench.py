@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
 from peft_core.launcher import Launcher
+from peft_core.limits import Limits
 from peft_core.runs import ENDED, Run
 from peft_core.workbench import Workbench
 from peft_core.worker import Worker
@@ -282,3 +284,10 @@ def test_files_of_this_machine_are_named_only_by_whoever_may(
     assert opened.config({"dataset_name": uploaded}).dataset_name == uploaded
     may_name_files = True
     assert opened.config(settings).dataset_name == str(tiny_data)
+
+
+def test_public_demo_starts_nothing_that_is_forecast_to_take_too_long(public: Workbench) -> None:
+    hurried = replace(public, limits=Limits(max_seconds=0.001))
+    with pytest.raises(ConfigError, match="forecast to take .* minutes; this public demo gives a run"):
+        hurried.train({})
+    assert not hurried.list_runs()

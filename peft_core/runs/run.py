@@ -264,9 +264,19 @@ class Run:
                 return self.result().get("metrics_check")
             return None
 
-    def request_stop(self) -> None:
+    def request_stop(self, reason: str = "") -> None:
+        """Ask the training process to stop; a reason, which is a sentence, begins the note of the run."""
         with translate_disk_errors():
             (self.folder / "stop").touch()
+            if reason:
+                (self.folder / "stop").write_text(reason, encoding="utf-8")
+
+    def stop_reason(self) -> str:
+        """The sentence that `request_stop` was given; empty if it was none."""
+        try:
+            return (self.folder / "stop").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
 
     def stop_requested(self) -> bool:
         return (self.folder / "stop").exists()

@@ -63,6 +63,7 @@ def forget_result(run: RunInTraining) -> None:
 
 def mark_stopped(run: RunInTraining, note: str) -> None:
     """Set the status to KILLED with a note; signals that arrive while it is written are ignored."""
+    note = " ".join(filter(None, (run.stop_reason(), note)))
     while True:
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             run.update(
