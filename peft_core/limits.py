@@ -34,7 +34,7 @@ class Limits:
     max_uploads: int = 20
     reading_seconds: float = 60.0
     reading_bytes: int = 2_000_000_000
-    answer_seconds: float = 120.0
+    answer_seconds: float = 300.0  # a merge of a large model takes minutes
     job_seconds: float = 600.0
 
     def describe(self) -> str:
