@@ -8,7 +8,7 @@ import pytest
 
 from peft_core.access.address import CLIENT_ADDRESS
 from peft_core.access.guard import HUGGING_FACE, PagePolicy, RequestGuard
-from peft_core.access.hosts import AllowedHosts, is_loopback
+from peft_core.access.hosts import AllowedHosts, is_loopback, is_network_address
 from peft_core.errors import ConfigError
 
 OWN = {"host": "127.0.0.1:7860"}
@@ -137,6 +137,21 @@ def test_address_of_the_network_is_a_name_of_its_own() -> None:
         assert ask({"host": f"{name}:7860"}, hosts=hosts, server=(address, 7860))[0] == 200
         assert ask({"host": f"{name}:7860"}, hosts=hosts, server=("192.0.2.8", 7860))[0] == 403
     assert ask({"host": "0.0.0.0:7860"}, hosts=hosts)[0] == 200  # as gradio prints it
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1:7860", False), ("[::1]", False), ("localhost", False), ("demo.example.org", False),
+     ("192.0.2.7:7860", True), ("[2001:db8::7]:7860", True), ("", False)],
+)  # fmt: skip
+def test_network_addresses_are_told_from_loopback_and_names(host: str, expected: bool) -> None:
+    assert is_network_address(host) is expected
+
+
+def test_opener_policy_is_left_out_where_browsers_would_warn_of_it() -> None:
+    lan = ask({"host": "192.0.2.7:7860"}, hosts=AllowedHosts("0.0.0.0"), server=("192.0.2.7", 7860))
+    assert "cross-origin-opener-policy" not in lan[1]
+    assert ask(OWN)[1]["cross-origin-opener-policy"] == "same-origin"
 
 
 def test_added_name_counts_behind_a_proxy_that_hides_it() -> None:

@@ -34,7 +34,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
 from peft_core.access.address import CLIENT_ADDRESS
-from peft_core.access.hosts import AllowedHosts
+from peft_core.access.hosts import AllowedHosts, is_network_address
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -69,7 +69,6 @@ class PagePolicy:
         """The response headers that state this policy."""
         return {
             "Content-Security-Policy": self._content_security_policy(),
-            "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
@@ -179,6 +178,8 @@ class RequestGuard:
         policy = self._policy.headers()
         if "/file" in scope["path"]:
             policy["Content-Security-Policy"] = "sandbox; default-src 'none'"
+        if not is_network_address(Headers(scope=scope)["host"]):  # where browsers warn that they ignore it
+            policy["Cross-Origin-Opener-Policy"] = "same-origin"
 
         async def send_hardened(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):

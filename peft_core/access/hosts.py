@@ -108,6 +108,15 @@ def is_loopback(bound: str) -> bool:
         return bound.lower() == "localhost"
 
 
+def is_network_address(host: str) -> bool:
+    """Whether a `Host` header is an IP address of a network, which is served by plain HTTP."""
+    authority = Authority.parse(host)
+    try:
+        return authority is not None and not ipaddress.ip_address(authority.name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def _in_brackets(address: str) -> str:
     """An IPv6 address as a URL has it."""
     return f"[{address}]" if ":" in address and not address.startswith("[") else address
