@@ -84,9 +84,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--port", type=int, metavar="P", help="default: the first free one from 7860")
     add("--share", action="store_true", help="a public link; needs --auth or --public")
     add("--public", action="store_true", help="limits for strangers: presets only, short runs")
-    add(
-        "--auth", metavar="USER:PASS", help="ask for this name and password; AUTH hides them from other users"
-    )
+    add("--auth", metavar="USER:PASS", help="ask for this name and password (or AUTH)")
     add("--auth-file", metavar="FILE", help="as --auth, from the first line of a file")
     add("--allow-host", action="append", default=[], metavar="NAME", help="also answer under this name")
     add("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")

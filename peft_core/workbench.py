@@ -70,9 +70,10 @@ class Workbench:
         return self.file_worker or self.worker
 
     def start(self) -> None:
-        """Warm the worker, remove what dead processes left half-written, and take up runs that wait."""
+        """Warm the workers, remove what dead processes left half-written, and take up runs that wait."""
         runs.sweep(self.runs_dir)
         self.worker.warm()
+        self._files.warm()
         self.launcher.resume_queue()
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
@@ -217,12 +218,9 @@ class Workbench:
         return self._counted[name]
 
     def _check_rows(self, folder: Path) -> None:
-        rows = self._upload_rows(str(folder)) or 0
-        if rows > self.limits.max_upload_rows:
-            raise DataError(
-                f"The files have {rows:,} rows; this public demo takes at most "
-                f"{self.limits.max_upload_rows:,}."
-            )
+        rows, most = self._upload_rows(str(folder)) or 0, self.limits.max_upload_rows
+        if rows > most:
+            raise DataError(f"The files have {rows:,} rows; this public demo takes at most {most:,}.")
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
         """Data sets of all runs, or of those alone that wait or train."""

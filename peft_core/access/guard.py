@@ -129,6 +129,10 @@ class RequestGuard:
             )
         site = headers.get("sec-fetch-site")
         if site not in (None, "same-origin") and not self._is_visit(scope, headers):
+            if site == "none":
+                return (
+                    "This app does not answer this address when it is typed. Open its page, and go on there."
+                )
             return "This app does not answer another site's page. Type its address, or open it by a bookmark."
         if scope["path"].startswith("/logout") and not self._is_from_page(scope, headers, hosts[0]):
             return "This app does not answer a link to /logout. Log out on its page."
