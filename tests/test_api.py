@@ -162,6 +162,41 @@ def test_program_without_login_names_no_files(
     assert (sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []) == before
 
 
+def ask_handler(url: str, number: int, data: list[Any]) -> dict[str, Any]:
+    """The last message about a call of one of the page's own handlers."""
+    question = json.dumps({"data": data, "fn_index": number, "session_hash": f"handler{number}"}).encode()
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(
+        urllib.request.Request(f"{url}/gradio_api/queue/join", question, headers), timeout=30
+    )
+    with urllib.request.urlopen(
+        f"{url}/gradio_api/queue/data?session_hash=handler{number}", timeout=60
+    ) as stream:
+        for line in stream:
+            message = json.loads(line.removeprefix(b"data: ") or b"{}") if line.strip() else {}
+            if message.get("msg") == "process_completed":
+                return message
+    raise AssertionError("the call was not answered")
+
+
+def test_files_are_not_fetched_from_an_address_that_a_request_names(client: Client, server: Server) -> None:
+    takes_files = {"file", "uploadbutton"}
+    files = {part["id"] for part in client.config["components"] if part["type"] in takes_files}
+    asked = 0
+    for handler in client.config["dependencies"]:
+        places = [place for place, part in enumerate(handler["inputs"]) if part in files]
+        if not places or not handler["backend_fn"]:
+            continue
+        address = "https://192.0.2.1/a.csv"
+        file = {"path": address, "url": address, "orig_name": "a.csv", "meta": {"_type": "gradio.FileData"}}
+        data = [[file] if place in places else None for place in range(len(handler["inputs"]))]
+        message = ask_handler(server.url, handler["id"], data)
+        assert not message["success"]
+        assert "fetches no file from an address, such as 'https://192.0.2.1/a.csv'" in str(message["output"])
+        asked += 1
+    assert asked >= 2
+
+
 def test_mcp_clients_are_offered_the_same_endpoints(server: Server) -> None:
     with urllib.request.urlopen(f"{server.url}/gradio_api/mcp/schema", timeout=30) as answer:
         tools = {tool["name"] for tool in json.load(answer)}

@@ -1,6 +1,24 @@
-"""Who sent the request that is being answered."""
+"""Who sent the request that is being answered, and what gradio may do for one."""
 
+from typing import NoReturn
+
+import gradio as gr
+from gradio import processing_utils
 from gradio.context import LocalContext
+
+
+def refuse_downloads() -> None:
+    """Have gradio fetch no file by its address.
+
+    A request may give an address of the internet where a component takes a file. Gradio then downloads it
+    into memory, however large, before any handler runs.
+    """
+    processing_utils.async_ssrf_protected_get = _refuse_download  # by which gradio fetches every such file
+
+
+async def _refuse_download(url: str) -> NoReturn:
+    sentence = f"This app fetches no file from an address, such as {url[:100]!r}. Upload the file."
+    raise gr.Error(sentence, print_exception=False)
 
 
 def may_name_files() -> bool:
