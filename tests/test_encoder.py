@@ -201,7 +201,7 @@ def test_an_altered_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytes
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(ModelError, match="not the ones this app was built for"):
+    with pytest.raises(ModelError, match="model.safetensors is not the one this app was built for"):
         load_base(EMBEDDED_MODEL, None, ["no", "yes"])
 
 

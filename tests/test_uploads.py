@@ -177,7 +177,7 @@ def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_p
         assert [str(path) for path in public.uploads_dir.iterdir()] == [folder]
         assert public.list_runs() == []
     finally:
-        public.worker.close()
+        public.file_worker.close()
 
 
 @pytest.mark.parametrize("refused", ["mkdir", "utime"])

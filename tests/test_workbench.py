@@ -36,8 +36,12 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
 
 
 @pytest.fixture(scope="module")
-def public(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench.open(tmp_path_factory.mktemp("public") / "runs", public=True)
+def public(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    """Where strangers come; its processes end before `workbench` looks whether any is left."""
+    public = Workbench.open(tmp_path_factory.mktemp("public") / "runs", public=True)
+    yield public
+    for worker in (public.worker, public.jobs, public.file_worker):
+        worker.close()
 
 
 @pytest.fixture(scope="module")
