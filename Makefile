@@ -76,14 +76,8 @@ bench-inference: .venv/installed-tests
 # Resolves requirements.txt and tests/requirements.txt anew and pins what comes out.
 pins:
 	$(PYTHON) -m venv --clear .venv-pins
-	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt
-	grep '^#' pre-requirements.txt > .venv-pins/runtime
-	.venv-pins/bin/python -m pip freeze --exclude torch >> .venv-pins/runtime
-	.venv-pins/bin/python $(PIP_INSTALL) -c .venv-pins/runtime -r tests/requirements.txt
-	grep '^#' tests/pins.txt > .venv-pins/tests
-	.venv-pins/bin/python -m pip freeze --exclude torch | grep -vxFf .venv-pins/runtime >> .venv-pins/tests
-	mv .venv-pins/runtime pre-requirements.txt
-	mv .venv-pins/tests tests/pins.txt
+	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt -r tests/requirements.txt
+	.venv-pins/bin/python tests/pins.py
 	rm -rf .venv-pins
 
 # Looks up the pinned versions among the known vulnerabilities.

@@ -1,14 +1,13 @@
 """What the app is made of: every package pinned, every embedded file the one it was built for."""
 
 import shutil
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from audit import report
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from processes import ROOT, python
+from pins import RUNTIME, TESTS, brought_by, requirements
+from processes import python
 
 from peft_core import sources
 from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL
@@ -17,31 +16,7 @@ from peft_core.errors import DataError, ModelError
 from peft_core.presets import EMBEDDED_FILES, embedded_model_folder, embedded_reviews_file
 
 
-def requirements(name: str) -> list[Requirement]:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
-
-
-def brought_by(wanted: list[Requirement]) -> dict[str, str]:
-    """The installed version of every package that requirements bring, themselves included."""
-    versions, seen = {}, set()
-    todo = [(requirement, extra) for requirement in wanted for extra in ("", *requirement.extras)]
-    while todo:
-        requirement, extra = todo.pop()
-        name = canonicalize_name(requirement.name)
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        installed = distribution(name)
-        versions[name] = installed.version
-        for line in installed.requires or []:
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                todo += [(needed, more) for more in ("", *needed.extras)]
-    return versions
-
-
-def pins(*names: str) -> dict[str, str]:
+def pinned(*names: str) -> dict[str, str]:
     return {
         canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
         for name in names
@@ -52,17 +27,17 @@ def pins(*names: str) -> dict[str, str]:
 def test_every_package_is_pinned_and_tested_in_the_pinned_version() -> None:
     runtime = brought_by(requirements("requirements.txt"))
     for_tests = brought_by(requirements("tests/requirements.txt"))
-    runtime_pins = pins("pre-requirements.txt")
+    runtime_pins = pinned(RUNTIME)
     assert len(runtime) > 100
     assert "torch" in runtime and "torch" not in runtime_pins  # a build for each machine
     built = {"torch": runtime["torch"]}
     assert runtime.items() <= {**runtime_pins, **built}.items()
-    assert for_tests.items() <= {**runtime_pins, **pins("tests/pins.txt"), **built}.items()
+    assert for_tests.items() <= {**runtime_pins, **pinned(TESTS), **built}.items()
 
 
 def test_pins_bring_nothing_of_the_tests() -> None:
     of_tests = {canonicalize_name(pin.name) for pin in requirements("tests/requirements.txt")}
-    assert of_tests & set(pins("pre-requirements.txt")) <= set(brought_by(requirements("requirements.txt")))
+    assert of_tests & set(pinned(RUNTIME)) <= set(brought_by(requirements("requirements.txt")))
 
 
 @pytest.mark.parametrize("name", [*EMBEDDED_FILES, "model.safetensors"])
