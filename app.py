@@ -43,37 +43,37 @@ class Options:
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """The command line over the environment; exits with one line for a wrong one."""
     parser = _parser(environment)
-    given = parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
     hosted = environment.get("PUBLIC_DEMO", "").lower() in ("1", "true", "yes") or "SPACE_ID" in environment
     try:
-        credentials = Credentials.find(given.auth, given.auth_file, environment)
-        names = [*given.allow_host, *environment.get("ALLOW_HOST", "").split()]
-        hosts = AllowedHosts(given.host, [*names, *environment.get("SPACE_HOST", "").split()])
+        credentials = Credentials.find(flags.auth, flags.auth_file, environment)
+        names = [*flags.allow_host, *environment.get("ALLOW_HOST", "").split()]
+        hosts = AllowedHosts(flags.host, [*names, *environment.get("SPACE_HOST", "").split()])
     except ConfigError as error:
         parser.error(str(error))
-    if not (credentials or given.public or hosted):
-        if given.share:
+    if not (credentials or flags.public or hosted):
+        if flags.share:
             parser.error(UNGUARDED.format(flag="--share", visitors="anyone who has the link"))
-        if not is_loopback(given.host):
-            flag = f"--host {given.host}"
+        if not is_loopback(flags.host):
+            flag = f"--host {flags.host}"
             parser.error(UNGUARDED.format(flag=flag, visitors="everyone on your network"))
-    if credentials and given.mcp:
+    if credentials and flags.mcp:
         parser.error(MCP_WITH_LOGIN)
-    public = given.public or given.share or hosted
+    public = flags.public or flags.share or hosted
     return Options(
-        host=given.host,
-        port=given.port,
-        share=given.share,
+        host=flags.host,
+        port=flags.port,
+        share=flags.share,
         public=public,
         credentials=credentials,
         hosts=hosts,
         policy=PagePolicy(
-            links=public or not is_loopback(given.host),
+            links=public or not is_loopback(flags.host),
             frames=HUGGING_FACE if "SPACE_ID" in environment else (),
-            scripts=(SHARED_PAGES,) if given.share else (),
+            scripts=(SHARED_PAGES,) if flags.share else (),
         ),
-        runs_dir=Path(given.runs_dir),
-        mcp=given.mcp,
+        runs_dir=Path(flags.runs_dir),
+        mcp=flags.mcp,
     )
 
 

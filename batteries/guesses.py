@@ -82,10 +82,10 @@ def _enter(port: int, address: str, seconds: float) -> list[str]:
         if time.monotonic() - start > seconds:
             break
         time.sleep(0.2)
-    taken = time.monotonic() - start
-    if status == _ENTERED and taken <= seconds:
+    elapsed = time.monotonic() - start
+    if status == _ENTERED and elapsed <= seconds:
         return []
-    return [f"the right one from {address} was answered {status} after {taken:.1f} s"]
+    return [f"the right one from {address} was answered {status} after {elapsed:.1f} s"]
 
 
 def _log_in(port: int, password: str, address: str) -> int:

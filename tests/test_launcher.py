@@ -232,7 +232,7 @@ def test_second_stop_kills_after_the_grace(
 
 
 def test_run_past_its_time_is_stopped_and_keeps_its_adapter(
-    launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, settings: dict[str, Any]
 ) -> None:
     public = Launcher(launcher.runs_dir, Limits(max_seconds=2.0))
     run = public.submit(slow(settings))

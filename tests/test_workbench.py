@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,25 @@ def test_public_demo_starts_nothing_that_is_forecast_to_take_too_long(public: Wo
     with pytest.raises(ConfigError, match="forecast to take .* minutes; this public demo gives a run"):
         hurried.train({})
     assert not hurried.list_runs()
+
+
+class RecordingWorker:
+    """Notes the tasks that it is asked for, and fails each."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def run(self, task: str, *arguments: Any) -> Any:
+        self.tasks.append(task)
+        raise DataError("not read here")
+
+
+def test_files_of_strangers_are_read_by_the_worker_with_limits(public: Workbench, tmp_path: Path) -> None:
+    files, other = RecordingWorker(), RecordingWorker()
+    opened = replace(public, file_worker=files, worker=other)
+    write_csv(tmp_path / "own.csv", FOUR)
+    upload = partial(opened.upload, [tmp_path / "own.csv"])
+    for ask in (partial(opened.inspect, {}), partial(opened.train, {}), upload):
+        with pytest.raises(DataError, match="not read here"):
+            ask()
+    assert (files.tasks, other.tasks) == (["inspect", "check", "count_rows"], [])

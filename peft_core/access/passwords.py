@@ -60,7 +60,7 @@ class Credentials:
     def match(self, user: str, password: str) -> bool:
         """Compare in constant time."""
         pairs = ((self.user, user), (self.password, password))
-        same = [hmac.compare_digest(_digest(own), _digest(given)) for own, given in pairs]
+        same = [hmac.compare_digest(_digest(expected), _digest(value)) for expected, value in pairs]
         return all(same)
 
 
