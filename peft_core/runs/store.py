@@ -20,6 +20,7 @@ from peft_core.files import (
 )
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
+from peft_core.runs.ownership import Ownership, write_ownership
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
 
@@ -29,8 +30,11 @@ _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings",
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
-def create(runs_dir: Path, config: TrainConfig) -> Run:
-    """A new run folder with its config, status SCHEDULED; it appears whole or not at all."""
+def create(runs_dir: Path, config: TrainConfig, *, owner: str | None = None) -> Run:
+    """A new run folder with its config, status SCHEDULED; it appears whole or not at all.
+
+    `owner` is the SHA-256 of a visitor's token; None for the host.
+    """
     make_folder(runs_dir)
     run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
     with atomic_folder(runs_dir / run_id) as staging:
@@ -38,6 +42,8 @@ def create(runs_dir: Path, config: TrainConfig) -> Run:
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (staging / CONFIG_FILE).write_text(text, encoding="utf-8")
         write_manifest(staging)
+        if owner is not None:
+            write_ownership(staging, Ownership(owner=owner))
         write_sealed(staging / STATUS_FILE, RunState(status=SCHEDULED, created=time.time()))
     return Run(runs_dir / run_id)
 
