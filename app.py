@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard_lifespan
 from peft_core.access.hosts import AllowedHosts, is_loopback
+from peft_core.access.page_script import PageScript
 from peft_core.access.passwords import Credentials, Login
 from peft_core.errors import ConfigError
 
@@ -37,6 +39,7 @@ class Options:
     hosts: AllowedHosts
     policy: PagePolicy
     runs_dir: Path
+    examples: tuple[str, ...]
     mcp: bool
 
 
@@ -73,6 +76,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Op
             scripts=(SHARED_PAGES,) if flags.share else (),
         ),
         runs_dir=Path(flags.runs_dir),
+        examples=(*flags.example, *environment.get("EXAMPLES", "").split()),
         mcp=flags.mcp,
     )
 
@@ -88,6 +92,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--auth-file", metavar="FILE", help="as --auth, from the first line of a file")
     add("--allow-host", action="append", default=[], metavar="NAME", help="also answer under this name")
     add("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")
+    add("--example", action="append", default=[], metavar="RUN", help="a run that every visitor may read")
     add("--mcp", action="store_true", help="serve the endpoints to MCP clients too")
     return parser
 
@@ -98,13 +103,18 @@ if __name__ != "__mp_main__":  # the worker process imports this file again, and
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
-    from peft_core.ui.requests import may_name_files
-    from peft_core.ui.theme import STYLE, THEME
+    from peft_core.ui.requests import local_visitor, public_visitor
+    from peft_core.ui.theme import STYLE, THEME, VISITOR_SCRIPT
     from peft_core.workbench import Workbench
 
     options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    workbench = Workbench.open(options.runs_dir, public=options.public, may_name_files=may_name_files)
+    workbench = Workbench.open(
+        options.runs_dir,
+        public=options.public,
+        visitor=public_visitor if options.public else local_visitor,
+        examples=options.examples,
+    )
     demo = build_page(workbench)
 
 
@@ -112,6 +122,7 @@ def main() -> None:
     """Serve until stopped; a training that runs then goes on, and the next start finds it."""
     download_cache()
     workbench.start()
+    layers = [partial(PageScript, script=VISITOR_SCRIPT.read_text())] if options.public else []
     demo.launch(
         server_name=options.host,
         server_port=options.port,
@@ -121,11 +132,11 @@ def main() -> None:
         allowed_paths=[],
         state_session_capacity=SESSIONS,
         max_file_size=MOST_BYTES if workbench.limits is None else workbench.limits.max_upload_bytes,
-        show_error=True,
+        show_error=not options.public,  # of a bug, whose message may name places on this machine
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
-        app_kwargs={"lifespan": guard_lifespan(options.hosts, options.policy), "openapi_url": None},
+        app_kwargs={"lifespan": guard_lifespan(options.hosts, options.policy, layers), "openapi_url": None},
         run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
         ssr_mode=False,  # a server of its own in front, which the guard would not see
         num_workers=0,  # servers of their own beside it, which nothing would guard

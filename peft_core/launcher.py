@@ -43,16 +43,16 @@ class Launcher:
         self._lock = threading.RLock()
         self._watcher: threading.Thread | None = None
 
-    def submit(self, config: TrainConfig) -> Run:
+    def submit(self, config: TrainConfig, *, owner: str | None = None) -> Run:
         """A new run, started now or when those before it have ended; returns at once.
 
-        Raises RunError if a public demo's queue is full.
+        `owner` is the SHA-256 of a visitor's token. Raises RunError if a public demo's queue is full.
         """
         with self._lock:
             waiting = [run for run in runs.list_runs(self.runs_dir) if run.state().status == SCHEDULED]
             if self.limits is not None and len(waiting) >= self.limits.max_waiting:
                 raise RunError(f"{len(waiting)} runs are waiting already; try again when some have ended.")
-            run = runs.create(self.runs_dir, config)
+            run = runs.create(self.runs_dir, config, owner=owner)
         self._start_queue()
         return run
 

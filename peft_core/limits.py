@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import TrainConfig
-from peft_core.data.uploads import is_upload
+from peft_core.data.uploads import hide_upload_folders, is_upload
 from peft_core.errors import ConfigError
 from peft_core.presets import DATASETS, MODELS
 from peft_core.schedule import evaluations_of
@@ -43,14 +43,16 @@ class Limits:
             f"Public demo: models from the list, data from the list or your own files, at most "
             f"{self.max_train_samples:,} training rows, {self.max_eval_samples:,} evaluation rows, "
             f"{self.max_steps:,} steps, {self.max_seconds / 60:.0f} minutes, {self.max_length} tokens and "
-            f"{self.max_characters:,} characters a text; one training at a time; everyone sees every run."
+            f"{self.max_characters:,} characters a text; one training at a time. Your runs and files are "
+            "yours alone, until you share a run by its link."
         )
 
     def describe_uploads(self) -> str:
         """One sentence for whoever uploads a file."""
         return (
             f"Files may have {self.max_upload_bytes / 1e6:,.0f} MB and {self.max_upload_rows:,} rows; the "
-            f"newest {self.max_uploads} uploads are kept, and everyone sees what a run was tested on."
+            f"newest {self.max_uploads} uploads are kept. Whoever has the link of a run that you share can "
+            "read the rows it was tested on."
         )
 
     def describe_deadline(self) -> str:
@@ -105,7 +107,8 @@ def check_offered(config: TrainConfig, uploads_dir: Path) -> None:
     ):
         uploaded = what == "data sets" and is_upload(value, uploads_dir)
         if value not in offered and not uploaded:
-            raise ConfigError(f"{value!r} is not on this public demo's list of {what}: {', '.join(offered)}.")
+            named = hide_upload_folders(repr(value))
+            raise ConfigError(f"{named} is not on this public demo's list of {what}: {', '.join(offered)}.")
     if config.revision or config.dataset_config_name:
         raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
 

@@ -1,29 +1,29 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
-import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft_core import runs
+from peft_core.access.visitors import LOCAL_USER, Visitor
 from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data.characters import check_text
 from peft_core.data.unpacking import unpacked_bytes
-from peft_core.data.uploads import UPLOADS, is_upload, store_upload
+from peft_core.data.uploads import hide_upload_folders
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
-from peft_core.files import translate_disk_errors
 from peft_core.inference.classifier import Classifier
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits, check_names_no_files, check_offered, settings_with_files
 from peft_core.presets import with_absolute_paths
 from peft_core.progress import Progress
+from peft_core.run_access import RunAccess
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
+from peft_core.visitor_uploads import TOKEN_NEEDED, VisitorUploads
 from peft_core.worker import Report, Worker, in_thread
 
 
@@ -32,79 +32,111 @@ class Workbench:
     """What the page and the endpoints ask for.
 
     Attributes:
+        worker: answers clicks.
+        jobs: works for minutes, so that a job holds up nobody's click.
+        files: reads data files; where strangers come, a worker of its own.
         limits: None on a person's own machine, set where strangers come.
-        may_name_files: whether whoever asks now may name files of this machine in settings.
+        access: the runs that whoever asks now may read and change.
+        uploads: the uploads of whoever asks now.
     """
 
     launcher: Launcher
     worker: Worker
+    jobs: Worker
+    files: Worker
     limits: Limits | None
-    may_name_files: Callable[[], bool] = lambda: True
-    jobs: Worker = field(default_factory=Worker)  # of minutes, so that they hold up nobody's click
-    file_worker: Worker | None = None  # reads strangers' files
-    _counted: dict[str, int] = field(default_factory=dict)
-    _uploading: threading.Lock = field(default_factory=threading.Lock)  # one upload is stored at a time
+    access: RunAccess
+    uploads: VisitorUploads
 
     @classmethod
     def open(
-        cls, runs_dir: Path, *, public: bool = False, may_name_files: Callable[[], bool] = lambda: True
+        cls,
+        runs_dir: Path,
+        *,
+        public: bool = False,
+        visitor: Callable[[], Visitor] = lambda: LOCAL_USER,
+        examples: Collection[str] = (),
     ) -> "Workbench":
-        """A workbench over a folder of runs; nothing is started or written yet."""
-        if not public:
-            return cls(Launcher(runs_dir, None), Worker(), None, may_name_files)
-        limits = Limits()
-        worker, jobs = Worker(limits.answer_seconds), Worker(limits.job_seconds)
-        files = Worker(limits.reading_seconds, limits.reading_bytes)
-        return cls(Launcher(runs_dir, limits), worker, limits, may_name_files, jobs, files)
+        """A workbench over a folder of runs; nothing is started or written yet.
+
+        Args:
+            runs_dir: the folder.
+            public: whether strangers come.
+            visitor: returns who asks now.
+            examples: ids of runs that every visitor may read.
+        """
+        limits = Limits() if public else None
+        worker = Worker(limits.answer_seconds if limits else None)
+        jobs = Worker(limits.job_seconds if limits else None)
+        files = Worker(limits.reading_seconds, limits.reading_bytes) if limits else worker
+        launcher = Launcher(runs_dir, limits)
+        access = RunAccess(launcher.runs_dir, visitor, frozenset(examples))
+        uploads = VisitorUploads(launcher.runs_dir, visitor, limits, files)
+        return cls(launcher, worker, jobs, files, limits, access, uploads)
 
     @property
     def runs_dir(self) -> Path:
         return self.launcher.runs_dir
 
-    @property
-    def uploads_dir(self) -> Path:
-        return self.runs_dir.absolute() / UPLOADS
-
-    @property
-    def _files(self) -> Worker:
-        return self.file_worker or self.worker
-
     def start(self) -> None:
         """Warm the workers, remove what dead processes left half-written, and take up runs that wait."""
         runs.sweep(self.runs_dir)
         self.worker.warm()
-        self._files.warm()
+        self.files.warm()
         self.launcher.resume_queue()
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Checked settings; ConfigError for one that is wrong, or that whoever asks may not give."""
-        config = TrainConfig.from_dict(settings)
+        config = TrainConfig.from_dict(self.uploads.resolve(settings))
         if self.limits is not None:
-            check_offered(config, self.uploads_dir)
-            self.limits.check(config, self._upload_rows(config.dataset_name))
-        elif not self.may_name_files():
-            check_names_no_files(config, self.uploads_dir)
+            check_offered(config, self.uploads.folder)
+            self.limits.check(config, self.uploads.rows(config.dataset_name))
+        elif not self.access.visitor().may_name_files:
+            check_names_no_files(config, self.uploads.folder)
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
-        config = self.config(settings)
-        self._files.run("check", config.to_dict())
+        """`{run_id, waiting_for}`: the run started, or queued behind the one named.
+
+        `waiting_for` names no run that the visitor may not read.
+        """
+        visitor, config = self.access.visitor(), self.config(settings)
+        if not visitor.owns_all and visitor.owner is None:
+            raise ConfigError(TOKEN_NEEDED)
+        self.files.run("check", config.to_dict())
         if self.limits is not None:
             self.limits.check_seconds(self.worker.run("cost", config.to_dict())["seconds"])
         ahead = self.launcher.current()
-        run = self.launcher.submit(with_absolute_paths(config))
-        return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
+        run = self.launcher.submit(with_absolute_paths(config), owner=visitor.owner)
+        return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
+
+    def _name_for_visitor(self, run: Run) -> str:
+        return run.run_id if self.access.may_read(run) else "a run of another visitor"
 
     def train_again(self, run_id: str) -> dict[str, Any]:
         """As `train`, with the settings of an earlier run: on its data and base model as they are now."""
-        return self.train(self.find(run_id).config().to_dict())
+        return self.train(self.settings_of(run_id).to_dict())
+
+    def current_run(self) -> Run | None:
+        """The run that trains now or comes next, if the visitor may read it."""
+        run = self.launcher.current()
+        return run if run is not None and self.access.may_read(run) else None
 
     def find(self, run_id: str) -> Run:
-        return runs.find(self.runs_dir, run_id)
+        """A run to read; RunError for one that whoever asks may not read, as for an unknown id."""
+        return self.access.find(run_id)
+
+    def settings_of(self, run_id: str) -> TrainConfig:
+        """The settings of a run as whoever asks may give them."""
+        return TrainConfig.from_dict(hide_upload_folders(self.find(run_id).config().to_dict()))
+
+    def find_own(self, run_id: str) -> Run:
+        """A run to change; RunError for one that whoever asks may not change."""
+        return self.access.find_own(run_id)
 
     def list_runs(self) -> list[Run]:
-        return runs.list_runs(self.runs_dir)
+        """The runs that whoever asks may read, the newest first."""
+        return self.access.list_runs()
 
     def status(self, run_id: str) -> dict[str, Any]:
         """The run's state, its settings, and its result once there is one."""
@@ -129,10 +161,11 @@ class Workbench:
         """As `status`, of a run at hand; parts whose files are lost are None."""
         state, damage = run.state(), run.damage()
         result, config = _or_none(run.result), _or_none(run.config)
-        return {
+        description = {
             "run_id": run.run_id,
             **state.to_dict(),
             "settings": config.to_dict() if config else None,
+            "may_change": self.access.owns(run),
             "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
             "has_adapter": run.has_adapter,
             "merged": certificate_of_merged(run) is not None,
@@ -140,28 +173,28 @@ class Workbench:
             "usable": run.usable() if damage else [],
             "result": result.to_dict() if result else None,
         }
+        return hide_upload_folders(description)
 
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
-        return self._status_of(self.launcher.stop(run_id))
+        return self._status_of(self.launcher.stop(self.find_own(run_id).run_id))
 
     def delete(self, run_id: str) -> dict[str, Any]:
         """`{run_id, deleted}` of a run that was removed with all its files.
 
-        Raises RunError if it has not ended, and on a public demo, where runs belong to everyone.
+        Raises RunError if it has not ended.
         """
-        if self.limits is not None:
-            raise RunError("This public demo keeps its runs; nobody can delete one.")
-        self.launcher.delete(run_id)
+        self.launcher.delete(self.find_own(run_id).run_id)
         return {"run_id": run_id, "deleted": True}
 
     def resume(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` of a run that goes on from its newest checkpoint."""
-        return self._status_of(self.launcher.resume(run_id))
+        return self._status_of(self.launcher.resume(self.find_own(run_id).run_id))
 
     def evaluate(self, run_id: str) -> dict[str, Any]:
         """As `resume`, of a run whose newest checkpoint is evaluated as it is, without another step."""
-        return self._status_of(self.launcher.resume(run_id, evaluate_only=True))
+        run = self.find_own(run_id)
+        return self._status_of(self.launcher.resume(run.run_id, evaluate_only=True))
 
     @staticmethod
     def _status_of(run: Run) -> dict[str, Any]:
@@ -182,55 +215,22 @@ class Workbench:
 
     def inspect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
-        return self._files.run("inspect", self.config(settings).to_dict())
+        return hide_upload_folders(self.files.run("inspect", self.config(settings).to_dict()))
 
     def upload(self, paths: Sequence[Path]) -> str:
-        """Files as a data set of this workbench; what comes back is its `dataset_name`.
-
-        Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
-        """
-        with self._uploading, translate_disk_errors():
-            if self.limits is None:
-                in_use = self._data_in_use(list_all=True)
-                return str(store_upload(paths, self.uploads_dir, in_use=in_use).folder)
-            folder, is_new = store_upload(
-                paths,
-                self.uploads_dir,
-                in_use=self._data_in_use(list_all=False),
-                most_uploads=self.limits.max_uploads,
-                most_bytes=self.limits.max_upload_bytes,
-            )
-            try:
-                self._check_rows(folder)
-            except DataError:
-                if is_new:  # else a run may wait for it or train on it
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            return str(folder)
-
-    def _upload_rows(self, name: str) -> int | None:
-        """Rows of an uploaded data set, read once; None for one that was not uploaded."""
-        if not is_upload(name, self.uploads_dir):
-            return None
-        if name not in self._counted:
-            files = [str(path) for path in sorted(Path(name).iterdir())]
-            self._counted[name] = self._files.run("count_rows", files)
-        return self._counted[name]
-
-    def _check_rows(self, folder: Path) -> None:
-        rows, most = self._upload_rows(str(folder)) or 0, self.limits.max_upload_rows
-        if rows > most:
-            raise DataError(f"The files have {rows:,} rows; this public demo takes at most {most:,}.")
+        """Files as a data set of whoever asks; returns its `dataset_name`. Raises DataError."""
+        return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None))
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
         """Data sets of all runs, or of those alone that wait or train."""
-        wanted = (run for run in self.list_runs() if list_all or run.state().status not in runs.ENDED)
+        listed = runs.list_runs(self.runs_dir)
+        wanted = (run for run in listed if list_all or run.state().status not in runs.ENDED)
         configs = (_or_none(run.config) for run in wanted)
         return {config.dataset_name for config in configs if config is not None}
 
     def merge(self, run_id: str) -> Iterator[Report]:
         """Reports, the last with the certificate."""
-        return self.worker.stream("merge", str(self.find(run_id).folder))
+        return self.worker.stream("merge", str(self.find_own(run_id).folder))
 
     def predict(self, text: str, run_id: str, variant: str, text_pair: str | None = None) -> dict[str, Any]:
         """`{label, scores, ms, note}` of one text, with `labels` or `value` where the task has them."""
@@ -248,9 +248,9 @@ class Workbench:
         self, path: Path, run_id: str, sheet_name: str | None = None, header_row: int | None = None
     ) -> dict[str, Any]:
         """A file's `columns`, their roles, its first `rows`; a workbook's `sheets`, `sheet`, `header_row`."""
-        self._check_bytes(path)
         folder = str(self.find(run_id).folder)
-        return self._files.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
+        self._check_bytes(path)
+        return self.files.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
 
     def predict_file(
         self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
@@ -260,11 +260,11 @@ class Workbench:
         `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
         `sheet_name` and `header_row` choose a table as the settings of these names do.
         """
+        folder = str(self.find(run_id).folder)
         self._check_bytes(path)
         names = ("text", "text_pair", "label", "sheet_name", "header_row")
         request = {name: columns.get(name) or None for name in names} | {"exact": bool(columns.get("exact"))}
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
-        folder = str(self.find(run_id).folder)
         return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
 
     def explain(
@@ -303,14 +303,14 @@ class Workbench:
 
     def save_rule(self, run_id: str, rule: Mapping[str, Any]) -> None:
         """Keep a rule with the run: predictions and exports go by it."""
-        self.worker.run("save_rule", str(self.find(run_id).folder), dict(rule))
+        self.worker.run("save_rule", str(self.find_own(run_id).folder), dict(rule))
 
     def make(self, kind: str, run_id: str, **options: Any) -> Iterator[Report]:
         """Reports while `onnx` (option max_drop), `embeddings`, a `page` or a `script` is made; the last has
         its report, and the zip is `taken`'s."""
         if kind == "script":  # the training rows are not for everyone who comes by
             options["rows"] = self.limits is None
-        return self.jobs.stream("make", str(self.find(run_id).folder), kind, options)
+        return self.jobs.stream("make", str(self.find_own(run_id).folder), kind, options)
 
     def archive(self, run_id: str, kind: str) -> Path:
         """The zip of something that a run has: one of `archives.KINDS`, or a `script`, which is written now.
@@ -330,7 +330,7 @@ class Workbench:
         self, run_id: str, kind: str, repo_id: str, token: str, private: bool, overwrite: bool
     ) -> Iterator[Report]:
         """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
-        run, asked = self.find(run_id), {"private": private, "overwrite": overwrite}
+        run, asked = self.find_own(run_id), {"private": private, "overwrite": overwrite}
 
         def upload(progress: Progress) -> dict[str, str]:
             with run.detect_deletion():
@@ -340,13 +340,13 @@ class Workbench:
 
     def code(self, run_id: str, kind: str, url: str, auth: bool = False) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
-        return self.worker.run("code", str(self.find(run_id).folder), kind, url, auth)
+        return hide_upload_folders(self.worker.run("code", str(self.find(run_id).folder), kind, url, auth))
 
     def training_code(self, settings: Mapping[str, Any], kind: str, url: str, auth: bool = False) -> str:
         """As `code`, of settings that are not trained yet; the code logs in if they name local files."""
         config = self.config(settings)
-        login = auth or bool(settings_with_files(config, self.uploads_dir))
-        return self.worker.run("training_code", config.to_dict(), kind, url, login)
+        login = auth or bool(settings_with_files(config, self.uploads.folder))
+        return hide_upload_folders(self.worker.run("training_code", config.to_dict(), kind, url, login))
 
     def neighbours(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
         """The test rows nearest to a query, under `base` and `adapted`."""

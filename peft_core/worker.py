@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from peft_core.data.uploads import hide_upload_folders
 from peft_core.errors import PeftCoreError
 from peft_core.garbage import paused_collection
 
@@ -243,6 +244,9 @@ def _call(task: str, arguments: tuple, ticket: int) -> Any:
         _is_nice = True
     try:
         return getattr(sys.modules[_TASKS], task)(*arguments)
+    except PeftCoreError as error:
+        error.args = (hide_upload_folders(str(error)), *error.args[1:])
+        raise
     except MemoryError as error:
         if _most_bytes is None:
             raise

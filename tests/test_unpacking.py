@@ -149,7 +149,7 @@ def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="this public demo takes at most 10 MB"):
             public.look_at_file(bomb(tmp_path / "a.zip", 15), "any")
     finally:
-        public.file_worker.close()
+        public.files.close()
 
 
 def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:

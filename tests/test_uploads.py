@@ -11,13 +11,14 @@ from unittest import mock
 import pytest
 from small_data import write_csv
 
-from peft_core import workbench
+from peft_core import visitor_uploads
 from peft_core.config import TrainConfig
 from peft_core.data import uploads
 from peft_core.data.labelled import load_labelled_text
 from peft_core.data.uploads import is_upload, store_upload, upload_label
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.limits import Limits
+from peft_core.visitor_uploads import VisitorUploads
 from peft_core.workbench import Workbench
 from peft_core.worker import WorkerError
 
@@ -104,7 +105,7 @@ def test_uploads_at_once_are_stored_one_after_the_other(
         storing.pop()
         return store_upload(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workbench, "store_upload", store_slowly)
+    monkeypatch.setattr(visitor_uploads, "store_upload", store_slowly)
     with ThreadPoolExecutor() as threads:
         folders = list(threads.map(own.upload, [[file]] * 3))
     assert len(set(folders)) == 1 and at_once == [1, 1, 1]
@@ -116,9 +117,9 @@ def test_upload_that_fails_keeps_the_folder_of_an_earlier_one(
 ) -> None:
     """A run of somebody else may train on it."""
     public = Workbench.open(tmp_path / "runs", public=True)
-    monkeypatch.setattr(Workbench, "_check_rows", lambda *_: None)
+    monkeypatch.setattr(VisitorUploads, "_check_rows", lambda *_: None)
     folder = Path(public.upload([file]))
-    monkeypatch.setattr(Workbench, "_check_rows", mock.Mock(side_effect=error))
+    monkeypatch.setattr(VisitorUploads, "_check_rows", mock.Mock(side_effect=error))
     with pytest.raises(type(error)):
         public.upload([file])
     assert [path.name for path in folder.iterdir()] == ["Meine Daten.csv"]
@@ -174,10 +175,10 @@ def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_p
         file.write_bytes(b'text,label\n"never closed, and,so\n')
         with pytest.raises(DataError, match="quotation mark"):
             public.upload([file])
-        assert [str(path) for path in public.uploads_dir.iterdir()] == [folder]
+        assert [str(path) for path in public.uploads.folder.iterdir()] == [folder]
         assert public.list_runs() == []
     finally:
-        public.file_worker.close()
+        public.files.close()
 
 
 @pytest.mark.parametrize("refused", ["mkdir", "utime"])

@@ -16,11 +16,13 @@ from small_data import write_csv
 from transformers import GPT2Config
 
 from peft_core import runs
+from peft_core.access.visitors import LOCAL_USER, Visitor
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, Run
+from peft_core.visitor_uploads import VisitorUploads
 from peft_core.workbench import Workbench
 from peft_core.worker import Worker
 
@@ -41,8 +43,13 @@ def public(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> It
     """Where strangers come; its processes end before `workbench` looks whether any is left."""
     public = Workbench.open(tmp_path_factory.mktemp("public") / "runs", public=True)
     yield public
-    for worker in (public.worker, public.jobs, public.file_worker):
+    for worker in (public.worker, public.jobs, public.files):
         worker.close()
+
+
+def over_other_runs(workbench: Workbench, runs_dir: Path) -> Workbench:
+    """A workbench over another folder, with the worker that is running already."""
+    return replace(Workbench.open(runs_dir), worker=workbench.worker, files=workbench.worker)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,7 @@ def test_bad_data_is_said_at_once_or_by_the_run(
 ) -> None:
     write_csv(tmp_path / "data" / "train.csv", train)
     write_csv(tmp_path / "data" / "test.csv", test)
-    own = Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None)
+    own = over_other_runs(workbench, tmp_path / "runs")
     try:
         run = own.find(own.train({**settings, "dataset_name": str(tmp_path / "data")})["run_id"])
     except DataError as error:
@@ -112,7 +119,7 @@ def test_the_way_from_settings_to_files(
     settings: dict[str, Any], tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    own = Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None)
+    own = over_other_runs(workbench, tmp_path / "runs")
     first = own.train({**settings, "num_train_epochs": 30})
     assert first["waiting_for"] is None
     second = own.train({**settings, "seed": 1})
@@ -138,7 +145,7 @@ def test_the_way_from_settings_to_files(
 def holding(merged_run: Run, tmp_path: Path, workbench: Workbench) -> tuple[Workbench, Run]:
     """A workbench over a copy of a merged run."""
     run = copy_of(merged_run, tmp_path / "runs")
-    return Workbench(Workbench.open(tmp_path / "runs").launcher, workbench.worker, None), run
+    return over_other_runs(workbench, tmp_path / "runs"), run
 
 
 @pytest.mark.parametrize("text", ["😀" * 100, "word " * 2_000_000], ids=["emoji", "10 MB"])
@@ -272,8 +279,8 @@ def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public:
 def test_files_of_this_machine_are_named_only_by_whoever_may(
     tmp_path: Path, tiny_data: Path, tiny_model: Path
 ) -> None:
-    may_name_files = False
-    opened = Workbench.open(tmp_path / "runs", may_name_files=lambda: may_name_files)
+    visitor = Visitor(owns_all=True)
+    opened = Workbench.open(tmp_path / "runs", visitor=lambda: visitor)
     settings = {"dataset_name": str(tiny_data)}
     write_csv(tmp_path / "own.csv", FOUR)
     for ask in (opened.config, opened.train, opened.count, opened.cost, opened.inspect):
@@ -287,7 +294,7 @@ def test_files_of_this_machine_are_named_only_by_whoever_may(
         opened.describe_model(str(tiny_model))
     uploaded = opened.upload([tmp_path / "own.csv"])
     assert opened.config({"dataset_name": uploaded}).dataset_name == uploaded
-    may_name_files = True
+    visitor = LOCAL_USER
     assert opened.config(settings).dataset_name == str(tiny_data)
 
 
@@ -311,7 +318,8 @@ class RecordingWorker:
 
 def test_files_of_strangers_are_read_by_the_worker_with_limits(public: Workbench, tmp_path: Path) -> None:
     files, other = RecordingWorker(), RecordingWorker()
-    opened = replace(public, file_worker=files, worker=other)
+    uploads = VisitorUploads(public.runs_dir, lambda: LOCAL_USER, public.limits, files)
+    opened = replace(public, files=files, worker=other, uploads=uploads)
     write_csv(tmp_path / "own.csv", FOUR)
     upload = partial(opened.upload, [tmp_path / "own.csv"])
     for ask in (partial(opened.inspect, {}), partial(opened.train, {}), upload):

@@ -23,7 +23,7 @@ validate Origin.
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -201,16 +201,22 @@ class RequestGuard:
             _logger.warning("Refused a request. %s", refusal)
 
 
-def guard_lifespan(hosts: AllowedHosts, policy: PagePolicy) -> Lifespan:
+def guard_lifespan(
+    hosts: AllowedHosts, policy: PagePolicy, layers: Sequence[Callable[[App], App]] = ()
+) -> Lifespan:
     """A lifespan for gradio's `app_kwargs` that wraps the app's middleware in `RequestGuard`.
 
-    The server runs it before it listens. Middleware that is given to `app_kwargs` would come after gradio's
-    CORS middleware, which answers preflight requests itself.
+    `layers` come between the two, the outer ones first. The server runs the lifespan before it listens.
+    Middleware that is given to `app_kwargs` would come after gradio's CORS middleware, which answers
+    preflight requests itself.
     """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.middleware_stack = RequestGuard(app.middleware_stack, hosts, policy)
+        inner = app.middleware_stack
+        for layer in reversed(layers):
+            inner = layer(inner)
+        app.middleware_stack = RequestGuard(inner, hosts, policy)
         yield
 
     return lifespan

@@ -1,4 +1,8 @@
-"""Uploaded files: each set of them in a folder of its own, whole or not at all; only so many are kept."""
+"""Uploaded files: each set of them in a folder of its own, whole or not at all; only so many are kept.
+
+Those of a visitor of a public demo lie in a folder of the visitor, which is named by the SHA-256 of the
+visitor's token. Settings and answers name such an upload by `upload:` and its folder's name.
+"""
 
 import contextlib
 import hashlib
@@ -7,7 +11,7 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from peft_core.data.formats import MOST_BYTES, SUFFIXES, suffix_of
 from peft_core.data.unpacking import describe_read_errors, size_of, unpacked_bytes
@@ -16,9 +20,13 @@ from peft_core.files import atomic_folder
 from peft_core.presets import DATASETS
 
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
+PREFIX = "upload:"
 MOST_FILES = 20
 MOST_UPLOADS = 200
 _FOLDER = re.compile(r"[a-z0-9-]{1,60}-[0-9a-f]{12}")
+_OWNER = re.compile(r"[0-9a-f]{64}")
+# a visitor's folder in a text: from the quotation mark that begins its path, or without blanks
+_OWNERS_FOLDER = re.compile(rf"""(?:(?<=['"])/[^'"\n]*|/\S*)/{re.escape(UPLOADS)}/[0-9a-f]{{64}}/""")
 
 
 class Upload(NamedTuple):
@@ -66,15 +74,35 @@ def is_upload(name: str, uploads_dir: Path) -> bool:
     )
 
 
+def hide_upload_folders(value: Any) -> Any:
+    """A text, or JSON types that hold texts, in which visitors' uploads are named without their place."""
+    match value:
+        case str():
+            return _OWNERS_FOLDER.sub(PREFIX, value) if UPLOADS in value else value
+        case dict():
+            return {key: hide_upload_folders(entry) for key, entry in value.items()}
+        case list():
+            return [hide_upload_folders(entry) for entry in value]
+    return value
+
+
 def dataset_label(name: str) -> str:
     """What people read for a data set's name: a preset's label, or an upload's file names."""
     return DATASETS[name].label if name in DATASETS else upload_label(name) or name
 
 
 def upload_label(name: str) -> str | None:
-    """The file names of an upload by its folder, for people; None if the name is no upload."""
-    path = Path(name)
-    if path.parent.name != UPLOADS or not _FOLDER.fullmatch(path.name):
+    """The file names of an upload by its folder, for people; None if the name is no upload.
+
+    Of one that is named without its place, what its own name says.
+    """
+    path = Path(name.removeprefix(PREFIX))
+    if not _FOLDER.fullmatch(path.name):
+        return None
+    if name.startswith(PREFIX):
+        return path.name.rpartition("-")[0]
+    parent = path.parent.parent if _OWNER.fullmatch(path.parent.name) else path.parent
+    if parent.name != UPLOADS:
         return None
     with contextlib.suppress(OSError):  # a folder that was pruned
         return ", ".join(sorted(file.name for file in path.iterdir())) or None

@@ -12,7 +12,7 @@ from peft_core.runs.records import (
 )
 from peft_core.runs.run import Run
 from peft_core.runs.run_in_training import RunInTraining
-from peft_core.runs.store import create, delete, find, list_runs, sweep
+from peft_core.runs.store import create, delete, find, list_runs, sweep, unknown_run
 
 __all__ = [
     "ENDED",
@@ -30,4 +30,5 @@ __all__ = [
     "find",
     "list_runs",
     "sweep",
+    "unknown_run",
 ]

@@ -51,8 +51,13 @@ def create(runs_dir: Path, config: TrainConfig, *, owner: str | None = None) -> 
 def find(runs_dir: Path, run_id: str) -> Run:
     """The run of an id; RunError if there is none (ids are names, never paths)."""
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id) or not (runs_dir / run_id).is_dir():
-        raise RunError(f"There is no run {run_id!r}; ask for the list of runs.")
+        raise unknown_run(run_id)
     return Run(runs_dir / run_id)
+
+
+def unknown_run(run_id: str) -> RunError:
+    """The error of an id that names no run."""
+    return RunError(f"There is no run {run_id!r}; ask for the list of runs.")
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

@@ -42,7 +42,7 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         if workbench.limits is not None:
             gr.HTML(f'<div class="message note">{workbench.limits.describe()}</div>', elem_id="limits")
         build_api(workbench)  # before the tabs, so that the endpoints get the plain names
-        picker = build_sidebar(workbench)
+        picker = build_sidebar()
         standing = gr.State("")  # the picked run and how it stands: what is asked of it follows both
         with gr.Tabs(selected="train") as tabs:
             with gr.Tab("Train", id="train"):
@@ -72,7 +72,7 @@ def _first_run(workbench: Workbench, request: gr.Request) -> str | None:
             return workbench.find(asked).run_id
         except RunError:
             gr.Warning("The run in the address is not here any more.")
-    current = workbench.launcher.current()
+    current = workbench.current_run()
     return current.run_id if current else None
 
 

@@ -6,6 +6,8 @@ import gradio as gr
 from gradio import processing_utils
 from gradio.context import LocalContext
 
+from peft_core.access.visitors import LOCAL_USER, Visitor
+
 
 def refuse_downloads() -> None:
     """Have gradio fetch no file by its address.
@@ -21,15 +23,32 @@ async def _refuse_download(url: str) -> NoReturn:
     raise gr.Error(sentence, print_exception=False)
 
 
-def may_name_files() -> bool:
+def local_visitor() -> Visitor:
+    """The one user of an app that is not public; outside a request it is the app itself that asks."""
+    request = LocalContext.request.get(None)  # gradio sets it for each call of a handler
+    if request is None:
+        return LOCAL_USER if _is_outside_handlers() else Visitor(owns_all=True)
+    return Visitor(owns_all=True, may_name_files=_is_from_page_or_login(request))
+
+
+def public_visitor() -> Visitor:
+    """The visitor of a public app by the headers of the request; outside a request, the app itself."""
+    request = LocalContext.request.get(None)
+    if request is None:
+        return LOCAL_USER if _is_outside_handlers() else Visitor()
+    return Visitor.from_headers(request.headers)
+
+
+def _is_outside_handlers() -> bool:
+    return LocalContext.blocks.get(None) is None
+
+
+def _is_from_page_or_login(request: gr.Request) -> bool:
     """Whether the sender may name files of this machine in settings: the page, or anyone who logged in.
 
     The guard refuses an `Origin` and a `Sec-Fetch-Site` that are not the app's own, so a request that has one
-    came from the page, or from a program that imitates it. Outside a request it is the app itself that asks.
+    came from the page, or from a program that imitates it.
     """
-    request = LocalContext.request.get(None)  # gradio sets it for each call of a handler
-    if request is None:
-        return LocalContext.blocks.get(None) is None
     if getattr(request, "username", None):
         return True
     return "origin" in request.headers or request.headers.get("sec-fetch-site") == "same-origin"

@@ -47,6 +47,11 @@ class RunPanel:
     adapter_zip: gr.Button
     merged_zip: gr.Button
     proof: gr.HTML
+    sharing: gr.Row
+    share: gr.Button
+    link: gr.Textbox
+    revoke: gr.Button
+    share_path: gr.Textbox
     removal: gr.Row
     delete: gr.Button
     question: gr.Row
@@ -57,8 +62,8 @@ class RunPanel:
     def shown(self) -> list[Any]:
         """The components that `updates` speaks of."""
         return [
-            self.intro, self.picture, self.card, self.curves, self.actions, self.merged_zip, self.proof,
-            self.removal,
+            self.intro, self.picture, self.card, self.curves, self.actions, self.merge, self.merged_zip,
+            self.proof, self.sharing, self.share, self.link, self.revoke, self.share_path, self.removal,
         ]  # fmt: skip
 
 
@@ -88,6 +93,17 @@ def build_run_panel() -> RunPanel:
         adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
         merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
     proof = gr.HTML(elem_id="proof", visible=False)
+    with gr.Row(visible=False, elem_classes="actions") as sharing:
+        share = gr.Button("Share by a link", elem_id="share-run", size="sm", scale=0, min_width=130)
+        link = gr.Textbox(
+            label="Whoever has this link can read the run and try its model",
+            elem_id="share-link",
+            interactive=False,
+            buttons=["copy"],
+            visible=False,
+        )
+        revoke = gr.Button("End sharing", elem_id="revoke-link", size="sm", scale=0, min_width=110)
+    share_path = gr.Textbox(visible="hidden")  # the browser makes it a whole address
     with gr.Row(visible=False, elem_classes="actions") as removal:
         delete = gr.Button("Delete run", elem_id="delete-run", size="sm", scale=0, min_width=110)
         with gr.Row(visible=False) as question:
@@ -109,6 +125,11 @@ def build_run_panel() -> RunPanel:
         adapter_zip,
         merged_zip,
         proof,
+        sharing,
+        share,
+        link,
+        revoke,
+        share_path,
         removal,
         delete,
         question,
@@ -145,8 +166,11 @@ def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[A
     try:
         run = workbench.find(run_id)
         description = workbench.describe(run)
-        removal = gr.update(visible=description["status"] in ENDED and workbench.limits is None)
-        return {**nothing, **_of_run(panel, run, description), panel.removal: removal}
+        return {
+            **nothing,
+            **_of_run(panel, run, description),
+            **_ownership(panel, workbench, run, description),
+        }
     except RunError as error:
         return {**nothing, panel.card: gr.update(visible=True, value=message(str(error)))}
 
@@ -158,7 +182,7 @@ def wire_run_panel(
 
     @sentence
     def take_settings(run_id: str) -> dict[Any, Any]:
-        config = workbench.find(run_id).config()
+        config = workbench.settings_of(run_id)
         facts = workbench.describe_model(config.model_name_or_path, config.revision)
         return fill(form, config, facts["modules"])
 
@@ -173,9 +197,21 @@ def wire_run_panel(
     drop_answers(picker.change, merged)
     for ended in (merged.success, merged.failure):  # either way its progress goes
         ended(lambda: "", None, seen, **PRIVATE)
+    _wire_sharing(panel, workbench, picker, seen)
     _wire_removal(panel, workbench, picker)
     for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):
         download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"file-{kind}")
+
+
+def _wire_sharing(panel: RunPanel, workbench: Workbench, picker: gr.Radio, seen: gr.Textbox) -> None:
+    """Make and end the share link of the picked run."""
+    whole = "(path) => path ? new URL(path, window.location.href).href : ''"
+    panel.share_path.change(fn=None, js=whole, inputs=panel.share_path, outputs=panel.link, **PRIVATE)
+    access = workbench.access
+    for button, change in ((panel.share, access.share), (panel.revoke, access.revoke)):
+        change_link = sentence(lambda run_id, change=change: change(run_id) and None)
+        done = button.click(change_link, picker, None, **PRIVATE)
+        done.success(lambda: "", None, seen, **PRIVATE)  # has the panel drawn anew
 
 
 def _wire_removal(panel: RunPanel, workbench: Workbench, picker: gr.Radio) -> None:
@@ -202,10 +238,27 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     if ended and description["has_adapter"]:
         shown |= _visible(panel.actions)
         shown[panel.merged_zip] = gr.update(interactive=description["merged"])
+        shown[panel.merge] = gr.update(visible=description["may_change"])
     proof = certificate_of_merged(run)
     if proof is not None:
         shown[panel.proof] = gr.update(visible=True, value=certificate(proof.to_dict()))
     return shown
+
+
+def _ownership(
+    panel: RunPanel, workbench: Workbench, run: Run, description: dict[str, Any]
+) -> dict[Any, Any]:
+    """What an owner is offered: a share link on a public demo, and to delete a run that has ended."""
+    may_change, secret = description["may_change"], workbench.access.shared_secret(run)
+    can_share = may_change and workbench.limits is not None
+    return {
+        panel.sharing: gr.update(visible=can_share),
+        panel.share: gr.update(visible=secret is None),
+        panel.link: gr.update(visible=secret is not None),
+        panel.revoke: gr.update(visible=secret is not None),
+        panel.share_path: f"?run={run.run_id}#key={secret}" if secret else "",
+        panel.removal: gr.update(visible=may_change and description["status"] in ENDED),
+    }
 
 
 def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[str, Any]) -> dict[Any, Any]:
@@ -218,7 +271,8 @@ def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[st
 
 def _stages(panel: RunPanel) -> list[Any]:
     return [
-        panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof, panel.removal,
+        panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof, panel.sharing,
+        panel.removal,
     ]  # fmt: skip
 
 

@@ -18,16 +18,22 @@ SHOWN = 50
 DAMAGED = "damaged"
 
 
-def build_sidebar(workbench: Workbench) -> gr.Radio:
-    """The picker; its value is a run_id."""
+def build_sidebar() -> gr.Radio:
+    """The picker; its value is a run_id.
+
+    The page that opens is sent its choices, which gradio keeps with the session. It forgets old sessions, and
+    would refuse every value of such a page; the choices that all pages begin with are none, since everyone
+    can read them. So a value is taken as it is, and each handler looks it up for whoever asks.
+    """
     with gr.Sidebar(width=280):
         picker = gr.Radio(
-            choices=run_choices(workbench),
+            choices=[],
             value=None,
             label="Runs",
             elem_id="runs",
             elem_classes="runs",
         )
+    picker.preprocess = lambda payload: payload if isinstance(payload, str) else None
     return picker
 
 

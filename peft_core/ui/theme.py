@@ -6,6 +6,7 @@ import gradio as gr
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 STYLE = ASSETS / "style.css"
+VISITOR_SCRIPT = ASSETS / "visitor.js"  # of a public app
 
 THEME = gr.themes.Base(
     primary_hue=gr.themes.colors.blue,

@@ -94,8 +94,7 @@ def _wire_looks(
         not queue, which halves what a look costs; only a change of a component, not of a State, follows then.
         """
         told, choices = glance(panel, workbench, run_id, before or ("", "")), run_choices(workbench)
-        picker.choices = choices  # of a page whose session is not kept any more: it goes on with these
-        lost = last and before is None  # such a page: the next look has all shown anew
+        lost = last and before is None  # the session is not kept any more: the next look has all shown anew
         found = "" if lost else _word_for(run_id, choices, told.stands)
         return {
             seen: gr.skip() if found == last else found,
@@ -153,12 +152,12 @@ def _buttons(workbench: Workbench, run_id: str | None) -> list[Any]:
     if run is None:
         return [gr.update(visible=True), *[gr.update(visible=False)] * 4]
     state = workbench.describe(run)
-    ended = state["status"] in ENDED
+    ended, mine = state["status"] in ENDED, state["may_change"]
     word = "Stopping…" if run.stop_requested() else "Stop"
     return [
-        gr.update(visible=ended),
-        gr.update(visible=state["can_continue"]),
-        gr.update(visible=state["can_continue"] and state["result"] is None),
-        gr.update(visible=state["status"] in (FAILED, KILLED) and state["settings"] is not None),
-        gr.update(visible=not ended, value=word),
+        gr.update(visible=ended or not mine),
+        gr.update(visible=mine and state["can_continue"]),
+        gr.update(visible=mine and state["can_continue"] and state["result"] is None),
+        gr.update(visible=mine and state["status"] in (FAILED, KILLED) and state["settings"] is not None),
+        gr.update(visible=mine and not ended, value=word),
     ]

@@ -1,0 +1,31 @@
+// Says who the visitor is with each request to this app: a random token, kept in this browser, and the secret
+// of a share link, which stands after # in the address so that no server's log has it.
+(() => {
+  const NAME = 'peft-workbench-visitor';
+  const isSecret = (value) => /^[0-9a-f]{64}$/.test(value ?? '');
+  const makeToken = () =>
+    Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+  const readToken = () => {
+    try {
+      const kept = localStorage.getItem(NAME);
+      if (isSecret(kept)) return kept;
+      const made = makeToken();
+      localStorage.setItem(NAME, made);
+      return made;
+    } catch {
+      return makeToken(); // a browser that keeps nothing: the runs are this page's until it is closed
+    }
+  };
+  const token = readToken();
+  const shareKey = new URLSearchParams(location.hash.slice(1)).get('key');
+  const plainFetch = window.fetch;
+  window.fetch = (resource, options) => {
+    const url = new URL(resource instanceof Request ? resource.url : resource, location.href);
+    if (url.origin !== location.origin) return plainFetch(resource, options);
+    const headers = new Headers(options?.headers ?? (resource instanceof Request ? resource.headers : undefined));
+    headers.set('X-Visitor-Token', token);
+    if (isSecret(shareKey)) headers.set('X-Share-Key', shareKey);
+    return plainFetch(resource, { ...options, headers });
+  };
+  window.addEventListener('hashchange', () => location.reload()); // another share link, in the same tab
+})();

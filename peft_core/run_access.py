@@ -1,0 +1,101 @@
+"""Which runs whoever asks may read and change, and the links that share them.
+
+The user of an app that is not public owns every run. On a public demo a visitor owns the runs that they
+started, and reads those alone, the host's examples, and the one whose share link they opened. A run that a
+visitor may not read does not exist for them: the error is the one of an unknown id.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_core import runs
+from peft_core.access.visitors import Visitor, sha256_of
+from peft_core.errors import RunError
+from peft_core.files import translate_disk_errors
+from peft_core.runs import Run
+from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
+
+
+@dataclass(frozen=True)
+class RunAccess:
+    """The runs of a folder as the visitor who asks now may use them.
+
+    Attributes:
+        runs_dir: the folder of all runs.
+        visitor: returns who asks.
+        examples: ids of runs that everyone may read.
+    """
+
+    runs_dir: Path
+    visitor: Callable[[], Visitor]
+    examples: frozenset[str] = frozenset()
+
+    def find(self, run_id: str) -> Run:
+        """A run to read. RunError if there is none, or the visitor may not read it."""
+        run = runs.find(self.runs_dir, run_id)
+        if not self.may_read(run):
+            raise runs.unknown_run(run_id)
+        return run
+
+    def find_own(self, run_id: str) -> Run:
+        """A run to change. RunError as `find`, and if the visitor may only read it."""
+        run = self.find(run_id)
+        if not self.owns(run):
+            raise RunError(
+                f"The run {run_id!r} is not yours: you can read it, but not change it. Train one of your own."
+            )
+        return run
+
+    def list_runs(self) -> list[Run]:
+        """The runs that the visitor may read, the newest first."""
+        listed = runs.list_runs(self.runs_dir)
+        return listed if self.visitor().owns_all else [run for run in listed if self.may_read(run)]
+
+    def owns(self, run: Run) -> bool:
+        """Whether the visitor may change a run."""
+        visitor = self.visitor()
+        return visitor.owns_all or read_ownership(run.folder).is_owned_by(visitor.owner)
+
+    def share(self, run_id: str) -> str:
+        """The secret of a run's share link, which is made if there is none. RunError unless it is theirs."""
+        run, visitor = self._owned_by_visitor(run_id), self.visitor()
+        ownership = read_ownership(run.folder)
+        nonce = ownership.link_nonce or secrets.token_hex(16)
+        secret = visitor.share_secret(run.run_id, nonce)
+        shared = ownership.changed(link_nonce=nonce, link_sha256=sha256_of(secret))
+        if shared != ownership:
+            _write(run, shared)
+        return secret
+
+    def shared_secret(self, run: Run) -> str | None:
+        """The secret of the run's share link for its owner; None for others, and if it is not shared."""
+        visitor, ownership = self.visitor(), read_ownership(run.folder)
+        if visitor.token is None or not ownership.link_nonce or not ownership.is_owned_by(visitor.owner):
+            return None
+        return visitor.share_secret(run.run_id, ownership.link_nonce)
+
+    def revoke(self, run_id: str) -> None:
+        """End a run's share link, so that it never works again. RunError unless the run is the visitor's."""
+        run = self._owned_by_visitor(run_id)
+        _write(run, read_ownership(run.folder).changed(link_nonce=None, link_sha256=None))
+
+    def _owned_by_visitor(self, run_id: str) -> Run:
+        run = self.find_own(run_id)
+        if self.visitor().token is None:
+            raise RunError("Only runs of a public demo have share links.")
+        return run
+
+    def may_read(self, run: Run) -> bool:
+        """Whether the visitor may read a run."""
+        visitor = self.visitor()
+        if visitor.owns_all or run.run_id in self.examples:
+            return True
+        ownership = read_ownership(run.folder)
+        return ownership.is_owned_by(visitor.owner) or ownership.is_shared_with(visitor.link)
+
+
+def _write(run: Run, ownership: Ownership) -> None:
+    with translate_disk_errors():
+        write_ownership(run.folder, ownership)

@@ -1,0 +1,91 @@
+"""The uploads of whoever asks: stored, counted, and named as settings name them."""
+
+import shutil
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_core.access.visitors import TOKEN_HEADER, Visitor
+from peft_core.data.uploads import PREFIX, UPLOADS, is_upload, store_upload
+from peft_core.errors import ConfigError, DataError
+from peft_core.files import translate_disk_errors
+from peft_core.limits import Limits
+from peft_core.worker import Worker
+
+TOKEN_NEEDED = (
+    f"This public demo keeps visitors apart and does not know you: send the header {TOKEN_HEADER} with 64 "
+    "random hex digits of your own, the same with each request."
+)
+
+
+class VisitorUploads:
+    """The uploads of the visitor who asks now, over the folder of runs."""
+
+    def __init__(
+        self, runs_dir: Path, visitor: Callable[[], Visitor], limits: Limits | None, files: Worker
+    ) -> None:
+        """`files` is the worker that reads them; `limits` is None where no strangers come."""
+        self._root = runs_dir.absolute() / UPLOADS
+        self._visitor, self._limits, self._files = visitor, limits, files
+        self._rows: dict[str, int] = {}
+        self._storing = threading.Lock()  # one upload at a time
+
+    @property
+    def folder(self) -> Path:
+        """Where the visitor's uploads lie; of one without a token, a folder that never holds any."""
+        visitor = self._visitor()
+        return self._root if visitor.owns_all else self._root / (visitor.owner or "nobody")
+
+    def resolve(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with an upload of the visitor, `upload:…`, named by its folder.
+
+        Raises ConfigError if the visitor has no such upload.
+        """
+        name = settings.get("dataset_name")
+        if self._visitor().owns_all or not isinstance(name, str) or not name.startswith(PREFIX):
+            return dict(settings)
+        folder = str(self.folder / name.removeprefix(PREFIX))
+        if not is_upload(folder, self.folder):
+            raise ConfigError(f"There is no upload {name[:100]!r}; upload the file again.")
+        return {**settings, "dataset_name": folder}
+
+    def store(self, paths: Sequence[Path], in_use: Collection[str]) -> str:
+        """Store files as a data set and return its `dataset_name`; those `in_use` are not pruned for it.
+
+        Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
+        """
+        visitor = self._visitor()
+        if not visitor.owns_all and visitor.owner is None:
+            raise DataError(TOKEN_NEEDED)
+        with self._storing, translate_disk_errors():
+            if self._limits is None:
+                return str(store_upload(paths, self.folder, in_use=in_use).folder)
+            folder, is_new = store_upload(
+                paths,
+                self.folder,
+                in_use=in_use,
+                most_uploads=self._limits.max_uploads,
+                most_bytes=self._limits.max_upload_bytes,
+            )
+            try:
+                self._check_rows(folder)
+            except DataError:
+                if is_new:  # else a run may wait for it or train on it
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            return str(folder) if visitor.owns_all else PREFIX + folder.name
+
+    def rows(self, name: str) -> int | None:
+        """Rows of an upload by its folder, read once; None for a data set that was not uploaded."""
+        if not is_upload(name, self.folder):
+            return None
+        if name not in self._rows:
+            files = [str(path) for path in sorted(Path(name).iterdir())]
+            self._rows[name] = self._files.run("count_rows", files)
+        return self._rows[name]
+
+    def _check_rows(self, folder: Path) -> None:
+        rows, most = self.rows(str(folder)) or 0, self._limits.max_upload_rows
+        if rows > most:
+            raise DataError(f"The files have {rows:,} rows; this public demo takes at most {most:,}.")

@@ -1,0 +1,274 @@
+"""Visitors of a public demo: whose a run and an upload is, what others may do with it, and share links."""
+
+import inspect
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import copy_of
+from small_data import write_csv
+
+from peft_core import runs
+from peft_core.access.visitors import LOCAL_USER, Visitor, new_token, sha256_of
+from peft_core.config import TrainConfig
+from peft_core.data.uploads import hide_upload_folders, upload_label
+from peft_core.errors import ConfigError, DataError, RunError
+from peft_core.runs import Run
+from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
+from peft_core.workbench import Workbench
+
+CHANGES = {"stop", "delete", "resume", "evaluate", "merge", "save_rule", "make", "push", "find_own"}
+ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
+ARGUMENTS: dict[str, Any] = {
+    "text": "good", "variant": "adapter", "path": Path("a.csv"), "columns": {}, "kind": "onnx",
+    "query": "good", "true": "", "predicted": "", "most": 5, "number": 0, "rule": {}, "thresholds": False,
+    "percent_right": None, "repo_id": "a/b", "token": "hf_x", "private": True, "overwrite": False,
+    "url": "http://localhost", "auth": False, "text_pair": None, "label": None, "sheet_name": None,
+    "header_row": None, "name": None, "options": {},
+}  # fmt: skip
+
+
+def visitor_with(token: str, link: str | None = None) -> Visitor:
+    headers = {"x-visitor-token": token, **({"x-share-key": link} if link else {})}
+    return Visitor.from_headers(headers)
+
+
+class Demo:
+    """A public workbench whose visitor a test chooses."""
+
+    def __init__(self, runs_dir: Path, **options: Any) -> None:
+        self.tokens = {name: new_token() for name in ("anna", "ben")}
+        self.visitor = Visitor()
+        self.workbench = Workbench.open(runs_dir, public=True, visitor=lambda: self.visitor, **options)
+
+    def as_(self, name: str, link: str | None = None) -> Workbench:
+        self.visitor = visitor_with(self.tokens[name], link)
+        return self.workbench
+
+    def as_nobody(self) -> Workbench:
+        self.visitor = Visitor()
+        return self.workbench
+
+    def owner(self, name: str) -> str:
+        return sha256_of(self.tokens[name])
+
+    def close(self) -> None:
+        for worker in (self.workbench.worker, self.workbench.jobs, self.workbench.files):
+            worker.close()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path / "runs")
+    yield demo
+    demo.close()
+
+
+@pytest.fixture
+def run(demo: Demo, finished_run: Run) -> Run:
+    """A finished run of Anna's."""
+    demo.workbench.runs_dir.mkdir()
+    run = copy_of(finished_run, demo.workbench.runs_dir)
+    write_ownership(run.folder, Ownership(owner=demo.owner("anna")))
+    return run
+
+
+def calls_with_run_id(workbench: Workbench, run_id: str) -> dict[str, Callable[[], Any]]:
+    """A call of each method that takes a run's id, and of `compare_runs`, which takes several."""
+    calls = {}
+    for name, method in inspect.getmembers(workbench, inspect.ismethod):
+        parameters = inspect.signature(method).parameters
+        if name.startswith("_") or "run_id" not in parameters or name in ("result_of", "holds"):
+            continue  # the last two answer nothing for a run that there is not
+        names = [key for key, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
+        arguments = {key: run_id if key == "run_id" else ARGUMENTS[key] for key in names}
+        calls[name] = lambda method=method, arguments=arguments: _consumed(method(**arguments))
+    calls["compare_runs"] = lambda: workbench.compare_runs("good", [run_id])
+    return calls
+
+
+def _copy(run: Run, folder: Path) -> Run:
+    return Run(shutil.copytree(run.folder, folder))
+
+
+def _consumed(answer: Any) -> Any:
+    return list(answer) if isinstance(answer, Iterator) else answer
+
+
+def test_visitor_header_of_another_form_counts_as_missing() -> None:
+    token = new_token()
+    assert visitor_with(token).owner == sha256_of(token)
+    for value in ("", "a" * 63, "a" * 65, "A" * 64, f"{token}\n", f" {token}", "None"):
+        assert Visitor.from_headers({"x-visitor-token": value}).owner is None
+    assert token not in repr(visitor_with(token))
+
+
+def test_run_of_another_visitor_does_not_exist(demo: Demo, run: Run) -> None:
+    unknown = {name: str(_error(call)) for name, call in calls_with_run_id(demo.as_("ben"), "no-run").items()}
+    assert len(unknown) > 20 and set(unknown) >= CHANGES
+    for workbench in (demo.as_("ben"), demo.as_nobody(), demo.as_("ben", link=new_token())):
+        for name, call in calls_with_run_id(workbench, run.run_id).items():
+            assert str(_error(call)) == unknown[name].replace("no-run", run.run_id), name
+        assert workbench.list_runs() == [] and workbench.result_of(run.run_id) == {}
+        assert not workbench.holds(run.run_id, "adapter")
+    assert run.folder.is_dir() and demo.as_("anna").list_runs() == [run]
+
+
+def _error(call: Callable[[], Any]) -> RunError:
+    with pytest.raises(RunError) as raised:
+        call()
+    return raised.value
+
+
+def test_shared_run_is_read_and_never_changed(demo: Demo, run: Run) -> None:
+    secret = demo.as_("anna").access.share(run.run_id)
+    reader = demo.as_("ben", link=secret)
+    assert reader.list_runs() == [run] and reader.status(run.run_id)["may_change"] is False
+    assert reader.predict("Good food.", run.run_id, "adapter")["label"]
+    assert reader.archive(run.run_id, "adapter").is_file()
+    calls = calls_with_run_id(reader, run.run_id)
+    for name in CHANGES:
+        assert "is not yours" in str(_error(calls[name])), name
+    for change in (reader.access.share, reader.access.revoke):
+        with pytest.raises(RunError, match="is not yours"):
+            change(run.run_id)
+    assert demo.as_("anna").status(run.run_id)["may_change"] is True
+
+
+def test_revoked_link_never_works_again(demo: Demo, run: Run) -> None:
+    first = demo.as_("anna").access.share(run.run_id)
+    assert demo.as_("anna").access.share(run.run_id) == first, "the owner sees the same link again"
+    assert demo.as_("anna").access.shared_secret(run) == first
+    demo.as_("anna").access.revoke(run.run_id)
+    assert demo.as_("anna").access.shared_secret(run) is None
+    with pytest.raises(RunError, match="There is no run"):
+        demo.as_("ben", link=first).find(run.run_id)
+    second = demo.as_("anna").access.share(run.run_id)
+    assert second != first and demo.as_("ben", link=second).find(run.run_id) == run
+    with pytest.raises(RunError, match="There is no run"):
+        demo.as_("ben", link=first).find(run.run_id)
+    assert demo.tokens["anna"] not in (run.folder / "owner.json").read_text()
+    assert second not in (run.folder / "owner.json").read_text()
+
+
+def test_link_of_one_run_opens_no_other(demo: Demo, run: Run) -> None:
+    other = _copy(run, demo.workbench.runs_dir / "other-run")
+    secret = demo.as_("anna").access.share(run.run_id)
+    assert demo.as_("ben", link=secret).list_runs() == [run]
+    with pytest.raises(RunError, match="There is no run"):
+        demo.as_("ben", link=secret).find(other.run_id)
+
+
+def test_damaged_record_of_an_owner_is_nobodys(demo: Demo, run: Run) -> None:
+    record = run.folder / "owner.json"
+    values = json.loads(record.read_text())
+    record.write_text(json.dumps({**values, "owner": demo.owner("ben")}))
+    assert demo.as_("ben").list_runs() == [] and demo.as_("anna").list_runs() == []
+
+
+def test_runs_of_the_host_are_hidden_unless_they_are_examples(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    hidden, example = (_copy(finished_run, tmp_path / "runs" / name) for name in ("hidden", "example"))
+    demo = Demo(tmp_path / "runs", examples=["example"])
+    assert demo.as_nobody().list_runs() == [example] and demo.as_("ben").list_runs() == [example]
+    with pytest.raises(RunError, match="There is no run 'hidden'"):
+        demo.as_("ben").find("hidden")
+    with pytest.raises(RunError, match="is not yours"):
+        demo.as_("ben").delete("example")
+    assert hidden.folder.is_dir() and example.folder.is_dir()
+
+
+def test_user_of_an_app_that_is_not_public_owns_every_run(run: Run) -> None:
+    own = Workbench.open(run.folder.parent)
+    assert own.list_runs() == [run] and own.describe(run)["may_change"] is True
+    with pytest.raises(RunError, match="Only runs of a public demo have share links"):
+        own.access.share(run.run_id)
+    own.delete(run.run_id)
+    assert own.list_runs() == []
+
+
+def test_upload_of_another_visitor_does_not_exist(demo: Demo, tmp_path: Path) -> None:
+    write_csv(tmp_path / "reviews.csv", ROWS)
+    name = demo.as_("anna").upload([tmp_path / "reviews.csv"])
+    assert name.startswith("upload:reviews-") and upload_label(name) == "reviews"
+    folder = demo.as_("anna").config({"dataset_name": name}).dataset_name
+    assert Path(folder).is_dir() and demo.owner("anna") in folder
+    for workbench in (demo.as_("ben"), demo.as_nobody()):
+        for given in (name, folder):
+            with pytest.raises(ConfigError, match="no upload|on this public demo") as raised:
+                workbench.config({"dataset_name": given})
+            assert str(tmp_path) not in str(raised.value) and demo.owner("anna") not in str(raised.value)
+    for forged in (
+        "upload:",
+        "upload:..",
+        f"upload:../{demo.owner('anna')}/{Path(folder).name}",
+        "upload:/etc",
+    ):
+        for name_of_visitor in ("anna", "ben"):
+            with pytest.raises(ConfigError, match="There is no upload"):
+                demo.as_(name_of_visitor).config({"dataset_name": forged})
+
+
+def test_visitor_without_a_token_uploads_and_trains_nothing(demo: Demo, tmp_path: Path) -> None:
+    write_csv(tmp_path / "reviews.csv", ROWS)
+    with pytest.raises(DataError, match="send the header X-Visitor-Token with 64"):
+        demo.as_nobody().upload([tmp_path / "reviews.csv"])
+    with pytest.raises(ConfigError, match="send the header X-Visitor-Token with 64"):
+        demo.as_nobody().train({})
+    assert not (demo.workbench.runs_dir / ".uploads").exists()
+
+
+def test_answers_to_visitors_name_no_folder_of_the_machine(demo: Demo, tmp_path: Path) -> None:
+    write_csv(tmp_path / "reviews.csv", ROWS)
+    workbench = demo.as_("anna")
+    name = workbench.upload([tmp_path / "reviews.csv"])
+    config = workbench.config({"dataset_name": name})
+    run = runs.create(workbench.runs_dir, config, owner=demo.owner("anna"))
+    run.update(status="FAILED", error=f"DataError: {config.dataset_name!r} has no split 'x'.")
+    answers = [
+        workbench.status(run.run_id),
+        workbench.inspect({"dataset_name": name}),
+        workbench.settings_of(run.run_id).to_dict(),
+        *(workbench.training_code({"dataset_name": name}, kind, "http://x") for kind in ("python", "script")),
+    ]
+    with pytest.raises(DataError) as raised:
+        workbench.train({"dataset_name": name, "text_column": "missing"})
+    for answer in (*answers, str(raised.value)):
+        assert str(tmp_path) not in json.dumps(answer) and demo.owner("anna") not in json.dumps(answer)
+    assert answers[0]["settings"]["dataset_name"] == name and name in answers[0]["error"]
+    assert workbench.settings_of(run.run_id) == TrainConfig.from_dict({"dataset_name": name})
+
+
+def test_hide_upload_folders_keeps_other_texts() -> None:
+    owner = "0" * 64
+    assert hide_upload_folders(f"'/my runs/.uploads/{owner}/a-0123456789ab' has no split 'x'") == (
+        "'upload:a-0123456789ab' has no split 'x'"
+    )
+    assert hide_upload_folders([f"in /srv/runs/.uploads/{owner}/a.csv: a/b"]) == ["in upload:a.csv: a/b"]
+    for text in ("a/b and /srv/x", "/srv/runs/.uploads/a-0123456789ab", owner):
+        assert hide_upload_folders({"text": text}) == {"text": text}
+
+
+def test_run_waits_for_another_visitors_without_its_name(demo: Demo, run: Run) -> None:
+    waiting = runs.create(demo.workbench.runs_dir, TrainConfig(), owner=demo.owner("anna"))
+    assert demo.as_("anna").current_run() == waiting
+    assert demo.as_("ben").current_run() is None
+    shutil.rmtree(waiting.folder)
+
+
+def test_ownership_is_in_no_download(demo: Demo, run: Run) -> None:
+    archive = demo.as_("anna").archive(run.run_id, "adapter")
+    with zipfile.ZipFile(archive) as content:
+        files = {name: content.read(name) for name in content.namelist()}
+    assert files and not any("owner" in name for name in files)
+    for data in files.values():
+        assert demo.owner("anna").encode() not in data and str(demo.workbench.runs_dir).encode() not in data
+
+
+def test_read_ownership_of_a_run_without_record_is_the_hosts(tmp_path: Path) -> None:
+    assert read_ownership(tmp_path) == Ownership() and LOCAL_USER.owns_all
+    assert not Ownership().is_owned_by(None) and not Ownership().is_shared_with(None)
