@@ -55,7 +55,8 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         def open_run(request: gr.Request) -> dict:
             """The run in the address, else the one that trains now."""
             workbench.start()
-            return gr.update(choices=run_choices(workbench), value=_first_run(workbench, request))
+            first = _first_run(workbench, request)
+            return gr.update(choices=run_choices(workbench, first), value=first)
 
         page.load(fn=None, js=FOLD_SIDEBAR)
         dark.click(fn=None, js=TOGGLE_THEME)

@@ -23,7 +23,7 @@ def build_sidebar() -> gr.Radio:
 
     The page that opens is sent its choices, which gradio keeps with the session. It forgets old sessions, and
     would refuse every value of such a page; the choices that all pages begin with are none, since everyone
-    can read them. So a value is taken as it is, and each handler looks it up for whoever asks.
+    can read them. So a value is taken as it is then, and each handler looks it up for whoever asks.
     """
     with gr.Sidebar(width=280):
         picker = gr.Radio(
@@ -37,9 +37,24 @@ def build_sidebar() -> gr.Radio:
     return picker
 
 
-def run_choices(workbench: Workbench) -> list[tuple[str, str]]:
-    """Pairs of label and run_id, the newest first."""
-    return [(_label(run), run.run_id) for run in workbench.list_runs()[:SHOWN]]
+def run_choices(workbench: Workbench, picked: str | None = None) -> list[tuple[str, str]]:
+    """Pairs of label and run_id, the newest first.
+
+    A run that is picked and not listed comes last: gradio refuses what a page sends while its value is none
+    of its choices.
+    """
+    choices = [(_label(run), run.run_id) for run in workbench.list_runs()[:SHOWN]]
+    if picked and picked not in dict(map(reversed, choices)):
+        choices.append((f"{picked}\n{_unlisted(workbench, picked)}", picked))
+    return choices
+
+
+def _unlisted(workbench: Workbench, run_id: str) -> str:
+    try:
+        workbench.find(run_id)
+    except RunError:
+        return "not here any more"
+    return "an older run"
 
 
 def _label(run: Run) -> str:

@@ -93,7 +93,7 @@ def _wire_looks(
         A page asks every second, also beside a training: what is sent is little, and nothing mostly. It does
         not queue, which halves what a look costs; only a change of a component, not of a State, follows then.
         """
-        told, choices = glance(panel, workbench, run_id, before or ("", "")), run_choices(workbench)
+        told, choices = glance(panel, workbench, run_id, before or ("", "")), run_choices(workbench, run_id)
         lost = last and before is None  # the session is not kept any more: the next look has all shown anew
         found = "" if lost else _word_for(run_id, choices, told.stands)
         return {
@@ -105,7 +105,7 @@ def _wire_looks(
     def show(run_id: str | None) -> dict[Any, Any]:
         """The picked run as it stands on disk."""
         return {
-            picker: gr.update(choices=run_choices(workbench)),
+            picker: gr.update(choices=run_choices(workbench, run_id)),
             standing: f"{run_id} {_status(workbench, run_id)}" if run_id else "",
             **updates(panel, workbench, run_id),
             **dict(zip(buttons, _buttons(workbench, run_id), strict=True)),

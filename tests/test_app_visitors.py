@@ -1,0 +1,123 @@
+"""Two visitors of a public demo in a real browser: what each sees, a share link, and its end."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_server import Server, serve
+from browser import count_answers, wait_for_answers
+from conftest import copy_of
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import Browser, Page, expect
+
+from peft_core.access.visitors import TOKEN_HEADER, new_token, sha256_of
+from peft_core.runs import Run
+from peft_core.runs.ownership import Ownership, write_ownership
+
+TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
+
+
+@pytest.fixture(scope="module")
+def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("public")
+    (folder / "runs").mkdir()
+    with serve(folder / "runs", PUBLIC_DEMO="1") as running:
+        yield running
+
+
+class Visit:
+    """A browser of its own, with the pages that it opens."""
+
+    def __init__(self, chromium: Browser, server: Server) -> None:
+        self._context, self._server = chromium.new_context(), server
+        count_answers(self._context)
+        self.errors: list[str] = []
+
+    def open(self, address: str = "") -> Page:
+        page = self._context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(address or self._server.url)
+        page.locator("#train").wait_for()
+        wait_for_answers(page)
+        return page
+
+    def close(self) -> None:
+        self._context.close()
+
+
+@pytest.fixture
+def anna(chromium: Browser, public_server: Server) -> Iterator[Visit]:
+    visit = Visit(chromium, public_server)
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def ben(chromium: Browser, public_server: Server) -> Iterator[Visit]:
+    visit = Visit(chromium, public_server)
+    yield visit
+    visit.close()
+
+
+def give_run(page: Page, finished_run: Run, runs_dir: Path) -> Run:
+    """A finished run of the visitor whose page this is, picked there."""
+    run = copy_of(finished_run, runs_dir)
+    write_ownership(run.folder, Ownership(owner=sha256_of(page.evaluate(TOKEN))))
+    page.locator("#runs label", has_text=run.run_id).click()
+    page.locator("#panel h3", has_text=run.run_id).wait_for()
+    return run
+
+
+def test_two_visitors_see_their_own_runs_and_a_shared_one_until_its_link_ends(
+    anna: Visit, ben: Visit, public_server: Server, finished_run: Run
+) -> None:
+    hers = anna.open()
+    run = give_run(hers, finished_run, public_server.runs_dir)
+    expect(hers.locator("#delete-run")).to_be_visible()
+
+    guessed = ben.open(f"{public_server.url}/?run={run.run_id}")
+    expect(guessed.locator("#runs label")).to_have_count(0)
+    assert run.run_id not in guessed.content()
+
+    hers.click("#share-run")
+    field = hers.locator("#share-link").locator("textarea, input")
+    address = rf"{re.escape(public_server.url)}/\?run={run.run_id}#key=[0-9a-f]{{64}}"
+    expect(field).to_have_value(re.compile(address))
+    link = field.input_value()
+    his = ben.open(link)
+    his.locator("#panel h3", has_text=run.run_id).wait_for()
+    for name in ("#merge", "#delete-run", "#share-run", "#continue", "#stop"):
+        expect(his.locator(name)).to_be_hidden()
+    expect(his.locator("#try-it")).to_be_visible()
+
+    hers.click("#revoke-link")
+    his.locator("#panel", has_text="There is no run").wait_for()
+    expect(his.locator("#try-it")).to_be_hidden()
+    again = ben.open(link)
+    expect(again.locator("#runs label")).to_have_count(0)
+    assert anna.errors == ben.errors == []
+
+
+def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Server, finished_run: Run) -> None:
+    token = new_token()
+    copy = copy_of(finished_run, public_server.runs_dir.parent)
+    run = Run(copy.folder.rename(public_server.runs_dir / "of-a-program"))
+    write_ownership(run.folder, Ownership(owner=sha256_of(token)))
+    owner = Client(public_server.url, verbose=False, headers={TOKEN_HEADER: token})
+    assert [each["run_id"] for each in owner.predict(api_name="/runs")] == ["of-a-program"]
+    assert owner.predict("of-a-program", api_name="/status")["may_change"] is True
+    for stranger in (
+        Client(public_server.url, verbose=False),
+        Client(public_server.url, verbose=False, headers={TOKEN_HEADER: new_token()}),
+    ):
+        assert stranger.predict(api_name="/runs") == []
+        for endpoint in ("/status", "/stop", "/merge", "/delete"):
+            with pytest.raises(AppError, match="There is no run 'of-a-program'"):
+                stranger.predict("of-a-program", api_name=endpoint)
+        with pytest.raises(AppError, match="There is no run 'of-a-program'"):
+            stranger.predict("of-a-program", "adapter", api_name="/download")
+    with pytest.raises(AppError, match="send the header X-Visitor-Token"):
+        Client(public_server.url, verbose=False).predict({}, api_name="/train")
