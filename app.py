@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard_lifespan
@@ -23,6 +24,7 @@ MCP_WITH_LOGIN = (
     "--mcp cannot ask for a password: gradio lists its tools to whoever connects, before a login. Serve MCP "
     "on this machine without --auth, or leave out --mcp."
 )
+MAX_PROXIES = 10
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Options:
     policy: PagePolicy
     runs_dir: Path
     mcp: bool
+    proxies: int
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -74,6 +77,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Op
         ),
         runs_dir=Path(flags.runs_dir),
         mcp=flags.mcp,
+        proxies=flags.proxies,
     )
 
 
@@ -87,14 +91,23 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--auth", metavar="USER:PASS", help="ask for this name and password (or AUTH)")
     add("--auth-file", metavar="FILE", help="as --auth, from the first line of a file")
     add("--allow-host", action="append", default=[], metavar="NAME", help="also answer under this name")
+    proxies = environment.get("TRUSTED_PROXIES") or ("1" if "SPACE_ID" in environment else "0")
+    add("--proxies", type=_count, default=proxies, metavar="N", help="proxies in front of the app")
     add("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")
     add("--mcp", action="store_true", help="serve the endpoints to MCP clients too")
     return parser
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 3 and int(text) <= MAX_PROXIES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_PROXIES}")
+    return int(text)
+
+
 SESSIONS = 200  # of pages whose state is kept, half a megabyte each; every call of the API without one is one
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
+    from peft_core.access.gate import PublicGate
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
@@ -112,6 +125,11 @@ def main() -> None:
     """Serve until stopped; a training that runs then goes on, and the next start finds it."""
     download_cache()
     workbench.start()
+    gate = None
+    if workbench.limits is not None:
+        gate = partial(PublicGate, limits=workbench.limits)
+        demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue
+    lifespan = guard_lifespan(options.hosts, options.policy, proxies=options.proxies, gate=gate)
     demo.launch(
         server_name=options.host,
         server_port=options.port,
@@ -125,7 +143,7 @@ def main() -> None:
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
-        app_kwargs={"lifespan": guard_lifespan(options.hosts, options.policy), "openapi_url": None},
+        app_kwargs={"lifespan": lifespan, "openapi_url": None},
         run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
         ssr_mode=False,  # a server of its own in front, which the guard would not see
         num_workers=0,  # servers of their own beside it, which nothing would guard
