@@ -10,9 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from app_server import Server, serve
 from gradio.route_utils import GradioMultiPartParser, MultiPartException
-from gradio_client import Client
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
@@ -440,41 +438,3 @@ def test_sessions_many_names_drop_the_stalest() -> None:
     sessions.check(["name 0"], "mallory")
     with pytest.raises(Exception, match="was not found"):
         sessions.check(["page"], "mallory")
-
-
-# The real app
-
-
-@pytest.fixture(scope="module")
-def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("gate") / "runs", "--public", "--proxies", "1") as server:
-        yield server
-
-
-def test_public_app_keeps_sessions_and_events_apart(public: Server) -> None:
-    with httpx.Client(base_url=public.url + API, timeout=60) as http:
-        joined = http.post("/call/count", json={"data": [{}]}, headers=ALICE)
-        event = joined.json()["event_id"]
-        assert http.get(f"/call/count/{event}", headers=MALLORY).status_code == 404
-        assert "74498" in http.get(f"/call/count/{event}", headers=ALICE).text
-        files = {"files": ("a.csv", b"text,label\na,b\n")}
-        uploaded = http.post("/upload?upload_id=u", files=files, headers=ALICE)
-        assert uploaded.status_code == 200 and uploaded.json()[0].endswith("a.csv")
-        assert http.post("/upload?upload_id=u", files=files, headers=MALLORY).status_code == 404
-
-
-def test_public_app_answers_programs_of_visitors(public: Server) -> None:
-    for headers in ({TOKEN_HEADER: new_token()}, {}):
-        client = Client(public.url, verbose=False, headers=headers)
-        assert client.predict({}, api_name="/count")["trainable"] == 74_498
-
-
-def test_public_app_counts_a_flood_by_the_address_of_the_proxy(public: Server) -> None:
-    def ask(http: httpx.Client, address: str) -> httpx.Response:
-        return http.get("/app_id", headers={"X-Forwarded-For": f"6.6.6.6, {address}"})
-
-    with httpx.Client(base_url=public.url + API, timeout=60) as http:
-        statuses = [ask(http, "203.0.113.9").status_code for _ in range(230)]
-        assert statuses[:200] == [200] * 200 and statuses[-1] == 429
-        assert "Try again in" in ask(http, "203.0.113.9").text
-        assert ask(http, "203.0.113.10").status_code == 200
