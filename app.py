@@ -25,6 +25,7 @@ MCP_WITH_LOGIN = (
     "--mcp cannot ask for a password: gradio lists its tools to whoever connects, before a login. Serve MCP "
     "on this machine without --auth, or leave out --mcp."
 )
+MAX_PROXIES = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Options:
     runs_dir: Path
     examples: tuple[str, ...]
     mcp: bool
+    proxies: int
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -78,6 +80,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Op
         runs_dir=Path(flags.runs_dir),
         examples=(*flags.example, *environment.get("EXAMPLES", "").split()),
         mcp=flags.mcp,
+        proxies=flags.proxies,
     )
 
 
@@ -91,15 +94,24 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--auth", metavar="USER:PASS", help="ask for this name and password (or AUTH)")
     add("--auth-file", metavar="FILE", help="as --auth, from the first line of a file")
     add("--allow-host", action="append", default=[], metavar="NAME", help="also answer under this name")
+    proxies = environment.get("TRUSTED_PROXIES") or ("1" if "SPACE_ID" in environment else "0")
+    add("--proxies", type=_count, default=proxies, metavar="N", help="proxies in front of the app")
     add("--runs-dir", default=environment.get("RUNS_DIR", "runs"), metavar="DIR")
     add("--example", action="append", default=[], metavar="RUN", help="a run that every visitor may read")
     add("--mcp", action="store_true", help="serve the endpoints to MCP clients too")
     return parser
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 3 and int(text) <= MAX_PROXIES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_PROXIES}")
+    return int(text)
+
+
 SESSIONS = 200  # of pages whose state is kept, half a megabyte each; every call of the API without one is one
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
+    from peft_core.access.gate import PublicGate
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
@@ -122,7 +134,12 @@ def main() -> None:
     """Serve until stopped; a training that runs then goes on, and the next start finds it."""
     download_cache()
     workbench.start()
-    layers = [partial(PageScript, script=VISITOR_SCRIPT.read_text())] if options.public else []
+    layers = []
+    if workbench.limits is not None:
+        gate = partial(PublicGate, limits=workbench.limits)
+        layers = [gate, partial(PageScript, script=VISITOR_SCRIPT.read_text())]
+        demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue
+    lifespan = guard_lifespan(options.hosts, options.policy, layers, proxies=options.proxies)
     demo.launch(
         server_name=options.host,
         server_port=options.port,
@@ -136,7 +153,7 @@ def main() -> None:
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
-        app_kwargs={"lifespan": guard_lifespan(options.hosts, options.policy, layers), "openapi_url": None},
+        app_kwargs={"lifespan": lifespan, "openapi_url": None},
         run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
         ssr_mode=False,  # a server of its own in front, which the guard would not see
         num_workers=0,  # servers of their own beside it, which nothing would guard

@@ -29,6 +29,7 @@ class Limits:
     max_evaluations: int = 20
     max_characters: int = 2000
     max_waiting: int = 5
+    max_queue: int = 100  # calls of the page and programs that wait for an answer
     max_upload_bytes: int = 10_000_000
     max_upload_rows: int = 20_000
     max_uploads: int = 20

@@ -1,5 +1,7 @@
 """The command line of app.py: what it takes, what it refuses, what a host's environment sets."""
 
+import asyncio
+import dataclasses
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from starlette.applications import Starlette
 
 import app
 from app import read_options
+from peft_core.access.gate import PublicGate
 from peft_core.access.guard import HUGGING_FACE, PagePolicy, RequestGuard
 from peft_core.access.hosts import AllowedHosts
 from peft_core.access.passwords import Credentials
+from peft_core.limits import Limits
 
 
 def test_defaults_are_a_private_app_on_loopback() -> None:
@@ -39,6 +43,29 @@ def test_the_command_line_wins_over_the_environment() -> None:
 )
 def test_strangers_meet_the_limits(arguments: list[str], environment: dict[str, str]) -> None:
     assert read_options(arguments, environment).public
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ([], {}, 0),
+        ([], {"SPACE_ID": "me/demo"}, 1),
+        ([], {"SPACE_ID": "me/demo", "TRUSTED_PROXIES": "2"}, 2),
+        ([], {"TRUSTED_PROXIES": ""}, 0),
+        (["--proxies", "0"], {"TRUSTED_PROXIES": "2"}, 0),
+    ],
+)
+def test_proxies_default_to_the_one_of_a_space(
+    arguments: list[str], environment: dict[str, str], expected: int
+) -> None:
+    assert read_options(arguments, environment).proxies == expected
+
+
+@pytest.mark.parametrize("number", ["-1", "11", "one", "1.5", "²", "0000099"])
+def test_proxies_odd_number_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options([], {"TRUSTED_PROXIES": number})
+    assert f"{number!r} is not a number from 0 to 10" in capsys.readouterr().err
 
 
 def test_auth_is_a_name_and_a_password() -> None:
@@ -117,7 +144,7 @@ def test_help_names_every_flag() -> None:
     done = python("app.py", "--help")
     assert done.returncode == 0
     flags = ("--host", "--port", "--share", "--public", "--auth", "--auth-file", "--allow-host", "--runs-dir")
-    for flag in (*flags, "--mcp"):
+    for flag in (*flags, "--mcp", "--proxies"):
         assert flag in done.stdout
 
 
@@ -138,3 +165,28 @@ def test_calls_of_the_api_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         tracemalloc.stop()
     assert kept.config_values
     assert given["state_session_capacity"] * each < 200e6
+
+
+@pytest.mark.parametrize("limits", [Limits(max_queue=7), None])
+def test_main_public_app_gets_a_gate_and_a_bounded_queue(
+    limits: Limits | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(type(app.workbench), "start", lambda workbench: None)
+    monkeypatch.setattr(app, "workbench", dataclasses.replace(app.workbench, limits=limits))
+    monkeypatch.setattr(app.demo._queue, "max_size", None)
+    monkeypatch.setattr(type(app.demo), "launch", lambda page, **named: given.update(named))
+    monkeypatch.setattr(app.demo, "app", Starlette(), raising=False)
+    with pytest.raises(SystemExit):  # nothing has run the lifespan, so the guard is not in place
+        app.main()
+    assert app.demo._queue.max_size == (limits and 7)
+
+    async def start() -> RequestGuard:
+        served = Starlette()
+        served.middleware_stack = served
+        async with given["app_kwargs"]["lifespan"](served):
+            return served.middleware_stack
+
+    guard = asyncio.run(start())
+    assert isinstance(guard, RequestGuard)
+    assert isinstance(guard._app, PublicGate) == (limits is not None)

@@ -23,23 +23,18 @@ validate Origin.
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
-from peft_core.access.address import CLIENT_ADDRESS
+from peft_core.access.address import CLIENT_ADDRESS, client_address
+from peft_core.access.asgi import App, Message, Receive, Scope, Send
 from peft_core.access.hosts import AllowedHosts, is_network_address
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 SHARED_PAGES = "https://gradio.s3-us-west-2.amazonaws.com"  # gradio loads the page of a share link from there
@@ -93,8 +88,8 @@ class PagePolicy:
 class RequestGuard:
     """The outermost ASGI application: refuses foreign requests, and removes CORS headers from responses."""
 
-    def __init__(self, app: App, hosts: AllowedHosts, policy: PagePolicy) -> None:
-        self._app, self._hosts, self._policy = app, hosts, policy
+    def __init__(self, app: App, hosts: AllowedHosts, policy: PagePolicy, *, proxies: int = 0) -> None:
+        self._app, self._hosts, self._policy, self._proxies = app, hosts, policy, proxies
         self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +98,7 @@ class RequestGuard:
             return
         refusal = self._refuse(scope)
         if refusal is None:
-            CLIENT_ADDRESS.set(scope["client"][0] if scope.get("client") else "unknown")
+            CLIENT_ADDRESS.set(client_address(scope, self._proxies))
             await self._app(self._without_foreign_names(scope), receive, self._harden(scope, send))
             return
         self._log(refusal)
@@ -202,13 +197,22 @@ class RequestGuard:
 
 
 def guard_lifespan(
-    hosts: AllowedHosts, policy: PagePolicy, layers: Sequence[Callable[[App], App]] = ()
+    hosts: AllowedHosts,
+    policy: PagePolicy,
+    layers: Sequence[Callable[[App], App]] = (),
+    *,
+    proxies: int = 0,
 ) -> Lifespan:
     """A lifespan for gradio's `app_kwargs` that wraps the app's middleware in `RequestGuard`.
 
-    `layers` come between the two, the outer ones first. The server runs the lifespan before it listens.
-    Middleware that is given to `app_kwargs` would come after gradio's CORS middleware, which answers
-    preflight requests itself.
+    Args:
+        hosts: the names that are answered.
+        policy: what other sites may do with the page.
+        layers: put more layers between the guard and the app, the outer ones first.
+        proxies: how many proxies in front of the app append to X-Forwarded-For.
+
+    The server runs it before it listens. Middleware that is given to `app_kwargs` would come after gradio's
+    CORS middleware, which answers preflight requests itself.
     """
 
     @asynccontextmanager
@@ -216,7 +220,7 @@ def guard_lifespan(
         inner = app.middleware_stack
         for layer in reversed(layers):
             inner = layer(inner)
-        app.middleware_stack = RequestGuard(inner, hosts, policy)
+        app.middleware_stack = RequestGuard(inner, hosts, policy, proxies=proxies)
         yield
 
     return lifespan

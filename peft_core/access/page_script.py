@@ -6,7 +6,7 @@ say who the visitor is.
 
 from starlette.datastructures import MutableHeaders
 
-from peft_core.access.guard import App, Message, Receive, Scope, Send
+from peft_core.access.asgi import App, Message, Receive, Scope, Send
 
 _HEAD = b"<head>"
 

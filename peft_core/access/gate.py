@@ -1,0 +1,198 @@
+"""The gate of a public demo: how much strangers may ask, and that nobody uses another's session.
+
+It stands behind `RequestGuard` and in front of gradio. Limits of an address hold for its network (see
+`address.network_of`), since one customer has many addresses of IPv6; limits of a visitor hold for a token,
+which costs nothing to make, so they are there for fairness and those of the address against floods.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+
+from starlette.datastructures import Headers
+
+from peft_core.access.address import CLIENT_ADDRESS, network_of
+from peft_core.access.asgi import App, Message, Receive, Scope, Send
+from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multipart
+from peft_core.access.rates import Rate, Rates
+from peft_core.access.refusals import Refusal, is_upload_route, route_path
+from peft_core.access.sessions import Sessions, names_in_body, names_in_url
+from peft_core.access.visitors import Visitor
+from peft_core.limits import Limits
+
+STATIC = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico",
+          "/gradio_api/custom_component/", "/manifest.json", "/pwa_icon", "/robots.txt")  # fmt: skip
+_SLACK = 1_000_000  # bytes of an upload besides its files
+_MCP = "mcp"  # what gradio's MCP server calls itself when it calls the app
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """How much a visitor and an address may ask.
+
+    A page asks about once a second, and for 150 static files at first.
+
+    Attributes:
+        visitor: requests of a visitor, or of all without a token from one address.
+        address: requests of an address: 30 open pages.
+        static: static files for an address.
+        visitor_uploads: uploads of a visitor.
+        address_uploads: uploads of an address.
+        open_per_address: requests that are being answered, streams included.
+        open_in_all: the same of everybody.
+        bodies: bytes and seconds of a body.
+    """
+
+    visitor: Rate = Rate(300, 200)
+    address: Rate = Rate(1_800, 900)
+    static: Rate = Rate(3_000, 1_500)
+    visitor_uploads: Rate = Rate(20, 20)
+    address_uploads: Rate = Rate(60, 60)
+    open_per_address: int = 100
+    open_in_all: int = 2_000
+    bodies: BodyLimits = field(default_factory=BodyLimits)
+
+
+class PublicGate:
+    """An ASGI application in front of gradio's: refuses floods, large bodies and other visitors' sessions."""
+
+    def __init__(
+        self,
+        app: App,
+        limits: Limits,
+        gate_limits: GateLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app, self._limits = app, gate_limits or GateLimits()
+        self._rates = _GateRates(self._limits, clock)
+        self._slots = _Slots(self._limits.open_per_address, self._limits.open_in_all)
+        self._bodies = CallBodies(self._limits.bodies)
+        self._sessions = Sessions()
+        self._max_upload_bytes = self._limits.bodies.upload_files * limits.max_upload_bytes + _SLACK
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            network = network_of(CLIENT_ADDRESS.get())
+            self._rates.check(scope, network)
+            with self._slots.take(network):
+                await self._answer(scope, receive, send)
+        except Refusal as refusal:
+            await refusal.send(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        party = _party_of(headers)
+        self._sessions.check(names_in_url(scope), party)
+        if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+        elif is_upload_route(scope):
+            upload = UploadBody(
+                headers, receive, max_bytes=self._max_upload_bytes, limits=self._limits.bodies
+            )
+            await upload.pass_to(self._app, scope, send)
+        else:
+            await self._answer_call(scope, receive, send, headers=headers, party=party)
+
+    async def _answer_call(
+        self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, party: str
+    ) -> None:
+        if is_multipart(headers) and not route_path(scope).startswith("/login"):
+            raise Refusal(415, "This address takes no files. Upload them at /gradio_api/upload.")
+        async with self._bodies.read(headers, receive) as body:
+            if body is None:
+                return
+            self._sessions.check(names_in_body(body), party)
+            await self._app(scope, _replay(body, receive), self._sessions.assign_event(scope, party, send))
+
+
+class _GateRates:
+    """The token buckets of visitors and addresses."""
+
+    def __init__(self, limits: GateLimits, clock: Callable[[], float]) -> None:
+        self._static = Rates(limits.static, clock=clock)
+        self._calls = (Rates(limits.address, clock=clock), Rates(limits.visitor, clock=clock))
+        self._uploads = (
+            Rates(limits.address_uploads, clock=clock),
+            Rates(limits.visitor_uploads, clock=clock),
+        )
+
+    def check(self, scope: Scope, network: str) -> None:
+        """Raise a Refusal if an address or a visitor asks too often."""
+        if route_path(scope).startswith(STATIC):
+            _refuse_if_early(self._static.check(network), "requests")
+            return
+        visitor = Visitor.from_headers(Headers(scope=scope)).owner or f"no token, {network}"
+        rates = [(self._calls, "requests")]
+        if is_upload_route(scope):
+            rates.append((self._uploads, "uploads"))
+        for (addresses, visitors), what in rates:
+            _refuse_if_early(addresses.check(network), what)
+            _refuse_if_early(visitors.check(visitor), what)
+
+
+class _Slots:
+    """The requests that are being answered."""
+
+    def __init__(self, per_address: int, in_all: int) -> None:
+        self._per_address, self._in_all = per_address, in_all
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, network: str) -> Iterator[None]:
+        """Count a request as open until the block ends.
+
+        Raises:
+            Refusal: 429 if its address has too many, 503 if all have.
+        """
+        if self._open.total() >= self._in_all:
+            raise Refusal(503, "This demo has as many visitors as it can serve. Try again in a minute.", 60)
+        if self._open[network] >= self._per_address:
+            raise Refusal(
+                429,
+                f"Your address has {self._per_address} requests open, the most that this demo allows. "
+                "Close other tabs, and try again in 10 seconds.",
+                10,
+            )
+        self._open[network] += 1
+        try:
+            yield
+        finally:
+            self._open[network] -= 1
+            if not self._open[network]:
+                del self._open[network]
+
+
+def _refuse_if_early(wait: float, what: str) -> None:
+    if wait:
+        seconds = ceil(wait)
+        when = "a second" if seconds == 1 else f"{seconds} seconds"
+        raise Refusal(429, f"Too many {what} in a short time. Try again in {when}.", seconds)
+
+
+def _party_of(headers: Headers) -> str:
+    """Whose sessions a request may use.
+
+    Gradio's MCP server calls the app through one client of its own, which sends the visitor's token with some
+    requests and without it with others. Its session is therefore one of a party of its own. Whoever claims to
+    be it gains nothing: the name of that session is random and leaves this process in no answer.
+    """
+    if headers.get("x-gradio-user") == _MCP:
+        return _MCP
+    return Visitor.from_headers(headers).owner or "no token"
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which was read already, and then goes on."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

@@ -1,0 +1,62 @@
+"""Token buckets: how many at once, how many in the long run, and in how much memory."""
+
+import pytest
+
+from peft_core.access.rates import Rate, Rates
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_rates_burst_used_up_returns_seconds_until_next_token(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=30, burst=3), clock=clock)
+    assert [rates.check("a") for _ in range(3)] == [0, 0, 0]
+    assert rates.check("a") == pytest.approx(2)
+    clock.now += 1.5
+    assert rates.check("a") == pytest.approx(0.5)  # a refused request has taken none
+    clock.now += 0.5
+    assert rates.check("a") == 0
+
+
+def test_rates_long_pause_fills_no_more_than_the_burst(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=60, burst=2), clock=clock)
+    rates.check("a")
+    clock.now += 3600
+    assert [rates.check("a") > 0 for _ in range(3)] == [False, False, True]
+
+
+def test_rates_hour_of_requests_allows_the_rate(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=60, burst=10), clock=clock)
+    allowed = 0
+    for _ in range(36_000):
+        clock.now += 0.1
+        allowed += rates.check("a") == 0
+    assert allowed == pytest.approx(3600, abs=11)
+
+
+def test_rates_other_key_is_counted_by_itself(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=60, burst=1), clock=clock)
+    assert rates.check("a") == 0 and rates.check("b") == 0
+    assert rates.check("a") > 0 and rates.check("b") > 0
+
+
+def test_rates_many_keys_drop_the_stalest(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=60, burst=1), max_keys=10, clock=clock)
+    rates.check("flood")
+    for number in range(1000):
+        rates.check(f"key {number}")
+        assert rates.check("flood") > 0  # asked for all the time, so not forgotten
+    assert len(rates) == 10
+    assert rates.check("key 0") == 0
