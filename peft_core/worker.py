@@ -65,8 +65,9 @@ class Worker:
         self._queue: Any = None
         self._tickets = itertools.count(1)
         self._named: dict[str, int] = {}
-        self._cancelled = self._context.Value("Q", 0)
-        self._pid = self._context.Value("Q", 0)
+        # without locks, which a process that is killed may hold for ever; an aligned number needs none
+        self._cancelled = self._context.Value("Q", 0, lock=False)
+        self._pid = self._context.Value("Q", 0, lock=False)
 
     def warm(self) -> None:
         """Start the process and its imports now, without waiting for them."""

@@ -10,7 +10,10 @@ from playwright.sync_api import BrowserContext, Error, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DRAWN = "(selector) => document.querySelector(selector)?.toDataURL()"
-_NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+# after the next frame, or a second later in a page that draws none
+_NEXT_FRAME = (
+    "() => new Promise((done) => { requestAnimationFrame(() => setTimeout(done)); setTimeout(done, 1000); })"
+)
 _COUNT_ANSWERS = Path(__file__).with_name("count_answers.js")
 FLAGS = [
     "--no-sandbox",

@@ -146,3 +146,8 @@ def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: 
         limited.run("count_rows", [str(tmp_path / "large.csv")])
     assert limited.run("count_rows", [str(tmp_path / "small.csv")]) == 1
     limited.close()
+
+
+def test_process_killed_at_any_moment_leaves_no_lock_held(worker: Worker) -> None:
+    """A lock of the numbers that the processes share would be held for ever by a process killed within."""
+    assert not hasattr(worker._cancelled, "get_lock") and not hasattr(worker._pid, "get_lock")
