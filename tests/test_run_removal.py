@@ -134,9 +134,9 @@ def test_sweep_removes_what_a_dead_purge_left_in_the_trash(tmp_path: Path) -> No
     assert not left.exists()
 
 
-@pytest.mark.parametrize("name", ["make_folder", "fsync"])
+@pytest.mark.parametrize(("name", "failing"), [("make_folder", 1), ("fsync", 1), ("fsync", 2), ("fsync", 3)])
 def test_delete_without_room_for_the_trash_removes_for_good(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, earlier = ended_run(tmp_path), ended_run(tmp_path)
     runs.delete(tmp_path, earlier.run_id)
@@ -145,7 +145,7 @@ def test_delete_without_room_for_the_trash_removes_for_good(
 
     def full_once(*arguments: Any) -> Any:
         calls.append(arguments)
-        return refuse_for_room() if len(calls) == 1 else whole(*arguments)
+        return refuse_for_room() if len(calls) == failing else whole(*arguments)
 
     monkeypatch.setattr(trash, name, full_once)
     runs.delete(tmp_path, run.run_id)
@@ -192,7 +192,7 @@ def killed_at(whole: Callable[..., Any], steps: Iterator[int], last: int) -> Cal
     return step
 
 
-@pytest.mark.parametrize(("act", "steps"), [(runs.delete, 6), (runs.restore, 3)])
+@pytest.mark.parametrize(("act", "steps"), [(runs.delete, 7), (runs.restore, 3)])
 def test_kill_between_two_steps_leaves_the_run_whole_in_one_place(
     act: Callable[[Path, str], Any], steps: int, tmp_path: Path
 ) -> None:

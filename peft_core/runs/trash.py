@@ -108,6 +108,7 @@ def _move_to_trash(folder: Path) -> None:
     remove_folder(trashed)  # an earlier run of the same id
     with contextlib.suppress(OSError):  # of a folder that belongs to another user
         os.utime(folder)
+    fsync(folder)  # in which a lock was perhaps made just now
     folder.rename(trashed)
     fsync(trashed.parent)
     fsync(folder.parent)
