@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +133,48 @@ def test_sweep_removes_what_a_dead_purge_left_in_the_trash(tmp_path: Path) -> No
     left.mkdir(parents=True)
     assert runs.sweep(tmp_path) == 1
     assert not left.exists()
+
+
+def test_sweep_removes_what_a_dead_upload_of_a_visitor_left(tmp_path: Path) -> None:
+    left = tmp_path / ".uploads" / ("a" * 64) / ".staging-999999-another-boot-1-0123abcd-x"
+    left.mkdir(parents=True)
+    assert runs.sweep(tmp_path) == 1
+    assert not left.exists()
+
+
+def test_deleted_run_that_the_disk_does_not_let_go_is_purged_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = ended_run(tmp_path), ended_run(tmp_path)
+    for run in (stuck, other):
+        runs.delete(tmp_path, run.run_id)
+    whole = trash.remove_folder
+
+    def refusing(folder: Path) -> None:
+        if folder.name == stuck.run_id:
+            raise OSError(errno.EIO, "Input/output error")
+        whole(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trash, "remove_folder", refusing)
+        assert runs.purge_trash(tmp_path) == 1
+    assert names_in(tmp_path / TRASH) == [stuck.run_id]
+    assert runs.purge_trash(tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["delete", "restore"])
+def test_delete_and_restore_wait_for_the_lock(name: str, tmp_path: Path) -> None:
+    run, launcher = ended_run(tmp_path), Launcher(tmp_path)
+    if name == "restore":
+        launcher.delete(run.run_id)
+    before = run.folder.exists()
+    thread = threading.Thread(target=getattr(launcher, name), args=(run.run_id,))
+    with launcher.lock:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and run.folder.exists() == before
+    thread.join(20)
+    assert run.folder.exists() != before
 
 
 @pytest.mark.parametrize(("name", "failing"), [("make_folder", 1), ("fsync", 1), ("fsync", 2), ("fsync", 3)])
