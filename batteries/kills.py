@@ -113,7 +113,7 @@ def kill_once(battery: Battery, target: Target) -> list[str] | None:
         time.sleep(battery.random.uniform(0, battery.lengths[target]))
     if not child.kill():
         battery.lengths[target] *= TOO_LATE
-        runs.delete(battery.place.runs_dir, run.run_id)
+        runs.remove(battery.place.runs_dir, run.run_id)
         return [f"the child failed: {outcome(child)}"] * bool(outcome(child)) or None
     problems = _problems(run, child, before)
     runs.sweep(battery.place.runs_dir)
@@ -128,7 +128,7 @@ def measure_stages(battery: Battery, job: str) -> dict[Target, float]:
     child = run_child(lambda report: _work(job, run, report))
     if outcome(child):
         raise RuntimeError(f"The {job} that is measured failed: {outcome(child)}")
-    runs.delete(battery.place.runs_dir, run.run_id)
+    runs.remove(battery.place.runs_dir, run.run_id)
     messages = child.messages
     lengths = {(job, BEGIN, ""): messages[-1].time - messages[0].time}
     for target in (target for target in SAVES if target[0] == job):
@@ -273,4 +273,4 @@ def _keep_or_delete(battery: Battery, job: str, run: Run) -> None:
         return
     if run.state().status == runs.SCHEDULED:  # it was killed before it began
         run.update(status=runs.KILLED)
-    runs.delete(battery.place.runs_dir, run.run_id)
+    runs.remove(battery.place.runs_dir, run.run_id)

@@ -92,7 +92,7 @@ def train_uninterrupted(place: Workplace, case: Case) -> Reference:
         raise RuntimeError(f"{case.name} could not be trained: {outcome(child) or run.state().error}")
     first = next(message for message in child.messages if _is_checkpoint(run, message))
     reference = Reference(_adapter_sha256(run), child.messages[-1].time - first.time)
-    runs.delete(place.runs_dir, run.run_id)
+    runs.remove(place.runs_dir, run.run_id)
     return reference
 
 
@@ -101,14 +101,14 @@ def check(place: Workplace, case: Case, reference: Reference, numbers: random.Ra
     run = place.create(**case.settings)
     length = reference.seconds
     while not (_killed(run, numbers.uniform(0, length)) and run.state().status != FINISHED):
-        runs.delete(place.runs_dir, run.run_id)  # it had ended before
+        runs.remove(place.runs_dir, run.run_id)  # it had ended before
         run, length = place.create(**case.settings), 0.8 * length
     if numbers.random() < TWICE:
         _killed(run, numbers.uniform(0, length))
     problems = _continued(run) if run.state().status != FINISHED else []
     if not problems and _adapter_sha256(run) != reference.sha256:
         problems.append(f"continued from step {run.result()['resumed_from']}, its adapter has other weights")
-    runs.delete(place.runs_dir, run.run_id)
+    runs.remove(place.runs_dir, run.run_id)
     return problems
 
 

@@ -16,6 +16,8 @@ from peft_core.manifests import verify_folder
 from peft_core.rows import VALIDATION, judged_rows
 from peft_core.runs import FAILED, FINISHED, Run, RunState
 from peft_core.runs.checkpoints import choose_checkpoint
+from peft_core.runs.store import TOKENS
+from peft_core.runs.trash import TRASH
 
 MADE = ("adapter", "evaluation", "embeddings", "onnx", "page", "vectors", "probe")  # folders with a manifest
 TEXTS = ("The food was awful and the staff rude.", "Wonderful, the best pizza.")
@@ -79,8 +81,10 @@ def staging_left(runs_dir: Path) -> list[str]:
     """Files and folders that nothing but a process which is gone could have use for.
 
     The old content of a folder whose new name could not be synced is kept on purpose, until the next sweep.
+    Deleted runs are kept for an hour.
     """
-    left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name != ".tokens"]
+    kept = (TOKENS, TRASH)
+    left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name not in kept]
     outermost = [path for path in left if path.parent not in left]
     return [f"{path.relative_to(runs_dir)} is left" for path in outermost if not _is_old_content(path)]
 

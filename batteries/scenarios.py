@@ -44,6 +44,12 @@ def _finished(place: Workplace) -> Run:
     return place.copy(place.finished, "copy")
 
 
+def _deleted(place: Workplace) -> Run:
+    run = _finished(place)
+    runs.delete(run.folder.parent, run.run_id)
+    return run
+
+
 def _merged(place: Workplace) -> Run:
     run = _finished(place)
     merge(run.folder)
@@ -131,6 +137,10 @@ def _delete(run: Run) -> None:
     runs.delete(run.folder.parent, run.run_id)
 
 
+def _restore(run: Run) -> None:
+    runs.restore(run.folder.parent, run.run_id)
+
+
 def _is_finished(run: Run) -> list[str]:
     problems = [] if run.state().status == FINISHED else [f"it is {run.state().status}"]
     return problems if run.has_adapter and run.result() else [*problems, "it has no adapter"]
@@ -177,4 +187,5 @@ SCENARIOS = (
     ),
     Scenario("export as ONNX", _finished, _export_onnx, _has_onnx),
     Scenario("delete a run", _finished, _at_once(_delete), deletes=True),
+    Scenario("restore a run", _deleted, _at_once(_restore), _has("adapter"), deletes=True),
 )

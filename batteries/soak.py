@@ -35,7 +35,7 @@ GROWTH = 0.05
 ONNX_ONE_IN = 5  # turns: an export as ONNX takes as long as all the rest of a turn
 LONGEST_TRAINING = 600.0  # seconds
 TEXT = "The food was awful and the staff rude."
-_SHARED = (".tokens", ".uploads")
+_SHARED = (".tokens", ".trash", ".uploads")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Turns:
     def delete(self, run_id: str) -> None:
         """Remove a run and all its files."""
         runs.delete(self.bench.runs_dir, run_id)
+        runs.purge_trash(self.bench.runs_dir)
 
 
 def run(minutes: float = MINUTES, turns: int | None = None) -> BatteryResult:

@@ -44,6 +44,10 @@ class InputsChangedError(RunError):
     """A run that cannot continue: its data, base model, tokenizer or settings are not those it began with."""
 
 
+class StorageError(PeftCoreError):
+    """Something that does not fit into the disk space of a visitor, or of a public demo."""
+
+
 class MergeError(PeftCoreError):
     """An adapter that cannot be merged, or a merge whose certificate does not hold."""
 

@@ -41,6 +41,7 @@ DISK_FAILED = (
     "The disk is full or reports an error: free some space or check it, and try again; nothing half-written "
     "is left."
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_REGULAR = "it is not a regular file"
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a FIFO waits for its writer
 _STAGING = re.compile(
@@ -245,6 +246,23 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder if it is there; its name is gone at once, and nobody sees half of it.
+
+    Where the disk has no room even for the new name, its files are removed under the old one.
+    """
+    doomed = staging_path(folder)
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        doomed = folder
+    remove_tree(doomed)
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's content, or a directory's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
@@ -268,7 +286,7 @@ def fsync_tree(folder: Path) -> None:
 def describe_disk_error(error: BaseException) -> str | None:
     """Return the message for an error that comes from a disk; None for any other error."""
     for numbers, texts, sentence in (
-        ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL, DISK_FULL),
+        (NO_ROOM, _FULL, DISK_FULL),
         ((errno.EIO, errno.EROFS), _FAILED, DISK_ERROR),
         ((), _UNKNOWN_CAUSE, DISK_FAILED),
     ):

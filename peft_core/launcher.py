@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -112,7 +114,7 @@ class Launcher:
                 run.update(status=KILLED, notes=[*run.state().notes, note_of_early_stop(run, "starting")])
 
     def delete(self, run_id: str) -> None:
-        """Remove a run and all its files. RunError if it has not ended."""
+        """Move a run into the trash, from where `restore` brings it back. RunError if it has not ended."""
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
             status = run.state().status
@@ -120,6 +122,16 @@ class Launcher:
             if status not in ENDED or run_id in self._children:
                 raise RunError(f"The run {run_id!r} is {status.lower()}; stop it before you delete it.")
             runs.delete(self.runs_dir, run_id)
+
+    def restore(self, run_id: str) -> Run:
+        """Bring a deleted run back. RunError if it was removed for good, or there is a run of this id."""
+        with self._lock:
+            return runs.restore(self.runs_dir, run_id)
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while runs are started, stopped, deleted or restored; whoever holds it may call them too."""
+        return self._lock
 
     def current(self) -> Run | None:
         """The run that trains now, or that comes next; a new one would wait for it."""

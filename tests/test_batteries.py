@@ -3,14 +3,14 @@
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batteries import damage, fault_layer, faults, foreign, guesses, inputs, kills, resume, soak
+from batteries import damage, fault_layer, faults, filler, foreign, guesses, inputs, kills, resume, soak
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Operation
@@ -20,7 +20,10 @@ from batteries.table import table, write_results
 from batteries.workplace import Workplace, workplace
 from peft_core import files, manifests, runs
 from peft_core.errors import RunError
+from peft_core.expiry import Candidate, Expiry
+from peft_core.inventory import Inventory
 from peft_core.runs import Run, run
+from peft_core.storage import Storage
 from peft_core.training import setup, trainer
 
 NO_FSYNC = "from peft_core import files\nfiles.fsync_tree = lambda folder: None\n"
@@ -292,3 +295,32 @@ def test_guesses_short_form_are_throttled_and_the_right_one_enters() -> None:
 def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
     result = guesses.run(0.06, broken=True)
     assert "600 of 600 guesses were compared with the password" in result.failures
+
+
+def test_filler_short_form_leaves_room_for_others() -> None:
+    result = filler.run(0.03)
+    assert result.failures == ()
+    outcomes = dict(result.outcomes)
+    assert outcomes["visitors served"] == 6
+    assert outcomes["of the filler, granted"] > 5 and outcomes["of the filler, refused"] > 5
+
+
+def _youngest_first(expiry: Expiry, inventory: Inventory, used: Collection[Path]) -> list[Candidate]:
+    return sorted(expiry._ended_runs(inventory, used), key=lambda item: -item.last_used)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "failures"),
+    [
+        (Storage, "_refuse_over_quota", lambda *_: None, ["the visitor ffff takes"]),
+        (Storage, "_make_room", lambda *_: True, ["all take", "bytes are free"]),
+        (Storage, "_make_room", lambda *_: False, ["a visitor was not served: This public demo's disk"]),
+        (Expiry, "list_spare", _youngest_first, ["is lost"]),
+    ],
+)
+def test_filler_of_a_product_that_checks_less_finds_it(
+    owner: Any, name: str, broken: Any, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    sentences = filler.run(0.02).failures
+    assert [words for words in failures if not any(words in sentence for sentence in sentences)] == []

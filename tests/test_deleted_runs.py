@@ -13,6 +13,7 @@ from peft_core.export import archives
 from peft_core.export.archives import zip_of
 from peft_core.files import atomic_folder
 from peft_core.runs import Run
+from peft_core.runs.trash import TRASH
 
 DELETED = "was deleted meanwhile; choose another run"
 
@@ -26,6 +27,10 @@ def own(tmp_path: Path) -> Run:
 
 def delete(run: Run) -> None:
     runs.delete(run.folder.parent, run.run_id)
+
+
+def left_beside_trash(run: Run) -> list[Path]:
+    return [path for path in run.folder.parent.iterdir() if path.name != TRASH]
 
 
 def delete_at(run: Run, start: str) -> Callable[[float, str], None]:
@@ -43,7 +48,7 @@ def run_task(monkeypatch: pytest.MonkeyPatch, run: Run, start: str, task: Callab
     monkeypatch.setattr(tasks, "report", delete_at(run, start))
     with pytest.raises(RunError) as refusal:
         task()
-    assert list(run.folder.parent.iterdir()) == []
+    assert left_beside_trash(run) == []
     assert str(run.folder.parent) not in str(refusal.value)
     return str(refusal.value)
 
@@ -90,7 +95,7 @@ def test_zip_of_a_run_deleted_meanwhile_is_refused(own_run: Run, monkeypatch: py
     monkeypatch.setattr(archives, "write_zip", lambda *_: delete(own_run))
     with pytest.raises(RunError, match=DELETED):
         zip_of(own_run, "adapter")
-    assert list(own_run.folder.parent.iterdir()) == []
+    assert left_beside_trash(own_run) == []
 
 
 @pytest.mark.parametrize("name", ["onnx", "downloads/onnx"])

@@ -24,7 +24,7 @@ from peft_core.files import (
     translate_disk_errors,
 )
 from peft_core.manifests import verify_folder, write_manifest
-from peft_core.runs import Run, RunInTraining, store
+from peft_core.runs import Run, RunInTraining, trash
 from peft_core.runs import run as run_module
 from peft_core.runs.checkpoints import choose_checkpoint
 from peft_core.train import describe_failure, train
@@ -98,12 +98,15 @@ def test_stop_lock_and_metrics_on_a_full_disk_raise_one_sentence(
         act(own)
 
 
-def test_delete_on_a_full_disk_leaves_no_staging(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_on_a_disk_that_cannot_sync_leaves_no_staging(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own.update(status=runs.FINISHED)
-    monkeypatch.setattr(store, "fsync", _full)
+    monkeypatch.setattr(trash, "fsync", _full)
     with pytest.raises(RunError, match="The disk is full"):
         runs.delete(own.folder.parent, own.run_id)
-    assert os.listdir(own.folder.parent) == []
+    assert os.listdir(own.folder.parent) == [trash.TRASH]
+    assert os.listdir(own.folder.parent / trash.TRASH) == []
 
 
 def test_metrics_that_lost_their_last_rows_are_damage_without_a_result(own: Run) -> None:

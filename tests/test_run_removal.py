@@ -1,19 +1,30 @@
-"""Runs that are deleted: what goes and when, what is refused, and the button with its second question."""
+"""Runs that are deleted: what goes and when, what comes back, what is refused, and the button."""
 
+import errno
+import itertools
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from app_server import Server, serve
 from conftest import Open
+from filelock import FileLock
 from playwright.sync_api import expect
 
+from batteries.children import KILLED as DIED
+from batteries.children import outcome, run_child
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.launcher import Launcher
-from peft_core.runs import FAILED, KILLED, Run
+from peft_core.runs import FAILED, KILLED, Run, trash
+from peft_core.runs.trash import TRASH
 from peft_core.workbench import Workbench
 
 
@@ -23,19 +34,225 @@ def ended_run(runs_dir: Path, status: str = FAILED) -> Run:
     return run
 
 
-def test_delete_removes_one_run_and_all_its_files(tmp_path: Path) -> None:
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refuse_for_room(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_delete_moves_one_run_with_all_its_files_into_the_trash(tmp_path: Path) -> None:
     run, other = ended_run(tmp_path), ended_run(tmp_path)
-    runs.delete(tmp_path, run.run_id)
+    before = content_of(run.folder)
+    Launcher(tmp_path).delete(run.run_id)
     assert runs.list_runs(tmp_path) == [other]
-    assert [path.name for path in tmp_path.iterdir()] == [other.run_id]
+    assert names_in(tmp_path) == sorted([TRASH, other.run_id])
+    assert before.items() <= content_of(tmp_path / TRASH / run.run_id).items()
 
 
-def test_deleted_run_disappears_before_its_files_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restore_brings_a_deleted_run_back_as_it_was(tmp_path: Path) -> None:
+    run, launcher = ended_run(tmp_path, KILLED), Launcher(tmp_path)
+    (run.folder / "train.log").write_text("a line")
+    before, state = content_of(run.folder), run.state()
+    launcher.delete(run.run_id)
+    assert launcher.restore(run.run_id).state() == state
+    assert content_of(run.folder) == before
+    assert runs.list_runs(tmp_path) == [run] and names_in(tmp_path / TRASH) == []
+
+
+@pytest.mark.parametrize("run_id", ["no-such-run", "..", "../x", ".", "", None])
+def test_restore_of_an_unknown_run_is_refused(run_id: object, tmp_path: Path) -> None:
+    runs.delete(tmp_path, ended_run(tmp_path).run_id)
+    with pytest.raises(RunError, match="cannot be restored: deleted runs are kept for an hour"):
+        Launcher(tmp_path).restore(run_id)
+    assert names_in(tmp_path) == [TRASH]
+
+
+def test_restore_beside_a_run_of_the_same_id_is_refused(tmp_path: Path) -> None:
     run = ended_run(tmp_path)
-    listed: list[list[Run]] = []
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: listed.append(runs.list_runs(tmp_path)))
     runs.delete(tmp_path, run.run_id)
-    assert listed == [[]]
+    shutil.copytree(tmp_path / TRASH / run.run_id, run.folder)
+    with pytest.raises(RunError, match=f"There is a run '{run.run_id}' already"):
+        runs.restore(tmp_path, run.run_id)
+    assert names_in(tmp_path / TRASH) == [run.run_id]
+
+
+def test_delete_of_a_second_run_of_one_id_keeps_the_later(tmp_path: Path) -> None:
+    run = ended_run(tmp_path)
+    runs.delete(tmp_path, run.run_id)
+    shutil.copytree(tmp_path / TRASH / run.run_id, run.folder)
+    (run.folder / "train.log").write_text("later")
+    runs.delete(tmp_path, run.run_id)
+    assert (tmp_path / TRASH / run.run_id / "train.log").read_text() == "later"
+
+
+def test_purge_trash_removes_what_was_deleted_earlier(tmp_path: Path) -> None:
+    early, late = ended_run(tmp_path), ended_run(tmp_path)
+    for run in (early, late):
+        os.utime(run.folder, (1.0, 1.0))  # the age of the run itself does not count
+        runs.delete(tmp_path, run.run_id)
+    hour_ago = time.time() - 3600
+    os.utime(tmp_path / TRASH / early.run_id, (hour_ago, hour_ago))
+    assert [path.name for path, _ in runs.list_trash(tmp_path)] == [early.run_id, late.run_id]
+    assert runs.purge_trash(tmp_path, 1800) == 1
+    assert names_in(tmp_path / TRASH) == [late.run_id]
+    assert runs.purge_trash(tmp_path) == 1
+    with pytest.raises(RunError, match="cannot be restored"):
+        runs.restore(tmp_path, late.run_id)
+
+
+def test_purged_run_cannot_be_restored_while_its_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended_run(tmp_path)
+    runs.delete(tmp_path, run.run_id)
+    names: list[list[str]] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: names.append(names_in(tmp_path / TRASH)))
+    runs.purge_trash(tmp_path)
+    ((staging,),) = names
+    assert staging.startswith(".staging-")
+
+
+@pytest.mark.parametrize("act", [runs.sweep, lambda folder: runs.delete(folder, ended_run(folder).run_id)])
+def test_runs_deleted_an_hour_ago_go_for_good(act: Callable[[Path], Any], tmp_path: Path) -> None:
+    old, new = ended_run(tmp_path), ended_run(tmp_path)
+    for run in (old, new):
+        runs.delete(tmp_path, run.run_id)
+    os.utime(tmp_path / TRASH / old.run_id, (1.0, 1.0))
+    act(tmp_path)
+    assert old.run_id not in names_in(tmp_path / TRASH) and new.run_id in names_in(tmp_path / TRASH)
+
+
+def test_sweep_removes_what_a_dead_purge_left_in_the_trash(tmp_path: Path) -> None:
+    left = tmp_path / TRASH / ".staging-999999-another-boot-1-0123abcd-x"
+    left.mkdir(parents=True)
+    assert runs.sweep(tmp_path) == 1
+    assert not left.exists()
+
+
+def test_sweep_removes_what_a_dead_upload_of_a_visitor_left(tmp_path: Path) -> None:
+    left = tmp_path / ".uploads" / ("a" * 64) / ".staging-999999-another-boot-1-0123abcd-x"
+    left.mkdir(parents=True)
+    assert runs.sweep(tmp_path) == 1
+    assert not left.exists()
+
+
+def test_deleted_run_that_the_disk_does_not_let_go_is_purged_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = ended_run(tmp_path), ended_run(tmp_path)
+    for run in (stuck, other):
+        runs.delete(tmp_path, run.run_id)
+    whole = trash.remove_folder
+
+    def refusing(folder: Path) -> None:
+        if folder.name == stuck.run_id:
+            raise OSError(errno.EIO, "Input/output error")
+        whole(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trash, "remove_folder", refusing)
+        assert runs.purge_trash(tmp_path) == 1
+    assert names_in(tmp_path / TRASH) == [stuck.run_id]
+    assert runs.purge_trash(tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["delete", "restore"])
+def test_delete_and_restore_wait_for_the_lock(name: str, tmp_path: Path) -> None:
+    run, launcher = ended_run(tmp_path), Launcher(tmp_path)
+    if name == "restore":
+        launcher.delete(run.run_id)
+    before = run.folder.exists()
+    thread = threading.Thread(target=getattr(launcher, name), args=(run.run_id,))
+    with launcher.lock:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and run.folder.exists() == before
+    thread.join(20)
+    assert run.folder.exists() != before
+
+
+@pytest.mark.parametrize(("name", "failing"), [("make_folder", 1), ("fsync", 1), ("fsync", 2), ("fsync", 3)])
+def test_delete_without_room_for_the_trash_removes_for_good(
+    name: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, earlier = ended_run(tmp_path), ended_run(tmp_path)
+    runs.delete(tmp_path, earlier.run_id)
+    calls: list[Any] = []
+    whole = getattr(trash, name)
+
+    def full_once(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return refuse_for_room() if len(calls) == failing else whole(*arguments)
+
+    monkeypatch.setattr(trash, name, full_once)
+    runs.delete(tmp_path, run.run_id)
+    assert names_in(tmp_path) == [TRASH] and names_in(tmp_path / TRASH) == []
+
+
+def test_delete_without_room_for_any_name_removes_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended_run(tmp_path)
+    monkeypatch.setattr(Path, "rename", refuse_for_room)
+    monkeypatch.setattr(FileLock, "acquire", refuse_for_room)  # which creates a file
+    runs.delete(tmp_path, run.run_id)
+    assert not run.folder.exists()
+
+
+def test_delete_on_a_nearly_full_disk_keeps_no_deleted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ended_run(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10))
+    runs.delete(tmp_path, run.run_id)
+    assert names_in(tmp_path / TRASH) == []
+
+
+def act_until_killed(act: Callable[[Path, str], Any], run: Run, step: int) -> str:
+    """How a child ended that deletes or restores a run and is killed just before one of its steps."""
+
+    def task(report: Callable[..., None]) -> None:
+        steps = itertools.count()
+        for owner, name in ((trash, "make_folder"), (trash, "fsync"), (Path, "rename"), (os, "utime")):
+            setattr(owner, name, killed_at(getattr(owner, name), steps, step))
+        act(run.folder.parent, run.run_id)
+
+    return outcome(run_child(task))
+
+
+def killed_at(whole: Callable[..., Any], steps: Iterator[int], last: int) -> Callable[..., Any]:
+    def step(*arguments: Any, **options: Any) -> Any:
+        if next(steps) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments, **options)
+
+    return step
+
+
+@pytest.mark.parametrize(("act", "steps"), [(runs.delete, 7), (runs.restore, 3)])
+def test_kill_between_two_steps_leaves_the_run_whole_in_one_place(
+    act: Callable[[Path, str], Any], steps: int, tmp_path: Path
+) -> None:
+    for step in range(steps + 1):
+        run = ended_run(tmp_path)
+        before = content_of(run.folder)
+        if act is runs.restore:
+            runs.delete(tmp_path, run.run_id)
+        ended = act_until_killed(act, run, step)
+        assert ended == (DIED if step < steps else ""), step
+        places = [run.folder, tmp_path / TRASH / run.run_id]
+        assert [content_of(place) for place in places if place.exists()] == [before], step
+        runs.sweep(tmp_path)
+        if run.folder.exists():
+            runs.delete(tmp_path, run.run_id)
+        assert runs.restore(tmp_path, run.run_id).state().status == FAILED
+        runs.remove(tmp_path, run.run_id)
 
 
 @pytest.mark.parametrize("run_id", ["no-such-run", "..", "../x", ".", "", None])

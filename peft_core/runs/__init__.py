@@ -1,4 +1,4 @@
-"""Run folders: create, find, list and delete them; everything else reads and writes runs through `Run`."""
+"""Run folders: create, find, list, delete and restore them; all else reads and writes runs through `Run`."""
 
 from peft_core.runs.records import (
     ENDED,
@@ -12,7 +12,8 @@ from peft_core.runs.records import (
 )
 from peft_core.runs.run import Run
 from peft_core.runs.run_in_training import RunInTraining
-from peft_core.runs.store import create, delete, find, list_runs, sweep, unknown_run
+from peft_core.runs.store import create, delete, find, list_runs, remove, restore, sweep, unknown_run
+from peft_core.runs.trash import list_trash, purge_trash
 
 __all__ = [
     "ENDED",
@@ -29,6 +30,10 @@ __all__ = [
     "delete",
     "find",
     "list_runs",
+    "list_trash",
+    "purge_trash",
+    "remove",
+    "restore",
     "sweep",
     "unknown_run",
 ]

@@ -4,12 +4,14 @@ A run without this file is of the host: it was made on a page that is not public
 """
 
 import hmac
+import re
 from pathlib import Path
 
 from peft_core.errors import DamagedError
 from peft_core.records import Record, read_record, write_sealed
 
 OWNER_FILE = "owner.json"
+_OWNER = re.compile(r"[0-9a-f]{64}")
 
 
 class Ownership(Record):
@@ -46,6 +48,11 @@ def read_ownership(folder: Path) -> Ownership:
 def write_ownership(folder: Path, ownership: Ownership) -> None:
     """Replace the record, whole or not at all."""
     write_sealed(folder / OWNER_FILE, ownership)
+
+
+def is_owner(name: str) -> bool:
+    """Whether a name is the SHA-256 of a token, such as that of a folder of one visitor's uploads."""
+    return _OWNER.fullmatch(name) is not None
 
 
 def _is_same(kept: str | None, given: str | None) -> bool:

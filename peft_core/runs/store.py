@@ -1,7 +1,8 @@
-"""The folder of all runs: create, find, list and delete them by their ids."""
+"""The folder of all runs: create, find, list, delete and restore them by their ids."""
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import time
@@ -11,20 +12,20 @@ from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
 from peft_core.files import (
     atomic_folder,
-    fsync,
     make_folder,
+    remove_folder,
     remove_tree,
-    staging_path,
     sweep_staging,
-    translate_disk_errors,
 )
 from peft_core.manifests import write_manifest
 from peft_core.records import SCHEMA_VERSION, write_sealed
-from peft_core.runs.ownership import Ownership, write_ownership
+from peft_core.runs.ownership import Ownership, is_owner, write_ownership
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
-from peft_core.runs.run import CONFIG_FILE, STATUS_FILE, Run
+from peft_core.runs.run import CONFIG_FILE, LOCK_FILE, STATUS_FILE, Run
+from peft_core.runs.trash import SECONDS_KEPT, TRASH, discard, free_disk, purge_trash, take_back
 
-_SHARED_FOLDERS = (".uploads", ".tokens")
+UPLOADS, TOKENS = ".uploads", ".tokens"  # beside the runs: uploaded files, texts that were tokenized before
+_SHARED_FOLDERS = (UPLOADS, TOKENS, TRASH)
 _FOLDERS_WITH_STAGING = ("", "checkpoints", "downloads", "predictions")  # of a run
 _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings", "checkpoints/.staging")
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
@@ -50,7 +51,7 @@ def create(runs_dir: Path, config: TrainConfig, *, owner: str | None = None) -> 
 
 def find(runs_dir: Path, run_id: str) -> Run:
     """The run of an id; RunError if there is none (ids are names, never paths)."""
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id) or not (runs_dir / run_id).is_dir():
+    if not _is_run_id(run_id) or not (runs_dir / run_id).is_dir():
         raise unknown_run(run_id)
     return Run(runs_dir / run_id)
 
@@ -58,6 +59,10 @@ def find(runs_dir: Path, run_id: str) -> Run:
 def unknown_run(run_id: str) -> RunError:
     """The error of an id that names no run."""
     return RunError(f"There is no run {run_id!r}; ask for the list of runs.")
+
+
+def _is_run_id(name: object) -> bool:
+    return isinstance(name, str) and _RUN_ID.fullmatch(name) is not None
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
@@ -69,25 +74,56 @@ def list_runs(runs_dir: Path) -> list[Run]:
 
 
 def delete(runs_dir: Path, run_id: str) -> None:
-    """Remove a run and all its files; it leaves the list at once. RunError while it waits or trains."""
+    """Move a run into the trash; it leaves the list at once. RunError while it waits or trains.
+
+    `restore` brings it back for an hour, unless the disk is short of room: then it is removed for good.
+    """
+    run = _find_ended(runs_dir, run_id)
+    discard(run.folder)
+    purge_trash(runs_dir, SECONDS_KEPT)
+    free_disk(runs_dir)
+
+
+def restore(runs_dir: Path, run_id: str) -> Run:
+    """Bring a deleted run back as it was.
+
+    Raises RunError if it is not in the trash any more, or if there is a run of this id.
+    """
+    folder = runs_dir / run_id if _is_run_id(run_id) else None
+    if folder is None or not (runs_dir / TRASH / run_id).is_dir():
+        raise RunError(
+            f"The run {run_id!r} cannot be restored: deleted runs are kept for an hour, or less where the "
+            "disk is full."
+        )
+    take_back(folder)
+    return Run(folder)
+
+
+def remove(runs_dir: Path, run_id: str) -> None:
+    """Remove a run for good; RunError while it waits or trains."""
+    remove_folder(_find_ended(runs_dir, run_id).folder)
+
+
+def _find_ended(runs_dir: Path, run_id: str) -> Run:
     run = find(runs_dir, run_id)
     state = run.state()
     if state.status not in ENDED:
         raise RunError(f"The run {run_id!r} is {state.status}; stop it before you delete it.")
-    with contextlib.suppress(DamagedError), run.lock():  # RunError if a training has just begun
-        pass  # and DamagedError if the lock is no file, which nobody can hold
-    doomed = staging_path(run.folder)
-    with translate_disk_errors():
-        run.folder.rename(doomed)
-        try:
-            fsync(runs_dir)
-        finally:
-            remove_tree(doomed)
+    if os.path.lexists(run.folder / LOCK_FILE):  # else nobody holds it, and a full disk has no room for it
+        with contextlib.suppress(DamagedError), run.lock():  # RunError if a training has just begun
+            pass  # and DamagedError if the lock is no file, which nobody can hold
+    return run
 
 
 def sweep(runs_dir: Path) -> int:
-    """Remove what dead processes left half-written beside the runs and in each run; returns how many."""
-    swept = sum(map(sweep_staging, [runs_dir, *(runs_dir / name for name in _SHARED_FOLDERS)]))
+    """Remove what dead processes left half-written beside the runs and in each run; returns how many.
+
+    Runs that were deleted more than an hour ago are removed for good, and not counted.
+    """
+    visitors = (path for path in (runs_dir / UPLOADS).glob("*") if is_owner(path.name))
+    shared = (runs_dir / name for name in _SHARED_FOLDERS)
+    swept = sum(map(sweep_staging, [runs_dir, *shared, *visitors]))
+    purge_trash(runs_dir, SECONDS_KEPT)
     for run in list_runs(runs_dir):
         swept += sum(sweep_staging(run.folder / name) for name in _FOLDERS_WITH_STAGING)
         status = run.state().status

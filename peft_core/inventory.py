@@ -1,0 +1,213 @@
+"""What lies in the folder of runs: whose it is, how large, since when it is of no use, and what must stay."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from peft_core.disk_usage import FolderSizes, Size, list_entries, total_bytes
+from peft_core.errors import DamagedError
+from peft_core.records import read_json
+from peft_core.runs import ENDED, Run, RunState
+from peft_core.runs.ownership import Ownership, is_owner, read_ownership
+from peft_core.runs.run import CONFIG_FILE
+from peft_core.runs.store import TOKENS, UPLOADS
+from peft_core.runs.trash import TRASH
+
+_CACHES = ("downloads", "predictions")  # folders of a run whose content is made again when it is asked for
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run on the disk.
+
+    Attributes:
+        folder: The run folder.
+        owner: SHA-256 of a visitor's token; None for the host's, or where the record is damaged.
+        is_shared: Whether it has a share link.
+        size: Bytes of all its files.
+        ended: When it ended, in seconds since the epoch; None while it waits or trains.
+    """
+
+    folder: Path
+    owner: str | None
+    is_shared: bool
+    size: Size
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """A set of uploaded files: its folder, whose it is (None for the host's), and when it was used last."""
+
+    folder: Path
+    owner: str | None
+    size: Size
+    last_used: float
+
+
+class CachedFile(NamedTuple):
+    """A file or folder that is made again when it is asked for, the ended run it lies in, and its time."""
+
+    path: Path
+    run: Path | None
+    last_used: float
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that lies in the folder of runs; `rest` is what is neither a run nor an upload."""
+
+    runs: tuple[StoredRun, ...]
+    uploads: tuple[StoredUpload, ...]
+    rest: tuple[tuple[Path, Size], ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return total_bytes(self.sizes().values())
+
+    def sizes(self) -> dict[Path, Size]:
+        """The size of each thing by its path."""
+        return {item.folder: item.size for item in (*self.runs, *self.uploads)} | dict(self.rest)
+
+    def runs_of(self, owner: str | None) -> list[StoredRun]:
+        return [run for run in self.runs if run.owner == owner]
+
+    def uploads_of(self, owner: str | None) -> list[StoredUpload]:
+        return [upload for upload in self.uploads if upload.owner == owner]
+
+    def bytes_of(self, owner: str | None) -> int:
+        """The bytes of one visitor's runs and uploads."""
+        return total_bytes(item.size for item in (*self.runs_of(owner), *self.uploads_of(owner)))
+
+
+class RunsFolder:
+    """Reads the inventory of a folder of runs; sizes and settings are remembered between calls."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self.sizes = FolderSizes()
+        self._ended_runs: dict[str, StoredRun] = {}
+        self._dataset_names: dict[Path, str] = {}
+
+    def inventory(self) -> Inventory:
+        """What lies there now."""
+        stored, rest = [], []
+        for entry in list_entries(self.runs_dir):
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                stored.append(self._stored_run(entry.path))
+            elif entry.name not in (UPLOADS, TRASH):
+                rest.append((self.runs_dir / entry.name, self.sizes.measure(entry.path)))
+        trashed = [self.runs_dir / TRASH / entry.name for entry in list_entries(self.runs_dir / TRASH)]
+        uploads, others = self._uploads()
+        rest += [(path, self.sizes.measure(path)) for path in (*trashed, *others)]
+        return Inventory(tuple(stored), tuple(uploads), tuple(rest))
+
+    def uploads_in_use(self) -> set[Path]:
+        """Uploads that a waiting or training run uses."""
+        unfinished = (run for run in self.list_runs() if ended_at(run.state()) is None)
+        return {upload for run in unfinished if (upload := self._upload_of(run.folder)) is not None}
+
+    def last_uses(self, inventory: Inventory) -> dict[Path, float]:
+        """When each upload was used last: when it was stored, or the latest run on it ended or was made."""
+        uses = {upload.folder: upload.last_used for upload in inventory.uploads}
+        for run in inventory.runs:
+            upload = self._upload_of(run.folder)
+            if upload in uses:
+                uses[upload] = max(uses[upload], run.ended or 0.0)
+        return uses
+
+    def list_runs(self) -> Iterator[Run]:
+        for entry in list_entries(self.runs_dir):
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                yield Run(self.runs_dir / entry.name)
+
+    def owner_folders(self) -> Iterator[Path]:
+        """The folders of visitors' uploads."""
+        for entry in list_entries(self.runs_dir / UPLOADS):
+            if is_owner(entry.name):
+                yield self.runs_dir / UPLOADS / entry.name
+
+    def forget_missing(self) -> None:
+        """Forget what was remembered of folders that are gone."""
+        self.sizes.forget_missing()
+        for folder in [folder for folder in list(self._dataset_names) if not folder.is_dir()]:
+            self._dataset_names.pop(folder, None)
+        for name in [name for name in list(self._ended_runs) if not os.path.isdir(name)]:
+            self._ended_runs.pop(name, None)
+
+    def list_caches(self, inventory: Inventory) -> Iterator[CachedFile]:
+        """Tokens, and the zips and answered files of ended runs."""
+        yield from _cached_files(self.runs_dir / TOKENS, None)
+        for run in inventory.runs:
+            for name in _CACHES if run.ended is not None else ():
+                yield from _cached_files(run.folder / name, run.folder)
+
+    def _stored_run(self, name: str) -> StoredRun:
+        """A run by its path; an ended one is read again only if its folder has changed."""
+        known = self._ended_runs.get(name)
+        if known is not None and known.size is self.sizes.known_size(name):
+            return known
+        run = Run(Path(name))
+        size = self.sizes.measure(name, keep=ended_at(run.state()) is not None)
+        ended, ownership = ended_at(run.state()), ownership_of(run.folder)  # read after the folder's times
+        stored = StoredRun(run.folder, ownership.owner, ownership.link_sha256 is not None, size, ended)
+        if ended is not None:
+            self._ended_runs[name] = stored
+        return stored
+
+    def _uploads(self) -> tuple[list[StoredUpload], list[Path]]:
+        """Uploads, and what else lies among them."""
+        stored, others = [], []
+        for entry in list_entries(self.runs_dir / UPLOADS):
+            path = self.runs_dir / UPLOADS / entry.name
+            is_folder = entry.is_dir(follow_symlinks=False)
+            owner = entry.name if is_folder and is_owner(entry.name) else None
+            for inner in [path / item.name for item in list_entries(path)] if owner else [path]:
+                if inner.name.startswith(".") or not is_folder:
+                    others.append(inner)
+                else:
+                    size = self.sizes.measure(inner)
+                    stored.append(StoredUpload(inner, owner, size, modified_at(inner)))
+        return stored, others
+
+    def _upload_of(self, run_dir: Path) -> Path | None:
+        """The upload that a run was made for; None for other data, and for settings that are damaged."""
+        if run_dir not in self._dataset_names:
+            with contextlib.suppress(DamagedError):
+                self._dataset_names[run_dir] = str(read_json(run_dir / CONFIG_FILE).get("dataset_name"))
+        parts = Path(self._dataset_names.get(run_dir, "")).parts
+        if UPLOADS not in parts:
+            return None
+        return Path(self.runs_dir, *parts[parts.index(UPLOADS) :])
+
+
+def ownership_of(run_dir: Path) -> Ownership:
+    """Whose a run is; the host's if its record is damaged or cannot be read."""
+    with contextlib.suppress(OSError):
+        return read_ownership(run_dir)
+    return Ownership()
+
+
+def ended_at(state: RunState) -> float | None:
+    """When a run ended, or what is known that comes next to it; None if it waits or trains."""
+    if state.status not in ENDED:
+        return None
+    return max(state.ended or 0.0, state.started or 0.0, state.created)
+
+
+def modified_at(path: Path) -> float:
+    """When a file or a folder's names changed last; 0 if it is gone."""
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _cached_files(folder: Path, run: Path | None) -> Iterator[CachedFile]:
+    for entry in list_entries(folder):
+        if not entry.name.startswith("."):
+            path = folder / entry.name
+            yield CachedFile(path, run, modified_at(path))

@@ -1,0 +1,70 @@
+"""How much of the disk the visitors of a public demo may use, and how long what they leave is kept."""
+
+from dataclasses import dataclass
+
+from peft_core.disk_usage import describe_bytes
+
+_HOUR, _DAY = 3600.0, 86_400.0
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """Limits of the disk space of a public demo.
+
+    Attributes:
+        visitor_bytes: Most that one visitor's runs and uploads may take.
+        total_bytes: Most that the whole folder of runs may take.
+        least_free_bytes: Free space that must be left on the disk.
+        run_seconds: How long a run is kept after it ended.
+        shared_run_seconds: The same of a run with a share link.
+        upload_seconds: How long an upload is kept after it was used last.
+        young_run_seconds: A run that ended later than this is never removed to make room.
+        young_upload_seconds: The same of an upload, which somebody may be about to train on.
+    """
+
+    visitor_bytes: int = 2_000_000_000
+    total_bytes: int = 20_000_000_000
+    least_free_bytes: int = 2_000_000_000
+    run_seconds: float = 7 * _DAY
+    shared_run_seconds: float = 30 * _DAY
+    upload_seconds: float = 7 * _DAY
+    young_run_seconds: float = _HOUR
+    young_upload_seconds: float = 600.0
+
+    def describe(self) -> str:
+        """One sentence for the page."""
+        times = (self.run_seconds, self.shared_run_seconds, self.upload_seconds)
+        kept, kept_shared, kept_upload = map(_days, times)
+        return (
+            f"You may use {describe_bytes(self.visitor_bytes)}; a run is removed {kept} after it ended, a "
+            f"shared one after {kept_shared}, an upload {kept_upload} after it was used last, and earlier if "
+            "the disk is full."
+        )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one visitor's runs and uploads take, in bytes and in number.
+
+    `total_bytes` is less than their sum where files of both are the same on the disk.
+    """
+
+    run_bytes: int
+    upload_bytes: int
+    total_bytes: int
+    runs: int
+    uploads: int
+    quota_bytes: int
+
+    def describe(self) -> str:
+        """One sentence for the page."""
+        used, quota = describe_bytes(self.total_bytes), describe_bytes(self.quota_bytes)
+        return f"You use {used} of {quota}: {_count(self.runs, 'run')}, {_count(self.uploads, 'upload')}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _days(seconds: float) -> str:
+    return _count(round(seconds / _DAY), "day")
