@@ -19,11 +19,11 @@ from pathlib import Path
 from batteries.result import BatteryResult
 from peft_core import runs
 from peft_core.config import TrainConfig
+from peft_core.disk.storage import Quotas, Storage
 from peft_core.errors import RunError, StorageError
 from peft_core.runs import FINISHED, Run, RunInTraining
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 from peft_core.runs.store import UPLOADS
-from peft_core.storage import Quotas, Storage
 
 NAME = "a visitor who fills the disk, for a simulated hour"
 PASSES_WHEN = "quotas and free space hold at every step, no protected run is lost, others are served"

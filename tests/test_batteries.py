@@ -19,11 +19,11 @@ from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import Workplace, workplace
 from peft_core import files, manifests, runs
+from peft_core.disk.expiry import Candidate, Expiry
+from peft_core.disk.inventory import Inventory
+from peft_core.disk.storage import Storage
 from peft_core.errors import RunError
-from peft_core.expiry import Candidate, Expiry
-from peft_core.inventory import Inventory
 from peft_core.runs import Run, run
-from peft_core.storage import Storage
 from peft_core.training import setup, trainer
 
 NO_FSYNC = "from peft_core import files\nfiles.fsync_tree = lambda folder: None\n"

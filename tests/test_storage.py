@@ -14,14 +14,14 @@ import pytest
 
 from peft_core import disk_usage, runs
 from peft_core.config import TrainConfig
-from peft_core.disk_usage import FolderSizes, describe_bytes, total_bytes
+from peft_core.disk.expiry import EXPIRED_FILE, MOST_MARKS
+from peft_core.disk.storage import Quotas, Storage, Usage
+from peft_core.disk.usage import FolderSizes, describe_bytes, total_bytes
 from peft_core.errors import StorageError
-from peft_core.expiry import EXPIRED_FILE, MOST_MARKS
 from peft_core.runs import FINISHED, KILLED, SCHEDULED, Run
 from peft_core.runs.ownership import Ownership, write_ownership
 from peft_core.runs.run import Run as RunClass
 from peft_core.runs.trash import TRASH
-from peft_core.storage import Quotas, Storage, Usage
 
 ALICE, BOB = "a" * 64, "b" * 64
 MB, HOUR, DAY = 1 << 20, 3600.0, 86_400.0

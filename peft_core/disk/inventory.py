@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from peft_core.disk_usage import FolderSizes, Size, list_entries, total_bytes
+from peft_core.disk.usage import FolderSizes, Size, list_entries, total_bytes
 from peft_core.errors import DamagedError
 from peft_core.records import read_json
 from peft_core.runs import ENDED, Run, RunState

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from peft_core.disk_usage import describe_bytes
+from peft_core.disk.usage import describe_bytes
 
 _HOUR, _DAY = 3600.0, 86_400.0
 

@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from peft_core import runs
-from peft_core.disk_usage import describe_bytes, total_bytes
+from peft_core.disk.expiry import Candidate, Expiry, bytes_freed
+from peft_core.disk.inventory import Inventory, RunsFolder, ended_at, ownership_of
+from peft_core.disk.quotas import Quotas, Usage
+from peft_core.disk.usage import describe_bytes, total_bytes
 from peft_core.errors import StorageError
-from peft_core.expiry import Candidate, Expiry, bytes_freed
-from peft_core.inventory import Inventory, RunsFolder, ended_at, ownership_of
-from peft_core.quotas import Quotas, Usage
 from peft_core.runs import Run
 from peft_core.runs.trash import SECONDS_KEPT, TRASH
 

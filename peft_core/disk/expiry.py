@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from peft_core import runs
-from peft_core.disk_usage import Size, total_bytes
+from peft_core.disk.inventory import Inventory, RunsFolder, ownership_of
+from peft_core.disk.quotas import Quotas
+from peft_core.disk.usage import Size, total_bytes
 from peft_core.errors import DamagedError, RunError
 from peft_core.files import remove_folder
-from peft_core.inventory import Inventory, RunsFolder, ownership_of
-from peft_core.quotas import Quotas
 from peft_core.records import Record, read_record, write_sealed
 
 EXPIRED_FILE = ".expired.json"
