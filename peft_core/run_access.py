@@ -48,6 +48,15 @@ class RunAccess:
             )
         return run
 
+    def check_owns_deleted(self, run_id: str) -> None:
+        """Raise RunError, as for an unknown id, unless a deleted run was the visitor's."""
+        visitor = self.visitor()
+        if visitor.owns_all:
+            return
+        folders = {trashed.folder.name: trashed.folder for trashed in runs.list_trash(self.runs_dir)}
+        if run_id not in folders or not read_ownership(folders[run_id]).is_owned_by(visitor.owner):
+            raise runs.unknown_run(run_id)
+
     def list_runs(self) -> list[Run]:
         """The runs that the visitor may read, the newest first."""
         listed = runs.list_runs(self.runs_dir)

@@ -25,7 +25,6 @@ from peft_core.errors import RunError
 from peft_core.launcher import Launcher
 from peft_core.runs import FAILED, KILLED, Run, trash
 from peft_core.runs.trash import TRASH
-from peft_core.workbench import Workbench
 
 
 def ended_run(runs_dir: Path, status: str = FAILED) -> Run:
@@ -278,40 +277,33 @@ def test_damaged_run_can_be_deleted(tmp_path: Path) -> None:
     assert runs.list_runs(tmp_path) == []
 
 
-def test_public_demo_deletes_nothing(tmp_path: Path) -> None:
-    run = ended_run(tmp_path)
-    with pytest.raises(RunError, match="This public demo keeps its runs"):
-        Workbench.open(tmp_path, public=True).delete(run.run_id)
-    assert run.folder.is_dir()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("app") / "runs") as running:
         yield running
 
 
-def test_delete_button_asks_again_and_removes_the_run(server: Server, open_page: Open) -> None:
+def test_delete_button_removes_the_run_and_undo_brings_it_back(server: Server, open_page: Open) -> None:
     run, other = ended_run(server.runs_dir), ended_run(server.runs_dir, KILLED)
     page = open_page(f"?run={run.run_id}")
     page.click("#delete-run")
-    page.click("#keep-run")
-    expect(page.locator("#confirm-delete")).to_be_hidden()
-    assert run.folder.is_dir()
-    page.click("#delete-run")
-    page.click("#confirm-delete")
     expect(page.locator("#runs")).not_to_contain_text(run.run_id)
     expect(page.locator("#runs")).to_contain_text(other.run_id)
     expect(page.locator("#delete-run")).to_be_hidden()
     expect(page.get_by_text("What Train does")).to_be_visible()
     assert not run.folder.exists()
+    page.get_by_role("button", name=f"Undo: keep {run.run_id}").click()
+    expect(page.locator("#runs label").filter(has_text=run.run_id)).to_be_visible()
+    expect(page.locator("#delete-run")).to_be_visible()
+    expect(page.locator("#undo-delete")).to_be_hidden()
+    assert run.folder.is_dir()
 
 
-def test_question_about_one_run_does_not_delete_another(server: Server, open_page: Open) -> None:
+def test_undo_is_not_offered_beside_another_run(server: Server, open_page: Open) -> None:
     run, other = ended_run(server.runs_dir), ended_run(server.runs_dir)
     page = open_page(f"?run={run.run_id}")
     page.click("#delete-run")
-    expect(page.locator("#confirm-delete")).to_be_visible()
+    expect(page.locator("#undo-delete")).to_be_visible()
     page.locator("#runs label").filter(has_text=other.run_id).click()
-    expect(page.locator("#confirm-delete")).to_be_hidden()
-    assert run.folder.is_dir() and other.folder.is_dir()
+    expect(page.locator("#undo-delete")).to_be_hidden()
+    assert other.folder.is_dir()

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from peft_core import disk_usage, runs
+from peft_core import runs
 from peft_core.config import TrainConfig
+from peft_core.disk import usage as disk_usage
 from peft_core.disk.expiry import EXPIRED_FILE, MOST_MARKS
 from peft_core.disk.storage import Quotas, Storage, Usage
 from peft_core.disk.usage import FolderSizes, describe_bytes, total_bytes

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from peft_core import runs
 from peft_core.access.visitors import LOCAL_USER, Visitor, new_token, sha256_of
 from peft_core.config import TrainConfig
 from peft_core.data.uploads import hide_upload_folders, upload_label
-from peft_core.errors import ConfigError, DataError, RunError
+from peft_core.disk.storage import Storage
+from peft_core.errors import ConfigError, DataError, RunError, StorageError
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 from peft_core.workbench import Workbench
@@ -82,8 +84,12 @@ def calls_with_run_id(workbench: Workbench, run_id: str) -> dict[str, Callable[[
     calls = {}
     for name, method in inspect.getmembers(workbench, inspect.ismethod):
         parameters = inspect.signature(method).parameters
-        if name.startswith("_") or "run_id" not in parameters or name in ("result_of", "holds"):
-            continue  # the last two answer nothing for a run that there is not
+        if (
+            name.startswith("_")
+            or "run_id" not in parameters
+            or name in ("result_of", "holds", "was_expired", "restore")
+        ):
+            continue  # these answer for a run that there is not
         names = [key for key, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
         arguments = {key: run_id if key == "run_id" else ARGUMENTS[key] for key in names}
         calls[name] = lambda method=method, arguments=arguments: _consumed(method(**arguments))
@@ -180,6 +186,41 @@ def test_runs_of_the_host_are_hidden_unless_they_are_examples(finished_run: Run,
     with pytest.raises(RunError, match="is not yours"):
         demo.as_("ben").delete("example")
     assert hidden.folder.is_dir() and example.folder.is_dir()
+
+
+def test_deleted_run_is_restored_by_its_owner_alone(demo: Demo, run: Run) -> None:
+    demo.as_("anna").delete(run.run_id)
+    unknown = str(_error(lambda: demo.as_("ben").restore("no-run")))
+    for other in (demo.as_("ben"), demo.as_nobody()):
+        assert str(_error(lambda other=other: other.restore(run.run_id))) == unknown.replace(
+            "no-run", run.run_id
+        )
+    assert demo.as_("anna").restore(run.run_id)["status"] == "FINISHED"
+    assert demo.as_("anna").list_runs() == [run]
+
+
+def test_quota_binds_uploads_trainings_merges_and_restored_runs(demo: Demo, run: Run, tmp_path: Path) -> None:
+    used = demo.as_("anna").usage()
+    assert (used.runs, used.uploads) == (1, 0) and used.run_bytes > 10_000
+    assert used.describe().startswith("You use 0.") and demo.as_("ben").usage().runs == 0
+    write_csv(tmp_path / "reviews.csv", ROWS)
+    full = replace(demo.workbench.storage.quotas, visitor_bytes=used.total_bytes + 500)
+    storage = Storage(demo.workbench.runs_dir, full)
+    demo.workbench = replace(demo.workbench, storage=storage)
+    asks: list[Callable[[Workbench], Any]] = [
+        lambda bench: bench.upload([tmp_path / "reviews.csv"]),
+        lambda bench: bench.train({}),
+        lambda bench: list(bench.merge(run.run_id)),
+        lambda bench: list(bench.make("onnx", run.run_id)),
+    ]
+    for ask in asks:
+        with pytest.raises(StorageError, match="delete a run|take a smaller one"):
+            ask(demo.as_("anna"))
+    demo.as_("anna").delete(run.run_id)
+    write_csv(tmp_path / "larger.csv", ROWS * 50)
+    assert demo.as_("anna").upload([tmp_path / "larger.csv"])
+    with pytest.raises(StorageError, match="delete a run"):
+        demo.as_("anna").restore(run.run_id)
 
 
 def test_user_of_an_app_that_is_not_public_owns_every_run(run: Run) -> None:

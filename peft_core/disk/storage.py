@@ -143,6 +143,13 @@ class Storage:
             self._refuse_over_quota(owner, size, "run")
             return self._add(owner, size, (trashed,))
 
+    def reserve_copy(self, run: Path, part: Path) -> Reservation:
+        """Reserve the bytes of a copy of a part of a run, which anyone who may read it can ask for.
+
+        It counts in nobody's quota. Raises StorageError if the demo is full.
+        """
+        return self.reserve(None, total_bytes([self._folder.sizes.measure(part)]), "download", uses=(run,))
+
     def expire(self) -> list[str]:
         """Remove what is past its time; returns the names of the runs and uploads."""
         with self._lock:

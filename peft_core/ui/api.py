@@ -11,8 +11,8 @@ from peft_core.workbench import Workbench
 
 
 class Endpoints:
-    """The functions behind /train, /status, /stop, /runs, /count, /merge, /predict, /download and
-    /delete.
+    """The functions behind /train, /status, /stop, /runs, /count, /merge, /predict, /download,
+    /delete and /restore.
 
     MCP clients read the docstrings.
     """
@@ -49,12 +49,20 @@ class Endpoints:
         return self._workbench.stop(run_id)
 
     def delete(self, run_id: str) -> dict:
-        """Delete a run that has ended, with its adapter and all its files. There is no way back.
+        """Delete a run that has ended, with its adapter and all its files. /restore undoes it for an hour.
 
         Args:
             run_id: a run's id, from /runs.
         """
         return self._workbench.delete(run_id)
+
+    def restore(self, run_id: str) -> dict:
+        """Bring back a run that was deleted within the last hour.
+
+        Args:
+            run_id: the run's id.
+        """
+        return self._workbench.restore(run_id)
 
     def runs(self) -> list:
         """All runs, the newest first, each as /status tells it."""
@@ -107,6 +115,6 @@ def build_api(workbench: Workbench) -> None:
     ends = Endpoints(workbench)
     for endpoint in (
         ends.train, ends.status, ends.stop, ends.runs, ends.count, ends.merge, ends.predict, ends.download,
-        ends.delete,
+        ends.delete, ends.restore,
     ):  # fmt: skip
         gr.api(sentence(endpoint), api_name=endpoint.__name__)

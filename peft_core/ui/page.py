@@ -10,7 +10,7 @@ from peft_core.ui.compare import build_compare
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.inference.tab import build_inference
 from peft_core.ui.requests import refuse_downloads
-from peft_core.ui.sidebar import build_sidebar, run_choices
+from peft_core.ui.sidebar import build_sidebar, describe_usage, run_choices
 from peft_core.ui.theme import TOGGLE_THEME
 from peft_core.ui.train import build_train
 from peft_core.workbench import Workbench
@@ -42,25 +42,27 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         if workbench.limits is not None:
             gr.HTML(f'<div class="message note">{workbench.limits.describe()}</div>', elem_id="limits")
         build_api(workbench)  # before the tabs, so that the endpoints get the plain names
-        picker = build_sidebar()
+        sidebar = build_sidebar()
+        picker = sidebar.picker
         standing = gr.State("")  # the picked run and how it stands: what is asked of it follows both
         with gr.Tabs(selected="train") as tabs:
             with gr.Tab("Train", id="train"):
-                form = build_train(page, workbench, picker, standing, tabs)
+                form = build_train(page, workbench, sidebar, standing, tabs)
             with gr.Tab("Compare parameters", id="compare"):
                 build_compare(workbench, form, tabs)
             with gr.Tab("Inference", id="inference"):
                 build_inference(workbench, picker, standing)
 
-        def open_run(request: gr.Request) -> dict:
-            """The run in the address, else the one that trains now."""
+        def open_run(request: gr.Request) -> list:
+            """The run in the address, else the one that trains now; and the disk that is used."""
             workbench.start()
             first = _first_run(workbench, request)
-            return gr.update(choices=run_choices(workbench, first), value=first)
+            runs = gr.update(choices=run_choices(workbench, first), value=first)
+            return [runs, describe_usage(workbench)]
 
         page.load(fn=None, js=FOLD_SIDEBAR)
         dark.click(fn=None, js=TOGGLE_THEME)
-        page.load(open_run, None, picker, **PRIVATE)
+        page.load(open_run, None, [picker, sidebar.usage], **PRIVATE)
         picker.change(fn=None, inputs=picker, js=REMEMBER_RUN)
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = LOOKS, PROGRESS_LOOKS
     return page
@@ -72,7 +74,8 @@ def _first_run(workbench: Workbench, request: gr.Request) -> str | None:
         try:
             return workbench.find(asked).run_id
         except RunError:
-            gr.Warning("The run in the address is not here any more.")
+            why = " It was removed to make room." if workbench.was_expired(asked) else ""
+            gr.Warning(f"The run in the address is not here any more.{why}")
     current = workbench.current_run()
     return current.run_id if current else None
 

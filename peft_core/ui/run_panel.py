@@ -15,7 +15,6 @@ from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
 from peft_core.ui.events import (
     PRIVATE,
-    at_once,
     download_by_click,
     drop_answers,
     plot,
@@ -24,7 +23,7 @@ from peft_core.ui.events import (
 )
 from peft_core.ui.fields import DEFAULTS, Form
 from peft_core.ui.form import fill
-from peft_core.ui.sidebar import run_choices
+from peft_core.ui.run_ownership import OwnershipControls, build_ownership, wire_ownership
 from peft_core.workbench import Workbench
 
 INTRO = '<div class="intro"><h3>What Train does</h3></div>'
@@ -47,23 +46,14 @@ class RunPanel:
     adapter_zip: gr.Button
     merged_zip: gr.Button
     proof: gr.HTML
-    sharing: gr.Row
-    share: gr.Button
-    link: gr.Textbox
-    revoke: gr.Button
-    share_path: gr.Textbox
-    removal: gr.Row
-    delete: gr.Button
-    question: gr.Row
-    confirm: gr.Button
-    keep: gr.Button
+    ownership: OwnershipControls
 
     @property
     def shown(self) -> list[Any]:
         """The components that `updates` speaks of."""
         return [
             self.intro, self.picture, self.card, self.curves, self.actions, self.merge, self.merged_zip,
-            self.proof, self.sharing, self.share, self.link, self.revoke, self.share_path, self.removal,
+            self.proof, *self.ownership.shown,
         ]  # fmt: skip
 
 
@@ -93,24 +83,6 @@ def build_run_panel() -> RunPanel:
         adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
         merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
     proof = gr.HTML(elem_id="proof", visible=False)
-    with gr.Row(visible=False, elem_classes="actions") as sharing:
-        share = gr.Button("Share by a link", elem_id="share-run", size="sm", scale=0, min_width=130)
-        link = gr.Textbox(
-            label="Whoever has this link can read the run and try its model",
-            elem_id="share-link",
-            interactive=False,
-            buttons=["copy"],
-            visible=False,
-        )
-        revoke = gr.Button("End sharing", elem_id="revoke-link", size="sm", scale=0, min_width=110)
-    share_path = gr.Textbox(visible="hidden")  # the browser makes it a whole address
-    with gr.Row(visible=False, elem_classes="actions") as removal:
-        delete = gr.Button("Delete run", elem_id="delete-run", size="sm", scale=0, min_width=110)
-        with gr.Row(visible=False) as question:
-            confirm = gr.Button(
-                "Delete it for good", elem_id="confirm-delete", variant="stop", size="sm", scale=0
-            )
-            keep = gr.Button("Keep it", elem_id="keep-run", size="sm", scale=0, min_width=110)
     return RunPanel(
         intro,
         picture,
@@ -125,16 +97,7 @@ def build_run_panel() -> RunPanel:
         adapter_zip,
         merged_zip,
         proof,
-        sharing,
-        share,
-        link,
-        revoke,
-        share_path,
-        removal,
-        delete,
-        question,
-        confirm,
-        keep,
+        build_ownership(),
     )
 
 
@@ -169,7 +132,7 @@ def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[A
         return {
             **nothing,
             **_of_run(panel, run, description),
-            **_ownership(panel, workbench, run, description),
+            **panel.ownership.updates(workbench, run, description),
         }
     except RunError as error:
         return {**nothing, panel.card: gr.update(visible=True, value=message(str(error)))}
@@ -197,35 +160,9 @@ def wire_run_panel(
     drop_answers(picker.change, merged)
     for ended in (merged.success, merged.failure):  # either way its progress goes
         ended(lambda: "", None, seen, **PRIVATE)
-    _wire_sharing(panel, workbench, picker, seen)
-    _wire_removal(panel, workbench, picker)
+    wire_ownership(panel.ownership, workbench, picker, seen)
     for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):
         download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"file-{kind}")
-
-
-def _wire_sharing(panel: RunPanel, workbench: Workbench, picker: gr.Radio, seen: gr.Textbox) -> None:
-    """Make and end the share link of the picked run."""
-    whole = "(path) => path ? new URL(path, window.location.href).href : ''"
-    panel.share_path.change(fn=None, js=whole, inputs=panel.share_path, outputs=panel.link, **PRIVATE)
-    access = workbench.access
-    for button, change in ((panel.share, access.share), (panel.revoke, access.revoke)):
-        change_link = sentence(lambda run_id, change=change: change(run_id) and None)
-        done = button.click(change_link, picker, None, **PRIVATE)
-        done.success(lambda: "", None, seen, **PRIVATE)  # has the panel drawn anew
-
-
-def _wire_removal(panel: RunPanel, workbench: Workbench, picker: gr.Radio) -> None:
-    """Delete the picked run, once a second click says so."""
-
-    @sentence
-    def delete(run_id: str) -> Any:
-        workbench.delete(run_id)
-        return gr.update(choices=run_choices(workbench), value=None)
-
-    at_once([panel.delete.click], {panel.question: gr.update(visible=True)})
-    over = [panel.keep.click, panel.confirm.click, picker.change]
-    at_once(over, {panel.question: gr.update(visible=False)})
-    panel.confirm.click(delete, picker, picker, **PRIVATE)
 
 
 def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
@@ -245,22 +182,6 @@ def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any,
     return shown
 
 
-def _ownership(
-    panel: RunPanel, workbench: Workbench, run: Run, description: dict[str, Any]
-) -> dict[Any, Any]:
-    """What an owner is offered: a share link on a public demo, and to delete a run that has ended."""
-    may_change, secret = description["may_change"], workbench.access.shared_secret(run)
-    can_share = may_change and workbench.limits is not None
-    return {
-        panel.sharing: gr.update(visible=can_share),
-        panel.share: gr.update(visible=secret is None),
-        panel.link: gr.update(visible=secret is not None),
-        panel.revoke: gr.update(visible=secret is not None),
-        panel.share_path: f"?run={run.run_id}#key={secret}" if secret else "",
-        panel.removal: gr.update(visible=may_change and description["status"] in ENDED),
-    }
-
-
 def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[str, Any]) -> dict[Any, Any]:
     """The curves of a run, if it has begun to have any."""
     frame, steps = curve_frame(metrics), description.get("max_steps") or 1
@@ -271,8 +192,8 @@ def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[st
 
 def _stages(panel: RunPanel) -> list[Any]:
     return [
-        panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof, panel.sharing,
-        panel.removal,
+        panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof,
+        *panel.ownership.rows,
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The runs at the side: the list that every tab shares; what is picked there is the run in all of them."""
 
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,8 +19,16 @@ SHOWN = 50
 DAMAGED = "damaged"
 
 
-def build_sidebar() -> gr.Radio:
-    """The picker; its value is a run_id.
+@dataclass(frozen=True)
+class Sidebar:
+    """The picker, whose value is a run_id, and what the visitor's runs and uploads take on the disk."""
+
+    picker: gr.Radio
+    usage: gr.HTML
+
+
+def build_sidebar() -> Sidebar:
+    """Layout alone.
 
     The page that opens is sent its choices, which gradio keeps with the session. It forgets old sessions, and
     would refuse every value of such a page; the choices that all pages begin with are none, since everyone
@@ -33,8 +42,15 @@ def build_sidebar() -> gr.Radio:
             elem_id="runs",
             elem_classes="runs",
         )
+        usage = gr.HTML(elem_id="usage")
     picker.preprocess = lambda payload: payload if isinstance(payload, str) else None
-    return picker
+    return Sidebar(picker, usage)
+
+
+def describe_usage(workbench: Workbench) -> str:
+    """A line for a public demo; nothing on a person's own machine."""
+    usage = workbench.usage()
+    return f'<p class="quiet">{usage.describe()}</p>' if usage else ""
 
 
 def run_choices(workbench: Workbench, picked: str | None = None) -> list[tuple[str, str]]:

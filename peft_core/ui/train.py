@@ -14,7 +14,7 @@ from peft_core.ui.events import FOLLOWING, PRIVATE, at_once, sentence, then_at_o
 from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
 from peft_core.ui.run_panel import RunPanel, build_run_panel, glance, updates, wire_run_panel
-from peft_core.ui.sidebar import run_choices
+from peft_core.ui.sidebar import Sidebar, describe_usage, run_choices
 from peft_core.workbench import Workbench
 
 # The run shows at the top of the page, whichever cards are open.
@@ -25,9 +25,10 @@ TICK = 1.0  # seconds between looks at the run folder
 
 
 def build_train(
-    page: gr.Blocks, workbench: Workbench, picker: gr.Radio, standing: gr.State, tabs: gr.Tabs
+    page: gr.Blocks, workbench: Workbench, sidebar: Sidebar, standing: gr.State, tabs: gr.Tabs
 ) -> Form:
     """Layout first, wiring at the foot; the form's fields come back for the other tabs to fill."""
+    picker = sidebar.picker
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
             form, recipe, cards = build_form(workbench)
@@ -66,7 +67,7 @@ def build_train(
     wire_data_card(cards.data, form, cards.accordions[1], cards.facts, workbench, go)
     wire_form(page, workbench, form, recipe, cards, strip, panel.picture)
     wire_run_panel(panel, workbench, picker, tabs, form, seen)
-    _wire_looks(workbench, panel, picker, seen, standing, [go, resume, evaluate, again, stop])
+    _wire_looks(workbench, panel, sidebar, seen, standing, [go, resume, evaluate, again, stop])
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     _wire_code(workbench, form, show_code, kind, [code, codes])
     resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
@@ -79,13 +80,13 @@ def build_train(
 def _wire_looks(
     workbench: Workbench,
     panel: RunPanel,
-    picker: gr.Radio,
+    sidebar: Sidebar,
     seen: gr.Textbox,
     standing: gr.State,
     buttons: list[gr.Button],
 ) -> None:
     """The page looks at the picked run each second; `buttons` are those of `_buttons`."""
-    held, timer = gr.State(), gr.Timer(TICK)
+    picker, held, timer = sidebar.picker, gr.State(), gr.Timer(TICK)
 
     def look(run_id: str | None, last: str, before: tuple[str, str] | None) -> dict[Any, Any]:
         """What moves while a run trains. If anything else has changed, so has `seen`: all is shown anew.
@@ -106,6 +107,7 @@ def _wire_looks(
         """The picked run as it stands on disk."""
         return {
             picker: gr.update(choices=run_choices(workbench, run_id)),
+            sidebar.usage: describe_usage(workbench),
             standing: f"{run_id} {_status(workbench, run_id)}" if run_id else "",
             **updates(panel, workbench, run_id),
             **dict(zip(buttons, _buttons(workbench, run_id), strict=True)),
@@ -114,7 +116,7 @@ def _wire_looks(
     moving = [seen, held, panel.card, panel.loss, panel.metric]
     timer.tick(look, [picker, seen, held], moving, queue=False, **PRIVATE)
     then_at_once([picker.change], look, [picker, seen, held], moving)
-    seen.change(show, picker, [picker, standing, *panel.shown, *buttons], **FOLLOWING)
+    seen.change(show, picker, [picker, sidebar.usage, standing, *panel.shown, *buttons], **FOLLOWING)
 
 
 def _wire_code(
