@@ -90,10 +90,11 @@ class Workbench:
         """`{run_id, waiting_for}`: the run started, or queued behind the one named."""
         config = self.config(settings)
         self._files.run("check", config.to_dict())
+        forecast = self.worker.run("forecast", config.to_dict(), self.launcher.training_process())
         if self.limits is not None:
-            self.limits.check_seconds(self.worker.run("cost", config.to_dict())["seconds"])
+            self.limits.check_forecast(forecast)
         ahead = self.launcher.current()
-        run = self.launcher.submit(with_absolute_paths(config))
+        run = self.launcher.submit(with_absolute_paths(config), forecast_seconds=forecast["seconds"])
         return {"run_id": run.run_id, "waiting_for": ahead.run_id if ahead else None}
 
     def train_again(self, run_id: str) -> dict[str, Any]:
@@ -132,6 +133,7 @@ class Workbench:
         return {
             "run_id": run.run_id,
             **state.to_dict(),
+            **self.launcher.queue_place(run).to_dict(),
             "settings": config.to_dict() if config else None,
             "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
             "has_adapter": run.has_adapter,
@@ -172,8 +174,8 @@ class Workbench:
         return self.worker.run("count", self.config(settings).to_dict())
 
     def cost(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """As `count`, with the seconds that training is forecast to take."""
-        return self.worker.run("cost", self.config(settings).to_dict())
+        """As `count`, with the seconds and bytes that training is forecast to take, and the free bytes."""
+        return self.worker.run("cost", self.config(settings).to_dict(), self.launcher.training_process())
 
     def describe_model(self, name: str, revision: str | None = None) -> dict[str, Any]:
         """A base model's kind, size, labels and modules, from its configuration alone."""
