@@ -22,6 +22,8 @@ from peft_core.files import open_regular
 from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, note_of_early_stop, step_of
+from peft_core.runs.ownership import read_ownership
+from peft_core.waiting import Queue, QueuePlace, QueueView, about_duration, is_starting
 
 _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
@@ -39,24 +41,57 @@ class Launcher:
     def __init__(self, runs_dir: Path, limits: Limits | None = None) -> None:
         self.runs_dir = runs_dir.resolve()
         self.limits = limits
+        self._queue = QueueView(self.runs_dir)
         self._children: dict[str, subprocess.Popen] = {}
         self._to_kill: set[str] = set()  # ids of runs that were asked to stop twice
         self._not_startable: dict[str, str] = {}  # run ids to the error, until their state could be written
         self._lock = threading.RLock()
         self._watcher: threading.Thread | None = None
 
-    def submit(self, config: TrainConfig, *, owner: str | None = None) -> Run:
+    def submit(
+        self, config: TrainConfig, *, owner: str | None = None, forecast_seconds: float | None = None
+    ) -> Run:
         """A new run, started now or when those before it have ended; returns at once.
 
-        `owner` is the SHA-256 of a visitor's token. Raises RunError if a public demo's queue is full.
+        Args:
+            config: Its settings.
+            owner: SHA-256 of the visitor's token; None for the host.
+            forecast_seconds: About how long the training takes, for those that wait behind it.
+
+        Raises RunError if a public demo's queue is full, or a run of this owner waits in it already.
         """
+        if forecast_seconds is not None and self._max_seconds is not None:
+            forecast_seconds = min(forecast_seconds, self._max_seconds)
         with self._lock:
-            waiting = [run for run in runs.list_runs(self.runs_dir) if run.state().status == SCHEDULED]
-            if self.limits is not None and len(waiting) >= self.limits.max_waiting:
-                raise RunError(f"{len(waiting)} runs are waiting already; try again when some have ended.")
-            run = runs.create(self.runs_dir, config, owner=owner)
+            if self.limits is not None:
+                self._refuse_more(self.limits, owner)
+            run = runs.create(self.runs_dir, config, owner=owner, forecast_seconds=forecast_seconds)
         self._start_queue()
         return run
+
+    def _refuse_more(self, limits: Limits, owner: str | None) -> None:
+        queue = Queue.read(self.runs_dir)
+        for run, _ in queue.waiting:
+            if read_ownership(run.folder).owner == owner:
+                raise RunError(f"Your run {run.run_id} waits already; stop it, or wait until it has started.")
+        if len(queue.waiting) >= limits.max_waiting:
+            seconds = queue.seconds_until_start(limits.max_seconds)
+            when = "when some have ended" if seconds is None else f"in {about_duration(seconds)}"
+            raise RunError(f"{len(queue.waiting)} runs are waiting already; try again {when}.")
+
+    @property
+    def _max_seconds(self) -> float | None:
+        return self.limits.max_seconds if self.limits is not None else None
+
+    def queue_place(self, run: Run) -> QueuePlace:
+        """Where a run waits, and about how long; of a run that does not wait nothing.
+
+        It is at most a second old.
+        """
+        state = run.state()
+        if state.status != SCHEDULED or is_starting(state):
+            return QueuePlace()
+        return self._queue.place_of(run.run_id, self._max_seconds)
 
     def resume(self, run_id: str, *, evaluate_only: bool = False) -> Run:
         """Put a stopped, failed or killed run back into the queue, from its newest whole checkpoint on.
@@ -139,6 +174,11 @@ class Launcher:
         training = [run for run, status in states if status == RUNNING]
         waiting = [run for run, status in states if status == SCHEDULED]
         return next(iter(training + waiting), None)
+
+    def training_process(self) -> int | None:
+        """The pid of the process that trains now; None if none does."""
+        pids = (run.training_process() for run, _ in Queue.read(self.runs_dir).training)
+        return next((pid for pid in pids if pid is not None), None)
 
     def advance(self) -> bool:
         """Note ended processes and start the oldest waiting run if none trains; True while any is left."""

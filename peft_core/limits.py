@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -26,6 +27,7 @@ class Limits:
     max_batch: int = 64
     max_steps: int = 1000
     max_seconds: float = 300.0  # of a training; at most so long is forecast, and then it is stopped
+    max_memory_share: float = 0.7  # of what is free, that a training may be forecast to take
     max_evaluations: int = 20
     max_characters: int = 2000
     max_waiting: int = 5
@@ -67,6 +69,20 @@ class Limits:
                 f"These settings are forecast to take {seconds / 60:,.0f} minutes; this public demo gives "
                 f"a run {self.max_seconds / 60:.0f}. Take fewer rows, epochs or tokens, or a smaller model."
             )
+
+    def check_memory(self, memory: int | None, free: int | None) -> None:
+        """Raise ConfigError for a training that is forecast to take too much of the memory that is free."""
+        if memory is not None and free is not None and memory > self.max_memory_share * free:
+            raise ConfigError(
+                f"These settings are forecast to take {memory / 1e9:.1f} GB of memory; this public demo "
+                f"gives a run {self.max_memory_share:.0%} of the {free / 1e9:.1f} GB that are free. Take a "
+                "smaller batch, a shorter max length or a smaller model."
+            )
+
+    def check_forecast(self, forecast: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a training that takes too long or too much memory, by `tasks.forecast`."""
+        self.check_seconds(forecast["seconds"])
+        self.check_memory(forecast["memory"], forecast["free"])
 
     def check(self, config: TrainConfig, rows: int | None = None) -> None:
         """Raise ConfigError if a config asks for more than a public demo gives.

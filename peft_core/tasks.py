@@ -7,6 +7,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import psutil
+import torch
 
 from peft_core import counts
 from peft_core import merge as merging
@@ -31,6 +32,8 @@ from peft_core.inference.sharing import ModelCache, SharedTokenizers, SharedWeig
 from peft_core.inference.suspects import suspected_labels
 from peft_core.inference.vectors import Neighbours
 from peft_core.losses import check_objective
+from peft_core.machine import free_bytes
+from peft_core.memory_forecast import forecast_memory
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -62,11 +65,30 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
     return counts.count_parameters(TrainConfig.from_dict(settings)).to_dict()
 
 
-def cost(settings: dict[str, Any]) -> dict[str, Any]:
-    """As `count`, and the `seconds` that training is forecast to take (None if unknown)."""
+def cost(settings: dict[str, Any], training: int | None = None) -> dict[str, Any]:
+    """As `count`, with what `forecast` says."""
+    return {**count(settings), **forecast(settings, training)}
+
+
+def forecast(settings: dict[str, Any], training: int | None = None) -> dict[str, Any]:
+    """The `seconds` and bytes of `memory` that a training is forecast to take, and the bytes that are `free`.
+
+    None where it is unknown; memory is the processor's, so it is unknown where a GPU trains. The memory of
+    the process `training`, which trains now, counts as free: a new run waits until it has ended.
+    """
     config = TrainConfig.from_dict(settings)
-    seconds = counts.forecast_seconds(config)
-    return {**counts.count_parameters(config).to_dict(), "seconds": seconds}
+    memory, free = None, None
+    if not torch.cuda.is_available():
+        free = free_bytes(torch.device("cpu")) + _resident_bytes(training)
+        memory = forecast_memory(config, free)
+    return {"seconds": counts.forecast_seconds(config), "memory": memory, "free": free}
+
+
+def _resident_bytes(pid: int | None) -> int:
+    try:
+        return psutil.Process(pid).memory_info().rss if pid else 0
+    except psutil.Error:  # it has ended
+        return 0
 
 
 def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:

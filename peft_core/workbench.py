@@ -103,14 +103,16 @@ class Workbench(InferenceService):
         if not visitor.owns_all and visitor.owner is None:
             raise ConfigError(TOKEN_NEEDED)
         self.files.run("check", config.to_dict())
-        needed = 0
+        task = "forecast" if self.limits is None else "cost"
+        cost = self.worker.run(task, config.to_dict(), self.launcher.training_process())
         if self.limits is not None:
-            cost = self.worker.run("cost", config.to_dict())
-            self.limits.check_seconds(cost["seconds"])
-            needed = training_bytes(cost["trainable"])
+            self.limits.check_forecast(cost)
+        needed = training_bytes(cost["trainable"]) if self.limits else 0
         with self._reserve(needed, "training", Path(config.dataset_name)) as reservation:
             ahead = self.launcher.current()
-            run = self.launcher.submit(with_absolute_paths(config), owner=visitor.owner)
+            run = self.launcher.submit(
+                with_absolute_paths(config), owner=visitor.owner, forecast_seconds=cost["seconds"]
+            )
             if reservation is not None:
                 reservation.keep_until_ended(run.run_id)
         return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
@@ -146,6 +148,7 @@ class Workbench(InferenceService):
         description = {
             "run_id": run.run_id,
             **state.to_dict(),
+            **self.launcher.queue_place(run).to_dict(),
             "settings": config.to_dict() if config else None,
             "may_change": self.access.owns(run),
             "can_continue": state.status in (runs.FAILED, runs.KILLED) and can_continue(run),
@@ -196,8 +199,8 @@ class Workbench(InferenceService):
         return self.worker.run("count", self.config(settings).to_dict())
 
     def cost(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """As `count`, with the seconds that training is forecast to take."""
-        return self.worker.run("cost", self.config(settings).to_dict())
+        """As `count`, with the seconds and bytes that training is forecast to take, and the free bytes."""
+        return self.worker.run("cost", self.config(settings).to_dict(), self.launcher.training_process())
 
     def describe_model(self, name: str, revision: str | None = None) -> dict[str, Any]:
         """A base model's kind, size, labels and modules, from its configuration alone."""

@@ -172,7 +172,7 @@ def test_a_public_queue_is_limited(launcher: Launcher, settings: dict[str, Any])
     for _ in range(2):
         runs.create(launcher.runs_dir, config)
     with pytest.raises(RunError, match="2 runs are waiting"):
-        public.submit(config)
+        public.submit(config, owner="a" * 64)
     waiting = runs.list_runs(launcher.runs_dir)
     assert len(waiting) == 2
     for run in waiting:

@@ -44,6 +44,30 @@ def test_the_cost_strip_shows_the_exact_numbers() -> None:
         assert words in found
 
 
+def test_cost_strip_shows_the_forecast_of_time_and_memory() -> None:
+    count = {"trainable": 2, "total": 4, "percent": 50.0, "adapter": 1, "head": 1, "file_bytes": 301_000}
+    drawn = pieces.cost({**count, "seconds": 35.2, "memory": 640_000_000, "free": 8_000_000_000})
+    assert "301 kB · ~35 s · 0.6 GB" in drawn
+    assert "301 kB · 0.6 GB" in pieces.cost({**count, "seconds": None, "memory": 640_000_000})
+    assert "GB" not in pieces.cost({**count, "seconds": None, "memory": None})
+
+
+@pytest.mark.parametrize(
+    ("place", "seconds", "words"),
+    [
+        (1, 240.0, "Waiting: next in the queue, about 4 minutes"),
+        (2, 240.0, "Waiting: 2nd in the queue, about 4 minutes"),
+        (3, None, "Waiting: 3rd in the queue<"),
+        (12, 30.0, "Waiting: 12th in the queue, about 30 seconds"),
+        (21, 2.0, "Waiting: 21st in the queue, a few seconds"),
+        (None, None, "Waiting for the run before it"),
+    ],
+)
+def test_running_shows_where_a_run_waits(place: int | None, seconds: float | None, words: str) -> None:
+    state = {"status": "SCHEDULED", "run_id": "a-run", "queue_place": place, "queue_seconds": seconds}
+    assert words in pieces.running(state)
+
+
 @pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
 def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, int]) -> None:
     found = pieces.lora_picture(r, 16 / r, "query", shape)
@@ -83,7 +107,7 @@ def test_a_method_in_a_few_words() -> None:
 
 def test_progress_of_a_run_in_words() -> None:
     waiting = pieces.running({"run_id": "a", "status": "SCHEDULED"})
-    assert "waiting" in waiting
+    assert "Waiting" in waiting
     starting = pieces.running({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
     assert "reading the data" in starting
     state = {"run_id": "a", "status": "RUNNING", "stage": "training", "step": 50, "max_steps": 200}

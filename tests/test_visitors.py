@@ -25,6 +25,7 @@ from peft_core.workbench import Workbench
 
 CHANGES = {"stop", "delete", "resume", "evaluate", "merge", "save_rule", "make", "push", "find_own"}
 ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
+ANSWER_FOR_ANY_ID = ("result_of", "holds", "was_expired", "restore")  # also for a run that there is not
 ARGUMENTS: dict[str, Any] = {
     "text": "good", "variant": "adapter", "path": Path("a.csv"), "columns": {}, "kind": "onnx",
     "query": "good", "true": "", "predicted": "", "most": 5, "number": 0, "rule": {}, "thresholds": False,
@@ -84,12 +85,8 @@ def calls_with_run_id(workbench: Workbench, run_id: str) -> dict[str, Callable[[
     calls = {}
     for name, method in inspect.getmembers(workbench, inspect.ismethod):
         parameters = inspect.signature(method).parameters
-        if (
-            name.startswith("_")
-            or "run_id" not in parameters
-            or name in ("result_of", "holds", "was_expired", "restore")
-        ):
-            continue  # these answer for a run that there is not
+        if name.startswith("_") or "run_id" not in parameters or name in ANSWER_FOR_ANY_ID:
+            continue
         names = [key for key, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
         arguments = {key: run_id if key == "run_id" else ARGUMENTS[key] for key in names}
         calls[name] = lambda method=method, arguments=arguments: _consumed(method(**arguments))
@@ -202,7 +199,7 @@ def test_deleted_run_is_restored_by_its_owner_alone(demo: Demo, run: Run) -> Non
 def test_quota_binds_uploads_trainings_merges_and_restored_runs(demo: Demo, run: Run, tmp_path: Path) -> None:
     used = demo.as_("anna").usage()
     assert (used.runs, used.uploads) == (1, 0) and used.run_bytes > 10_000
-    assert used.describe().startswith("You use 0.") and demo.as_("ben").usage().runs == 0
+    assert used.describe().endswith("KB of 2 GB: 1 run, 0 uploads.") and demo.as_("ben").usage().runs == 0
     write_csv(tmp_path / "reviews.csv", ROWS)
     full = replace(demo.workbench.storage.quotas, visitor_bytes=used.total_bytes + 500)
     storage = Storage(demo.workbench.runs_dir, full)

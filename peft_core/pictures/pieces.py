@@ -10,6 +10,7 @@ from peft_core.data.uploads import dataset_label
 from peft_core.methods import METHODS
 from peft_core.problems import REGRESSION
 from peft_core.runs import SCHEDULED
+from peft_core.waiting import about_duration
 
 LABELS = 10  # named in a certificate
 
@@ -35,8 +36,10 @@ def duration(seconds: float) -> str:
 
 
 def cost(count: Mapping[str, Any]) -> str:
-    """The cost strip: trainable of all, percent, file size, and the forecast where there is one."""
+    """The cost strip: trainable of all, percent, file size, and the forecast of time and memory where
+    there is one."""
     about = f" · ~{duration(count['seconds'])}" if count.get("seconds") else ""
+    about += f" · {count['memory'] / 1e9:.1f} GB" if count.get("memory") else ""
     return (
         '<div class="cost" data-testid="cost">'
         f"<b>{count['trainable']:,}</b> of <b>{count['total']:,}</b>"
@@ -129,7 +132,7 @@ def running(state: Mapping[str, Any]) -> str:
     step, most = state.get("step") or 0, state.get("max_steps") or 0
     share = step / most if most else 0.0
     if state["status"] == SCHEDULED and not state.get("stage"):
-        words = "waiting for the run before it"
+        words = waiting(state)
     elif state.get("stage") == "training" and step:
         words = f"step {step:,} of {most:,} · {duration(state.get('eta') or 0)} left · {speed(state)}"
     else:
@@ -140,6 +143,20 @@ def running(state: Mapping[str, Any]) -> str:
         f'<p data-testid="progress">{html.escape(words)}</p>{speedup_failure(state)}'
         f"{''.join(message(note, 'note') for note in state.get('notes') or ())}</div>"
     )
+
+
+def waiting(state: Mapping[str, Any]) -> str:
+    """Where a run waits in the queue, and about how long."""
+    place, seconds = state.get("queue_place"), state.get("queue_seconds")
+    if place is None:
+        return "Waiting for the run before it"
+    about = "" if seconds is None else f", {about_duration(seconds)}"
+    return f"Waiting: {'next' if place == 1 else _ordinal(place)} in the queue{about}"
+
+
+def _ordinal(number: int) -> str:
+    last = 0 if number // 10 % 10 == 1 else number % 10
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"
 
 
 def speed(told: Mapping[str, Any]) -> str:

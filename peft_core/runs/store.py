@@ -31,10 +31,13 @@ _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings",
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
-def create(runs_dir: Path, config: TrainConfig, *, owner: str | None = None) -> Run:
+def create(
+    runs_dir: Path, config: TrainConfig, *, owner: str | None = None, forecast_seconds: float | None = None
+) -> Run:
     """A new run folder with its config, status SCHEDULED; it appears whole or not at all.
 
-    `owner` is the SHA-256 of a visitor's token; None for the host.
+    `owner` is the SHA-256 of a visitor's token; None for the host. `forecast_seconds` is how long the
+    training probably takes.
     """
     make_folder(runs_dir)
     run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
@@ -45,7 +48,8 @@ def create(runs_dir: Path, config: TrainConfig, *, owner: str | None = None) -> 
         write_manifest(staging)
         if owner is not None:
             write_ownership(staging, Ownership(owner=owner))
-        write_sealed(staging / STATUS_FILE, RunState(status=SCHEDULED, created=time.time()))
+        state = RunState(status=SCHEDULED, created=time.time(), forecast_seconds=forecast_seconds)
+        write_sealed(staging / STATUS_FILE, state)
     return Run(runs_dir / run_id)
 
 

@@ -67,9 +67,7 @@ def faster(
             )
             again = config.num_train_epochs > 1 and not config.dropout
             changes = [
-                ("first_token", _first_token),
-                ("lora_layers", _lora_layers),
-                ("dtype", _half),
+                *UNCOMPILED_CHANGES,
                 *[("lower_layers", partial(_lower_layers, texts))] * bool(texts and again),
                 *[("compiled", _compiled)] * compiles,
             ]
@@ -151,6 +149,14 @@ def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
             parameter.data = data
 
     return undo, "bfloat16"
+
+
+# What changes a step in itself, in this order; a model without weights can take it, too.
+UNCOMPILED_CHANGES: tuple[tuple[str, Change], ...] = (
+    ("first_token", _first_token),
+    ("lora_layers", _lora_layers),
+    ("dtype", _half),
+)
 
 
 def _lower_layers(texts: Texts, model: nn.Module, method: str) -> tuple[Undo | None, Any]:

@@ -1,0 +1,182 @@
+"""The queue: a waiting run's place and wait, and what a visitor may have in it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.errors import RunError
+from peft_core.launcher import Launcher
+from peft_core.limits import Limits
+from peft_core.process_identity import own_identity
+from peft_core.runs import RUNNING, Run
+from peft_core.waiting import QueuePlace, about_duration, remaining_seconds
+from peft_core.workbench import Workbench
+
+ANNA, BERND = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    """Starts no process."""
+    monkeypatch.setattr(Launcher, "_start_queue", lambda self: None)
+    return Launcher(tmp_path / "runs", Limits(max_waiting=3))
+
+
+def training_run(launcher: Launcher, **state: Any) -> Run:
+    """A run that this process seems to train."""
+    run = runs.create(launcher.runs_dir, TrainConfig(), owner=ANNA)
+    own = {"pid": os.getpid(), "process": own_identity(), "started": time.time()}
+    run.update(status=RUNNING, **{**own, **state})
+    return run
+
+
+def waiting_run(launcher: Launcher, seconds: float | None = None, owner: str | None = None) -> Run:
+    run = runs.create(launcher.runs_dir, TrainConfig(), owner=owner, forecast_seconds=seconds)
+    time.sleep(0.01)  # so that the order is that of their making
+    return run
+
+
+def test_queue_place_counts_the_rest_of_the_training_and_the_runs_before(launcher: Launcher) -> None:
+    training_run(launcher, stage="training", eta=60.0)
+    first, second = waiting_run(launcher, 100.0), waiting_run(launcher, 50.0)
+    third = waiting_run(launcher, 20.0)
+    places = [launcher.queue_place(run) for run in (first, second, third)]
+    assert places == [QueuePlace(1, 60.0), QueuePlace(2, 160.0), QueuePlace(3, 210.0)]
+
+
+def test_queue_place_without_a_forecast_is_the_place_alone(launcher: Launcher) -> None:
+    training_run(launcher, stage="training")
+    first = waiting_run(launcher, 100.0)
+    assert launcher.queue_place(first) == QueuePlace(1, None)
+
+
+def test_queue_place_of_a_run_that_does_not_wait_is_empty(launcher: Launcher) -> None:
+    run = training_run(launcher, stage="training", eta=60.0)
+    assert launcher.queue_place(run) == QueuePlace()
+    starting = waiting_run(launcher, 100.0)
+    starting.update(stage="starting")
+    assert launcher.queue_place(starting) == QueuePlace()
+
+
+def test_queue_place_behind_a_run_that_starts_waits_for_all_of_it(launcher: Launcher) -> None:
+    waiting_run(launcher, 100.0).update(stage="starting")
+    assert launcher.queue_place(waiting_run(launcher)) == QueuePlace(1, 100.0)
+
+
+def test_queue_place_in_public_counts_no_run_longer_than_it_may_take(launcher: Launcher) -> None:
+    training_run(launcher, stage="training", eta=10_000.0, started=time.time() - 100)
+    place = launcher.queue_place(waiting_run(launcher))
+    assert place.seconds == pytest.approx(Limits().max_seconds - 100, abs=5)
+
+
+def test_queue_place_reads_the_runs_once_a_second(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = [waiting_run(launcher, 10.0) for _ in range(3)]
+    list_runs, reads = runs.list_runs, []
+
+    def counted(runs_dir: Path) -> list[Run]:
+        reads.append(runs_dir)
+        return list_runs(runs_dir)
+
+    monkeypatch.setattr(runs, "list_runs", counted)
+    for _ in range(20):
+        assert [launcher.queue_place(run).place for run in waiting] == [1, 2, 3]
+    assert len(reads) <= 3
+    late = waiting_run(launcher)
+    assert launcher.queue_place(late).place == 4
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds"),
+    [
+        ({"stage": "training", "eta": 42.0, "forecast_seconds": 500.0}, 42.0),
+        ({"stage": "evaluating", "eta": 3.0, "forecast_seconds": 500.0}, 0.0),
+        ({"stage": "loading the base model", "forecast_seconds": 500.0}, 500.0),
+        ({"stage": "loading the base model"}, None),
+    ],
+)
+def test_remaining_seconds_prefers_what_the_training_says(
+    launcher: Launcher, state: dict[str, Any], seconds: float | None
+) -> None:
+    remaining = remaining_seconds(training_run(launcher, **state).state())
+    assert remaining == (None if seconds is None else pytest.approx(seconds, abs=5))
+
+
+def test_remaining_seconds_of_a_run_that_goes_on_leaves_out_what_is_done(launcher: Launcher) -> None:
+    run = waiting_run(launcher, 100.0)
+    run.update(step=30, max_steps=40)
+    assert remaining_seconds(run.state()) == 25.0
+
+
+def test_submit_records_the_forecast_and_the_owner(launcher: Launcher) -> None:
+    run = launcher.submit(TrainConfig(), owner=ANNA, forecast_seconds=1e6)
+    assert run.state().forecast_seconds == Limits().max_seconds
+    own = Launcher(launcher.runs_dir)
+    assert own.submit(TrainConfig(), forecast_seconds=1e6).state().forecast_seconds == 1e6
+    assert own.submit(TrainConfig()).state().forecast_seconds is None
+
+
+@pytest.mark.parametrize("owner", [ANNA, None])
+def test_submit_with_a_waiting_run_of_the_same_owner_names_it(launcher: Launcher, owner: str | None) -> None:
+    first = launcher.submit(TrainConfig(), owner=owner)
+    with pytest.raises(RunError, match=f"^Your run {first.run_id} waits already; stop it, or wait until it"):
+        launcher.submit(TrainConfig(), owner=owner)
+    launcher.submit(TrainConfig(), owner=BERND)
+    first.update(stage="starting")
+    assert launcher.submit(TrainConfig(), owner=owner) != first
+
+
+def test_submit_at_home_lets_many_runs_wait(launcher: Launcher) -> None:
+    own = Launcher(launcher.runs_dir)
+    assert len({own.submit(TrainConfig()).run_id for _ in range(5)}) == 5
+
+
+def test_submit_to_a_full_queue_says_when_to_try_again(launcher: Launcher) -> None:
+    for owner in ("1", "2", "3"):
+        waiting_run(launcher, 10.0, owner * 64)
+    training = training_run(launcher, stage="training", eta=240.0)
+    with pytest.raises(RunError, match="^3 runs are waiting already; try again in about 4 minutes.$"):
+        launcher.submit(TrainConfig(), owner=BERND)
+    training.update(eta=None)
+    with pytest.raises(RunError, match="try again when some have ended"):
+        launcher.submit(TrainConfig(), owner=BERND)
+
+
+def test_describe_has_the_place_of_a_waiting_run(launcher: Launcher) -> None:
+    workbench = Workbench.open(launcher.runs_dir)
+    training = training_run(launcher, stage="training", eta=60.0)
+    waiting = workbench.describe(waiting_run(launcher))
+    assert (waiting["queue_place"], waiting["queue_seconds"]) == (1, 60.0)
+    described = workbench.describe(training)
+    assert (described["queue_place"], described["queue_seconds"]) == (None, None)
+
+
+def test_training_process_is_that_of_the_run_that_trains(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launcher.training_process() is None
+    waiting_run(launcher)
+    assert launcher.training_process() is None
+    training_run(launcher, stage="training")
+    monkeypatch.setattr(Run, "training_process", lambda run: 4321)
+    assert launcher.training_process() == 4321
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "a few seconds"),
+        (42, "about 40 seconds"),
+        (58, "about a minute"),
+        (240, "about 4 minutes"),
+        (9000, "about 2.5 hours"),
+    ],
+)
+def test_about_duration_is_as_precise_as_a_forecast(seconds: float, words: str) -> None:
+    assert about_duration(seconds) == words
