@@ -118,7 +118,7 @@ class Workbench(InferenceService):
         return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
 
     def _name_for_visitor(self, run: Run) -> str:
-        return run.run_id if self.access.may_read(run) else "a run of another visitor"
+        return run.run_id if self.access.may_read(run) else "another visitor's run"
 
     def train_again(self, run_id: str) -> dict[str, Any]:
         """As `train`, with the settings of an earlier run: on its data and base model as they are now."""

@@ -292,7 +292,7 @@ def test_delete_button_removes_the_run_and_undo_brings_it_back(server: Server, o
     expect(page.locator("#delete-run")).to_be_hidden()
     expect(page.get_by_text("What Train does")).to_be_visible()
     assert not run.folder.exists()
-    page.get_by_role("button", name=f"Undo: keep {run.run_id}").click()
+    page.get_by_role("button", name=f"Undo: bring back {run.run_id}").click()
     expect(page.locator("#runs label").filter(has_text=run.run_id)).to_be_visible()
     expect(page.locator("#delete-run")).to_be_visible()
     expect(page.locator("#undo-delete")).to_be_hidden()

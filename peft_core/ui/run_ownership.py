@@ -55,7 +55,7 @@ class OwnershipControls:
 def build_ownership() -> OwnershipControls:
     """Layout alone."""
     with gr.Row(visible=False, elem_classes="actions") as sharing:
-        share = gr.Button("Share by a link", elem_id="share-run", size="sm", scale=0, min_width=130)
+        share = gr.Button("Share", elem_id="share-run", size="sm", scale=0, min_width=110)
         link = gr.Textbox(
             label="Whoever has this link can read the run and try its model",
             elem_id="share-link",
@@ -96,7 +96,7 @@ def _wire_removal(controls: OwnershipControls, workbench: Workbench, picker: gr.
         return {
             picker: gr.update(choices=run_choices(workbench), value=None),
             deleted: run_id,
-            undo: gr.update(visible=True, value=f"Undo: keep {run_id}"),
+            undo: gr.update(visible=True, value=f"Undo: bring back {run_id}"),
         }
 
     @sentence

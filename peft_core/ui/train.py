@@ -50,7 +50,7 @@ def build_train(
 
     def started(answer: dict[str, Any]) -> Any:
         if answer["waiting_for"]:
-            gr.Info(f"{answer['waiting_for']} trains now; {answer['run_id']} is queued behind it.")
+            gr.Info(f"{answer['run_id']} waits behind {answer['waiting_for']}.")
         return gr.update(choices=run_choices(workbench), value=answer["run_id"])
 
     def train(values: dict) -> list[Any]:
