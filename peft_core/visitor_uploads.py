@@ -50,8 +50,10 @@ class VisitorUploads:
             raise ConfigError(f"There is no upload {name[:100]!r}; upload the file again.")
         return {**settings, "dataset_name": folder}
 
-    def store(self, paths: Sequence[Path], in_use: Collection[str]) -> str:
+    def store(self, paths: Sequence[Path], in_use: Collection[str], *, link: bool = False) -> str:
         """Store files as a data set and return its `dataset_name`; those `in_use` are not pruned for it.
+
+        `link` is that of `store_upload`.
 
         Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
         """
@@ -60,11 +62,12 @@ class VisitorUploads:
             raise DataError(TOKEN_NEEDED)
         with self._storing, translate_disk_errors():
             if self._limits is None:
-                return str(store_upload(paths, self.folder, in_use=in_use).folder)
+                return str(store_upload(paths, self.folder, in_use=in_use, link=link).folder)
             folder, is_new = store_upload(
                 paths,
                 self.folder,
                 in_use=in_use,
+                link=link,
                 most_uploads=self._limits.max_uploads,
                 most_bytes=self._limits.max_upload_bytes,
             )

@@ -211,10 +211,13 @@ class Workbench(InferenceService):
         """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
         return hide_upload_folders(self.files.run("inspect", self.config(settings).to_dict()))
 
-    def upload(self, paths: Sequence[Path]) -> str:
-        """Files as a data set of whoever asks; returns its `dataset_name`. Raises DataError."""
+    def upload(self, paths: Sequence[Path], *, link: bool = False) -> str:
+        """Files as a data set of whoever asks; returns its `dataset_name`. Raises DataError.
+
+        With `link` the files are stored once, where nobody changes them any more.
+        """
         with self._reserve(sum(map(size_of, paths)), "upload"):
-            return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None))
+            return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None), link=link)
 
     def usage(self) -> Usage | None:
         """What the runs and uploads of whoever asks take on the disk; None where there is no quota."""

@@ -111,6 +111,17 @@ def test_uploads_at_once_are_stored_one_after_the_other(
     assert len(set(folders)) == 1 and at_once == [1, 1, 1]
 
 
+def test_linked_upload_lies_on_the_disk_once(file: Path, tmp_path: Path) -> None:
+    own, content = Workbench.open(tmp_path / "runs"), file.read_bytes()
+    copied = Path(own.upload([file])) / file.name
+    assert copied.stat().st_ino != file.stat().st_ino
+    shutil.rmtree(copied.parent)
+    linked = Path(own.upload([file], link=True)) / file.name
+    assert linked.stat().st_ino == file.stat().st_ino
+    file.unlink()
+    assert linked.read_bytes() == content
+
+
 @pytest.mark.parametrize("error", [WorkerError("The worker ran out of memory."), DataError("Too many rows.")])
 def test_upload_that_fails_keeps_the_folder_of_an_earlier_one(
     error: Exception, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

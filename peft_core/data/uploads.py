@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from peft_core.data.formats import MOST_BYTES, SUFFIXES, suffix_of
 from peft_core.data.unpacking import describe_read_errors, size_of, unpacked_bytes
 from peft_core.errors import DataError, reason_of
-from peft_core.files import atomic_folder
+from peft_core.files import atomic_folder, link_or_copy
 from peft_core.presets import DATASETS
 
 UPLOADS = ".uploads"  # in the runs folder; a run's name never starts with a dot
@@ -43,11 +43,14 @@ def store_upload(
     in_use: Collection[str] = (),
     most_uploads: int = MOST_UPLOADS,
     most_bytes: int = MOST_BYTES,
+    link: bool = False,
 ) -> Upload:
     """Copy files into a folder of `uploads_dir` named by their contents and names.
 
-    The oldest folders are pruned so that `most_uploads` are left; those in use (by path) stay. Raises
-    DataError for no file, too many, a namesake, a suffix that is not read, or more than `most_bytes`.
+    With `link` files that nobody changes any more, such as those of gradio's cache, get a second name instead
+    where they lie on the same disk. The oldest folders are pruned so that `most_uploads` are left; those in
+    use (by path) stay. Raises DataError for no file, too many, a namesake, a suffix that is not read, or more
+    than `most_bytes`.
     """
     paths = [Path(path) for path in paths]
     _check(paths, most_bytes)
@@ -58,7 +61,7 @@ def store_upload(
     else:
         with atomic_folder(folder) as staging:
             for path in paths:
-                _copy(path, staging / path.name)
+                _copy(path, staging / path.name, link=link)
     _prune(uploads_dir, {str(folder), *in_use}, most_uploads)
     return Upload(folder, is_new)
 
@@ -128,9 +131,9 @@ def _check(paths: Sequence[Path], most_bytes: int) -> None:
         )
 
 
-def _copy(path: Path, target: Path) -> None:
+def _copy(path: Path, target: Path, *, link: bool) -> None:
     try:
-        shutil.copyfile(path, target)
+        (link_or_copy if link else shutil.copyfile)(path, target)
     except OSError as error:  # of a full disk, `atomic_folder` makes a sentence of its own
         raise DataError(f"{path.name!r} cannot be stored: {reason_of(error)}.") from error
 

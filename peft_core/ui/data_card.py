@@ -163,7 +163,7 @@ def wire_data_card(
 
     def take(paths: list[str] | None, method: str, modules: list[str]) -> dict[Any, Any]:
         try:
-            folder = workbench.upload([Path(path) for path in paths or []])
+            folder = workbench.upload([Path(path) for path in paths or []], link=True)
         except PeftCoreError as error:
             return _unread(card, error)
         choices = [(dataset_label(folder), folder), *_dataset_choices()]
