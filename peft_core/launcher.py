@@ -23,7 +23,7 @@ from peft_core.limits import Limits
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, note_of_early_stop, step_of
 from peft_core.runs.ownership import read_ownership
-from peft_core.waiting import Queue, QueuePlace, QueueView, about_duration, is_starting
+from peft_core.waiting import Queue, QueuePlace, QueueView, about_duration, first_in_queue, is_starting
 
 _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
@@ -170,10 +170,7 @@ class Launcher:
 
     def current(self) -> Run | None:
         """The run that trains now, or that comes next; a new one would wait for it."""
-        states = [(run, run.state().status) for run in reversed(runs.list_runs(self.runs_dir))]
-        training = [run for run, status in states if status == RUNNING]
-        waiting = [run for run, status in states if status == SCHEDULED]
-        return next(iter(training + waiting), None)
+        return first_in_queue(runs.list_runs(self.runs_dir))
 
     def training_process(self) -> int | None:
         """The pid of the process that trains now; None if none does."""

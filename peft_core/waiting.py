@@ -16,6 +16,14 @@ _KEPT_SECONDS = 1.0  # that an answer is kept
 _WITHOUT_ETA = ("evaluating", "saving")  # stages after the training, whose seconds are few
 
 
+def first_in_queue(listed: Sequence[Run]) -> Run | None:
+    """The run that trains, else the oldest that waits, of runs from the newest to the oldest."""
+    states = [(run, run.state().status) for run in reversed(listed)]
+    training = [run for run, status in states if status == RUNNING]
+    waiting = [run for run, status in states if status == SCHEDULED]
+    return next(iter(training + waiting), None)
+
+
 @dataclass(frozen=True)
 class QueuePlace:
     """Where a run waits.

@@ -27,6 +27,7 @@ from peft_core.run_access import RunAccess
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.visitor_uploads import TOKEN_NEEDED, VisitorUploads
+from peft_core.waiting import first_in_queue
 from peft_core.worker import Report, Worker, in_thread
 
 
@@ -125,9 +126,8 @@ class Workbench(InferenceService):
         return self.train(self.settings_of(run_id).to_dict())
 
     def current_run(self) -> Run | None:
-        """The run that trains now or comes next, if the visitor may read it."""
-        run = self.launcher.current()
-        return run if run is not None and self.access.may_read(run) else None
+        """The run that trains now or comes next, of those that whoever asks may read."""
+        return first_in_queue(self.list_runs())
 
     def settings_of(self, run_id: str) -> TrainConfig:
         """The settings of a run as whoever asks may give them."""

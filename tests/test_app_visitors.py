@@ -12,7 +12,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Page, expect
 
+from peft_core import runs
 from peft_core.access.visitors import TOKEN_HEADER, new_token, sha256_of
+from peft_core.config import TrainConfig
+from peft_core.limits import Limits
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
 
@@ -121,3 +124,39 @@ def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Serve
             stranger.predict("of-a-program", "adapter", api_name="/download")
     with pytest.raises(AppError, match="send the header X-Visitor-Token"):
         Client(public_server.url, verbose=False).predict({}, api_name="/train")
+
+
+@pytest.fixture
+def waiting_server(tmp_path: Path) -> Iterator[Server]:
+    """A public app that starts no training, so that its queue stays as it is."""
+    never_start = "from peft_core.launcher import Launcher; Launcher.advance = lambda self: False"
+    (tmp_path / "runs").mkdir()
+    with serve(tmp_path / "runs", patch=never_start, PUBLIC_DEMO="1") as running:
+        yield running
+
+
+def test_full_queue_refuses_a_visitor_and_shows_another_the_place(
+    chromium: Browser, waiting_server: Server
+) -> None:
+    anna, ben = Visit(chromium, waiting_server), Visit(chromium, waiting_server)
+    for _ in range(Limits().max_waiting - 1):
+        runs.create(waiting_server.runs_dir, TrainConfig(), owner=sha256_of(new_token()), forecast_seconds=60)
+    hers = anna.open()
+    hers.click("#train")
+    hers.locator("#panel", has_text="Waiting: 5th in the queue, about 4 minutes").wait_for()
+    again = anna.open()
+    again.locator("#runs label").first.wait_for()
+    expect(again.locator("#train")).to_be_hidden()  # her waiting run is shown, with Stop in its place
+
+    his = ben.open()
+    his.click("#train")
+    refused = his.locator("#refused, #cost", has_text="5 runs are waiting")
+    refused.wait_for()
+    expect(his.locator("#runs label")).to_have_count(0)
+    hers.click("#stop")
+    hers.locator("#panel", has_text="topped").wait_for()
+    his.click("#train")
+    his.locator("#panel", has_text="Waiting: 5th in the queue").wait_for()
+    for visit in (anna, ben):
+        assert visit.errors == []
+        visit.close()

@@ -292,10 +292,11 @@ def test_hide_upload_folders_keeps_other_texts() -> None:
 
 
 def test_run_waits_for_another_visitors_without_its_name(demo: Demo, run: Run) -> None:
-    waiting = runs.create(demo.workbench.runs_dir, TrainConfig(), owner=demo.owner("anna"))
-    assert demo.as_("anna").current_run() == waiting
+    first = runs.create(demo.workbench.runs_dir, TrainConfig(), owner=demo.owner("anna"))
+    assert demo.as_("anna").current_run() == first
     assert demo.as_("ben").current_run() is None
-    shutil.rmtree(waiting.folder)
+    second = runs.create(demo.workbench.runs_dir, TrainConfig(), owner=demo.owner("ben"))
+    assert demo.as_("ben").current_run() == second and demo.as_("anna").current_run() == first
 
 
 def test_ownership_is_in_no_download(demo: Demo, run: Run) -> None:
