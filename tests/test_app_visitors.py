@@ -121,3 +121,12 @@ def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Serve
             stranger.predict("of-a-program", "adapter", api_name="/download")
     with pytest.raises(AppError, match="send the header X-Visitor-Token"):
         Client(public_server.url, verbose=False).predict({}, api_name="/train")
+
+
+def test_page_of_a_public_demo_offers_code_with_the_header_but_not_its_token(anna: Visit) -> None:
+    page = anna.open()
+    page.click("#show-code")
+    code = page.locator("#settings-code .cm-content")
+    page.locator("#settings-code-kind").get_by_label("API: Python").check()
+    expect(code).to_contain_text('headers={"X-Visitor-Token": "TOKEN"}', timeout=60_000)
+    expect(code).not_to_contain_text(page.evaluate(TOKEN))
