@@ -21,6 +21,7 @@ from peft_core.encoder import plan_head
 from peft_core.errors import DataError, ModelError, PeftCoreError, RunError
 from peft_core.export import making
 from peft_core.export.page.webpage import refresh_rule
+from peft_core.export.snippets import ApiAccess
 from peft_core.inference import calibration, tables
 from peft_core.inference.attribution import attribute
 from peft_core.inference.classifier import Classifier
@@ -261,14 +262,14 @@ def make(run_dir: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @_in_run
-def code(run_dir: str, kind: str, url: str, auth: bool) -> str:
+def code(run_dir: str, kind: str, access: ApiAccess) -> str:
     """As `making.code`."""
-    return making.code(run_dir, kind, url, auth)
+    return making.code(run_dir, kind, access)
 
 
-def training_code(settings: dict[str, Any], kind: str, url: str, auth: bool) -> str:
+def training_code(settings: dict[str, Any], kind: str, access: ApiAccess) -> str:
     """As `making.training_code`."""
-    return making.training_code(TrainConfig.from_dict(settings), kind, url, auth)
+    return making.training_code(TrainConfig.from_dict(settings), kind, access)
 
 
 @_in_run

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from peft_core.disk.storage import Reservation, Storage
 from peft_core.errors import ConfigError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
+from peft_core.export.snippets import ApiAccess
 from peft_core.inference_service import InferenceService, or_none
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits, check_names_no_files, check_offered, settings_with_files
@@ -288,12 +289,13 @@ class Workbench(InferenceService):
 
         return in_thread(upload)
 
-    def code(self, run_id: str, kind: str, url: str, auth: bool = False) -> str:
+    def code(self, run_id: str, kind: str, access: ApiAccess) -> str:
         """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
-        return hide_upload_folders(self.worker.run("code", str(self.find(run_id).folder), kind, url, auth))
+        return hide_upload_folders(self.worker.run("code", str(self.find(run_id).folder), kind, access))
 
-    def training_code(self, settings: Mapping[str, Any], kind: str, url: str, auth: bool = False) -> str:
+    def training_code(self, settings: Mapping[str, Any], kind: str, access: ApiAccess) -> str:
         """As `code`, of settings that are not trained yet; the code logs in if they name local files."""
         config = self.config(settings)
-        login = auth or bool(settings_with_files(config, self.uploads.folder))
-        return hide_upload_folders(self.worker.run("training_code", config.to_dict(), kind, url, login))
+        login = access.login or bool(settings_with_files(config, self.uploads.folder))
+        access = replace(access, login=login)
+        return hide_upload_folders(self.worker.run("training_code", config.to_dict(), kind, access))

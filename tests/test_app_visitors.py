@@ -160,3 +160,12 @@ def test_full_queue_refuses_a_visitor_and_shows_another_the_place(
     for visit in (anna, ben):
         assert visit.errors == []
         visit.close()
+
+
+def test_page_of_a_public_demo_offers_code_with_the_header_but_not_its_token(anna: Visit) -> None:
+    page = anna.open()
+    page.click("#show-code")
+    code = page.locator("#settings-code .cm-content")
+    page.locator("#settings-code-kind").get_by_label("API: Python").check()
+    expect(code).to_contain_text('headers={"X-Visitor-Token": "TOKEN"}', timeout=60_000)
+    expect(code).not_to_contain_text(page.evaluate(TOKEN))

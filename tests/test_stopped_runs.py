@@ -12,6 +12,7 @@ from peft_core import tasks
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.hub.card_facts import Facts
+from peft_core.export.snippets import ApiAccess
 from peft_core.inference.decision import PLAIN, Decision
 from peft_core.inference.loading import ADAPTER
 from peft_core.inference.predictor import Predictor
@@ -61,8 +62,8 @@ NEED_RESULT: dict[str, Callable[[str], Any]] = {
     "embeddings": lambda folder: tasks.make(folder, "embeddings", {}),
     "page": lambda folder: tasks.make(folder, "page", {}),
     "script": lambda folder: tasks.make(folder, "script", {}),
-    "script code": lambda folder: tasks.code(folder, "script", "http://localhost", False),
-    "python code": lambda folder: tasks.code(folder, "python", "http://localhost", False),
+    "script code": lambda folder: tasks.code(folder, "script", ApiAccess("http://localhost")),
+    "python code": lambda folder: tasks.code(folder, "python", ApiAccess("http://localhost")),
 }
 
 

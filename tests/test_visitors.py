@@ -19,6 +19,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.uploads import hide_upload_folders, upload_label
 from peft_core.disk.storage import Storage
 from peft_core.errors import ConfigError, DataError, RunError, StorageError
+from peft_core.export.snippets import ApiAccess
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 from peft_core.workbench import Workbench
@@ -30,7 +31,7 @@ ARGUMENTS: dict[str, Any] = {
     "text": "good", "variant": "adapter", "path": Path("a.csv"), "columns": {}, "kind": "onnx",
     "query": "good", "true": "", "predicted": "", "most": 5, "number": 0, "rule": {}, "thresholds": False,
     "percent_right": None, "repo_id": "a/b", "token": "hf_x", "private": True, "overwrite": False,
-    "url": "http://localhost", "auth": False, "text_pair": None, "label": None, "sheet_name": None,
+    "access": ApiAccess("http://localhost"), "text_pair": None, "label": None, "sheet_name": None,
     "header_row": None, "name": None, "options": {},
 }  # fmt: skip
 
@@ -267,11 +268,12 @@ def test_answers_to_visitors_name_no_folder_of_the_machine(demo: Demo, tmp_path:
     config = workbench.config({"dataset_name": name})
     run = runs.create(workbench.runs_dir, config, owner=demo.owner("anna"))
     run.update(status="FAILED", error=f"DataError: {config.dataset_name!r} has no split 'x'.")
+    access = ApiAccess("http://localhost", token=True)
     answers = [
         workbench.status(run.run_id),
         workbench.inspect({"dataset_name": name}),
         workbench.settings_of(run.run_id).to_dict(),
-        *(workbench.training_code({"dataset_name": name}, kind, "http://x") for kind in ("python", "script")),
+        *(workbench.training_code({"dataset_name": name}, kind, access) for kind in ("python", "script")),
     ]
     with pytest.raises(DataError) as raised:
         workbench.train({"dataset_name": name, "text_column": "missing"})

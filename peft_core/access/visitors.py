@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 TOKEN_HEADER = "X-Visitor-Token"
+TOKEN_STORAGE_KEY = "peft-workbench-visitor"  # of the browser's local storage: the page keeps its token there
 LINK_HEADER = "X-Share-Key"  # the secret of the link by which the page was opened
 _SECRET = re.compile(r"[0-9a-f]{64}")
 

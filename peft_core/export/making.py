@@ -9,13 +9,13 @@ from peft_core.data.labelled import on_hub
 from peft_core.data.preparing import prepare
 from peft_core.encoder import model_config, plan_head, skeleton
 from peft_core.errors import RunError
-from peft_core.export import snippets
 from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import MAX_DROP, export_onnx
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.export.page.webpage import export_page
 from peft_core.export.script.compose import copied_part
 from peft_core.export.script.reproduction import reproduction_zip, script_of
+from peft_core.export.snippets import ApiAccess, snippets, train_snippets
 from peft_core.modules import feedforward_modules
 from peft_core.progress import Progress
 from peft_core.rows import judged_rows
@@ -38,20 +38,18 @@ def make(kind: str, run_dir: str, options: dict[str, Any], progress: Progress) -
     raise RunError(f"There is nothing {kind!r} to make; it is one of {', '.join(MADE)}.")
 
 
-def code(run_dir: str, kind: str, url: str, auth: bool = False) -> str:
+def code(run_dir: str, kind: str, access: ApiAccess) -> str:
     """The script that reproduces the run (`script`), or how a program asks it (`python`, `curl`, `mcp`)."""
     run = Run(Path(run_dir))
     if kind == "script":
         return script_of(run)
     rows = judged_rows(run)
     pair = rows.pairs[0] if rows.pairs else ""
-    texts = snippets.snippets(
-        url, run.run_id, rows.texts[0], text_pair=pair, auth=auth, tool_prefix=_tool_prefix()
-    )
+    texts = snippets(access, run.run_id, rows.texts[0], text_pair=pair, tool_prefix=_tool_prefix())
     return _copied(texts, kind)
 
 
-def training_code(config: TrainConfig, kind: str, url: str, auth: bool = False) -> str:
+def training_code(config: TrainConfig, kind: str, access: ApiAccess) -> str:
     """As `code`, for whoever has not trained yet: the heart of the script, or how a program starts it.
 
     Labels and task of a Hub data set are not known before it is fetched. Raises DataError, ModelError or
@@ -59,7 +57,7 @@ def training_code(config: TrainConfig, kind: str, url: str, auth: bool = False) 
     """
     if kind == "script":
         return _settings_in_python(config)
-    texts = snippets.train_snippets(url, config.to_dict(), auth=auth, tool_prefix=_tool_prefix())
+    texts = train_snippets(access, config.to_dict(), tool_prefix=_tool_prefix())
     return _copied(texts, kind)
 
 

@@ -1,11 +1,18 @@
-"""The app's own endpoints as Python, curl and MCP, with a run's id and a text filled in."""
+"""The app's own endpoints as Python, curl and MCP, with a run's id and a text filled in.
+
+Credentials appear as the placeholders USER, PASSWORD and TOKEN, never as their values: such code is pasted
+into chats.
+"""
 
 import json
 import shlex
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from peft_core.access.visitors import TOKEN_HEADER, TOKEN_STORAGE_KEY
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
 from peft_core.export.script.source import assign, call, literal
@@ -13,39 +20,61 @@ from peft_core.export.script.source import assign, call, literal
 SERVER = "peft-workbench"
 SHORT = 88  # characters that a line of a copied text may have
 _DEFAULTS = TrainConfig().to_dict()
+_TOKEN_SENTENCE = (
+    "TOKEN is 64 random hex digits of your own, the same with each request; the page that this code comes "
+    "from keeps its own, which owns the runs that you see there, in the browser's local storage under "
+    f"{TOKEN_STORAGE_KEY}."
+)
+_TOKEN_OF_MCP_CLIENT = (  # JSON has no comments
+    f"TOKEN: 64 random hex digits of your own, or the page's, in the local storage under {TOKEN_STORAGE_KEY}"
+)
+Step = tuple[str, str, Mapping[str, Any]]  # a name for the answer, the endpoint, and its arguments
+
+
+@dataclass(frozen=True)
+class ApiAccess:
+    """How a program reaches the app's endpoints.
+
+    Attributes:
+        url: where the app is served.
+        login: whether the app asks for a user name and a password.
+        token: whether the app is a public demo, which knows a visitor by the token that each request sends.
+    """
+
+    url: str
+    login: bool = False
+    token: bool = False
 
 
 def snippets(
-    url: str,
+    access: ApiAccess,
     run_id: str,
     text: str,
     *,
     text_pair: str = "",
     variant: str = "adapter",
-    auth: bool = False,
     tool_prefix: str = "",
 ) -> dict[str, str]:
     """How a program asks a run for its answer to a text, and how the run stands.
 
     `python` and `curl` are whole programs; `mcp` is what an MCP client's settings take (JSON) where the app
-    is served with `--mcp`, and `mcp_call` the request (JSON-RPC) that such a client makes. `url` is where
-    the app is served; with `auth` it asks for a name and a password, which stand as USER and PASSWORD.
-    `tool_prefix` is what a Space puts before the names of its tools. Every value is quoted for the language
-    that it stands in. Raises ConfigError for a `url` that is none.
+    is served with `--mcp`, and `mcp_call` the request (JSON-RPC) that such a client makes. `tool_prefix` is
+    what a Space puts before the names of its tools. Every value is quoted for the language that it stands
+    in. Raises ConfigError if the URL of `access` is none.
     """
     asked = {"text": text, "run_id": run_id, "variant": variant, "text_pair": text_pair}
     steps = [("answer", "predict", asked), ("state", "status", {"run_id": run_id})]
-    return _in_every_language(url, steps, auth, tool_prefix)
+    return _in_every_language(access, steps, tool_prefix)
 
 
 def train_snippets(
-    url: str, settings: Mapping[str, Any], *, auth: bool = False, tool_prefix: str = ""
+    access: ApiAccess, settings: Mapping[str, Any], *, tool_prefix: str = ""
 ) -> dict[str, str]:
     """How a program starts a training with these settings: the same four texts. Raises as `snippets`.
 
     Settings that would come by themselves are left out.
     """
-    return _in_every_language(url, [("run", "train", {"settings": _chosen(settings)})], auth, tool_prefix)
+    return _in_every_language(access, [("run", "train", {"settings": _chosen(settings)})], tool_prefix)
 
 
 def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,18 +85,15 @@ def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
     return first | {name: value for name, value in wanted.items() if value != usual[name]}
 
 
-def _in_every_language(
-    url: str, steps: list[tuple[str, str, dict[str, Any]]], auth: bool, tool_prefix: str
-) -> dict[str, str]:
-    url = _checked(url)
+def _in_every_language(access: ApiAccess, steps: Sequence[Step], tool_prefix: str) -> dict[str, str]:
+    access = replace(access, url=_checked(access.url))
     _, endpoint, arguments = steps[0]
     tool = {"name": f"{tool_prefix}{endpoint}", "arguments": _given(arguments)}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": tool}
-    server = {"mcpServers": {SERVER: {"url": f"{url}/gradio_api/mcp/"}}}
     return {
-        "python": _python(url, steps, auth),
-        "curl": _curl(url, steps, auth),
-        "mcp": json.dumps(server, indent=2) + "\n",
+        "python": _python(access, steps),
+        "curl": _curl(access, steps),
+        "mcp": json.dumps({"mcpServers": {SERVER: _mcp_server(access)}}, indent=2) + "\n",
         "mcp_call": json.dumps(request, indent=2) + "\n",
     }
 
@@ -89,32 +115,56 @@ def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name != "text_pair" or value}
 
 
-def _python(url: str, steps: list[tuple[str, str, dict[str, Any]]], auth: bool) -> str:
-    login = ', auth=("USER", "PASSWORD")' if auth else ""
-    blocks = ["from gradio_client import Client\n", f"client = Client({literal(url)}{login})"]
+def _mcp_server(access: ApiAccess) -> dict[str, Any]:
+    server: dict[str, Any] = {"url": f"{access.url}/gradio_api/mcp/"}
+    return server | {"headers": {TOKEN_HEADER: _TOKEN_OF_MCP_CLIENT}} if access.token else server
+
+
+def _token_comment(access: ApiAccess) -> list[str]:
+    """Lines of a comment that say what TOKEN is, for a program that sends it."""
+    if not access.token:
+        return []
+    return textwrap.wrap(
+        _TOKEN_SENTENCE, SHORT, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+
+
+def _python(access: ApiAccess, steps: Sequence[Step]) -> str:
+    client = [literal(access.url)]
+    if access.login:
+        client.append('auth=("USER", "PASSWORD")')
+    if access.token:
+        client.append(f"headers={literal({TOKEN_HEADER: 'TOKEN'})}")
+    lines = [*_token_comment(access), "from gradio_client import Client\n", _call("client", "Client", client)]
     for name, endpoint, arguments in steps:
         given = [assign(key, value, "=") for key, value in _given(arguments).items()]
         given.append(f'api_name="/{endpoint}"')
-        line = f"{name} = client.predict({', '.join(given)})"
-        fits = len(line) <= SHORT and "\n" not in line
-        blocks += [line if fits else call(f"{name} = client.predict", given), f"print({name})"]
-    return "\n".join(blocks) + "\n"
+        lines += [_call(name, "client.predict", given), f"print({name})"]
+    return "\n".join(lines) + "\n"
 
 
-def _curl(url: str, steps: list[tuple[str, str, dict[str, Any]]], auth: bool) -> str:
+def _call(name: str, function: str, arguments: list[str]) -> str:
+    """`name = function(arguments)`, one argument a line if they do not fit on one."""
+    line = f"{name} = {function}({', '.join(arguments)})"
+    fits = len(line) <= SHORT and "\n" not in line
+    return line if fits else call(f"{name} = {function}", arguments)
+
+
+def _curl(access: ApiAccess, steps: Sequence[Step]) -> str:
     """Each endpoint is asked in two steps: the question gives a number, under which the answer comes."""
-    blocks, cookies = [], ""
-    if auth:
-        cookies = " -b cookies.txt"
+    blocks, curl = [], "curl -sS"
+    if access.token:
+        blocks.append("\n".join([*_token_comment(access), "token=TOKEN\n"]))
+        curl += f' -H "{TOKEN_HEADER}: $token"'
+    if access.login:
         form = "--data-urlencode username=USER --data-urlencode password=PASSWORD"
-        blocks.append(f"curl -sS -o /dev/null -c cookies.txt {form} {shlex.quote(f'{url}/login')}\n")
+        blocks.append(f"{curl} -o /dev/null -c cookies.txt {form} {shlex.quote(f'{access.url}/login')}\n")
+        curl += " -b cookies.txt"
     for _, endpoint, arguments in steps:
-        where = shlex.quote(f"{url}/gradio_api/call/{endpoint}")
+        where = shlex.quote(f"{access.url}/gradio_api/call/{endpoint}")
         data = shlex.quote(json.dumps({"data": list(arguments.values())}))
         header = "-H 'Content-Type: application/json'"
         blocks.append(
-            f"id=$(curl -sS{cookies} {where} {header} \\\n"
-            f"  -d {data} | cut -d '\"' -f 4)\n"
-            f'curl -sS{cookies} {where}/"$id"\n'
+            f'id=$({curl} {where} {header} \\\n  -d {data} | cut -d \'"\' -f 4)\n{curl} {where}/"$id"\n'
         )
     return "\n".join(blocks)

@@ -6,6 +6,8 @@ from typing import Any
 import gradio as gr
 
 from peft_core.errors import PeftCoreError
+from peft_core.export.snippets import ApiAccess
+from peft_core.workbench import Workbench
 
 _API = {"python": "API: Python", "curl": "API: curl", "mcp": "API: MCP"}
 _LANGUAGES = {"curl": "shell", "mcp": "json"}
@@ -30,6 +32,10 @@ def shown(write: Callable[[], str], kind: str) -> Any:
         return gr.update(value=f"# {error}", language="python")
 
 
-def served(request: gr.Request) -> tuple[str, bool]:
-    """Where this page is, as the visitor's browser knows it, and whether it asks for a name and password."""
-    return str(request.request.base_url).rstrip("/"), bool(request.username)
+def api_access(workbench: Workbench, request: gr.Request) -> ApiAccess:
+    """How a program reaches this app at the address that the visitor's browser has for it."""
+    return ApiAccess(
+        url=str(request.request.base_url).rstrip("/"),
+        login=bool(request.username),
+        token=workbench.limits is not None,
+    )

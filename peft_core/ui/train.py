@@ -8,7 +8,7 @@ import gradio as gr
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED, FAILED, KILLED
-from peft_core.ui.code import code_kinds, code_view, served, shown
+from peft_core.ui.code import api_access, code_kinds, code_view, shown
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, at_once, sentence, then_at_once
 from peft_core.ui.fields import Form
@@ -126,7 +126,8 @@ def _wire_code(
 
     def write(values: dict, request: gr.Request) -> list[Any]:
         settings, chosen = settings_of(form, values), values[kind]
-        text = shown(lambda: workbench.training_code(settings, chosen, *served(request)), chosen)
+        access = api_access(workbench, request)
+        text = shown(lambda: workbench.training_code(settings, chosen, access), chosen)
         return [text, gr.update(visible=True)]
 
     gr.on([button.click, kind.input], write, {*form.values(), kind}, outputs, **FOLLOWING)

@@ -15,7 +15,7 @@ from peft_core.pictures.taken import (
     page_report,
     pushed,
 )
-from peft_core.ui.code import code_kinds, code_view, served, shown
+from peft_core.ui.code import api_access, code_kinds, code_view, shown
 from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, at_once, download_by_click, drop_answers
 from peft_core.workbench import Workbench
 
@@ -156,7 +156,8 @@ def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> None:
     def write(run_id: str | None, chosen: str, request: gr.Request) -> Any:
         if not run_id:
             return gr.update(value="")
-        return shown(lambda: workbench.code(run_id, chosen, *served(request)), chosen)
+        access = api_access(workbench, request)
+        return shown(lambda: workbench.code(run_id, chosen, access), chosen)
 
     gr.on([*opened, kind.input], write, [picker, kind], code, **FOLLOWING)
 
