@@ -108,7 +108,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-SESSIONS = 200  # of pages whose state is kept, half a megabyte each; every call of the API without one is one
+# Pages whose state is kept, half a megabyte each; every call of the API without one is one.
+SESSIONS, PUBLIC_SESSIONS = 200, 500
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
     from peft_core.access.gate import PublicGate
@@ -138,6 +139,7 @@ def main() -> None:
     if workbench.limits is not None:
         gate = partial(PublicGate, limits=workbench.limits)
         layers = [gate, partial(PageScript, script=VISITOR_SCRIPT.read_text())]
+        demo.api_open = False  # direct calls would pass by the queue and its bounds
         demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue
     lifespan = guard_lifespan(options.hosts, options.policy, layers, proxies=options.proxies)
     demo.launch(
@@ -147,7 +149,7 @@ def main() -> None:
         auth=Login(options.credentials).verify if options.credentials else None,
         mcp_server=options.mcp,
         allowed_paths=[],
-        state_session_capacity=SESSIONS,
+        state_session_capacity=PUBLIC_SESSIONS if options.public else SESSIONS,
         max_file_size=MOST_BYTES if workbench.limits is None else workbench.limits.max_upload_bytes,
         show_error=not options.public,  # of a bug, whose message may name places on this machine
         theme=THEME,
@@ -155,6 +157,7 @@ def main() -> None:
         footer_links=["api"],
         app_kwargs={"lifespan": lifespan, "openapi_url": None},
         run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
+        enable_monitoring=False,  # its summary would tell everyone what all visitors do
         ssr_mode=False,  # a server of its own in front, which the guard would not see
         num_workers=0,  # servers of their own beside it, which nothing would guard
         prevent_thread_lock=True,

@@ -11,6 +11,8 @@ import re
 # the folders of an absolute path, which may hold spaces if it is quoted; the file's own name stays
 _FOLDERS = re.compile(r"""(?<=['"])~?/(?:[^'"/\n]+/)+|(?<![\w.:/~])~?/(?:[^\s'"/:]+/)+""")
 
+MOST_SHOWN = 1500  # characters of a message
+
 
 class PeftCoreError(Exception):
     """Base of all domain errors; anything else that is raised is a bug."""
@@ -71,6 +73,11 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in errno.errorcode:
         return os.strerror(error.errno)
     return without_folders(str(error)) or type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """Return a message cut to MOST_SHOWN characters: it may quote a value of any length."""
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
 def without_folders(text: str) -> str:

@@ -35,6 +35,11 @@ class InferenceService:
     files: Worker
     limits: Limits | None
 
+    @property
+    def for_minutes(self) -> Worker:
+        """Where strangers come, a worker whose tasks hold up nobody's click; else the one that is warm."""
+        return self.worker if self.limits is None else self.jobs
+
     def find(self, run_id: str) -> Run:
         """A run to read; RunError for one that whoever asks may not read, as for an unknown id."""
         return self.access.find(run_id)
@@ -71,8 +76,11 @@ class InferenceService:
     def compare_runs(self, text: str, run_ids: Sequence[str], text_pair: str | None = None) -> list[dict]:
         """What the adapter of each run says of one text, or `error`; runs of one base hold it once."""
         texts = self._checked_texts(text, text_pair)
+        run_ids = list(dict.fromkeys(run_ids))
         if not run_ids:
             raise DataError("No run is chosen; choose one or more.")
+        if self.limits is not None and len(run_ids) > self.limits.max_compared:
+            raise DataError(f"{len(run_ids)} runs are chosen; choose at most {self.limits.max_compared}.")
         return self.worker.run("compare_runs", [str(self.find(name).folder) for name in run_ids], *texts)
 
     def look_at_file(
@@ -104,7 +112,7 @@ class InferenceService:
         """Reports, the last with what each word of a text adds to a label (by default the predicted one) in
         every variant."""
         typed, pair = self._checked_texts(text, text_pair)
-        return self.worker.stream("explain", str(self.find(run_id).folder), typed, label, pair)
+        return self.for_minutes.stream("explain", str(self.find(run_id).folder), typed, label, pair)
 
     def review(
         self, run_id: str, kind: str, query: str, true: str, predicted: str, most: int

@@ -13,17 +13,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError, reason_of, without_folders
 from peft_core.files import open_regular
 from peft_core.limits import Limits
+from peft_core.run_signals import kill_tree, send_signal
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED, Run
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, note_of_early_stop, step_of
 from peft_core.runs.ownership import read_ownership
-from peft_core.waiting import Queue, QueuePlace, QueueView, about_duration, first_in_queue, is_starting
+from peft_core.waiting import (
+    Queue,
+    QueuePlace,
+    QueueView,
+    about_duration,
+    first_in_queue,
+    in_queue_order,
+    is_starting,
+)
 
 _ROOT = Path(__file__).resolve().parent.parent
 _POLL = 0.3  # seconds between polls of the processes while any runs or waits
@@ -63,19 +70,21 @@ class Launcher:
         if forecast_seconds is not None and self._max_seconds is not None:
             forecast_seconds = min(forecast_seconds, self._max_seconds)
         with self._lock:
-            if self.limits is not None:
-                self._refuse_more(self.limits, owner)
+            self.check_queue(owner)
             run = runs.create(self.runs_dir, config, owner=owner, forecast_seconds=forecast_seconds)
         self._start_queue()
         return run
 
-    def _refuse_more(self, limits: Limits, owner: str | None) -> None:
+    def check_queue(self, owner: str | None) -> None:
+        """Raise RunError if a public demo's queue takes no run of a visitor now."""
+        if self.limits is None:
+            return
         queue = Queue.read(self.runs_dir)
         for run, _ in queue.waiting:
             if read_ownership(run.folder).owner == owner:
                 raise RunError(f"Your run {run.run_id} waits already; stop it, or wait until it has started.")
-        if len(queue.waiting) >= limits.max_waiting:
-            seconds = queue.seconds_until_start(limits.max_seconds)
+        if len(queue.waiting) >= self.limits.max_waiting:
+            seconds = queue.seconds_until_start(self.limits.max_seconds)
             when = "when some have ended" if seconds is None else f"in {about_duration(seconds)}"
             raise RunError(f"{len(queue.waiting)} runs are waiting already; try again {when}.")
 
@@ -99,7 +108,8 @@ class Launcher:
         With `evaluate_only` it takes no further step: its test rows are evaluated with the weights that the
         checkpoint holds, and it can still be continued afterwards.
 
-        Raises RunError if it has not ended or has no checkpoint, DamagedError if none of them is whole.
+        Raises RunError if it has not ended, has no checkpoint, or as `submit`; DamagedError if none of the
+        checkpoints is whole.
         """
         run = runs.find(self.runs_dir, run_id)
         with self._lock:
@@ -107,8 +117,10 @@ class Launcher:
             self._await_exit(run_id, state.status)
             if state.status not in (FAILED, KILLED) or choose_checkpoint(run) is None:
                 raise RunError(f"The run {run_id!r} has nothing to continue from; train again.")
+            self.check_queue(read_ownership(run.folder).owner)
             (run.folder / "stop").unlink(missing_ok=True)
-            run.update(status=SCHEDULED, stage=None, error=None, evaluate_only=evaluate_only)
+            again = {"stage": None, "error": None, "evaluate_only": evaluate_only, "queued": time.time()}
+            run.update(status=SCHEDULED, **again)
         self._start_queue()
         return run
 
@@ -183,16 +195,16 @@ class Launcher:
             self._reap()
             self._kill_overdue()
             self._mark_not_startable()
-            status = {run: run.state().status for run in runs.list_runs(self.runs_dir)}
-            running = [run for run in status if status[run] == RUNNING]
+            states = in_queue_order([(run, run.state()) for run in runs.list_runs(self.runs_dir)])
+            running = [run for run, state in states if state.status == RUNNING]
             self._stop_overdue(running)
             waiting = [
                 run
-                for run in status
-                if status[run] == SCHEDULED and run.run_id not in {*self._children, *self._not_startable}
+                for run, state in states
+                if state.status == SCHEDULED and run.run_id not in {*self._children, *self._not_startable}
             ]
             if waiting and not self._children and not running:
-                self._start(waiting[-1])
+                self._start(waiting[0])
             has_deadline = self.limits is not None and bool(running)
             return bool(waiting or self._children or self._to_kill or self._not_startable or has_deadline)
 
@@ -299,7 +311,7 @@ class Launcher:
         """Kill a run's process and write that it was killed; False while the process has not ended."""
         child = self._children.pop(run.run_id, None)
         if child is not None:
-            _kill_tree(child)
+            kill_tree(child)
         elif send_signal(run, signal.SIGKILL):
             return False  # the next call finds it gone
         if run.is_unfinished:
@@ -328,39 +340,6 @@ class Launcher:
 def train_command(run: Run) -> list[str]:
     """The command of a run's training process."""
     return [sys.executable, "-m", "peft_core.train", str(run.folder), "--only-if-scheduled"]
-
-
-def send_signal(run: Run, number: signal.Signals) -> bool:
-    """Send a signal to the process that trains a run, and to no other; False if there is none.
-
-    The process is held by a descriptor (Linux pidfd) while its start time and command line are compared with
-    the run's, so that the signal cannot reach another process that was given the same pid meanwhile.
-    """
-    pid = run.training_process()
-    if pid is None:
-        return False
-    if not hasattr(os, "pidfd_open"):
-        os.kill(pid, number)
-        return True
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            if run.training_process() == pid:
-                signal.pidfd_send_signal(descriptor, number)
-                return True
-        finally:
-            os.close(descriptor)
-    return False
-
-
-def _kill_tree(child: subprocess.Popen) -> None:
-    """Kill a process and those that it started: on several GPUs it is a launcher, and they train."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(child.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    child.kill()
-    child.wait()
 
 
 def seconds_since_stop(run: Run) -> float:

@@ -31,6 +31,8 @@ class Limits:
     max_evaluations: int = 20
     max_characters: int = 2000
     max_waiting: int = 5
+    max_runs: int = 50  # of a visitor
+    max_compared: int = 20  # runs asked for one text
     max_queue: int = 100  # calls of the page and programs that wait for an answer
     max_upload_bytes: int = 10_000_000
     max_upload_rows: int = 20_000
@@ -39,6 +41,7 @@ class Limits:
     reading_bytes: int = 2_000_000_000
     answer_seconds: float = 300.0  # a merge of a large model takes minutes
     job_seconds: float = 600.0
+    job_bytes: int = 8_000_000_000
 
     def describe(self) -> str:
         """One sentence for the page."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft_core.access.visitors import TOKEN_HEADER, Visitor
 from peft_core.data.uploads import PREFIX, UPLOADS, is_upload, store_upload
-from peft_core.errors import ConfigError, DataError
+from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.files import translate_disk_errors
 from peft_core.limits import Limits
 from peft_core.worker import Worker
@@ -29,7 +29,7 @@ class VisitorUploads:
         self._root = runs_dir.absolute() / UPLOADS
         self._visitor, self._limits, self._files = visitor, limits, files
         self._rows: dict[str, int] = {}
-        self._storing = threading.Lock()  # one upload at a time
+        self._storing = threading.Lock()  # one upload is copied at a time
 
     @property
     def folder(self) -> Path:
@@ -60,9 +60,10 @@ class VisitorUploads:
         visitor = self._visitor()
         if not visitor.owns_all and visitor.owner is None:
             raise DataError(TOKEN_NEEDED)
-        with self._storing, translate_disk_errors():
-            if self._limits is None:
+        if self._limits is None:
+            with self._storing, translate_disk_errors():
                 return str(store_upload(paths, self.folder, in_use=in_use, link=link).folder)
+        with self._storing, translate_disk_errors():
             folder, is_new = store_upload(
                 paths,
                 self.folder,
@@ -71,13 +72,13 @@ class VisitorUploads:
                 most_uploads=self._limits.max_uploads,
                 most_bytes=self._limits.max_upload_bytes,
             )
-            try:
-                self._check_rows(folder)
-            except DataError:
-                if is_new:  # else a run may wait for it or train on it
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            return str(folder) if visitor.owns_all else PREFIX + folder.name
+        try:
+            self._check_rows(folder)
+        except PeftCoreError:
+            if is_new:  # else a run may wait for it or train on it
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return str(folder) if visitor.owns_all else PREFIX + folder.name
 
     def rows(self, name: str) -> int | None:
         """Rows of an upload by its folder, read once; None for a data set that was not uploaded."""

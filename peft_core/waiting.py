@@ -5,7 +5,7 @@ A page asks every second, so a `QueueView` keeps its answer for a moment.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,16 @@ _WITHOUT_ETA = ("evaluating", "saving")  # stages after the training, whose seco
 
 
 def first_in_queue(listed: Sequence[Run]) -> Run | None:
-    """The run that trains, else the oldest that waits, of runs from the newest to the oldest."""
-    states = [(run, run.state().status) for run in reversed(listed)]
-    training = [run for run, status in states if status == RUNNING]
-    waiting = [run for run, status in states if status == SCHEDULED]
+    """The run that trains, else the one that comes next."""
+    states = in_queue_order([(run, run.state()) for run in listed])
+    training = [run for run, state in states if state.status == RUNNING]
+    waiting = [run for run, state in states if state.status == SCHEDULED]
     return next(iter(training + waiting), None)
+
+
+def in_queue_order(states: Iterable[tuple[Run, RunState]]) -> list[tuple[Run, RunState]]:
+    """Runs by when they were made or, if they were continued since, by when that was last."""
+    return sorted(states, key=lambda pair: (pair[1].queued or pair[1].created, pair[0].run_id))
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Queue:
     @classmethod
     def read(cls, runs_dir: Path) -> "Queue":
         """The queue now."""
-        states = [(run, run.state()) for run in reversed(runs.list_runs(runs_dir))]
+        states = in_queue_order([(run, run.state()) for run in runs.list_runs(runs_dir)])
         return cls(
             tuple(pair for pair in states if pair[1].status == RUNNING or is_starting(pair[1])),
             tuple(pair for pair in states if pair[1].status == SCHEDULED and not is_starting(pair[1])),

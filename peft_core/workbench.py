@@ -1,8 +1,9 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from peft_core.access.visitors import LOCAL_USER, Visitor
 from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data.unpacking import size_of
-from peft_core.data.uploads import hide_upload_folders
+from peft_core.data.uploads import check_files, hide_upload_folders
 from peft_core.disk.forecast import EXPORTED_MODELS, model_bytes, training_bytes
 from peft_core.disk.quotas import Usage
 from peft_core.disk.storage import Reservation, Storage
-from peft_core.errors import ConfigError
+from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.export.archives import folder_of, zip_of
 from peft_core.export.hub.push import push as push_to_hub
 from peft_core.export.snippets import ApiAccess
@@ -27,9 +28,12 @@ from peft_core.progress import Progress
 from peft_core.run_access import RunAccess
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
+from peft_core.runs.ownership import read_ownership
 from peft_core.visitor_uploads import TOKEN_NEEDED, VisitorUploads
 from peft_core.waiting import first_in_queue
 from peft_core.worker import Report, Worker, in_thread
+
+SECONDS_BETWEEN_SWEEPS = 600.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Workbench(InferenceService):
     launcher: Launcher
     uploads: VisitorUploads
     storage: Storage | None
+    _next_sweep: list[float] = field(default_factory=lambda: [0.0])
 
     @classmethod
     def open(
@@ -65,7 +70,7 @@ class Workbench(InferenceService):
         """
         limits = Limits() if public else None
         worker = Worker(limits.answer_seconds if limits else None)
-        jobs = Worker(limits.job_seconds if limits else None)
+        jobs = Worker(limits.job_seconds, limits.job_bytes) if limits else Worker()
         files = Worker(limits.reading_seconds, limits.reading_bytes) if limits else worker
         launcher = Launcher(runs_dir, limits)
         access = RunAccess(launcher.runs_dir, visitor, frozenset(examples))
@@ -79,9 +84,11 @@ class Workbench(InferenceService):
 
     def start(self) -> None:
         """Warm the workers, remove what dead processes left half-written, and take up runs that wait."""
-        runs.sweep(self.runs_dir)
-        if self.storage is not None:
-            self.storage.expire()
+        if time.monotonic() > self._next_sweep[0]:  # each page that opens starts it
+            self._next_sweep[0] = time.monotonic() + SECONDS_BETWEEN_SWEEPS
+            runs.sweep(self.runs_dir)
+            if self.storage is not None:
+                self.storage.expire()
         self.worker.warm()
         self.files.warm()
         self.launcher.resume_queue()
@@ -110,6 +117,8 @@ class Workbench(InferenceService):
         if self.limits is not None:
             self.limits.check_forecast(cost)
         needed = training_bytes(cost["trainable"]) if self.limits else 0
+        self._check_runs(visitor.owner)
+        self.launcher.check_queue(visitor.owner)  # before room is made for it
         with self._reserve(needed, "training", Path(config.dataset_name)) as reservation:
             ahead = self.launcher.current()
             run = self.launcher.submit(
@@ -118,6 +127,13 @@ class Workbench(InferenceService):
             if reservation is not None:
                 reservation.keep_until_ended(run.run_id)
         return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
+
+    def _check_runs(self, owner: str | None) -> None:
+        if self.limits is None or owner is None:
+            return
+        own = sum(read_ownership(run.folder).owner == owner for run in runs.list_runs(self.runs_dir))
+        if own >= self.limits.max_runs:
+            raise RunError(f"You have {own} runs, the most that this public demo keeps; delete some.")
 
     def _name_for_visitor(self, run: Run) -> str:
         return run.run_id if self.access.may_read(run) else "another visitor's run"
@@ -217,6 +233,11 @@ class Workbench(InferenceService):
 
         With `link` the files are stored once, where nobody changes them any more.
         """
+        visitor = self.access.visitor()
+        if not visitor.owns_all and visitor.owner is None:
+            raise DataError(TOKEN_NEEDED)
+        if self.limits is not None:
+            check_files(paths, self.limits.max_upload_bytes)  # before room is made for them
         with self._reserve(sum(map(size_of, paths)), "upload"):
             return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None), link=link)
 
@@ -251,7 +272,7 @@ class Workbench(InferenceService):
         """Reports, the last with the certificate."""
         run = self.find_own(run_id)
         with self._reserve_for(run, "merge", 1.0):
-            yield from self.worker.stream("merge", str(run.folder))
+            yield from self.for_minutes.stream("merge", str(run.folder))
 
     def make(self, kind: str, run_id: str, **options: Any) -> Iterator[Report]:
         """Reports while `onnx` (option max_drop), `embeddings`, a `page` or a `script` is made; the last has

@@ -27,6 +27,7 @@ from peft_core.garbage import paused_collection
 
 _TASKS = "peft_core.tasks"  # imported in the worker alone: it imports torch
 _MOST_TO_IMPORT = 120.0  # seconds; 5 to 10 on an idle machine
+_MOST_TO_WAIT = 60.0  # seconds for the tasks of others, where there are deadlines
 _NICE = 5  # a training comes first: the worker takes what it leaves idle, and a quarter of the rest
 _is_nice = False  # in the worker: once it has started, for which it needs seconds of a processor
 _reports: Any = None  # in the worker: the queue that `report` puts its lines into
@@ -77,7 +78,7 @@ class Worker:
         """What the task returns; raises what it raises, or WorkerError for a limit or a process that died."""
         if self._seconds is None:
             return self._result(task, arguments)
-        with self._turn:
+        with self._own_turn():
             return self._result(task, arguments)
 
     def stream(self, task: str, *arguments: Any, name: str | None = None) -> Iterator[Report]:
@@ -88,6 +89,10 @@ class Worker:
             self._named[name] = ticket
         try:
             yield from self._streamed(task, arguments, ticket)
+        except GeneratorExit:  # whoever asked has gone
+            if self._named.get(name) == ticket:
+                self.cancel(name)
+            raise
         finally:
             self._named.pop(name, None)
 
@@ -98,7 +103,7 @@ class Worker:
             self._cancelled.value = ticket
 
     def _streamed(self, task: str, arguments: tuple, ticket: int) -> Iterator[Report]:
-        with self._turn:
+        with self._own_turn():
             try:
                 self._await_imports()
                 future = self._submit(task, arguments, ticket)
@@ -112,6 +117,16 @@ class Worker:
                 yield Report(1.0, "Done", future.result())
             except BrokenProcessPool as error:
                 raise self._broken(task) from error
+
+    @contextlib.contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Wait until no other task runs; WorkerError if that takes too long."""
+        if not self._turn.acquire(timeout=_MOST_TO_WAIT if self._seconds else -1):
+            raise WorkerError("This demo is busy with other visitors' work; try again in a minute.")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """End the process once its present task is done."""
@@ -194,13 +209,24 @@ class Worker:
 
 def in_thread(task: Callable[[Callable[[float, str], None]], Any]) -> Iterator[Report]:
     """Reports of a task that waits rather than computes, in a thread of this process; as `Worker.stream`."""
-    heard: SimpleQueue[Report] = SimpleQueue()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(task, lambda share, what: heard.put(Report(share, what)))
+    reports: SimpleQueue[Report] = SimpleQueue()
+    is_wanted = True
+
+    def progress(share: float, what: str) -> None:
+        if not is_wanted:
+            raise Cancelled("Whoever asked has gone.")
+        reports.put(Report(share, what))
+
+    pool = ThreadPoolExecutor(1)
+    try:
+        future = pool.submit(task, progress)
         while not future.done():
             with contextlib.suppress(Empty):
-                yield heard.get(timeout=0.2)
+                yield reports.get(timeout=0.2)
         yield Report(1.0, "Done", future.result())
+    finally:
+        is_wanted = False
+        pool.shutdown(wait=False)  # a generator may be closed by the thread that answers everyone
 
 
 def report(share: float, what: str) -> None:

@@ -22,6 +22,7 @@ from peft_core.errors import RunError
 from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.process_identity import process_identity
+from peft_core.run_signals import kill_tree, send_signal
 from peft_core.runs import ENDED, RUNNING, Run
 from peft_core.train import main
 
@@ -273,7 +274,7 @@ def test_stop_signals_no_process_that_only_has_the_pid(launcher: Launcher) -> No
         run.update(status=RUNNING, pid=stranger.pid, process=process_identity(stranger.pid), stage="starting")
         assert status(run) == "RUNNING", "its process identity is right, its command line is not"
         launcher.stop(run.run_id)
-        assert not launching.send_signal(run, signal.SIGTERM)
+        assert not send_signal(run, signal.SIGTERM)
         assert stranger.poll() is None
         run.update(process="another-boot-1")
         with pytest.raises(RunError, match="has ended already"):
@@ -361,7 +362,7 @@ def test_kill_ends_the_processes_that_a_launcher_started() -> None:
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     grandchild = int(child.stdout.readline())
     assert psutil.pid_exists(grandchild)
-    launching._kill_tree(child)
+    kill_tree(child)
     child.stdout.close()
     wait_for(lambda: process_identity(grandchild) is None)
 

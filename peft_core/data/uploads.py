@@ -53,7 +53,7 @@ def store_upload(
     than `most_bytes`.
     """
     paths = [Path(path) for path in paths]
-    _check(paths, most_bytes)
+    check_files(paths, most_bytes)
     folder = uploads_dir / f"{_slug(paths[0])}-{_sha256(paths)}"
     is_new = not folder.is_dir()
     if not is_new:
@@ -112,7 +112,8 @@ def upload_label(name: str) -> str | None:
     return None
 
 
-def _check(paths: Sequence[Path], most_bytes: int) -> None:
+def check_files(paths: Sequence[Path], most_bytes: int) -> None:
+    """Raise DataError for no file, too many, a namesake, an unknown suffix, or over `most_bytes` unpacked."""
     if not paths or len(paths) > MOST_FILES:
         raise DataError(f"{len(paths)} files were given; give one to {MOST_FILES}.")
     names = [path.name for path in paths]

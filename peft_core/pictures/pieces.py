@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_core.config import SETTINGS
 from peft_core.data.uploads import dataset_label
+from peft_core.errors import shorten
 from peft_core.methods import METHODS
 from peft_core.problems import REGRESSION
 from peft_core.runs import SCHEDULED
@@ -52,7 +53,7 @@ def cost(count: Mapping[str, Any]) -> str:
 
 def message(text: str, kind: str = "error") -> str:
     """One sentence where it arose."""
-    return f'<div class="message {kind}" role="alert">{html.escape(text)}</div>'
+    return f'<div class="message {kind}" role="alert">{html.escape(shorten(text))}</div>'
 
 
 def method_words(settings: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ class RunState(Record):
     `process` is the identity of the training process under `pid` (`process_identity`). `notes` are sentences
     for the person about this training: what was skipped, kept or fallen back to. `evaluate_only`: the next
     training process takes no step, and evaluates the newest checkpoint as it is. `metrics_check` is the check
-    of a row that metrics.jsonl must hold. `forecast_seconds` is what the whole training was forecast to take
+    of a row that metrics.jsonl must hold. `queued` is when a run was continued last; until then it queues by
+    `created`. `forecast_seconds` is what the whole training was forecast to take
     when it was submitted. `train_seconds` is the time of all trainings of this run together,
     steps included that a kill undid. `damage`, which is never on disk, is why the state could not be
     read.
@@ -40,6 +41,7 @@ class RunState(Record):
 
     status: Status
     created: Seconds = 0.0
+    queued: Seconds | None = None
     started: Seconds | None = None
     ended: Seconds | None = None
     pid: int | None = None

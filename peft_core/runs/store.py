@@ -40,7 +40,7 @@ def create(
     training probably takes.
     """
     make_folder(runs_dir)
-    run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
+    run_id = _new_id(runs_dir, config)
     with atomic_folder(runs_dir / run_id) as staging:
         settings = {**json.loads(config.to_json()), "schema_version": SCHEMA_VERSION}
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
@@ -51,6 +51,14 @@ def create(
         state = RunState(status=SCHEDULED, created=time.time(), forecast_seconds=forecast_seconds)
         write_sealed(staging / STATUS_FILE, state)
     return Run(runs_dir / run_id)
+
+
+def _new_id(runs_dir: Path, config: TrainConfig) -> str:
+    """An id that no run has, nor one that was deleted and can come back."""
+    while True:
+        run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
+        if not any(os.path.lexists(folder / run_id) for folder in (runs_dir, runs_dir / TRASH)):
+            return run_id
 
 
 def find(runs_dir: Path, run_id: str) -> Run:

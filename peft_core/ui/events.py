@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components.plot import AltairPlotData
 
 from peft_core.downloads import describe_os_errors
-from peft_core.errors import PeftCoreError
+from peft_core.errors import PeftCoreError, shorten
 from peft_core.pictures.charts import Spec
 from peft_core.pictures.pieces import message
 from peft_core.ui.downloads import download_cache
@@ -34,7 +34,7 @@ def sentence(handler: Callable) -> Callable:
         try:
             return handler(*arguments, **named)
         except PeftCoreError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(shorten(str(error)), print_exception=False) from error
 
     return wrapped
 
@@ -47,7 +47,7 @@ def sentence_each(handler: Callable[..., Iterator]) -> Callable:
         try:
             yield from handler(*arguments, **named)
         except PeftCoreError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(shorten(str(error)), print_exception=False) from error
 
     return wrapped
 
