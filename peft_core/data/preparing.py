@@ -22,6 +22,7 @@ from peft_core.data.columns import (
     labels_of_columns,
 )
 from peft_core.data.files import shown
+from peft_core.data.formats import MOST_NAME
 from peft_core.data.pairs import group_pairs, group_strata, without_shared_texts
 from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
 from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
@@ -258,6 +259,12 @@ def _names(
             f"All {len(frames[TRAIN]):,} training rows have the label {found[0]!r}" if found else "No label"
         )
         raise DataError(f"{only}; a classifier needs two or more.")
+    long = next((name for name in names if len(name) > MOST_NAME), None)
+    if long is not None:
+        raise DataError(
+            f"The label {shown(long)} has {len(long):,} characters; at most {MOST_NAME:,} can be a label, so "
+            "name another column as the label_column."
+        )
     if len(names) > MOST_LABELS:
         raise DataError(
             f"The label_column {columns.label!r} holds {len(names):,} different labels; at most "
