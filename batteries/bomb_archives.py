@@ -31,7 +31,7 @@ def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED
 def gzip_ratio(rng: random.Random) -> Made:
     """Gigabytes of rows in a few megabytes, as one member or several."""
     part = gzip.compress(b"good,pos\n" * 11_000_000, 9, mtime=0)
-    return "a.csv.gz", gzip.compress(_ROWS, mtime=0) + part * rng.randint(5, 60)
+    return "a.csv.gz", gzip.compress(_ROWS, mtime=0) + part * rng.randint(5, 50)
 
 
 def gzip_nested(rng: random.Random) -> Made:

@@ -281,7 +281,7 @@ def many_answers(rng: random.Random) -> Made:
 
 def many_passages(rng: random.Random) -> Made:
     label: Any = rng.choice(([0, 1, "a"], "a", {"label": "a", "start_offset": 1}, {"label": ["a"]}))
-    return _lines([{"id": 1, "text": "good", "label": [label] * 100_000, "Comments": []}] * 3)
+    return _lines([{"id": 1, "text": "good", "label": [label] * 80_000, "Comments": []}] * 3)
 
 
 CSV = (

@@ -138,7 +138,7 @@ class Attack:
         if bomb.number % PREDICTED_ONE_IN:
             return
         predict = self.visitor.handler(ids["file"], ids["runs"], ids["file-model"], answers=ids["file-shown"])
-        asked = [file, self.run_id, "adapter", False, "", None, column or "text", None, None]
+        asked = [file, self.run_id, "adapter", False, "", None, column, None, None]
         self._time(bomb, "predict", predict, asked, tasks=1, seconds=Limits().job_seconds)
 
     def _train(self, bomb: Bomb, name: str) -> None:
@@ -201,8 +201,7 @@ def run(
             if server.process.poll() is not None:
                 failures.append(f"the app ended with {server.process.returncode}")
         log = "".join(path.read_text("utf-8", "replace") for path in Path(folder).glob("app-*.log"))
-    if tracebacks := log.count("Traceback (most recent call last)"):
-        failures.append(f"{tracebacks} tracebacks in the log of the app, such as {_last_error(log)!r}")
+    failures += [f"a traceback in the log of the app: {error}" for error in _errors_in(log)]
     passes_when = PASSES_WHEN.format(MOST_MEMORY / 1e9, longest_click)
     ends, elapsed = tuple(sorted(outcomes.items())), time.monotonic() - start
     return BatteryResult(NAME, len(thrown), tuple(failures), ends, passes_when, elapsed)
@@ -240,7 +239,8 @@ def _attack(
     return failures, outcomes
 
 
-def _last_error(log: str) -> str:
-    """The line after the last traceback that says what was raised."""
-    lines = log[log.rindex("Traceback (most recent call last)") :].splitlines()[1:]
-    return next((line for line in lines if line and not line.startswith(" ")), "")[:300]
+def _errors_in(log: str) -> list[str]:
+    """What ends each traceback, each once."""
+    parts = log.split("Traceback (most recent call last)")[1:]
+    ends = (next((line for line in part.splitlines()[1:] if line[:1].strip()), "") for part in parts)
+    return list(dict.fromkeys(end[:300] for end in ends))

@@ -237,8 +237,24 @@ def test_long_column_name_is_refused(suffix: str, tmp_path: Path) -> None:
 def test_long_label_is_refused(tmp_path: Path) -> None:
     rows = [{"text": f"good {i}", "label": ["x", "n" * 1001][i % 2]} for i in range(40)]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match="has 1,001 characters; at most 1,000 can be a label"):
+    with pytest.raises(DataError, match="row 2, column 'label' .* of 1,001 characters; at most 1,000 can be"):
         prepare(TrainConfig(dataset_name=str(path)))
+
+
+def test_inspect_of_labels_as_long_as_the_file_shows_little_of_them(tmp_path: Path) -> None:
+    rows = [{"text": f"good {i}", "label": str(i) * 500_000} for i in range(8)]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    report = tasks.inspect({"dataset_name": str(path)})
+    assert "at most 1,000 can be a label" in report["error"]
+    assert len(json.dumps(report)) < 10_000
+
+
+def test_inspect_of_a_row_with_many_labels_shows_the_first_of_them(tmp_path: Path) -> None:
+    rows = [{"text": f"good {i}", "labels": [f"label {n}" for n in range(20_000)]} for i in range(3)]
+    path = write(tmp_path / "a.json", json.dumps(rows))
+    report = tasks.inspect({"dataset_name": str(path)})
+    assert report["rows"][0]["label"] == [f"label {n}" for n in range(30)]
+    assert len(json.dumps(report)) < 10_000
 
 
 def test_label_studio_with_many_choices_is_read_in_linear_time() -> None:

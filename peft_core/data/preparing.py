@@ -203,8 +203,15 @@ def _place(index: tuple[str, int], column: str) -> str:
 
 
 def _check_labels(rows: pd.DataFrame, columns: Columns) -> None:
-    """Raise DataError for a hidden label, or a cell without a number where one is asked for."""
+    """Raise DataError for a hidden or a long label, or a cell without a number where one is asked for."""
     for index, label in rows["label"].items():
+        names = (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
+        long = next((name for name in names if len(name) > MOST_NAME), None)
+        if long is not None:
+            raise DataError(
+                f"{_place(index, columns.label)} holds {shown(long)} of {len(long):,} characters; at most "
+                f"{MOST_NAME:,} can be a label, so name another column as the label_column."
+            )
         if label == "" or (isinstance(label, tuple) and "" in label):
             raise DataError(
                 f"{_place(index, columns.label)}: the label is hidden (-1); choose another test split."
@@ -259,12 +266,6 @@ def _names(
             f"All {len(frames[TRAIN]):,} training rows have the label {found[0]!r}" if found else "No label"
         )
         raise DataError(f"{only}; a classifier needs two or more.")
-    long = next((name for name in names if len(name) > MOST_NAME), None)
-    if long is not None:
-        raise DataError(
-            f"The label {shown(long)} has {len(long):,} characters; at most {MOST_NAME:,} can be a label, so "
-            "name another column as the label_column."
-        )
     if len(names) > MOST_LABELS:
         raise DataError(
             f"The label_column {columns.label!r} holds {len(names):,} different labels; at most "
