@@ -131,9 +131,10 @@ def inspect(settings: dict[str, Any]) -> dict[str, Any]:
     return inspection.inspect(TrainConfig.from_dict(settings))
 
 
-def count_rows(paths: list[str]) -> int:
-    """The rows of some files together; DataError for one that cannot be read."""
-    return sum(len(read_table(Path(path)).frame) for path in paths)
+def count_rows(paths: list[str], most_unpacked: int | None = None) -> int:
+    """The rows of some files together; DataError for one that cannot be read, or unpacks to more."""
+    options = ReadOptions(most_unpacked=most_unpacked)
+    return sum(len(read_table(Path(path), options).frame) for path in paths)
 
 
 @_in_run

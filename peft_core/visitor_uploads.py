@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.access.visitors import TOKEN_HEADER, Visitor
+from peft_core.data.formats import most_unpacked
 from peft_core.data.uploads import PREFIX, UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.files import translate_disk_errors
@@ -86,7 +87,8 @@ class VisitorUploads:
             return None
         if name not in self._rows:
             files = [str(path) for path in sorted(Path(name).iterdir())]
-            self._rows[name] = self._files.run("count_rows", files)
+            most = most_unpacked(self._limits.max_upload_bytes) if self._limits else None
+            self._rows[name] = self._files.run("count_rows", files, most)
         return self._rows[name]
 
     def _check_rows(self, folder: Path) -> None:

@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from batteries import damage, fault_layer, faults, filler, foreign, guesses, inputs, kills, resume, soak
+from batteries import (
+    bombs,
+    damage,
+    fault_layer,
+    faults,
+    filler,
+    foreign,
+    guesses,
+    inputs,
+    kills,
+    resume,
+    soak,
+)
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Operation
@@ -295,6 +307,46 @@ def test_guesses_short_form_are_throttled_and_the_right_one_enters() -> None:
 def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
     result = guesses.run(0.06, broken=True)
     assert "600 of 600 guesses were compared with the password" in result.failures
+
+
+_BUG_AND_DELAY = """
+import time
+from peft_core import visitor_uploads, workbench
+def check_rows(self, folder):
+    raise ValueError("a bug")
+visitor_uploads.VisitorUploads._check_rows = check_rows
+list_runs = workbench.Workbench.list_runs
+def list_slowly(self):
+    time.sleep(3)
+    return list_runs(self)
+workbench.Workbench.list_runs = list_slowly
+"""
+
+
+def test_bombs_short_form_are_answered() -> None:
+    """Beside other tests a click may take longer than the full battery allows."""
+    result = bombs.run(0.02, seconds=10, longest_click=60)
+    assert result.failures == ()
+    outcomes = dict(result.outcomes)
+    assert outcomes["upload: answered"] == 4 and outcomes["look: answered"] > 0
+    assert outcomes["MB of the worker that reads"] > 100
+
+
+def test_bombs_at_a_product_with_a_bug_and_slow_clicks_find_both() -> None:
+    result = bombs.run(0.005, seconds=10, longest_click=2.5, broken=_BUG_AND_DELAY)
+    failures = "; ".join(result.failures)
+    assert "'' is no sentence" in failures and "in the log of the app: ValueError: a bug" in failures
+    assert "a click (runs during " in failures
+
+
+def test_bombs_of_one_seed_are_the_same_files_and_small() -> None:
+    thrown = bombs.bombs(bombs.FILES, 0)
+    assert len({bomb.title for bomb in thrown}) == bombs.FILES
+    kinds = {bomb.make for bomb in thrown}
+    assert kinds == {kind for family in bombs.FAMILIES.values() for kind in family}
+    for bomb in thrown[:3]:
+        assert bomb.build() == bomb.build()
+        assert len(bomb.build()[1]) < 10_000_000
 
 
 def test_filler_short_form_leaves_room_for_others() -> None:

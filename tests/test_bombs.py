@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from processes import answer
 
+from peft_core import tasks
+from peft_core.config import TrainConfig
+from peft_core.data import workbooks
+from peft_core.data.annotation_exports import export_format
 from peft_core.data.files import read_table
-from peft_core.data.formats import MOST_COLUMNS
+from peft_core.data.formats import MOST_COLUMNS, ReadOptions
+from peft_core.data.preparing import prepare
 from peft_core.data.streams import open_rows
+from peft_core.data.uploads import PREFIX, UPLOADS, hide_upload_folders
 from peft_core.errors import DataError
+from peft_core.inference.tables import Request
 
 MEMORY = 700_000_000  # bytes beyond the imports
 # Reads a file at once and by rows under a limit of memory; prints what is said of it and the seconds.
@@ -148,3 +156,114 @@ def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, t
     for read in (read_table, open_rows):
         with pytest.raises(DataError, match=f"'a{suffix}' has 1,001 columns; at most 1,000 are read"):
             read(path)
+
+
+def test_parquet_that_unpacks_to_more_than_it_may_is_not_counted(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"text": repeated(300, 100_000), "label": ["x"] * 300})
+    assert tasks.count_rows([str(path)], 40_000_000) == 300
+    with pytest.raises(DataError, match="'a.parquet' unpacks to over 20 MB"):
+        tasks.count_rows([str(path)], 20_000_000)
+
+
+def test_parquet_to_predict_with_bounded_rows_unpacks_to_a_bounded_size(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"text": repeated(6000, 10_000), "label": ["x"] * 6000})
+    assert sum(map(len, open_rows(path, Request(path, "text").options).chunks())) == 6000
+    with pytest.raises(DataError, match="'a.parquet' unpacks to over 50 MB"):
+        list(open_rows(path, Request(path, "text", most_rows=10_000).options).chunks())
+
+
+def test_open_rows_of_a_workbook_with_more_xml_than_it_may_is_refused(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for _ in range(3000):
+        book.active.append(["a", "b"])
+    book.save(tmp_path / "a.xlsx")
+    for read in (read_table, open_rows):
+        with pytest.raises(DataError, match="unpacks to over 0 MB"):
+            read(tmp_path / "a.xlsx", ReadOptions(most_unpacked=10_000))
+
+
+def test_open_book_without_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(workbooks.openpyxl, "load_workbook", load)
+    openpyxl.Workbook().save(tmp_path / "a.xlsx")
+    with pytest.raises(MemoryError), workbooks.open_book("a.xlsx", tmp_path / "a.xlsx"):
+        pass
+
+
+def test_hide_upload_folders_of_a_million_slashes_takes_no_time() -> None:
+    """The app's own process does it with what a stranger's file holds."""
+    start = time.process_time()
+    assert hide_upload_folders("/" * 1_000_000 + UPLOADS) == "/" * 1_000_000 + UPLOADS
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("root", "text"),
+    [
+        ("/home/me/runs", "'{}a/b.csv' cannot be read"),
+        ("/home/me/runs", "the runs in {}a and {}b"),
+        ("/home/me/runs", 'it\'s in {}a\nor "{}b"'),
+        ("/my own/runs", "it's '{}a b.csv' or '{}c'"),
+    ],
+)
+def test_hide_upload_folders_leaves_the_words_around_a_path(root: str, text: str) -> None:
+    folder = f"{root}/{UPLOADS}/{'0f' * 32}/"
+    assert hide_upload_folders(text.replace("{}", folder)) == text.replace("{}", PREFIX)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
+def test_long_column_name_is_refused(suffix: str, tmp_path: Path) -> None:
+    name, path = "n" * 1001, tmp_path / f"a{suffix}"
+    if suffix == ".csv":
+        write(path, f"text,{name}\n" + "good,x\n" * 3)
+    elif suffix == ".jsonl":
+        write(path, json.dumps({"text": "good", name: "x"}) + "\n")
+    elif suffix == ".parquet":
+        parquet(path, {"text": ["good"], name: ["x"]})
+    else:
+        book = openpyxl.Workbook()
+        book.active.append(["text", name])
+        book.active.append(["good", "x"])
+        book.save(path)
+    for read in (read_table, open_rows):
+        with pytest.raises(DataError, match="has 1,001 characters; at most 1,000 are read"):
+            read(path, ReadOptions(header_row=1))
+
+
+def test_long_label_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"good {i}", "label": ["x", "n" * 1001][i % 2]} for i in range(40)]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="row 2, column 'label' .* of 1,001 characters; at most 1,000 can be"):
+        prepare(TrainConfig(dataset_name=str(path)))
+
+
+def test_inspect_of_labels_as_long_as_the_file_shows_little_of_them(tmp_path: Path) -> None:
+    rows = [{"text": f"good {i}", "label": str(i) * 500_000} for i in range(8)]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    report = tasks.inspect({"dataset_name": str(path)})
+    assert "at most 1,000 can be a label" in report["error"]
+    assert len(json.dumps(report)) < 10_000
+
+
+def test_inspect_of_a_row_with_many_labels_shows_the_first_of_them(tmp_path: Path) -> None:
+    rows = [{"text": f"good {i}", "labels": [f"label {n}" for n in range(20_000)]} for i in range(3)]
+    path = write(tmp_path / "a.json", json.dumps(rows))
+    report = tasks.inspect({"dataset_name": str(path)})
+    assert report["rows"][0]["label"] == [f"label {n}" for n in range(30)]
+    assert len(json.dumps(report)) < 10_000
+
+
+def test_label_studio_with_many_choices_is_read_in_linear_time() -> None:
+    choices = [
+        {"type": "choices", "from_name": "s", "value": {"choices": [f"label {i % 50_000}", "a", True]}}
+        for i in range(100_000)
+    ]
+    record = {"data": {"text": "good"}, "annotations": [{"result": choices}]}
+    start = time.process_time()
+    cells = export_format([record]).read(record).cells
+    assert time.process_time() - start < 5
+    assert cells["s"] == ["label 0", "a", True, *(f"label {i}" for i in range(1, 50_000))]

@@ -2,11 +2,14 @@
 
 import gzip
 import io
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data import files, streams, uploads
 from peft_core.data.files import read_table
@@ -145,11 +148,64 @@ def test_store_upload_counts_packed_files_by_what_they_unpack_to(tmp_path: Path)
 
 def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
     public = Workbench.open(tmp_path / "runs", public=True)
+    run = runs.create(public.runs_dir, TrainConfig())
     try:
         with pytest.raises(DataError, match="this public demo takes at most 10 MB"):
-            public.look_at_file(bomb(tmp_path / "a.zip", 15), "any")
+            public.look_at_file(bomb(tmp_path / "a.zip", 15), run.run_id)
     finally:
         public.files.close()
+
+
+def many_gzip_members(path: Path) -> Path:
+    path.write_bytes(gzip.compress(CSV.encode(), mtime=0) + gzip.compress(b"", mtime=0) * 300_000)
+    return path
+
+
+def many_zip_entries(path: Path) -> Path:
+    """Entries of an archive whose directory says that it has one."""
+    whole = zipped(path, **{"a.csv": CSV}).read_bytes()
+    start, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
+    directory = whole[start:end] + whole[start:end].replace(b"a.csv", b"b.txt") * 100_000
+    size = len(directory).to_bytes(4, "little")
+    path.write_bytes(whole[:start] + directory + whole[end : end + 12] + size + whole[end + 16 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(many_gzip_members, "a.csv.gz"), (many_zip_entries, "a.zip"), (many_zip_entries, "a.xlsx")],
+)
+def test_unpacked_bytes_of_too_many_members_is_refused_before_they_are_listed(
+    make: Callable[[Path], Path], name: str, tmp_path: Path
+) -> None:
+    path, start = make(tmp_path / name), time.process_time()
+    with pytest.raises(DataError, match=r"is an archive of [13]00,001 members; at most 1,\d+ are read"):
+        unpacked_bytes(path, 10_000_000)
+    assert time.process_time() - start < 1
+
+
+def test_unpacked_bytes_of_a_gz_with_a_thousand_members_are_those_of_all(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(CSV.encode(), mtime=0) * 1000)
+    assert unpacked_bytes(tmp_path / "a.csv.gz", 10_000_000) == 1000 * len(CSV)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_unpacked_bytes_of_a_workbook_refuses_ten_times_the_limit_of_xml(
+    packed: bool, tmp_path: Path
+) -> None:
+    path = zipped(tmp_path / "a.xlsx", **{"xl/sharedStrings.xml": b" " * 10_500_000, "a.xml": b" "})
+    if packed:
+        path = zipped(tmp_path / "a.zip", **{"a.xlsx": path.read_bytes()})
+    with pytest.raises(DataError, match="unpacks to over 10 MB; leave out rows"):
+        unpacked_bytes(path, 1_000_000)
+    assert unpacked_bytes(path, 2_000_000) < 20_000
+
+
+def test_store_upload_of_a_workbook_with_too_much_xml_stores_nothing(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.xlsx", **{"xl/sharedStrings.xml": b" " * 10_500_000})
+    with pytest.raises(DataError, match="unpacks to over 10 MB"):
+        store_upload([path], tmp_path / uploads.UPLOADS, most_bytes=1_000_000)
+    assert not (tmp_path / uploads.UPLOADS).exists()
 
 
 def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ Plain rows may have keys such as `annotations` or `label.responses`, so a record
 the values under its keys have the tool's own types; `read` relies on what `matches` has checked.
 """
 
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +86,7 @@ def _task(record: Record) -> Annotated:
 
 def _answers(results: Sequence[Any]) -> tuple[Record, set[str]]:
     cells: Record = {}
+    several: dict[str, list[list[Any]]] = {}
     spans: set[str] = set()
     for result in results:
         kind, value, name = result.get("type"), result.get("value"), result.get("from_name")
@@ -98,15 +101,21 @@ def _answers(results: Sequence[Any]) -> tuple[Record, set[str]]:
             answer = [" / ".join(map(str, path)) if isinstance(path, list) else path for path in answer]
         if kind == "textarea" and isinstance(answer, list):
             answer = "\n".join(map(str, answer))
-        if isinstance(answer, list) and isinstance(cells.get(name), list):
-            answer = _without_repeats([*cells[name], *answer])
+        if isinstance(answer, list):
+            several.setdefault(name, []).append(answer)
+        else:
+            several.pop(name, None)
         cells[name] = answer
-    return cells, spans
+    joined = {name: _without_repeats(lists) for name, lists in several.items() if len(lists) > 1}
+    return cells | joined, spans
 
 
-def _without_repeats(parts: list[Any]) -> list[Any]:
-    """The parts, each once; they may be lists or objects, which no set holds."""
-    return [part for place, part in enumerate(parts) if part not in parts[:place]]
+def _without_repeats(lists: Sequence[list[Any]]) -> list[Any]:
+    """The parts of all lists, each once; they may be lists or objects, which no set holds."""
+    parts: dict[str, Any] = {}
+    for part in itertools.chain.from_iterable(lists):
+        parts.setdefault(json.dumps(part, sort_keys=True), part)
+    return list(parts.values())
 
 
 def _is_minimal_task(record: Record) -> bool:

@@ -1,12 +1,14 @@
 """Half a character (a lone surrogate) in texts, cells and names: no file holds it and no tokenizer reads it.
 
-JSON writes one as the escape `\\ud800` without its other half, and a workbook as `_xD800_`.
+JSON writes one as the escape `\\ud800` without its other half, and a workbook as `_xD800_`. Names are bounded
+as well, since messages and the page show all of them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from peft_core.data.cells import shown
+from peft_core.data.formats import MOST_NAME
 from peft_core.errors import DataError
 
 
@@ -28,7 +30,13 @@ def check_text(text: str) -> None:
 
 
 def check_names(name: str, columns: Sequence[str]) -> None:
-    """Raise DataError for a column name with half a character."""
+    """Raise DataError for a column name with half a character, or one that is too long."""
+    long = next((column for column in columns if len(column) > MOST_NAME), None)
+    if long is not None:
+        raise DataError(
+            f"{name!r}: the column name {shown(long)} has {len(long):,} characters; at most {MOST_NAME:,} "
+            "are read, so shorten it."
+        )
     wrong = next((column for column in columns if not is_unicode(column)), None)
     if wrong is not None:
         raise DataError(f"{name!r}: the column name {shown(wrong)} holds half a character; write it again.")

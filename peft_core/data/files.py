@@ -24,6 +24,7 @@ from peft_core.data.json_shapes import is_lines, parse, rows_of, shape_of
 from peft_core.data.parquet_columns import (
     batch_columns,
     check_decoded,
+    check_unpacked,
     describe_parquet_errors,
     flat_columns,
     open_parquet,
@@ -229,11 +230,11 @@ def _framed(name: str, numbers: Sequence[int], records: Sequence[dict], columns:
 
 def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
     with describe_parquet_errors(name):
-        file = open_parquet(name, io.BytesIO(data), whole=True)
+        file = open_parquet(name, io.BytesIO(data), whole=True, most_bytes=options.most_unpacked)
         if file.metadata.num_rows > MOST_ROWS:
             raise DataError(f"{name!r} has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read.")
         columns, left_out = flat_columns(file.schema_arrow)
-        batches = list(_batches(name, file, columns))
+        batches = list(_batches(name, file, columns, options.most_unpacked or MOST_UNPACKED))
     cells = [[cell(v) for batch in batches for v in batch[i]] for i in range(len(columns))]
     frame = pd.DataFrame({i: pd.Series(c, dtype=object) for i, c in enumerate(cells)}, dtype=object)
     frame.columns = unique_names(columns)
@@ -245,15 +246,12 @@ def _parquet(name: str, data: bytes, options: ReadOptions) -> _Reading:
     return _Reading(frame, {}, _class_names(file.schema_arrow.metadata), notes)
 
 
-def _batches(name: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[list[list]]:
+def _batches(name: str, file: pq.ParquetFile, columns: list[str], most_bytes: int) -> Iterator[list[list]]:
     """The columns of some rows at a time, so that a small file that unpacks without end is stopped."""
     unpacked = 0
     for batch in file.iter_batches(_BATCH):
         unpacked += check_decoded(name, batch)
-        if unpacked > MOST_UNPACKED:
-            raise DataError(
-                f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."
-            )
+        check_unpacked(name, unpacked, most_bytes)
         yield batch_columns(name, batch, columns)
 
 
@@ -269,7 +267,7 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ..
 
 def _excel(name: str, data: bytes, options: ReadOptions) -> _Reading:
     """The chosen or guessed sheet; formulas are the values that were last computed."""
-    with open_book(name, io.BytesIO(data)) as book:
+    with open_book(name, io.BytesIO(data), options.most_unpacked) as book:
         table = find_table(name, book, options)
         rows = list(table_rows(name, book, table))
     numbers = pd.Index([number for number, _ in rows], dtype=int)

@@ -228,7 +228,7 @@ def _first(rows: pd.DataFrame) -> Any:
 
 
 def _label(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else cell(value)
+    return list(value[:_SHOWN_LABELS]) if isinstance(value, tuple) else cell(value)
 
 
 def _short(text: str, most: int) -> str:

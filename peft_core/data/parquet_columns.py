@@ -40,10 +40,13 @@ def describe_parquet_errors(name: str) -> Iterator[None]:
         raise read_error(name, error) or DataError(damage) from error
 
 
-def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.ParquetFile:
+def open_parquet(
+    name: str, source: "BinaryIO | Path", *, whole: bool, most_bytes: int | None = None
+) -> pq.ParquetFile:
     """A Parquet file to be read at once (`whole`) or by batches, repeated texts as dictionaries.
 
-    Raises DataError for a file that is beyond the limits.
+    Raises DataError for a file that is beyond the limits. What is read at once may unpack to `most_bytes`, by
+    default MOST_UNPACKED.
     """
     with pq.ParquetFile(source) as file:
         metadata = file.metadata
@@ -56,8 +59,8 @@ def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.Par
     chunks = [chunk for group in groups for chunk in group]
     if whole:
         _check_values(name, max(metadata.num_rows * metadata.num_columns, _values_of(chunks)), MOST_CELLS)
-        if sum(chunk.total_uncompressed_size for chunk in chunks) > MOST_UNPACKED:
-            raise _too_large(name)
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        check_unpacked(name, size, most_bytes or MOST_UNPACKED)
     if not isinstance(source, Path):
         source.seek(0)
     repeated = {chunk.path_in_schema for chunk in chunks if _is_repeated_text(chunk)}
@@ -67,9 +70,14 @@ def open_parquet(name: str, source: "BinaryIO | Path", *, whole: bool) -> pq.Par
 def check_decoded(name: str, batch: pa.RecordBatch) -> int:
     """The bytes of a batch once every value stands where it is repeated; DataError for too many."""
     decoded = sum(_decoded_bytes(column) for column in batch.columns)
-    if decoded > MOST_UNPACKED:
-        raise _too_large(name)
+    check_unpacked(name, decoded, MOST_UNPACKED)
     return decoded
+
+
+def check_unpacked(name: str, size: int, most_bytes: int) -> None:
+    """Raise DataError, which names the file, for one that unpacks to over `most_bytes`."""
+    if size > most_bytes:
+        raise DataError(f"{name!r} unpacks to over {most_bytes / 1e6:,.0f} MB; leave out rows or columns.")
 
 
 def flat_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
@@ -118,10 +126,6 @@ def _check_values(name: str, values: int, most: int) -> None:
         raise DataError(
             f"{name!r} has {values:,} values; at most {most:,} are read, so leave out columns, such as lists."
         )
-
-
-def _too_large(name: str) -> DataError:
-    return DataError(f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns.")
 
 
 def _values(name: str, column: str, values: pa.ChunkedArray) -> list[Any]:

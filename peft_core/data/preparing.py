@@ -22,6 +22,7 @@ from peft_core.data.columns import (
     labels_of_columns,
 )
 from peft_core.data.files import shown
+from peft_core.data.formats import MOST_NAME
 from peft_core.data.pairs import group_pairs, group_strata, without_shared_texts
 from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_data, local_state, read_rows
 from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
@@ -202,8 +203,15 @@ def _place(index: tuple[str, int], column: str) -> str:
 
 
 def _check_labels(rows: pd.DataFrame, columns: Columns) -> None:
-    """Raise DataError for a hidden label, or a cell without a number where one is asked for."""
+    """Raise DataError for a hidden or a long label, or a cell without a number where one is asked for."""
     for index, label in rows["label"].items():
+        names = (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
+        long = next((name for name in names if len(name) > MOST_NAME), None)
+        if long is not None:
+            raise DataError(
+                f"{_place(index, columns.label)} holds {shown(long)} of {len(long):,} characters; at most "
+                f"{MOST_NAME:,} can be a label, so name another column as the label_column."
+            )
         if label == "" or (isinstance(label, tuple) and "" in label):
             raise DataError(
                 f"{_place(index, columns.label)}: the label is hidden (-1); choose another test split."

@@ -28,6 +28,7 @@ from peft_core.data.json_shapes import is_lines, parse, raw_rows, shape_of
 from peft_core.data.parquet_columns import (
     batch_columns,
     check_decoded,
+    check_unpacked,
     describe_parquet_errors,
     flat_columns,
     open_parquet,
@@ -91,7 +92,7 @@ def open_rows(path: Path, options: ReadOptions = _DEFAULT) -> RowStream:
     if file.format in (".csv", ".tsv"):
         return DelimitedRows(file, options)
     if file.format == ".parquet":
-        return ParquetRows(file)
+        return ParquetRows(file, options)
     if file.format == ".xlsx":
         return ExcelRows(file, options)
     return JsonLines(file) if is_lines(_head(file)[0]) else JsonDocument(file)
@@ -116,6 +117,7 @@ class DelimitedRows(RowStream):
         check_width(self.path.name, len(first[0]))
         self.header = options.header_row is not None or has_header(first)
         self.columns = unique_names(first[0] if self.header else [""] * len(first[0]))
+        check_names(self.path.name, self.columns)
 
     def chunks(self) -> Iterator[Chunk]:
         """Rows of str cells. A blank line between rows, or in a one-column file, is a row of empty cells.
@@ -269,14 +271,16 @@ class JsonDocument(RecordRows):
 class ParquetRows(RowStream):
     """Parquet, read by record batches; `schema` is the file's own, whose objects are columns here."""
 
-    def __init__(self, file: DataFile) -> None:
+    def __init__(self, file: DataFile, options: ReadOptions = _DEFAULT) -> None:
         super().__init__(file)
+        self._most_unpacked = options.most_unpacked
         with describe_parquet_errors(self.path.name):
             self._open().close()  # which is beyond no limit then
             with pq.ParquetFile(self._bytes()) as parquet:
                 self.schema = parquet.schema_arrow
             self._flat, _ = flat_columns(self.schema)
         self.columns = unique_names(self._flat)
+        check_names(self.path.name, self.columns)
 
     def source(self) -> pq.ParquetFile:
         """The file, opened anew, with the types that it has. A batch is small once `chunks` has given it."""
@@ -285,8 +289,11 @@ class ParquetRows(RowStream):
     def chunks(self) -> Iterator[Chunk]:
         name = self.path.name
         with describe_parquet_errors(name), self._open() as parquet:
+            unpacked = 0
             for batch in parquet.iter_batches(ROWS):
-                check_decoded(name, batch)
+                unpacked += check_decoded(name, batch)
+                if self._most_unpacked is not None:
+                    check_unpacked(name, unpacked, self._most_unpacked)
                 columns = [list(map(cell, values)) for values in batch_columns(name, batch, self._flat)]
                 yield [list(row) for row in zip(*columns, strict=True)]
 
@@ -302,7 +309,7 @@ class ExcelRows(RowStream):
 
     def __init__(self, file: DataFile, options: ReadOptions = _DEFAULT) -> None:
         super().__init__(file)
-        with open_book(self.path.name, self.source()) as book:
+        with open_book(self.path.name, self.source(), options.most_unpacked) as book:
             self.table = find_table(self.path.name, book, options)
         self.header = self.table.header_row is not None
         self.columns = list(self.table.columns)

@@ -1,7 +1,9 @@
 """A data file as it lies on disk, and the bytes of the table in it: plain, in a .gz, or alone in a .zip.
 
 Unpacked bytes are counted while they are read, never taken from what an archive claims, so that a file that
-unpacks without end is stopped at the limit. Nothing unpacked is written to the disk.
+unpacks without end is stopped at the limit. Nothing unpacked is written to the disk. Members are counted
+before they are listed: 10 MB hold 200,000 entries of a .zip, or 500,000 empty members of a .gz, for which the
+standard library needs seconds of the process that answers everybody.
 
 A file that cannot be read (it is gone, may not be read, or its disk fails) is one DataError, which names the
 file and not its folder.
@@ -22,15 +24,18 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from peft_core.data.cells import first_line
-from peft_core.data.formats import SUFFIXES, TABLES, suffix_of
+from peft_core.data.formats import SUFFIXES, TABLES, most_unpacked, suffix_of
 from peft_core.errors import DataError, reason_of
 
 _DAMAGE = (  # bz2 raises OSError, ValueError or EOFError
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    EOFError, RuntimeError, NotImplementedError, ValueError,
+    EOFError, RuntimeError, NotImplementedError, ValueError, MemoryError,
 )  # fmt: skip
 _ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|changelog|data_?card)\b", re.IGNORECASE)
 _BLOCK = 1_000_000
+_ZIP_ENTRY, _GZIP_MEMBER = b"PK\x01\x02", b"\x1f\x8b\x08"  # what each begins with
+_MOST_MEMBERS = 1000  # of an archive, and one more for each
+_BYTES_A_MEMBER = 10_000  # of it
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,14 @@ def locate(path: Path) -> DataFile:
 
 
 def unpacked_bytes(path: Path, most_bytes: int) -> int:
-    """A table's size in bytes, counted until it is beyond `most_bytes`; DataError for damage."""
+    """A table's size in bytes, counted until it is beyond `most_bytes`; DataError for damage.
+
+    A workbook, which is an archive itself, may have `formats.most_unpacked` bytes of XML: DataError for more.
+    """
     table = locate(path)
+    if table.format == ".xlsx" and size_of(path) <= most_bytes:
+        book = io.BytesIO(table.read(most_bytes)) if table.is_packed else path
+        check_workbook(table.name, book, most_unpacked(most_bytes))
     if not table.is_packed:
         return size_of(path)
     size = 0
@@ -115,6 +126,35 @@ def unpacked_bytes(path: Path, most_bytes: int) -> int:
         while size <= most_bytes and (block := file.read(_BLOCK)):
             size += len(block)
     return size
+
+
+def check_workbook(name: str, file: "BinaryIO | Path", most_bytes: int) -> None:
+    """Raise DataError for a workbook that claims over `most_bytes` of XML: no member has more than it claims.
+
+    One that is no archive at all passes; whoever opens it says so.
+    """
+    try:
+        _check_members(name, file, _ZIP_ENTRY)
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (*_DAMAGE, OSError):
+        return
+    if size > most_bytes:
+        raise DataError(f"{name!r} unpacks to over {most_bytes / 1e6:,.0f} MB; leave out rows or columns.")
+
+
+def _check_members(name: str, file: "BinaryIO | Path", start: bytes) -> None:
+    """Raise DataError for an archive that may have more members than are listed, by what each begins with."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        count, size, tail = 0, 0, b""
+        while block := stream.read(_BLOCK):
+            count += (tail + block).count(start)
+            size, tail = size + len(block), block[1 - len(start) :]
+        stream.seek(0)
+    most = _MOST_MEMBERS + size // _BYTES_A_MEMBER
+    if count > most:
+        raise DataError(f"{name!r} is an archive of {count:,} members; at most {most:,} are read: pack less.")
 
 
 class _Unpacked(io.RawIOBase):
@@ -125,6 +165,7 @@ class _Unpacked(io.RawIOBase):
         self._archive: zipfile.ZipFile | None = None
         try:
             if table.member is None:
+                _check_members(table.name, table.path, _GZIP_MEMBER)
                 self._stream: BinaryIO = cast(BinaryIO, gzip.GzipFile(table.path))
             else:
                 self._archive = zipfile.ZipFile(table.path)
@@ -155,6 +196,7 @@ class _Unpacked(io.RawIOBase):
 
 def _only_table(path: Path) -> DataFile:
     try:
+        _check_members(path.name, path, _ZIP_ENTRY)
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     except (*_DAMAGE, OSError) as error:

@@ -6,7 +6,6 @@ then the first that holds anything. Above a table stand titles: rows of one cell
 
 import itertools
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from peft_core.data.cells import cell, first_line
 from peft_core.data.columns import KNOWN_NAMES
 from peft_core.data.delimited import has_header, unique_names
 from peft_core.data.formats import MOST_CELLS, MOST_UNPACKED, ReadOptions, check_width
-from peft_core.data.unpacking import read_error
+from peft_core.data.unpacking import check_workbook, read_error
 from peft_core.errors import DataError
 
 HEAD = 1000  # filled rows of a sheet that decide where its table begins
@@ -42,22 +41,23 @@ class SheetTable:
 
 
 @contextmanager
-def open_book(name: str, file: "BinaryIO | Path") -> Iterator[openpyxl.Workbook]:
-    """A workbook to be read row by row; DataError for damage, and for one that unpacks to too much."""
+def open_book(
+    name: str, file: "BinaryIO | Path", most_bytes: int | None = None
+) -> Iterator[openpyxl.Workbook]:
+    """A workbook to be read row by row; DataError for damage, and for over `most_bytes` of XML.
+
+    By default these are MOST_UNPACKED.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # openpyxl's remarks on styles and extensions
-            with zipfile.ZipFile(file) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
-                    raise DataError(
-                        f"{name!r} unpacks to over {MOST_UNPACKED / 1e6:,.0f} MB; leave out rows or columns."
-                    )
+            check_workbook(name, file, most_bytes or MOST_UNPACKED)
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             try:
                 yield book
             finally:
                 book.close()
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # openpyxl meets damage with whatever its parsers raise
         damage = f"{name!r} is a damaged or locked Excel file ({first_line(error)}); save it again."

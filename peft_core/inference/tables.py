@@ -25,6 +25,7 @@ from peft_core.progress import Progress, unheard
 from peft_core.runs import Run
 
 PREDICTIONS = "predictions"  # the folder in a run that keeps what was predicted
+BYTES_A_ROW = 5000  # that rows may unpack to on average, if their number is bounded
 _KEPT = 5  # files in it; older ones go
 
 
@@ -43,6 +44,12 @@ class Request:
     exact: bool = False  # answer in float32 whatever the time
     sheet_name: str | None = None
     header_row: int | None = None
+
+    @property
+    def options(self) -> ReadOptions:
+        """How the file is read: where its rows are bounded, what it unpacks to is so as well."""
+        most = None if self.most_rows is None else BYTES_A_ROW * self.most_rows
+        return ReadOptions(self.sheet_name, self.header_row, most)
 
 
 def look(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     start = time.perf_counter()
     if predictor.shows_baseline:
         raise RunError(f"{predictor.standing_in} It says the same of every row; choose the adapter.")
-    stream = open_rows(request.path, ReadOptions(request.sheet_name, request.header_row))
+    stream = open_rows(request.path, request.options)
     job = _Job(predictor, request, stream, progress)
     job.check()
     form = job.take_quicker_form()
