@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from batteries import damage, fault_layer, faults, filler, foreign, guesses, inputs, kills, resume, soak
+from batteries import (
+    damage,
+    fault_layer,
+    faults,
+    filler,
+    foreign,
+    forged,
+    guesses,
+    inputs,
+    kills,
+    resume,
+    soak,
+)
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Operation
@@ -295,6 +307,27 @@ def test_guesses_short_form_are_throttled_and_the_right_one_enters() -> None:
 def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
     result = guesses.run(0.06, broken=True)
     assert "600 of 600 guesses were compared with the password" in result.failures
+
+
+def test_forged_short_form_gets_no_secret() -> None:
+    result = forged.run(0.02)
+    assert result.failures == ()
+    assert result.count > 60 and dict(result.outcomes)["functions called"] > 5
+
+
+@pytest.mark.parametrize(
+    ("broken", "family", "share", "secret"),
+    [
+        ("run_access.RunAccess.may_read = lambda self, run: True", "a token", 0.05, "run"),
+        ("utils.is_allowed_file = lambda *_, **__: (True, 'allowed')", "a path", 0.3, "beside the runs"),
+    ],
+)
+def test_forged_requests_to_a_product_that_answers_everyone_get_secrets(
+    broken: str, family: str, share: float, secret: str
+) -> None:
+    imports = "from gradio import utils\nfrom peft_core import run_access\n"
+    failures = forged.run(share, broken=imports + broken, only=(family,)).failures
+    assert any(failure.startswith(f"{family} got the secret of the {secret}: ") for failure in failures)
 
 
 def test_filler_short_form_leaves_room_for_others() -> None:
