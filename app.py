@@ -113,6 +113,7 @@ SESSIONS, PUBLIC_SESSIONS = 200, 500
 
 if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
     from peft_core.access.gate import PublicGate
+    from peft_core.access.upload_room import UploadRoom
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
@@ -137,7 +138,7 @@ def main() -> None:
     workbench.start()
     layers = []
     if workbench.limits is not None:
-        gate = partial(PublicGate, limits=workbench.limits)
+        gate = partial(PublicGate, limits=workbench.limits, room=UploadRoom(download_cache().root.parent))
         layers = [gate, partial(PageScript, script=VISITOR_SCRIPT.read_text())]
         demo.api_open = False  # direct calls would pass by the queue and its bounds
         demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue

@@ -13,7 +13,20 @@ from typing import Any
 import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
 import transformers
 
-from batteries import bombs, damage, data_files, faults, filler, foreign, guesses, inputs, kills, resume, soak
+from batteries import (
+    bombs,
+    damage,
+    data_files,
+    faults,
+    filler,
+    foreign,
+    forged,
+    guesses,
+    inputs,
+    kills,
+    resume,
+    soak,
+)
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import workplace
@@ -49,6 +62,7 @@ BATTERIES: dict[str, Run] = {
     "foreign": lambda arguments: foreign.run(arguments.scale, arguments.seed),
     "guesses": lambda arguments: guesses.run(arguments.scale),
     "bombs": lambda arguments: bombs.run(arguments.scale, arguments.seed),
+    "forged": lambda arguments: forged.run(arguments.scale, arguments.seed),
     "filler": lambda arguments: filler.run(arguments.scale, arguments.seed),
     "soak": lambda arguments: soak.run(arguments.minutes),
 }

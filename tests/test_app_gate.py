@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +18,11 @@ from peft_core.access.visitors import TOKEN_HEADER, new_token
 
 ALICE, MALLORY = ({TOKEN_HEADER: character * 64} for character in "ab")
 API = "/gradio_api"
+SMALL_ROOM = """
+from functools import partial
+from peft_core.access import upload_room
+upload_room.RoomLimits = partial(upload_room.RoomLimits, total_bytes=3_000_000, least_free_bytes=0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,19 @@ def test_public_app_counts_a_flood_by_the_address_of_the_proxy(public: Server) -
         assert statuses[:200] == [200] * 200 and statuses[-1] == 429
         assert "Try again in" in ask(http, "203.0.113.9").text
         assert ask(http, "203.0.113.10").status_code == 200
+
+
+def test_public_app_bounds_the_uploads_that_gradio_keeps(tmp_path: Path) -> None:
+    with (
+        serve(tmp_path / "runs", "--public", patch=SMALL_ROOM) as server,
+        httpx.Client(base_url=server.url + API, timeout=60) as http,
+    ):
+        answers = [
+            http.post("/upload", files={"files": ("a.csv", letter * 2_000_000)}, headers=ALICE)
+            for letter in (b"a", b"b")
+        ]
+    assert [answer.status_code for answer in answers] == [200, 503]
+    assert answers[1].text == "This demo has no room for more uploads. Try again in 10 minutes."
 
 
 def test_public_app_answers_mcp_calls_of_several_visitors(public: Server) -> None:

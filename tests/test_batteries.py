@@ -17,6 +17,7 @@ from batteries import (
     faults,
     filler,
     foreign,
+    forged,
     guesses,
     inputs,
     kills,
@@ -347,6 +348,27 @@ def test_bombs_of_one_seed_are_the_same_files_and_small() -> None:
     for bomb in thrown[:3]:
         assert bomb.build() == bomb.build()
         assert len(bomb.build()[1]) < 10_000_000
+
+
+def test_forged_short_form_gets_no_secret() -> None:
+    result = forged.run(0.02)
+    assert result.failures == ()
+    assert result.count > 60 and dict(result.outcomes)["functions called"] > 5
+
+
+@pytest.mark.parametrize(
+    ("broken", "family", "share", "secret"),
+    [
+        ("run_access.RunAccess.may_read = lambda self, run: True", "a token", 0.05, "run"),
+        ("utils.is_allowed_file = lambda *_, **__: (True, 'allowed')", "a path", 0.3, "beside the runs"),
+    ],
+)
+def test_forged_requests_to_a_product_that_answers_everyone_get_secrets(
+    broken: str, family: str, share: float, secret: str
+) -> None:
+    imports = "from gradio import utils\nfrom peft_core import run_access\n"
+    failures = forged.run(share, broken=imports + broken, only=(family,)).failures
+    assert any(failure.startswith(f"{family} got the secret of the {secret}: ") for failure in failures)
 
 
 def test_filler_short_form_leaves_room_for_others() -> None:

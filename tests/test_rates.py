@@ -60,3 +60,13 @@ def test_rates_many_keys_drop_the_stalest(clock: Clock) -> None:
         assert rates.check("flood") > 0  # asked for all the time, so not forgotten
     assert len(rates) == 10
     assert rates.check("key 0") == 0
+
+
+def test_rates_more_than_a_bucket_holds_is_lent_once_it_is_full(clock: Clock) -> None:
+    rates = Rates(Rate(per_minute=60, burst=100), clock=clock)
+    assert rates.check("a", 250) == 0
+    assert rates.check("a", 1) == pytest.approx(151)
+    assert rates.check("a", 250) == pytest.approx(250)
+    clock.now += 250
+    assert rates.check("a", 40) == 0 and rates.check("a", 60) == 0
+    assert rates.check("a", 1) == pytest.approx(1)

@@ -87,7 +87,7 @@ class UploadBody:
     def __init__(
         self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int, limits: BodyLimits
     ) -> None:
-        check_declared_length(headers, max_bytes)
+        """`max_bytes` are those that were reserved: `length_of`."""
         self._receive, self._max_bytes, self._limits = receive, max_bytes, limits
         self._deadline = time.monotonic() + limits.upload_seconds
         self._delimiter = b"--" + _boundary(headers)
@@ -155,6 +155,18 @@ def check_declared_length(headers: Mapping[str, str], max_bytes: int) -> None:
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
+
+
+def length_of(headers: Mapping[str, str], max_bytes: int) -> int:
+    """The bytes that a body may have: those that it declares, else the most that is taken.
+
+    Raises:
+        Refusal: 413 for one that is too large by its own header.
+    """
+    check_declared_length(headers, max_bytes)
+    length = headers.get("content-length", "")
+    is_declared = length.isdecimal() and "transfer-encoding" not in headers  # which counts if both are there
+    return int(length[:20]) if is_declared else max_bytes
 
 
 def _boundary(headers: Mapping[str, str]) -> bytes:

@@ -8,7 +8,7 @@ which costs nothing to make, so they are there for fairness and those of the add
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -16,10 +16,11 @@ from starlette.datastructures import Headers
 
 from peft_core.access.address import CLIENT_ADDRESS, network_of
 from peft_core.access.asgi import App, Message, Receive, Scope, Send
-from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multipart
+from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multipart, length_of
 from peft_core.access.rates import Rate, Rates
 from peft_core.access.refusals import Refusal, is_upload_route, route_path
 from peft_core.access.sessions import Sessions, names_in_body, names_in_url
+from peft_core.access.upload_room import LEAST_FILE_BYTES, UploadRoom
 from peft_core.access.visitors import Visitor
 from peft_core.limits import Limits
 
@@ -41,6 +42,9 @@ class GateLimits:
         static: static files for an address.
         visitor_uploads: uploads of a visitor.
         address_uploads: uploads of an address.
+        visitor_bytes: bytes of a visitor's uploads; small files count as `LEAST_FILE_BYTES`.
+        address_bytes: the same of an address, which alone cannot fill the room for uploads (`RoomLimits`):
+            in the 15 minutes that an upload may take to arrive and stay, 750 MB.
         open_per_address: requests that are being answered, streams included.
         open_in_all: the same of everybody.
         bodies: bytes and seconds of a body.
@@ -51,6 +55,8 @@ class GateLimits:
     static: Rate = Rate(3_000, 1_500)
     visitor_uploads: Rate = Rate(20, 20)
     address_uploads: Rate = Rate(60, 60)
+    visitor_bytes: Rate = Rate(20_000_000, 100_000_000)
+    address_bytes: Rate = Rate(30_000_000, 300_000_000)
     open_per_address: int = 100
     open_in_all: int = 2_000
     bodies: BodyLimits = field(default_factory=BodyLimits)
@@ -65,13 +71,15 @@ class PublicGate:
         limits: Limits,
         gate_limits: GateLimits | None = None,
         *,
+        room: UploadRoom | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`room` is for gradio's folder of uploads; None leaves it without a bound."""
         self._app, self._limits = app, gate_limits or GateLimits()
         self._rates = _GateRates(self._limits, clock)
         self._slots = _Slots(self._limits.open_per_address, self._limits.open_in_all)
         self._bodies = CallBodies(self._limits.bodies)
-        self._sessions = Sessions()
+        self._sessions, self._room = Sessions(), room
         self._max_upload_bytes = self._limits.bodies.upload_files * limits.max_upload_bytes + _SLACK
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,12 +101,17 @@ class PublicGate:
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
         elif is_upload_route(scope):
-            upload = UploadBody(
-                headers, receive, max_bytes=self._max_upload_bytes, limits=self._limits.bodies
-            )
-            await upload.pass_to(self._app, scope, send)
+            await self._answer_upload(scope, receive, send, headers=headers)
         else:
             await self._answer_call(scope, receive, send, headers=headers, party=party)
+
+    async def _answer_upload(self, scope: Scope, receive: Receive, send: Send, *, headers: Headers) -> None:
+        length, limits = length_of(headers, self._max_upload_bytes), self._limits.bodies
+        upload = UploadBody(headers, receive, max_bytes=length, limits=limits)
+        size = length + limits.upload_files * LEAST_FILE_BYTES
+        async with self._room.reserve(size) if self._room else nullcontext():
+            self._rates.check_bytes(scope, network_of(CLIENT_ADDRESS.get()), size)
+            await upload.pass_to(self._app, scope, send)
 
     async def _answer_call(
         self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, party: str
@@ -122,19 +135,26 @@ class _GateRates:
             Rates(limits.address_uploads, clock=clock),
             Rates(limits.visitor_uploads, clock=clock),
         )
+        self._bytes = (Rates(limits.address_bytes, clock=clock), Rates(limits.visitor_bytes, clock=clock))
 
     def check(self, scope: Scope, network: str) -> None:
         """Raise a Refusal if an address or a visitor asks too often."""
         if route_path(scope).startswith(STATIC):
             _refuse_if_early(self._static.check(network), "requests")
             return
-        visitor = Visitor.from_headers(Headers(scope=scope)).owner or f"no token, {network}"
+        visitor = _visitor_of(scope, network)
         rates = [(self._calls, "requests")]
         if is_upload_route(scope):
             rates.append((self._uploads, "uploads"))
         for (addresses, visitors), what in rates:
             _refuse_if_early(addresses.check(network), what)
             _refuse_if_early(visitors.check(visitor), what)
+
+    def check_bytes(self, scope: Scope, network: str, size: int) -> None:
+        """Raise a Refusal if an address or a visitor uploads too much."""
+        addresses, visitors = self._bytes
+        _refuse_if_early(visitors.check(_visitor_of(scope, network), size), "uploaded bytes")
+        _refuse_if_early(addresses.check(network, size), "uploaded bytes")
 
 
 class _Slots:
@@ -174,6 +194,11 @@ def _refuse_if_early(wait: float, what: str) -> None:
         seconds = ceil(wait)
         when = "a second" if seconds == 1 else f"{seconds} seconds"
         raise Refusal(429, f"Too many {what} in a short time. Try again in {when}.", seconds)
+
+
+def _visitor_of(scope: Scope, network: str) -> str:
+    """Whose limits count: a visitor's, or those of all who send no token from one address."""
+    return Visitor.from_headers(Headers(scope=scope)).owner or f"no token, {network}"
 
 
 def _party_of(headers: Headers) -> str:

@@ -1,4 +1,4 @@
-"""How often somebody may ask: one token bucket for each key, in bounded memory."""
+"""How often somebody may ask, or how much they may send: one token bucket for each key, in bounded memory."""
 
 import time
 from collections import OrderedDict
@@ -10,7 +10,7 @@ MAX_KEYS = 5_000
 
 @dataclass(frozen=True)
 class Rate:
-    """So many requests a minute in the long run, and so many at once after a pause."""
+    """So many requests, or bytes, a minute in the long run, and so many at once after a pause."""
 
     per_minute: float
     burst: int
@@ -39,17 +39,17 @@ class Rates:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def check(self, key: str) -> float:
-        """Take a token of this key.
+    def check(self, key: str, count: int = 1) -> float:
+        """Take tokens of this key; more than a bucket holds are lent once it is full.
 
         Returns:
-            0 if there was one, else the seconds until there will be one again. A refused request takes none.
+            0 if there were enough, else the seconds until there will be. A refused request takes none.
         """
-        now = self._clock()
+        now, needed = self._clock(), min(count, self._rate.burst)
         bucket = self._buckets.pop(key, _Bucket(self._rate.burst, now))
         tokens = min(self._rate.burst, bucket.tokens + (now - bucket.time) * self._per_second)
-        wait = 0.0 if tokens >= 1 else (1 - tokens) / self._per_second
-        self._buckets[key] = _Bucket(tokens if wait else tokens - 1, now)
+        wait = 0.0 if tokens >= needed else (needed - tokens) / self._per_second
+        self._buckets[key] = _Bucket(tokens if wait else tokens - count, now)
         if len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
         return wait
