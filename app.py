@@ -117,7 +117,7 @@ if __name__ != "__mp_main__":  # the worker process imports this file again, and
     from peft_core.data.formats import MOST_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
-    from peft_core.ui.requests import local_visitor, public_visitor
+    from peft_core.ui.requests import local_visitor, pending_sessions, public_visitor
     from peft_core.ui.theme import STYLE, THEME, VISITOR_SCRIPT
     from peft_core.workbench import Workbench
 
@@ -138,7 +138,8 @@ def main() -> None:
     workbench.start()
     layers = []
     if workbench.limits is not None:
-        gate = partial(PublicGate, limits=workbench.limits, room=UploadRoom(download_cache().root.parent))
+        room, pending = UploadRoom(download_cache().root.parent), partial(pending_sessions, demo._queue)
+        gate = partial(PublicGate, limits=workbench.limits, room=room, pending=pending)
         layers = [gate, partial(PageScript, script=VISITOR_SCRIPT.read_text())]
         demo.api_open = False  # direct calls would pass by the queue and its bounds
         demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue

@@ -1,12 +1,14 @@
 """What the page and the endpoints can ask of a trained run, in JSON types."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from peft_core.data.characters import check_text
-from peft_core.data.unpacking import unpacked_bytes
+from peft_core.data.unpacking import size_of, unpacked_bytes
+from peft_core.disk.storage import Reservation, Storage
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.limits import Limits
@@ -15,6 +17,7 @@ from peft_core.runs import Run
 from peft_core.worker import Report, Worker
 
 Read = TypeVar("Read")
+PREDICTION_BYTES = 100_000_000  # of a predicted file, whose probabilities take more than its texts
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class InferenceService:
         jobs: works for minutes, so that a job holds up nobody's click.
         files: reads data files; where strangers come, a worker of its own.
         limits: None on a person's own machine, set where strangers come.
+        storage: keeps the disk within its quotas where strangers come, else None.
     """
 
     access: RunAccess
@@ -34,6 +38,13 @@ class InferenceService:
     jobs: Worker
     files: Worker
     limits: Limits | None
+    storage: Storage | None
+
+    def reserve(self, needed: int, what: str, *uses: Path) -> AbstractContextManager[Reservation | None]:
+        """Bytes that whoever asks is about to write, while folders that are used stay; StorageError."""
+        if self.storage is None:
+            return nullcontext()
+        return self.storage.reserve(self.access.visitor().owner, needed, what, uses=uses)
 
     @property
     def for_minutes(self) -> Worker:
@@ -99,12 +110,15 @@ class InferenceService:
         `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
         `sheet_name` and `header_row` choose a table as the settings of these names do.
         """
-        folder = str(self.find(run_id).folder)
+        run = self.find_own(run_id)
         self._check_bytes(path)
         names = ("text", "text_pair", "label", "sheet_name", "header_row")
         request = {name: columns.get(name) or None for name in names} | {"exact": bool(columns.get("exact"))}
         request["most_rows"] = self.limits.max_upload_rows if self.limits else None
-        return self.jobs.stream("predict_file", folder, variant, str(path), request, name=name)
+        with self.reserve(PREDICTION_BYTES + 3 * size_of(path), "prediction", run.folder):
+            yield from self.jobs.stream(
+                "predict_file", str(run.folder), variant, str(path), request, name=name
+            )
 
     def explain(
         self, text: str, run_id: str, label: str | None = None, text_pair: str | None = None

@@ -1,5 +1,6 @@
 """What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,12 +44,10 @@ class Workbench(InferenceService):
     Attributes:
         launcher: starts and stops trainings.
         uploads: the uploads of whoever asks now.
-        storage: keeps the disk within its quotas where strangers come, else None.
     """
 
     launcher: Launcher
     uploads: VisitorUploads
-    storage: Storage | None
     _next_sweep: list[float] = field(default_factory=lambda: [0.0])
 
     @classmethod
@@ -76,7 +75,7 @@ class Workbench(InferenceService):
         access = RunAccess(launcher.runs_dir, visitor, frozenset(examples))
         uploads = VisitorUploads(launcher.runs_dir, visitor, limits, files)
         storage = Storage(launcher.runs_dir, run_lock=launcher.lock) if limits else None
-        return cls(access, worker, jobs, files, limits, launcher, uploads, storage)
+        return cls(access, worker, jobs, files, limits, storage, launcher, uploads)
 
     @property
     def runs_dir(self) -> Path:
@@ -119,7 +118,7 @@ class Workbench(InferenceService):
         needed = training_bytes(cost["trainable"]) if self.limits else 0
         self._check_runs(visitor.owner)
         self.launcher.check_queue(visitor.owner)  # before room is made for it
-        with self._reserve(needed, "training", Path(config.dataset_name)) as reservation:
+        with self.reserve(needed, "training", Path(config.dataset_name)) as reservation:
             ahead = self.launcher.current()
             run = self.launcher.submit(
                 with_absolute_paths(config), owner=visitor.owner, forecast_seconds=cost["seconds"]
@@ -175,7 +174,15 @@ class Workbench(InferenceService):
             "usable": run.usable() if damage else [],
             "result": result.to_dict() if result else None,
         }
-        return hide_upload_folders(description)
+        return self._without_places(description)
+
+    def _without_places(self, description: dict[str, Any]) -> dict[str, Any]:
+        """A run's description as strangers may read it: an example may be of the host's own files."""
+        description = hide_upload_folders(description)
+        settings = description["settings"] or {}
+        for name in ("dataset_name", "model_name_or_path") if self.limits and settings else ():
+            settings[name] = Path(settings[name]).name if os.path.isabs(settings[name]) else settings[name]
+        return description
 
     def stop(self, run_id: str) -> dict[str, Any]:
         """`{run_id, status}` after the run was asked to stop."""
@@ -238,7 +245,7 @@ class Workbench(InferenceService):
             raise DataError(TOKEN_NEEDED)
         if self.limits is not None:
             check_files(paths, self.limits.max_upload_bytes)  # before room is made for them
-        with self._reserve(sum(map(size_of, paths)), "upload"):
+        with self.reserve(sum(map(size_of, paths)), "upload"):
             return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None), link=link)
 
     def usage(self) -> Usage | None:
@@ -249,17 +256,11 @@ class Workbench(InferenceService):
         """Whether a run was removed for its age, or to make room."""
         return self.storage is not None and self.storage.was_expired(run_id)
 
-    def _reserve(self, needed: int, what: str, *uses: Path) -> AbstractContextManager[Reservation | None]:
-        """Bytes that whoever asks is about to write, while folders that are used stay; StorageError."""
-        if self.storage is None:
-            return nullcontext()
-        return self.storage.reserve(self.access.visitor().owner, needed, what, uses=uses)
-
     def _reserve_for(self, run: Run, what: str, times: float) -> AbstractContextManager[Reservation | None]:
         """As `_reserve`, of so many times the run's whole model in float32."""
         result = or_none(run.result) if self.storage else None
         needed = int(times * model_bytes(result.parameters.total)) if result else 0
-        return self._reserve(needed, what, run.folder)
+        return self.reserve(needed, what, run.folder)
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
         """Data sets of all runs, or of those alone that wait or train."""

@@ -52,10 +52,11 @@ class FakeApp:
 class Gate:
     """A gate in front of a fake app, on a clock that a test sets."""
 
-    def __init__(self, limits: GateLimits | None = None, app: Any = None) -> None:
+    def __init__(self, limits: GateLimits | None = None, app: Any = None, **options: Any) -> None:
         self.app = app or FakeApp()
         self.now = 0.0
-        self.asgi = PublicGate(self.app, Limits(max_upload_bytes=1_000), limits, clock=lambda: self.now)
+        demo = Limits(max_upload_bytes=1_000)
+        self.asgi = PublicGate(self.app, demo, limits, clock=lambda: self.now, **options)
 
     def ask(
         self, path: str, *, method: str = "GET", address: str = "192.0.2.1", **named: Any
@@ -224,10 +225,10 @@ async def pieces(*parts: bytes, seconds: float = 0.0) -> Any:
 @pytest.mark.parametrize("chunked", [True, False])
 def test_gate_large_call_is_refused(chunked: bool) -> None:
     gate = Gate()
-    body = b" " * 2_000_001
+    body = b" " * 100_001
     refused = gate.post("/queue/join", content=pieces(body[:9], body[9:]) if chunked else body)
     assert refused.status_code == 413
-    assert sentence_of(refused) == "This request has over 2 MB, the most that is taken. Send less."
+    assert sentence_of(refused) == "This request has over 0.1 MB, the most that is taken. Send less."
     assert not gate.app.bodies
     assert gate.post("/queue/join", content=body[:-1]).status_code == 200
 
@@ -245,7 +246,7 @@ def test_gate_large_upload_is_refused() -> None:
     assert gate.post("/upload", content=pieces(PART, half), headers=headers).status_code == 200
     refused = gate.post("/upload", content=pieces(PART, half, half), headers=headers)
     assert refused.status_code == 413
-    assert sentence_of(refused) == "This request has over 1 MB, the most that is taken. Send less."
+    assert sentence_of(refused) == "This request has over 1.0 MB, the most that is taken. Send less."
 
 
 def test_gate_upload_of_too_many_files_is_refused() -> None:
@@ -331,7 +332,6 @@ USES = {
     "heartbeat": ("GET", f"{API}/heartbeat/s", None),
     "stream": ("GET", f"{API}/stream/s/1/2/playlist.m3u8", None),
     "escaped": ("GET", f"{API}/heartbeat/%73", None),
-    "link": ("GET", f"{API}/deep_link?session_hash=s", None),
     "upload": ("POST", f"{API}/upload?upload_id=s", None),
     "progress": ("GET", f"{API}/upload_progress?upload_id=s", None),
     "reset": ("POST", f"{API}/reset", {"event_id": "s"}),
@@ -438,3 +438,40 @@ def test_sessions_many_names_drop_the_stalest() -> None:
     sessions.check(["name 0"], "mallory")
     with pytest.raises(Exception, match="was not found"):
         sessions.check(["page"], "mallory")
+
+
+def test_gate_keeps_no_copies_of_pages() -> None:
+    gate = Gate()
+    for url in (f"{API}/deep_link?session_hash=s", "/?deep_link=abc", "/config?deep_link=abc"):
+        refused = gate.ask(url)
+        assert refused.status_code == 404 and "keeps no copies of pages" in refused.text
+
+
+def test_gate_visitor_with_much_in_the_queue_waits_and_others_do_not() -> None:
+    waiting: list[str] = []
+    limits = GateLimits(visitor_pending=3, address_pending=5)
+    gate = Gate(limits, pending=lambda: waiting)
+    for number in range(3):
+        gate.post("/queue/join", json={"session_hash": f"of alice {number}"}, headers=ALICE)
+        waiting.append(f"of alice {number}")
+    refused = gate.post("/queue/join", json={"session_hash": "of alice 0"}, headers=ALICE)
+    assert refused.status_code == 429 and "still being worked on" in sentence_of(refused)
+    assert gate.ask(f"{API}/queue/data?session_hash=of%20alice%200", headers=ALICE).status_code == 200
+    for number in range(2):
+        answer = gate.post("/queue/join", json={"session_hash": f"of mallory {number}"}, headers=MALLORY)
+        assert answer.status_code == 200
+        waiting.append(f"of mallory {number}")
+    assert gate.post("/queue/join", json={"session_hash": "more"}, headers=MALLORY).status_code == 429
+    waiting.clear()
+    assert gate.post("/queue/join", json={"session_hash": "of alice 0"}, headers=ALICE).status_code == 200
+
+
+def test_gate_new_sessions_are_limited_and_known_ones_go_on() -> None:
+    gate = Gate(GateLimits(visitor_sessions=Rate(1, 2)))
+    join = {name: {"session_hash": name} for name in ("first", "second", "third")}
+    codes = [gate.post("/queue/join", json=body, headers=ALICE).status_code for body in join.values()]
+    assert codes == [200, 200, 429]
+    assert gate.post("/queue/join", json=join["first"], headers=ALICE).status_code == 200
+    assert gate.post("/queue/join", json={"session_hash": "another"}, headers=MALLORY).status_code == 200
+    gate.now += 60
+    assert gate.post("/queue/join", json=join["third"], headers=ALICE).status_code == 200

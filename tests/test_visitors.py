@@ -24,7 +24,18 @@ from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 from peft_core.workbench import Workbench
 
-CHANGES = {"stop", "delete", "resume", "evaluate", "merge", "save_rule", "make", "push", "find_own"}
+CHANGES = {
+    "stop",
+    "delete",
+    "resume",
+    "evaluate",
+    "merge",
+    "save_rule",
+    "make",
+    "push",
+    "find_own",
+    "predict_file",
+}
 ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
 ANSWER_FOR_ANY_ID = ("result_of", "holds", "was_expired", "restore")  # also for a run that there is not
 ARGUMENTS: dict[str, Any] = {
@@ -219,6 +230,57 @@ def test_quota_binds_uploads_trainings_merges_and_restored_runs(demo: Demo, run:
     assert demo.as_("anna").upload([tmp_path / "larger.csv"])
     with pytest.raises(StorageError, match="delete a run"):
         demo.as_("anna").restore(run.run_id)
+
+
+def test_request_that_is_refused_makes_no_room(demo: Demo, run: Run, tmp_path: Path) -> None:
+    """Making room removes what others have left."""
+    write_csv(tmp_path / "reviews.csv", ROWS)
+    made: list[str] = []
+
+    class Recorder(Storage):
+        def reserve(self, owner: Any, needed: int, what: str, **options: Any) -> Any:
+            made.append(what)
+            return super().reserve(owner, needed, what, **options)
+
+    demo.workbench = replace(demo.workbench, storage=Recorder(demo.workbench.runs_dir))
+    file = tmp_path / "reviews.csv"
+    with pytest.raises(DataError, match="send the header"):
+        demo.as_nobody().upload([file] * 15_000)
+    with pytest.raises(DataError, match="15000 files were given"):
+        demo.as_("anna").upload([file] * 15_000)
+    for _ in range(demo.workbench.limits.max_waiting):
+        runs.create(demo.workbench.runs_dir, TrainConfig(), owner=sha256_of(new_token()))
+    with pytest.raises(RunError, match="runs are waiting already"):
+        demo.as_("ben").train({})
+    assert made == []
+    assert demo.as_("ben").upload([file]) and made == ["upload"]
+
+
+def test_visitor_keeps_so_many_runs(demo: Demo) -> None:
+    for _ in range(demo.workbench.limits.max_runs):
+        run = runs.create(demo.workbench.runs_dir, TrainConfig(), owner=demo.owner("anna"))
+        run.update(status="KILLED")
+    with pytest.raises(RunError, match="You have 50 runs, the most that this public demo keeps; delete some"):
+        demo.as_("anna").train({})
+
+
+def test_texts_are_asked_of_so_many_runs(demo: Demo, run: Run) -> None:
+    many = [f"run-{number}" for number in range(21)]
+    with pytest.raises(DataError, match="21 runs are chosen; choose at most 20"):
+        demo.as_("anna").compare_runs("good", many)
+    answers = demo.as_("anna").compare_runs("good", [run.run_id] * 60_000)
+    assert [answer["run_id"] for answer in answers] == [run.run_id]
+
+
+def test_example_of_the_hosts_own_files_tells_no_place(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    _copy(finished_run, tmp_path / "runs" / "example")
+    settings = Demo(tmp_path / "runs", examples=["example"]).as_nobody().status("example")["settings"]
+    config = finished_run.config()
+    assert (
+        Path(config.dataset_name).is_absolute() and settings["dataset_name"] == Path(config.dataset_name).name
+    )
+    assert settings["model_name_or_path"] == Path(config.model_name_or_path).name
 
 
 def test_user_of_an_app_that_is_not_public_owns_every_run(run: Run) -> None:

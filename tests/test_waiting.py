@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from peft_core import launcher as launching
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
@@ -14,7 +15,7 @@ from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.process_identity import own_identity
 from peft_core.runs import RUNNING, Run
-from peft_core.waiting import QueuePlace, about_duration, remaining_seconds
+from peft_core.waiting import Queue, QueuePlace, about_duration, remaining_seconds
 from peft_core.workbench import Workbench
 
 ANNA, BERND = "a" * 64, "b" * 64
@@ -180,3 +181,24 @@ def test_training_process_is_that_of_the_run_that_trains(
 )
 def test_about_duration_is_as_precise_as_a_forecast(seconds: float, words: str) -> None:
     assert about_duration(seconds) == words
+
+
+def test_continued_run_goes_to_the_end_of_the_queue_and_obeys_its_limits(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "choose_checkpoint", lambda run: run.folder)
+    first = launcher.submit(TrainConfig(), owner="a" * 64)
+    first.update(status="KILLED")
+    second = launcher.submit(TrainConfig(), owner="b" * 64)
+    assert launcher.resume(first.run_id, evaluate_only=True) == first
+    assert [run for run, _ in Queue.read(launcher.runs_dir).waiting] == [second, first]
+    assert launcher.current() == second
+    other = launcher.submit(TrainConfig(), owner="c" * 64)
+    other.update(status="KILLED")
+    launcher.submit(TrainConfig(), owner="c" * 64)
+    with pytest.raises(RunError, match="waits already"):
+        launcher.resume(other.run_id)
+    stranger = runs.create(launcher.runs_dir, TrainConfig(), owner="d" * 64)
+    stranger.update(status="KILLED")
+    with pytest.raises(RunError, match="3 runs are waiting already"):
+        launcher.resume(stranger.run_id)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,10 @@ import psutil
 import pytest
 from processes import wait_for
 
+from peft_core import worker as worker_module
 from peft_core.errors import ConfigError, ModelError
-from peft_core.worker import Cancelled, Report, Worker, WorkerError
+from peft_core.progress import Progress
+from peft_core.worker import Cancelled, Report, Worker, WorkerError, in_thread
 
 MANY = [{"r": r} for r in range(1, 201)]
 TRAINABLE = 74_498
@@ -151,3 +154,44 @@ def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: 
 def test_process_killed_at_any_moment_leaves_no_lock_held(worker: Worker) -> None:
     """A lock of the numbers that the processes share would be held for ever by a process killed within."""
     assert not hasattr(worker._cancelled, "get_lock") and not hasattr(worker._pid, "get_lock")
+
+
+def test_task_in_a_thread_that_nobody_waits_for_holds_up_nobody() -> None:
+    """Whoever closes a page may close the generator in the thread that answers everyone."""
+    going, asked = threading.Event(), []
+
+    def upload(progress: Progress) -> None:
+        progress(0.5, "Uploading")
+        going.wait(30)
+        try:
+            progress(1.0, "Pushed")
+        except Cancelled:
+            asked.append("stopped")
+
+    reports = in_thread(upload)
+    assert next(reports).what == "Uploading"
+    start = time.monotonic()
+    reports.close()
+    assert time.monotonic() - start < 5
+    going.set()
+    wait_for(lambda: asked == ["stopped"])
+
+
+def test_named_task_whose_page_was_closed_is_cancelled(worker: Worker) -> None:
+    worker.run("count", {})
+    reports = worker.stream("count_all", MANY * 5, name="closed")
+    next(reports)
+    start = time.monotonic()
+    reports.close()
+    worker.run("count", {})
+    cancelled = time.monotonic() - start
+    start = time.monotonic()
+    list(worker.stream("count_all", MANY * 5))
+    assert cancelled < (time.monotonic() - start) / 2
+
+
+def test_task_waits_only_so_long_for_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Worker(seconds=300.0)
+    monkeypatch.setattr(worker_module, "_MOST_TO_WAIT", 0.1)
+    with busy._own_turn(), pytest.raises(WorkerError, match="busy with other visitors' work"):
+        busy.run("count", {})

@@ -32,9 +32,9 @@ class BodyLimits:
         upload_seconds: until an upload has arrived.
     """
 
-    call_bytes: int = 2_000_000
+    call_bytes: int = 100_000
     call_seconds: float = 60.0
-    large_bytes: int = 100_000
+    large_bytes: int = 20_000
     memory_bytes: int = 100_000_000
     upload_files: int = 20
     upload_seconds: float = 300.0
@@ -183,7 +183,7 @@ def _boundary(headers: Mapping[str, str]) -> bytes:
 
 def _too_large(max_bytes: int) -> Refusal:
     return Refusal(
-        413, f"This request has over {max_bytes / 1e6:,.0f} MB, the most that is taken. Send less."
+        413, f"This request has over {max_bytes / 1e6:,.1f} MB, the most that is taken. Send less."
     )
 
 

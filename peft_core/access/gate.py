@@ -5,9 +5,10 @@ It stands behind `RequestGuard` and in front of gradio. Limits of an address hol
 which costs nothing to make, so they are there for fairness and those of the address against floods.
 """
 
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
@@ -19,7 +20,7 @@ from peft_core.access.asgi import App, Message, Receive, Scope, Send
 from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multipart, length_of
 from peft_core.access.rates import Rate, Rates
 from peft_core.access.refusals import Refusal, is_upload_route, route_path
-from peft_core.access.sessions import Sessions, names_in_body, names_in_url
+from peft_core.access.sessions import Sessions, names_in_body, names_in_url, starts_event
 from peft_core.access.upload_room import LEAST_FILE_BYTES, UploadRoom
 from peft_core.access.visitors import Visitor
 from peft_core.limits import Limits
@@ -27,6 +28,8 @@ from peft_core.limits import Limits
 STATIC = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico",
           "/gradio_api/custom_component/", "/manifest.json", "/pwa_icon", "/robots.txt")  # fmt: skip
 _SLACK = 1_000_000  # bytes of an upload besides its files
+NO_TOKEN = "no token"
+_OPENS_COPY = re.compile(r"/deep_link\b")  # by which gradio keeps what is in a page, or shows what it kept
 _MCP = "mcp"  # what gradio's MCP server calls itself when it calls the app
 
 
@@ -47,6 +50,10 @@ class GateLimits:
             in the 15 minutes that an upload may take to arrive and stay, 750 MB.
         open_per_address: requests that are being answered, streams included.
         open_in_all: the same of everybody.
+        visitor_pending: what a visitor has asked that waits or is worked on.
+        address_pending: the same of an address.
+        visitor_sessions: sessions that a visitor begins; a page has one.
+        address_sessions: the same of an address.
         bodies: bytes and seconds of a body.
     """
 
@@ -59,6 +66,10 @@ class GateLimits:
     address_bytes: Rate = Rate(30_000_000, 300_000_000)
     open_per_address: int = 100
     open_in_all: int = 2_000
+    visitor_pending: int = 30
+    address_pending: int = 60
+    visitor_sessions: Rate = Rate(2, 60)
+    address_sessions: Rate = Rate(10, 200)
     bodies: BodyLimits = field(default_factory=BodyLimits)
 
 
@@ -72,14 +83,24 @@ class PublicGate:
         gate_limits: GateLimits | None = None,
         *,
         room: UploadRoom | None = None,
+        pending: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`room` is for gradio's folder of uploads; None leaves it without a bound."""
+        """Put it in front of an application.
+
+        Args:
+            app: gradio's application.
+            limits: of the public demo.
+            gate_limits: of this gate.
+            room: for gradio's folder of uploads; None leaves it without a bound.
+            pending: names the session of each event that waits or is worked on.
+            clock: seconds.
+        """
         self._app, self._limits = app, gate_limits or GateLimits()
         self._rates = _GateRates(self._limits, clock)
         self._slots = _Slots(self._limits.open_per_address, self._limits.open_in_all)
         self._bodies = CallBodies(self._limits.bodies)
-        self._sessions, self._room = Sessions(), room
+        self._sessions, self._room, self._pending = Sessions(), room, pending
         self._max_upload_bytes = self._limits.bodies.upload_files * limits.max_upload_bytes + _SLACK
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +118,9 @@ class PublicGate:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         party = _party_of(headers)
-        self._sessions.check(names_in_url(scope), party)
+        if _OPENS_COPY.search(route_path(scope)) or b"deep_link" in scope.get("query_string", b""):
+            raise Refusal(404, "This demo keeps no copies of pages. Share a run by its link.")
+        self._claim(list(names_in_url(scope)), party, is_session="upload" not in route_path(scope))
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
         elif is_upload_route(scope):
@@ -121,8 +144,27 @@ class PublicGate:
         async with self._bodies.read(headers, receive) as body:
             if body is None:
                 return
-            self._sessions.check(names_in_body(body), party)
-            await self._app(scope, _replay(body, receive), self._sessions.assign_event(scope, party, send))
+            self._claim(list(names_in_body(body)), party)
+            network = network_of(CLIENT_ADDRESS.get())
+            if starts_event(scope):
+                self._check_pending(party, network)
+            send_and_assign = self._sessions.assign_event(scope, party, send, network)
+            await self._app(scope, _replay(body, receive), send_and_assign)
+
+    def _claim(self, names: Sequence[object], party: str, *, is_session: bool = True) -> None:
+        """Let names belong to a party; a Refusal for one of another party, and for too many new sessions."""
+        network = network_of(CLIENT_ADDRESS.get())
+        if is_session and any(isinstance(name, str) and self._sessions.owner(name) is None for name in names):
+            self._rates.check_session(network if party == NO_TOKEN else party, network)
+        self._sessions.check(names, party, network)
+
+    def _check_pending(self, party: str, network: str) -> None:
+        """Raise a Refusal for a visitor, or an address, that has asked too much that is not done."""
+        owners = [owner for name in self._pending() if (owner := self._sessions.owner(name))]
+        near = sum(owner.network == network for owner in owners)
+        own = sum(owner.party == party and party != NO_TOKEN for owner in owners)
+        if own >= self._limits.visitor_pending or near >= self._limits.address_pending:
+            raise Refusal(429, "Much that you asked is still being worked on. Try again in 10 seconds.", 10)
 
 
 class _GateRates:
@@ -136,6 +178,10 @@ class _GateRates:
             Rates(limits.visitor_uploads, clock=clock),
         )
         self._bytes = (Rates(limits.address_bytes, clock=clock), Rates(limits.visitor_bytes, clock=clock))
+        self._sessions = (
+            Rates(limits.address_sessions, clock=clock),
+            Rates(limits.visitor_sessions, clock=clock),
+        )
 
     def check(self, scope: Scope, network: str) -> None:
         """Raise a Refusal if an address or a visitor asks too often."""
@@ -155,6 +201,12 @@ class _GateRates:
         addresses, visitors = self._bytes
         _refuse_if_early(visitors.check(_visitor_of(scope, network), size), "uploaded bytes")
         _refuse_if_early(addresses.check(network, size), "uploaded bytes")
+
+    def check_session(self, visitor: str, network: str) -> None:
+        """Raise a Refusal if an address or a visitor begins too many sessions."""
+        addresses, visitors = self._sessions
+        _refuse_if_early(visitors.check(visitor), "new pages")
+        _refuse_if_early(addresses.check(network), "new pages")
 
 
 class _Slots:
@@ -210,7 +262,7 @@ def _party_of(headers: Headers) -> str:
     """
     if headers.get("x-gradio-user") == _MCP:
         return _MCP
-    return Visitor.from_headers(headers).owner or "no token"
+    return Visitor.from_headers(headers).owner or NO_TOKEN
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,7 +13,8 @@ does no harm, and what it reads is never missed. A body that `json.loads` refuse
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from peft_core.access.asgi import Message, Scope, Send
@@ -26,47 +27,63 @@ _RESULT = re.compile(r"(?:/gradio_api)?/call/(?:[^/]+/){1,2}?([^/]+)/?")  # fetc
 _STARTS_EVENT = re.compile(r"(?:/gradio_api)?/(?:queue/join|call/.+)")  # by POST
 
 
+class NameOwner(NamedTuple):
+    """The party that used a name first, and the network it came from then."""
+
+    party: str
+    network: str
+
+
 class Sessions:
     """The owners of names; the name that was used the longest time ago makes room for a new one."""
 
     def __init__(self, max_names: int = MAX_NAMES) -> None:
         self._max_names = max_names
-        self._owners: OrderedDict[str, str] = OrderedDict()
+        self._owners: OrderedDict[str, NameOwner] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def check(self, names: Iterator[object], party: str) -> None:
+    def owner(self, name: str) -> NameOwner | None:
+        """Whose a name is; None if nobody has used it."""
+        return self._owners.get(name)
+
+    def check(self, names: Iterable[object], party: str, network: str = "") -> None:
         """Claim names that nobody has used for this party.
 
         Raises:
             Refusal: 400 for what cannot be a name, 404 for a name of another party.
         """
         checked = [_name(name) for name in names]
-        if any(self._owners.get(name, party) != party for name in checked):
+        if any(name in self._owners and self._owners[name].party != party for name in checked):
             raise Refusal(404, "This session was not found. Reload the page.")
         for name in checked:
-            self.assign(name, party)
+            self.assign(name, party, network)
 
-    def assign(self, name: str, party: str) -> None:
+    def assign(self, name: str, party: str, network: str = "") -> None:
         """Let a name belong to a party."""
-        self._owners[name] = party
+        self._owners[name] = NameOwner(party, network)
         self._owners.move_to_end(name)
         if len(self._owners) > self._max_names:
             self._owners.popitem(last=False)
 
-    def assign_event(self, scope: Scope, party: str, send: Send) -> Send:
+    def assign_event(self, scope: Scope, party: str, send: Send, network: str = "") -> Send:
         """Wrap `send`: an event that gradio's answer names belongs to the party before the answer leaves."""
-        if scope["method"] != "POST" or not _STARTS_EVENT.fullmatch(route_path(scope)):
+        if not starts_event(scope):
             return send
 
         async def send_assigned(message: Message) -> None:
             event = _fields(bytes(message.get("body", b""))).get("event_id")
             if isinstance(event, str):
-                self.assign(event, party)
+                self.assign(event, party, network)
             await send(message)
 
         return send_assigned
+
+
+def starts_event(scope: Scope) -> bool:
+    """Whether a request puts work into gradio's queue."""
+    return scope["method"] == "POST" and _STARTS_EVENT.fullmatch(route_path(scope)) is not None
 
 
 def names_in_url(scope: Scope) -> Iterator[object]:

@@ -1,12 +1,16 @@
 """Who sent the request that is being answered, and what gradio may do for one."""
 
+from collections.abc import Iterator
 from typing import NoReturn
 
 import gradio as gr
 from gradio import processing_utils
 from gradio.context import LocalContext
+from gradio.queueing import Queue
 
 from peft_core.access.visitors import LOCAL_USER, Visitor
+
+MOST_UNREAD = 100  # messages of a session; a page fetches each as it comes
 
 
 def refuse_downloads() -> None:
@@ -52,3 +56,17 @@ def _is_from_page_or_login(request: gr.Request) -> bool:
     if getattr(request, "username", None):
         return True
     return "origin" in request.headers or request.headers.get("sec-fetch-site") == "same-origin"
+
+
+def pending_sessions(queue: Queue) -> Iterator[str]:
+    """The session of each event that waits or is worked on.
+
+    Messages that nobody fetches are forgotten: gradio keeps those of 2,000 sessions, however many they are.
+    """
+    for messages in list(queue.pending_messages_per_session.values()):
+        if messages.qsize() > MOST_UNREAD:
+            messages._queue.clear()
+    for waiting in list(queue.event_queue_per_concurrency_id.values()):
+        yield from (event.session_hash for event in list(waiting.queue))
+    for job in list(queue.active_jobs):
+        yield from (event.session_hash for event in job or ())
