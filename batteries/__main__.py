@@ -13,7 +13,19 @@ from typing import Any
 import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
 import transformers
 
-from batteries import damage, data_files, faults, filler, foreign, guesses, inputs, kills, resume, soak
+from batteries import (
+    damage,
+    data_files,
+    faults,
+    filler,
+    foreign,
+    guesses,
+    inputs,
+    kills,
+    resume,
+    soak,
+    visitors,
+)
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import workplace
@@ -48,6 +60,7 @@ BATTERIES: dict[str, Run] = {
     "data_files": _data_files,
     "foreign": lambda arguments: foreign.run(arguments.scale, arguments.seed),
     "guesses": lambda arguments: guesses.run(arguments.scale),
+    "visitors": _in_workplace(visitors),
     "filler": lambda arguments: filler.run(arguments.scale, arguments.seed),
     "soak": lambda arguments: soak.run(arguments.minutes),
 }

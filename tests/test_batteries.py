@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from batteries import damage, fault_layer, faults, filler, foreign, guesses, inputs, kills, resume, soak
+from batteries import (
+    damage,
+    fault_layer,
+    faults,
+    filler,
+    foreign,
+    guesses,
+    inputs,
+    kills,
+    resume,
+    soak,
+    visitors,
+)
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
 from batteries.fault_layer import Operation
@@ -303,6 +315,30 @@ def test_filler_short_form_leaves_room_for_others() -> None:
     outcomes = dict(result.outcomes)
     assert outcomes["visitors served"] == 6
     assert outcomes["of the filler, granted"] > 5 and outcomes["of the filler, refused"] > 5
+
+
+def test_visitors_short_form_reach_nothing_of_others_and_are_served(place: Workplace) -> None:
+    result = visitors.run(place, 0.05, operations=12)
+    assert result.failures == ()
+    outcomes = dict(result.outcomes)
+    assert outcomes["honest, served"] > 40 and outcomes["attempts, refused"] > 30
+
+
+@pytest.mark.parametrize(
+    ("broken", "failure"),
+    [
+        ("RunAccess.may_read = lambda self, run: True", "list_runs: read: the canary of another"),
+        ("RunAccess.may_read = RunAccess.owns = lambda self, run: True", "changed: run-"),
+        ("Sessions.check = lambda self, names, party: None", "fetch_event: "),
+        ("RunAccess.may_read = lambda self, run: False", "status: not served: "),
+    ],
+)
+def test_visitors_of_a_product_that_keeps_them_apart_wrongly_find_it(
+    broken: str, failure: str, place: Workplace
+) -> None:
+    imports = "from peft_core.access.sessions import Sessions\nfrom peft_core.run_access import RunAccess\n"
+    result = visitors.run(place, 0.03, operations=16, broken=imports + broken)
+    assert [each for each in result.failures if each.startswith(failure)]
 
 
 def _youngest_first(expiry: Expiry, inventory: Inventory, used: Collection[Path]) -> list[Candidate]:
