@@ -152,7 +152,7 @@ class DemoClient:
         self._idle: list[_Connection] = []
         self._stream = asyncio.Lock()  # two streams of one session would take each other's messages
 
-    async def get(self, path: str, *, link: str | None = None, seconds: float = LONGEST_ANSWER) -> Answer:
+    async def get(self, path: str, *, link: str | None = None, seconds: float | None = None) -> Answer:
         return await self.send("GET", path, link=link, seconds=seconds)
 
     async def post(self, path: str, values: Any, *, link: str | None = None) -> Answer:
@@ -167,7 +167,7 @@ class DemoClient:
         link: str | None = None,
         content_type: str = "application/json",
         token: str | None = None,
-        seconds: float = LONGEST_ANSWER,
+        seconds: float | None = None,
     ) -> Answer:
         """One request; of an answer that takes longer than `seconds` what has come by then.
 
@@ -180,7 +180,7 @@ class DemoClient:
         start = time.monotonic()
         connection = self._idle.pop() if self._idle else _Connection(self.port)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds or LONGEST_ANSWER):
                 await connection.exchange(head + body)
             self._idle.append(connection)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
