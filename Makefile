@@ -36,7 +36,7 @@ matrix: .venv/installed-tests
 exports: .venv/installed-tests
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
 
-# ARGS: names of batteries (all by default), --scale 0.1 for a share of the cases, --minutes of the soak
+# ARGS: names of batteries (all by default), --scale 0.1 for a share of the cases, --minutes of the soak and the load
 batteries: .venv/installed-tests
 	PYTHONPATH=.:tests CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m batteries $(ARGS)
 

@@ -24,8 +24,10 @@ from batteries import (
     guesses,
     inputs,
     kills,
+    load,
     resume,
     soak,
+    visitors,
 )
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
@@ -52,6 +54,11 @@ def _data_files(arguments: argparse.Namespace) -> BatteryResult:
     return replace(result, passes_when=passes_when, seconds=time.monotonic() - start)
 
 
+def _minutes(arguments: argparse.Namespace, minutes: float) -> float:
+    """How long a battery that goes on for a time takes, where nothing else was asked for."""
+    return arguments.scale * minutes if arguments.minutes is None else arguments.minutes
+
+
 BATTERIES: dict[str, Run] = {
     "kills": _in_workplace(kills),
     "resume": _in_workplace(resume),
@@ -63,8 +70,10 @@ BATTERIES: dict[str, Run] = {
     "guesses": lambda arguments: guesses.run(arguments.scale),
     "bombs": lambda arguments: bombs.run(arguments.scale, arguments.seed),
     "forged": lambda arguments: forged.run(arguments.scale, arguments.seed),
+    "visitors": _in_workplace(visitors),
     "filler": lambda arguments: filler.run(arguments.scale, arguments.seed),
-    "soak": lambda arguments: soak.run(arguments.minutes),
+    "load": lambda arguments: load.run(_minutes(arguments, load.MINUTES), arguments.seed),
+    "soak": lambda arguments: soak.run(_minutes(arguments, soak.MINUTES)),
 }
 
 
@@ -75,7 +84,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full count of cases, up to 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--minutes", type=float, default=None, help=f"of the soak; {soak.MINUTES:g} by default"
+        "--minutes",
+        type=float,
+        default=None,
+        help=f"of the soak and the load; {soak.MINUTES:g} and {load.MINUTES:g} by default",
     )
     parser.add_argument("--docs", type=Path, default=_DOCS, help="where batteries.md and .json are written")
     arguments = parser.parse_args(words)
@@ -87,7 +99,6 @@ def main(words: list[str]) -> int:
             else f"--scale is {arguments.scale}; give up to 1"
         )
         parser.error(wrong)
-    arguments.minutes = soak.MINUTES * arguments.scale if arguments.minutes is None else arguments.minutes
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

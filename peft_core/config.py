@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -262,7 +263,7 @@ class TrainConfig:
     seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(TrainConfig).items():
+        for name, annotation in _annotations().items():
             value = _coerce(name, annotation, getattr(self, name))
             object.__setattr__(self, name, value)
             _check_bounds(name, value)
@@ -296,6 +297,12 @@ class TrainConfig:
     def to_json(self) -> str:
         """The settings as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+@functools.cache
+def _annotations() -> dict[str, Any]:
+    """The types of the settings; to resolve them takes longer than all the rest of making a config."""
+    return get_type_hints(TrainConfig)
 
 
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(TrainConfig)}

@@ -172,7 +172,7 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: Path | str) -> Stamp | None:
     """The stamp of a file, or None if it cannot be looked at."""
     try:
         status = os.stat(path)

@@ -78,20 +78,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_record(path: Path, kind: type[AnyRecord], *, sealed: bool = False) -> AnyRecord:
+def read_record(path: Path | str, kind: type[AnyRecord], *, sealed: bool = False) -> AnyRecord:
     """A record from its file; DamagedError, which names the file, if it is lost or damaged.
 
-    A file is parsed again only if its time, size or inode changed since: a page asks every second.
+    A file is parsed again only if its time, size or inode changed since: each page asks every second, for
+    every run that is listed.
 
     Args:
-        path: The file.
+        path: The file; a text is quicker made than a `Path`.
         kind: The record's class.
         sealed: Whether `write_sealed` wrote it: without its digest it is damaged then.
     """
     stamp, key = stamp_of(path), (str(path), kind, sealed)
     known = _parsed.get(key)
     if known is None or stamp is None or known[0] != stamp:
-        known = (stamp, _parse_record(path, kind, sealed))
+        known = (stamp, _parse_record(Path(path), kind, sealed))
         if len(_parsed) >= _MOST_PARSED:
             _parsed.clear()
         _parsed[key] = known

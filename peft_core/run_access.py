@@ -59,8 +59,8 @@ class RunAccess:
 
     def list_runs(self) -> list[Run]:
         """The runs that the visitor may read, the newest first."""
-        listed = runs.list_runs(self.runs_dir)
-        return listed if self.visitor().owns_all else [run for run in listed if self.may_read(run)]
+        listed, visitor = runs.list_runs(self.runs_dir), self.visitor()
+        return [run for run in listed if self._is_readable_by(visitor, run)]
 
     def owns(self, run: Run) -> bool:
         """Whether the visitor may change a run."""
@@ -98,7 +98,9 @@ class RunAccess:
 
     def may_read(self, run: Run) -> bool:
         """Whether the visitor may read a run."""
-        visitor = self.visitor()
+        return self._is_readable_by(self.visitor(), run)
+
+    def _is_readable_by(self, visitor: Visitor, run: Run) -> bool:
         if visitor.owns_all or run.run_id in self.examples:
             return True
         ownership = read_ownership(run.folder)

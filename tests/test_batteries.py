@@ -13,6 +13,7 @@ import pytest
 from batteries import (
     bombs,
     damage,
+    demo_client,
     fault_layer,
     faults,
     filler,
@@ -21,8 +22,10 @@ from batteries import (
     guesses,
     inputs,
     kills,
+    load,
     resume,
     soak,
+    visitors,
 )
 from batteries.children import run_child
 from batteries.durability import unsynced_renames
@@ -377,6 +380,70 @@ def test_filler_short_form_leaves_room_for_others() -> None:
     outcomes = dict(result.outcomes)
     assert outcomes["visitors served"] == 6
     assert outcomes["of the filler, granted"] > 5 and outcomes["of the filler, refused"] > 5
+
+
+def test_visitors_short_form_reach_nothing_of_others_and_are_served(place: Workplace) -> None:
+    result = visitors.run(place, 0.05, operations=12)
+    assert result.failures == ()
+    outcomes = dict(result.outcomes)
+    assert outcomes["honest, served"] > 40 and outcomes["attempts, refused"] > 30
+
+
+@pytest.mark.parametrize(
+    ("broken", "failure"),
+    [
+        ("RunAccess._is_readable_by = lambda *_: True", "list_runs: read: the canary of another"),
+        ("RunAccess._is_readable_by = RunAccess.owns = lambda *_: True", "changed: run-"),
+        ("Sessions.check = lambda self, names, party: None", "fetch_event: "),
+        ("RunAccess._is_readable_by = lambda *_: False", "status: not served: "),
+    ],
+)
+def test_visitors_of_a_product_that_keeps_them_apart_wrongly_find_it(
+    broken: str, failure: str, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_client, "LONGEST_ANSWER", 20.0)  # of a visitor whose messages another takes
+    imports = "from peft_core.access.sessions import Sessions\nfrom peft_core.run_access import RunAccess\n"
+    result = visitors.run(place, 0.03, operations=16, broken=imports + broken)
+    assert [each for each in result.failures if failure in each], result.failures[:5]
+
+
+def test_load_short_form_answers_all_in_time(place: Workplace) -> None:
+    """The limit is that of a machine with other work; the training has no one to be compared with."""
+    result = load.run(1 / 3, visitors=20, alone=0, most_seconds=20.0, finished=place.finished)
+    assert result.failures == ()
+    assert dict(result.outcomes)["looks"] > 50
+
+
+def test_load_of_a_product_whose_answers_wait_is_found(place: Workplace) -> None:
+    waiting = (
+        "import time\nfrom peft_core.workbench import Workbench\nstatus = Workbench.status\n"
+        "Workbench.status = lambda self, run_id: (time.sleep(8), status(self, run_id))[1]\n"
+    )
+    result = load.run(0.3, visitors=10, alone=0, most_seconds=4.0, finished=place.finished, broken=waiting)
+    assert any("of the clicks took up to" in failure for failure in result.failures)
+
+
+def _measures(**changes: Any) -> load.Measures:
+    steady = {"clicks": {"status": [0.1] * 100}, "polls": [0.01] * 100, "alone": [20.0, 20.2]}
+    return load.Measures(**{**steady, "loaded": [20.4, 20.5], **changes})
+
+
+def test_load_problems_name_what_is_worse_than_it_may_be() -> None:
+    assert load.problems_of(_measures(), 2.0) == []
+    slow = _measures(clicks={"status": [0.1] * 94 + [2.5] * 6, "panel": [9.0] * 100})
+    assert load.problems_of(slow, 2.0) == ["95 % of the clicks took up to 2.50 s"]
+    assert load.problems_of(_measures(loaded=[22.0]), 2.0) == ["trainings took 9.5% longer than alone"]
+    assert load.problems_of(_measures(loaded=[]), 2.0) == ["no training ended under load"]
+    refused = load.problems_of(_measures(refused={"status: 503 Wait.": 10}), 2.0)
+    assert refused == ["100 clicks were served, 10 requests refused"]
+
+
+def test_load_refusal_without_a_sentence_is_a_problem() -> None:
+    measures = load.Measures()
+    for body in (b'{"detail": "Too many requests. Try again in a second."}', b"<html>busy</html>"):
+        measures.note("status", demo_client.Reply(demo_client.Answer(429, body, 0.0)), 1.0)
+    assert measures.refused == {"status: 429 Too many requests. Try again in a second.": 1}
+    assert measures.problems == ["status was answered 429 <html>busy</html>"]
 
 
 def _youngest_first(expiry: Expiry, inventory: Inventory, used: Collection[Path]) -> list[Candidate]:

@@ -84,6 +84,44 @@ def test_list_runs_orders_newest_first_and_ignores_other_files(tmp_path: Path) -
     assert runs.list_runs(tmp_path) == made[::-1]
 
 
+def test_list_runs_of_a_settled_folder_reads_it_again_once_a_run_is_made_or_deleted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_dir, hour_ago = run.folder.parent, time.time() - 3600
+    os.utime(runs_dir, (hour_ago, hour_ago))
+    assert runs.list_runs(runs_dir) == [run]
+    monkeypatch.setattr(Run, "state", lambda run: pytest.fail("it was read again"))
+    assert runs.list_runs(runs_dir) == [run]
+    monkeypatch.undo()
+    newer = runs.create(runs_dir, TrainConfig())
+    assert runs.list_runs(runs_dir) == [newer, run]
+    shutil.rmtree(run.folder)
+    assert runs.list_runs(runs_dir) == [newer]
+
+
+def test_damage_is_found_anew_once_a_file_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.update(status="KILLED")
+    assert run.damage() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_find_damage", lambda run: pytest.fail("it was looked for again"))
+        assert run.damage() == []
+    settings = (run.folder / "config.json").read_bytes()
+    (run.folder / "config.json").write_bytes(settings[:-5])
+    assert "config.json" in run.damage()[0]
+    (run.folder / "config.json").write_bytes(settings)
+    assert run.damage() == []
+    (run.folder / "adapter").write_bytes(b"")
+    assert run.damage() == ["adapter cannot be used: it is not a folder."]
+
+
+def test_metrics_of_a_log_that_grew_are_read_again(in_training: RunInTraining) -> None:
+    in_training.log_metrics({"step": 1, "loss": 1.0})
+    in_training.metrics()[0]["loss"] = 9.0
+    assert in_training.metrics() == [{"step": 1, "loss": 1.0}]
+    in_training.log_metrics({"step": 2, "loss": 0.5})
+    assert [row["step"] for row in in_training.metrics()] == [1, 2]
+
+
 def test_state_of_a_dead_process_is_failed(run: Run) -> None:
     run.update(status=runs.RUNNING, pid=os.getpid(), process="another-boot-1", step=3, max_steps=9)
     state = run.state()

@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import fsync, open_regular, translate_disk_errors, write_text
+from peft_core.files import Stamp, fsync, open_regular, stamp_of, translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
+_MOST_READ = 1024  # logs that are kept as they were read
 
 
 class MetricsLog(NamedTuple):
@@ -26,8 +27,25 @@ class MetricsLog(NamedTuple):
     checks: frozenset[str] = frozenset()
 
 
+_read: dict[str, tuple[Stamp | None, MetricsLog]] = {}
+
+
 def read_metrics(folder: Path) -> MetricsLog:
-    """The rows so far; a last line that is half-written is left for later."""
+    """The rows so far; a last line that is half-written is left for later.
+
+    The file is read again only if its time, size or inode changed since; the rows are not to be changed.
+    """
+    stamp, key = stamp_of(f"{folder}/{METRICS_FILE}"), str(folder)
+    known = _read.get(key)
+    if known is None or stamp is None or known[0] != stamp:
+        known = (stamp, _read_log(folder))
+        if len(_read) >= _MOST_READ:
+            _read.clear()
+        _read[key] = known
+    return known[1]
+
+
+def _read_log(folder: Path) -> MetricsLog:
     try:
         with open_regular(folder / METRICS_FILE) as file:
             lines = file.read().split(b"\n")[:-1]

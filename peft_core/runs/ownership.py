@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from peft_core.errors import DamagedError
+from peft_core.files import stamp_of
 from peft_core.records import Record, read_record, write_sealed
 
 OWNER_FILE = "owner.json"
@@ -37,10 +38,11 @@ class Ownership(Record):
 
 def read_ownership(folder: Path) -> Ownership:
     """Whose a run folder is; a damaged record is nobody's."""
-    if not (folder / OWNER_FILE).exists():
+    path = f"{folder}/{OWNER_FILE}"
+    if stamp_of(path) is None:
         return Ownership()
     try:
-        return read_record(folder / OWNER_FILE, Ownership, sealed=True)
+        return read_record(path, Ownership, sealed=True)
     except DamagedError:
         return Ownership()
 

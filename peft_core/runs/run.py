@@ -23,6 +23,7 @@ from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
 from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
+from peft_core.runs.signatures import remember
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
 _FOLDERS = (
@@ -153,6 +154,9 @@ class Run:
 
     def config(self) -> TrainConfig:
         """The settings; RunError if the file is missing or damaged."""
+        return remember("config", self.folder, self._read_config)
+
+    def _read_config(self) -> TrainConfig:
         try:
             if not self.is_version_0:
                 manifests.verify_file(self.folder, CONFIG_FILE)
@@ -164,6 +168,9 @@ class Run:
 
     def result(self) -> RunResult:
         """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
+        return remember("result", self.folder, self._read_result)
+
+    def _read_result(self) -> RunResult:
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
             self.refuse_unevaluated()
             if self.was_evaluated:
@@ -203,7 +210,13 @@ class Run:
             return RunState(status=FAILED, created=self._created_fallback(), error=damage, damage=damage)
 
     def damage(self) -> list[str]:
-        """What is damaged, a sentence each, as far as it can be told without hashing large files."""
+        """What is damaged, a sentence each, as far as it can be told without hashing large files.
+
+        The files are compared again only once one of them has another time, size or inode.
+        """
+        return list(remember("damage", self.folder, self._find_damage))
+
+    def _find_damage(self) -> list[str]:
         checks: tuple[Callable[[], Any], ...] = (
             self._read_state,
             self.config,
@@ -240,7 +253,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl so far, up to the first line that is half-written or damaged."""
-        return read_metrics(self.folder).rows
+        return [dict(row) for row in read_metrics(self.folder).rows]
 
     def metrics_damage(self) -> str:
         """A sentence if rows of metrics.jsonl are lost; empty if none are."""
@@ -344,7 +357,7 @@ class Run:
         return is_same_process(state.pid, state.process)
 
     def _read_state(self) -> RunState:
-        return read_record(self.folder / STATUS_FILE, RunState, sealed=True)
+        return read_record(f"{self.folder}/{STATUS_FILE}", RunState, sealed=True)
 
     def _adapter_sha256(self) -> str | None:
         """The hash of the adapter's weights as its manifest has it; None if there is no such manifest."""

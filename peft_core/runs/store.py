@@ -11,10 +11,12 @@ from pathlib import Path
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
 from peft_core.files import (
+    Stamp,
     atomic_folder,
     make_folder,
     remove_folder,
     remove_tree,
+    stamp_of,
     sweep_staging,
 )
 from peft_core.manifests import write_manifest
@@ -28,6 +30,8 @@ UPLOADS, TOKENS = ".uploads", ".tokens"  # beside the runs: uploaded files, text
 _SHARED_FOLDERS = (UPLOADS, TOKENS, TRASH)
 _FOLDERS_WITH_STAGING = ("", "checkpoints", "downloads", "predictions")  # of a run
 _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings", "checkpoints/.staging")
+_SETTLED = 1_000_000_000  # ns after which a second change cannot have the same time as the one before
+_listed: dict[str, tuple[Stamp, tuple[Run, ...]]] = {}  # runs by folder, with the folder's stamp
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
@@ -78,7 +82,22 @@ def _is_run_id(name: object) -> bool:
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
-    """All runs, the newest first."""
+    """All runs, the newest first.
+
+    The folder is read again only once its time has changed, as it does when a run is made, deleted or
+    restored: each page asks every second, and the launcher three times.
+    """
+    key, stamp, now = str(runs_dir), stamp_of(runs_dir), time.time_ns()
+    known = _listed.get(key)
+    if known is not None and known[0] == stamp:
+        return list(known[1])
+    listed = _read_list(runs_dir)
+    if stamp is not None and now - stamp.mtime_ns > _SETTLED:
+        _listed[key] = (stamp, tuple(listed))
+    return listed
+
+
+def _read_list(runs_dir: Path) -> list[Run]:
     if not runs_dir.is_dir():
         return []
     folders = [Run(path) for path in runs_dir.iterdir() if path.is_dir() and _RUN_ID.fullmatch(path.name)]

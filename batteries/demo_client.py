@@ -1,0 +1,345 @@
+"""A visitor of a public demo as a program: HTTP/1.1 over asyncio streams, and gradio's protocol over that.
+
+Hundreds of visitors share one process and the cores of the server that they ask, so each request must cost
+little: a tenth of a millisecond of a processor, where httpx takes one and a half.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft_core.access.visitors import LINK_HEADER, TOKEN_HEADER
+
+LONGEST_ANSWER = 180.0  # seconds until an answer is given up
+BUSY = (429, 503)  # statuses that say: later
+_BOUNDARY = "----a-file-of-a-visitor"
+_API = "/gradio_api"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The status and the body of one response; `sent` is when its request was, by the monotonic clock."""
+
+    status: int
+    body: bytes
+    sent: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the app refused it because too much is asked now."""
+        return self.status in BUSY
+
+    def sentence(self) -> str:
+        """What a refusal says: the text, or `detail` of JSON; empty if it says nothing."""
+        text = self.body.decode("utf-8", "replace")
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(text)
+            text = str(parsed.get("detail") or "") if isinstance(parsed, dict) else text
+        return text
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a call of a function ended: with `data`, with the sentence of an error, or not taken at all."""
+
+    answer: Answer
+    data: list[Any] | None = None
+    error: str = ""
+
+    @property
+    def is_served(self) -> bool:
+        return self.data is not None
+
+    @property
+    def is_busy(self) -> bool:
+        return self.answer.is_busy
+
+    @property
+    def text(self) -> str:
+        """The end of the call in words."""
+        return f"{self.answer.status} {self.error or self.answer.sentence()}"[:300]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the page: its number, its inputs by their HTML ids, and what these hold at first."""
+
+    number: int
+    name: str
+    inputs: tuple[str, ...]
+    input_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    outputs: tuple[str, ...]
+    targets: tuple[tuple[int | None, str], ...]
+    defaults: tuple[Any, ...]
+
+    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """The defaults, with other values for the inputs of these HTML ids."""
+        return [values.get(name, default) for name, default in zip(self.inputs, self.defaults, strict=True)]
+
+    def opened(self, values: Mapping[str, Any]) -> list[Any]:
+        """As `arguments`, with the component that triggers the function switched on: a card's `opened`."""
+        switch = self.input_ids.index(self.targets[0][0])
+        arguments = self.arguments(values)
+        return [*arguments[:switch], True, *arguments[switch + 1 :]]
+
+
+class PageFunctions:
+    """The functions of a page that run in the app, by its `/config`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        components = {each["id"]: each for each in config["components"]}
+        ids = {number: each["props"].get("elem_id") or "" for number, each in components.items()}
+        self._ids = {name: number for number, name in ids.items() if name}
+        self.all = [
+            Function(
+                number=each["id"],
+                name=each["api_name"],
+                inputs=tuple(ids.get(number, "") for number in each["inputs"]),
+                input_ids=tuple(each["inputs"]),
+                output_ids=tuple(each["outputs"]),
+                outputs=tuple(ids.get(number, "") for number in each["outputs"]),
+                targets=tuple((number, event) for number, event in each["targets"]),
+                defaults=tuple(_default_of(components[number]) for number in each["inputs"]),
+            )
+            for each in config["dependencies"]
+            if each["backend_fn"]
+        ]
+
+    def named(self, name: str) -> Function:
+        """The function behind an endpoint."""
+        return next(each for each in self.all if each.name == name)
+
+    def of(self, event: str, elem_id: str) -> Function:
+        """The function that an event of a component triggers, such as the click of a button."""
+        return self.triggered_by(event, self._ids[elem_id])
+
+    def triggered_by(self, event: str, number: int | None = None) -> Function:
+        """The first function that follows an event, of one component or of any."""
+        return next(
+            each for each in self.all for source, name in each.targets if name == event
+            if number in (None, source)
+        )  # fmt: skip
+
+    def filling(self, elem_id: str) -> Function:
+        """The function with the most inputs among those that fill a component."""
+        return max((each for each in self.all if elem_id in each.outputs), key=lambda each: len(each.inputs))
+
+    def with_input(self, elem_id: str) -> list[Function]:
+        """The functions that read a component."""
+        return [each for each in self.all if elem_id in each.inputs]
+
+
+class DemoClient:
+    """One visitor, with a token, an address and a session of its own, over a few connections."""
+
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        address: str,
+        session: str,
+        examine: Callable[[Answer, str | None], None] = lambda answer, link: None,
+    ) -> None:
+        """`examine` sees each answer, and the secret of the link that was sent for it."""
+        self.port, self.token, self.session = port, token, session
+        self._headers = {"Host": f"127.0.0.1:{port}", "X-Forwarded-For": address}
+        self._examine = examine
+        self._idle: list[_Connection] = []
+        self._stream = asyncio.Lock()  # two streams of one session would take each other's messages
+
+    async def get(self, path: str, *, link: str | None = None, seconds: float | None = None) -> Answer:
+        return await self.send("GET", path, link=link, seconds=seconds)
+
+    async def post(self, path: str, values: Any, *, link: str | None = None) -> Answer:
+        return await self.send("POST", path, json.dumps(values).encode(), link=link)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        link: str | None = None,
+        content_type: str = "application/json",
+        token: str | None = None,
+        seconds: float | None = None,
+    ) -> Answer:
+        """One request; of an answer that takes longer than `seconds` what has come by then.
+
+        The status is 0 if nothing has.
+        """
+        headers = {**self._headers, TOKEN_HEADER: token or self.token, "Content-Type": content_type}
+        if link:
+            headers[LINK_HEADER] = link
+        head = _head(method, path, {**headers, "Content-Length": str(len(body))})
+        start = time.monotonic()
+        connection = self._idle.pop() if self._idle else _Connection(self.port)
+        try:
+            async with asyncio.timeout(seconds or LONGEST_ANSWER):
+                await connection.exchange(head + body)
+            self._idle.append(connection)
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            connection.close()
+        answer = Answer(connection.status, bytes(connection.body), start)
+        self._examine(answer, link)
+        return answer
+
+    async def call(self, name: str, *data: Any, link: str | None = None) -> Reply:
+        """Call a named endpoint as a program does."""
+        asked = await self.post(f"{_API}/call/{name}", {"data": list(data)}, link=link)
+        if asked.status != 200:
+            return Reply(asked)
+        event = json.loads(asked.body)["event_id"]
+        return _reply_of_call(await self.get(f"{_API}/call/{name}/{event}", link=link))
+
+    async def press(self, function: Function, data: Sequence[Any], *, link: str | None = None) -> Reply:
+        """Have a function of the page run in the page's session, and wait for its end."""
+        values = {"data": list(data), "fn_index": function.number, "session_hash": self.session}
+        async with self._stream:
+            asked = await self.post(f"{_API}/queue/join", values, link=link)
+            if asked.status != 200:
+                return Reply(asked)
+            path = f"{_API}/queue/data?session_hash={self.session}"
+            return _reply_of_queue(await self.get(path, link=link))
+
+    async def run(self, function: Function, data: Sequence[Any]) -> Reply:
+        """Have a function run that does not queue."""
+        values = {"data": list(data), "fn_index": function.number, "session_hash": self.session}
+        answer = await self.post(f"{_API}/run/predict", values)
+        if answer.status != 200:
+            return Reply(answer)
+        return Reply(answer, json.loads(answer.body)["data"])
+
+    async def upload(self, name: str, content: bytes) -> Answer:
+        """Send a file; the answer is a list with its path in the app's cache."""
+        head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        body = head.encode() + content + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        return await self.send(
+            "POST", f"{_API}/upload", body, content_type=f"multipart/form-data; boundary={_BOUNDARY}"
+        )
+
+    @contextlib.asynccontextmanager
+    async def heartbeat(self) -> AsyncIterator[None]:
+        """Keep the session's stream open, as a page does, until the block ends."""
+        connection = _Connection(self.port)
+        head = _head("GET", f"{_API}/heartbeat/{self.session}", {**self._headers, TOKEN_HEADER: self.token})
+        listening = asyncio.create_task(connection.exchange(head))
+        try:
+            yield
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            connection.close()
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+
+class _Connection:
+    """A connection that is opened when it is needed, and again after the app has closed it.
+
+    `status` and `body` are those of the newest answer, as far as it has come.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.status, self.body = 0, bytearray()
+
+    async def exchange(self, request: bytes) -> None:
+        """Send one request and read the answer to it."""
+        self.status, self.body = 0, bytearray()
+        if self._streams is not None:
+            with contextlib.suppress(ConnectionError):
+                await self._try(request, *self._streams)
+                return
+            self.close()  # it was idle for too long
+        self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+        await self._try(request, *self._streams)
+
+    async def _try(self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request)
+        line, *fields = (await _read_head(reader)).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (each.partition(": ") for each in fields)}
+        self.status = int(line.split(" ")[1])
+        await self._read_body(reader, headers)
+        if headers.get("connection") == "close":
+            self.close()
+
+    async def _read_body(self, reader: asyncio.StreamReader, headers: Mapping[str, str]) -> None:
+        if headers.get("transfer-encoding") != "chunked":
+            self.body += await reader.readexactly(int(headers.get("content-length", 0)))
+            return
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            self.body += await reader.readexactly(size)
+            await reader.readexactly(2)
+        await reader.readexactly(2)
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes:
+    """The head of an answer; ConnectionError if the connection ended before it began."""
+    try:
+        return (await reader.readuntil(b"\r\n\r\n"))[:-4]
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
+        raise ConnectionResetError("the app closed the connection") from error
+
+
+def _default_of(component: Mapping[str, Any]) -> Any:
+    """What a component holds at first: an empty text where gradio's page makes one of nothing."""
+    value = component["props"].get("value")
+    return "" if value is None and component["type"] == "textbox" else value
+
+
+def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _reply_of_call(answer: Answer) -> Reply:
+    """The end of a stream of `event:` and `data:` lines."""
+    event, _, data = (
+        answer.body.decode("utf-8", "replace").strip().rpartition("\n\n")[2].partition("\ndata: ")
+    )
+    if answer.status != 200 or not data:
+        return Reply(answer, error="" if answer.status != 200 else "the stream ended early")
+    value = json.loads(data)
+    if event == "event: complete":
+        return Reply(answer, value)
+    return Reply(answer, error=_error_of(value))
+
+
+def _reply_of_queue(answer: Answer) -> Reply:
+    """The last end of a call among the messages of a session."""
+    if answer.status != 200:
+        return Reply(answer)
+    lines = answer.body.decode("utf-8", "replace").split("\n\n")
+    messages = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    ends = [each for each in messages if each["msg"] == "process_completed"]
+    if not ends:
+        return Reply(answer, error="the stream ended early")
+    output = ends[-1]["output"]
+    return (
+        Reply(answer, output.get("data", []))
+        if ends[-1]["success"]
+        else Reply(answer, error=_error_of(output))
+    )
+
+
+def _error_of(output: Any) -> str:
+    return (
+        str(output.get("error") or "an error without a sentence") if isinstance(output, dict) else str(output)
+    )
