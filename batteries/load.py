@@ -224,11 +224,13 @@ class Crowd:
         return await self._wait_for(await self._start_training())
 
     async def _start_training(self) -> str:
-        """The id of a new default run. RuntimeError if it cannot be started."""
-        reply = await self.trainer.client.call("train", {})
-        if not reply.is_served:
-            raise RuntimeError(f"no training was started: {reply.text}")
-        self.trainer.run_id = reply.data[0]["run_id"]
+        """Press Train; the id of the new run, which the page picks. RuntimeError if there is none."""
+        train = self.page.of("click", "train")
+        reply = await self.trainer.client.press(train, train.arguments({}))
+        picked = reply.data[0] if reply.data else None
+        if not isinstance(picked, dict) or not picked.get("value"):
+            raise RuntimeError(f"no training was started: {reply.data or reply.text}")
+        self.trainer.run_id = picked["value"]
         return self.trainer.run_id
 
     async def _wait_for(self, run_id: str) -> Run:
@@ -278,7 +280,7 @@ class PageVisitor:
             reply = await self._measure("poll", lambda: self.client.run(self._look, self._looked()))
             if reply.is_served and isinstance(reply.data[0], str) and reply.data[0] != self._last:
                 self._last = reply.data[0]
-                await self._measure("panel", lambda: self.client.press(self._show, [self.run_id]))
+                await self._measure("panel", lambda: self.client.press(self._show, [self.run_id or None]))
             due += POLL * max(1, -int(-(time.monotonic() - due) // POLL))
             await self.crowd.wait(max(0.0, due - time.monotonic()))
 
@@ -288,7 +290,9 @@ class PageVisitor:
     async def _click(self) -> None:
         await self.crowd.wait(self.random.uniform(0, PAUSE))
         while not self.crowd.over.is_set():
-            kinds = [kind for kind in self.clicks() if kind != "predict" or self is not self.crowd.trainer]
+            kinds = list(self.clicks())
+            if self is self.crowd.trainer:  # whose run has no adapter yet
+                kinds = ["count", "inspect", "list"]
             kind = self.random.choice(kinds)
             await self._measure(kind, self.clicks()[kind])
             await self.crowd.wait(self.random.uniform(0.5, 1.5) * PAUSE)

@@ -8,7 +8,7 @@ import re
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,14 +67,13 @@ class BusyVisitor:
         self.operation = "look"
         await self.look()
 
-    async def work(self, operations: int) -> None:
-        """Do so many operations, drawn at random."""
-        weights = {**HONEST, **ATTEMPTS}
+    async def work(self, operations: int, only: Collection[str] = ()) -> None:
+        """Do so many operations, drawn at random from these or from all."""
+        weights = {name: weight for name, weight in (HONEST | ATTEMPTS).items() if not only or name in only}
         for name in self.random.choices(list(weights), list(weights.values()), k=operations):
             self.operation = name
             self.demo.count += 1
             await getattr(self, name)()
-        self.client.close()
 
     def examine(self, answer: Answer, link: str | None) -> None:
         """Search an answer for what belongs to others, but for what the link that was sent shares."""

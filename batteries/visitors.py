@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 
 from app_server import serve
@@ -36,9 +37,19 @@ def run(
     seed: int = 0,
     *,
     operations: int = OPERATIONS,
+    only: Collection[str] = (),
     broken: str = "",
 ) -> BatteryResult:
-    """Let `share` of all visitors come at once; `broken` is Python that breaks the app under test."""
+    """Let `share` of all visitors come at once.
+
+    Args:
+        place: has the run that those of the visitors are copies of.
+        share: of all visitors.
+        seed: of the operations.
+        operations: of each visitor.
+        only: the operations to draw from; all by default.
+        broken: Python that breaks the app under test.
+    """
     start, visitors = time.monotonic(), max(2, round(VISITORS * share))
     with tempfile.TemporaryDirectory(prefix="visitors-") as name:
         folder, numbers = Path(name), random.Random(seed)
@@ -48,7 +59,7 @@ def run(
             demo = Demo(int(server.url.rpartition(":")[2]), folder / "runs", _page(server.url))
             for possession in possessions:
                 demo.add(possession, random.Random(numbers.getrandbits(64)))
-            asyncio.run(_work(demo, operations))
+            asyncio.run(_work(demo, operations, only))
         failures = [*dict.fromkeys(demo.failures), *wrong_changes(folder / "runs", possessions)]
     failures += _unserved(demo)
     return BatteryResult(
@@ -66,10 +77,13 @@ def _page(url: str) -> PageFunctions:
         return PageFunctions(json.load(answer))
 
 
-async def _work(demo: Demo, operations: int) -> None:
+async def _work(demo: Demo, operations: int, only: Collection[str]) -> None:
     """Let all visitors open a page, and then work."""
     await asyncio.gather(*(visitor.open() for visitor in demo.visitors))
-    await asyncio.gather(*(visitor.work(operations) for visitor in demo.visitors))
+    await asyncio.gather(*(visitor.work(operations, only) for visitor in demo.visitors))
+    for visitor in demo.visitors:
+        visitor.client.close()
+    await asyncio.sleep(0.1)  # until the connections that were closed are gone
 
 
 def _unserved(demo: Demo) -> list[str]:
