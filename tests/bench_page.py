@@ -140,7 +140,7 @@ class OpenPage:
         self.tick = next(one for one in events if _starts(one, "tick"))
         self.show = next(one for one in events if one["targets"] == [[self.tick["inputs"][1], "change"]])
         picker = self.tick["inputs"][:1]
-        self.event(next(one for one in events if one["outputs"] == picker and _starts(one, "load")), [])
+        self.event(next(one for one in events if one["outputs"][:1] == picker and _starts(one, "load")), [])
         self.seen = ""
 
     def look(self) -> bool:
