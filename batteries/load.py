@@ -1,6 +1,6 @@
 """Many open pages of a public demo beside a training: how long a click takes, and what the training loses.
 
-A visitor's page keeps its stream open and looks at the picked run each second, as the page's timer does.
+A visitor's page keeps its stream open and looks at the picked run as often as the page of a public demo does.
 About every ten seconds its person clicks: a function of the page or an endpoint runs through the queue.
 Meanwhile one default run after another trains, which one of the visitors watches. The same training runs
 alone before, between and after.
@@ -32,6 +32,7 @@ from batteries.result import BatteryResult
 from peft_core.access.visitors import sha256_of
 from peft_core.runs import ENDED, FINISHED, Run
 from peft_core.runs.ownership import Ownership, write_ownership
+from peft_core.ui.train import IDLE_TICK, TICK
 
 NAME = "open pages of a public demo beside a training"
 PASSES_WHEN = "95 % of clicks under 2 s, training at most 5 % slower, all refusals say why"
@@ -42,7 +43,7 @@ MOST_SLOWDOWN = 0.05
 LEAST_SERVED = 0.95  # of the clicks
 PHASES = 2  # of load, with trainings alone before, between and after
 ALONE = 2  # trainings at each of these times
-POLL, PAUSE = 1.0, 10.0  # seconds between looks, and between clicks on average
+PAUSE = 10.0  # seconds between clicks on average
 _NICE = 10
 _LONGEST_TRAINING = 900.0  # seconds
 _TEXT = "A film that is neither as bad as they say nor as good as it could be."
@@ -269,19 +270,19 @@ class PageVisitor:
 
     async def stay(self) -> None:
         """Keep the page open until the load is over."""
-        await self.crowd.wait(self.random.uniform(0, POLL))
+        await self.crowd.wait(self.random.uniform(0, IDLE_TICK))
         async with self.client.heartbeat():
             await asyncio.gather(self._poll(), self._click())
 
     async def _poll(self) -> None:
-        """Look each second; a tick that comes while a look is answered is dropped, as on the page."""
-        due = time.monotonic()
+        """Look at each tick; one that comes while a look is answered is dropped, as on the page."""
+        due, pause = time.monotonic(), TICK if self is self.crowd.trainer else IDLE_TICK
         while not self.crowd.over.is_set():
             reply = await self._measure("poll", lambda: self.client.run(self._look, self._looked()))
             if reply.is_served and isinstance(reply.data[0], str) and reply.data[0] != self._last:
                 self._last = reply.data[0]
                 await self._measure("panel", lambda: self.client.press(self._show, [self.run_id or None]))
-            due += POLL * max(1, -int(-(time.monotonic() - due) // POLL))
+            due += pause * max(1, -int(-(time.monotonic() - due) // pause))
             await self.crowd.wait(max(0.0, due - time.monotonic()))
 
     def _looked(self) -> list[Any]:

@@ -10,6 +10,7 @@ from peft_core.ui.compare import build_compare
 from peft_core.ui.events import PRIVATE
 from peft_core.ui.inference.tab import build_inference
 from peft_core.ui.requests import refuse_downloads
+from peft_core.ui.sessions import keep_no_values
 from peft_core.ui.sidebar import build_sidebar, describe_usage, run_choices
 from peft_core.ui.theme import TOGGLE_THEME
 from peft_core.ui.train import build_train
@@ -35,6 +36,7 @@ FOLD_SIDEBAR = """() => {
 def build_page(workbench: Workbench) -> gr.Blocks:
     """The whole app; nothing is started or written until somebody opens it."""
     refuse_downloads()
+    keep_no_values()
     with gr.Blocks(title="PEFT Workbench", fill_width=True, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_classes="top"):
             gr.HTML(_header(), elem_id="header")

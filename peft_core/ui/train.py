@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
 from peft_core.pictures.pieces import message
-from peft_core.runs import ENDED, FAILED, KILLED
+from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED
 from peft_core.ui.code import api_access, code_kinds, code_view, shown
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, at_once, sentence, then_at_once
@@ -22,6 +22,8 @@ TO_THE_TOP = """() => {
   if (document.querySelector('#panel .running')) window.scrollTo({ top: 0, behavior: 'smooth' });
 }"""
 TICK = 1.0  # seconds between looks at the run folder
+# On a public demo while the picked run neither waits nor trains: 100 open pages would take a core.
+IDLE_TICK = 10.0
 
 
 def build_train(
@@ -70,8 +72,11 @@ def build_train(
     _wire_looks(workbench, panel, sidebar, seen, standing, [go, resume, evaluate, again, stop])
     go.click(train, set(form.values()), [picker, refused, strip], **PRIVATE).then(fn=None, js=TO_THE_TOP)
     _wire_code(workbench, form, show_code, kind, [code, codes])
-    resume.click(sentence(lambda run_id: workbench.resume(run_id) and None), picker, None, **PRIVATE)
-    evaluate.click(sentence(lambda run_id: workbench.evaluate(run_id) and None), picker, None, **PRIVATE)
+    for button, go_on in ((resume, workbench.resume), (evaluate, workbench.evaluate)):
+        continued = button.click(
+            sentence(lambda run_id, go_on=go_on: go_on(run_id) and None), picker, None, **PRIVATE
+        )
+        continued.success(lambda: "", None, seen, **PRIVATE)  # shows the run anew at once
     again.click(sentence(lambda run_id: started(workbench.train_again(run_id))), picker, picker, **PRIVATE)
     stop.click(sentence(lambda run_id: workbench.stop(run_id) and None), picker, None, **PRIVATE)
     return form
@@ -108,6 +113,7 @@ def _wire_looks(
         return {
             picker: gr.update(choices=run_choices(workbench, run_id)),
             sidebar.usage: describe_usage(workbench),
+            timer: gr.update(value=_seconds_between_looks(workbench, run_id)),
             standing: f"{run_id} {_status(workbench, run_id)}" if run_id else "",
             **updates(panel, workbench, run_id),
             **dict(zip(buttons, _buttons(workbench, run_id), strict=True)),
@@ -116,7 +122,12 @@ def _wire_looks(
     moving = [seen, held, panel.card, panel.loss, panel.metric]
     timer.tick(look, [picker, seen, held], moving, queue=False, **PRIVATE)
     then_at_once([picker.change], look, [picker, seen, held], moving)
-    seen.change(show, picker, [picker, sidebar.usage, standing, *panel.shown, *buttons], **FOLLOWING)
+    seen.change(show, picker, [picker, sidebar.usage, timer, standing, *panel.shown, *buttons], **FOLLOWING)
+
+
+def _seconds_between_looks(workbench: Workbench, run_id: str | None) -> float:
+    moves = _status(workbench, run_id) in (RUNNING, SCHEDULED)
+    return TICK if moves or workbench.limits is None else IDLE_TICK
 
 
 def _wire_code(
