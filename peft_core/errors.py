@@ -75,9 +75,9 @@ def reason_of(error: BaseException) -> str:
     return without_folders(str(error)) or type(error).__name__
 
 
-def shorten(text: str) -> str:
-    """Return a message cut to MOST_SHOWN characters: it may quote a value of any length."""
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
+def shorten(text: str, most: int = MOST_SHOWN) -> str:
+    """Return a text cut to so many characters, such as a message that quotes a value of any length."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def without_folders(text: str) -> str:

@@ -85,6 +85,11 @@ def forecast(settings: dict[str, Any], training: int | None = None) -> dict[str,
     return {"seconds": counts.forecast_seconds(config), "memory": memory, "free": free}
 
 
+def forecast_seconds(settings: dict[str, Any]) -> float | None:
+    """About how long these settings train; None if that is unknown."""
+    return counts.forecast_seconds(TrainConfig.from_dict(settings))
+
+
 def _resident_bytes(pid: int | None) -> int:
     try:
         return psutil.Process(pid).memory_info().rss if pid else 0

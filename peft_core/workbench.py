@@ -111,21 +111,28 @@ class Workbench(InferenceService):
         if not visitor.owns_all and visitor.owner is None:
             raise ConfigError(TOKEN_NEEDED)
         self.files.run("check", config.to_dict())
-        task = "forecast" if self.limits is None else "cost"
-        cost = self.worker.run(task, config.to_dict(), self.launcher.training_process())
-        if self.limits is not None:
-            self.limits.check_forecast(cost)
-        needed = training_bytes(cost["trainable"]) if self.limits else 0
+        seconds, needed = self._forecast(config)
         self._check_runs(visitor.owner)
         self.launcher.check_queue(visitor.owner)  # before room is made for it
         with self.reserve(needed, "training", Path(config.dataset_name)) as reservation:
             ahead = self.launcher.current()
             run = self.launcher.submit(
-                with_absolute_paths(config), owner=visitor.owner, forecast_seconds=cost["seconds"]
+                with_absolute_paths(config), owner=visitor.owner, forecast_seconds=seconds
             )
             if reservation is not None:
                 reservation.keep_until_ended(run.run_id)
         return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
+
+    def _forecast(self, config: TrainConfig) -> tuple[float | None, int]:
+        """Seconds that a training takes, and where strangers come the bytes that it writes.
+
+        Raises ConfigError for one that takes more time or memory than a public demo gives.
+        """
+        if self.limits is None:
+            return self.worker.run("forecast_seconds", config.to_dict()), 0
+        cost = self.worker.run("cost", config.to_dict(), self.launcher.training_process())
+        self.limits.check_forecast(cost)
+        return cost["seconds"], training_bytes(cost["trainable"])
 
     def _check_runs(self, owner: str | None) -> None:
         if self.limits is None or owner is None:
@@ -147,7 +154,8 @@ class Workbench(InferenceService):
 
     def settings_of(self, run_id: str) -> TrainConfig:
         """The settings of a run as whoever asks may give them."""
-        return TrainConfig.from_dict(hide_upload_folders(self.find(run_id).config().to_dict()))
+        settings = self.find(run_id).config().to_dict()
+        return TrainConfig.from_dict(hide_upload_folders(settings) if self.limits else settings)
 
     def list_runs(self) -> list[Run]:
         """The runs that whoever asks may read, the newest first."""

@@ -1,14 +1,18 @@
 """Sessions of gradio keep nothing of what people type, and pages look as often as something moves."""
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from gradio.server_messages import HeartbeatMessage, ProcessCompletedMessage
 from gradio.state_holder import SessionState
 
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.ui.page import build_page
+from peft_core.ui.requests import MOST_UNREAD, pending_sessions
 from peft_core.ui.train import IDLE_TICK, TICK, _seconds_between_looks
 from peft_core.workbench import Workbench
 
@@ -33,3 +37,21 @@ def test_page_looks_each_second_while_its_run_moves(public: bool, tmp_path: Path
     run.update(status="KILLED")
     for run_id in (run.run_id, None, "no-run"):
         assert _seconds_between_looks(workbench, run_id) == (IDLE_TICK if public else TICK)
+
+
+def test_messages_that_nobody_fetches_are_forgotten_but_for_the_newest_answers() -> None:
+    unread, few = asyncio.Queue(), asyncio.Queue()
+    for number in range(3 * MOST_UNREAD):
+        unread.put_nowait(HeartbeatMessage())
+        unread.put_nowait(ProcessCompletedMessage(event_id=str(number), output={}, success=True))
+    few.put_nowait(HeartbeatMessage())
+    waiting = SimpleNamespace(queue=[SimpleNamespace(session_hash="waits")])
+    queue = SimpleNamespace(
+        pending_messages_per_session={"gone": unread, "here": few},
+        event_queue_per_concurrency_id={"": waiting},
+        active_jobs=[None, [SimpleNamespace(session_hash="is worked on")]],
+    )
+    assert list(pending_sessions(queue)) == ["waits", "is worked on"]
+    left = [unread.get_nowait() for _ in range(unread.qsize())]
+    assert len(left) == MOST_UNREAD // 2 and left[-1].event_id == str(3 * MOST_UNREAD - 1)
+    assert few.qsize() == 1

@@ -211,7 +211,7 @@ def test_deleted_run_is_restored_by_its_owner_alone(demo: Demo, run: Run) -> Non
 def test_quota_binds_uploads_trainings_merges_and_restored_runs(demo: Demo, run: Run, tmp_path: Path) -> None:
     used = demo.as_("anna").usage()
     assert (used.runs, used.uploads) == (1, 0) and used.run_bytes > 10_000
-    assert used.describe().endswith("KB of 2 GB: 1 run, 0 uploads.") and demo.as_("ben").usage().runs == 0
+    assert used.describe().endswith("KB of 4 GB: 1 run, 0 uploads.") and demo.as_("ben").usage().runs == 0
     write_csv(tmp_path / "reviews.csv", ROWS)
     full = replace(demo.workbench.storage.quotas, visitor_bytes=used.total_bytes + 500)
     storage = Storage(demo.workbench.runs_dir, full)

@@ -7,6 +7,7 @@ say who the visitor is.
 from starlette.datastructures import MutableHeaders
 
 from peft_core.access.asgi import App, Message, Receive, Scope, Send
+from peft_core.access.refusals import route_path
 
 _HEAD = b"<head>"
 
@@ -18,7 +19,7 @@ class PageScript:
         self._app, self._tag = app, b"<script>" + script.encode() + b"</script>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+        if scope["type"] != "http" or route_path(scope) != "/" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(raw=list(scope["headers"]))

@@ -22,7 +22,7 @@ class Quotas:
         young_upload_seconds: The same of an upload, which somebody may be about to train on.
     """
 
-    visitor_bytes: int = 2_000_000_000
+    visitor_bytes: int = 4_000_000_000
     total_bytes: int = 20_000_000_000
     least_free_bytes: int = 2_000_000_000
     run_seconds: float = 7 * _DAY

@@ -22,7 +22,7 @@ from peft_core.files import NO_ROOM, fsync, make_folder, remove_folder, translat
 
 TRASH = ".trash"
 SECONDS_KEPT = 3600.0
-LEAST_FREE = 500_000_000  # bytes; with less free disk space deleted runs are not kept
+LEAST_FREE = 2_000_000_000  # bytes; with less free disk space deleted runs are not kept
 _log = logging.getLogger(__name__)
 
 

@@ -1,5 +1,6 @@
 """Who sent the request that is being answered, and what gradio may do for one."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -7,6 +8,7 @@ import gradio as gr
 from gradio import processing_utils
 from gradio.context import LocalContext
 from gradio.queueing import Queue
+from gradio.server_messages import ServerMessage
 
 from peft_core.access.visitors import LOCAL_USER, Visitor
 
@@ -61,11 +63,14 @@ def _is_from_page_or_login(request: gr.Request) -> bool:
 def pending_sessions(queue: Queue) -> Iterator[str]:
     """The session of each event that waits or is worked on.
 
-    Messages that nobody fetches are forgotten: gradio keeps those of 2,000 sessions, however many they are.
+    Of messages that nobody fetches the newest answers stay: gradio keeps all of 2,000 sessions.
     """
     for messages in list(queue.pending_messages_per_session.values()):
         if messages.qsize() > MOST_UNREAD:
-            messages._queue.clear()
+            answers = [
+                message for message in messages._queue if message.msg == ServerMessage.process_completed
+            ]
+            messages._queue = deque(answers[-MOST_UNREAD // 2 :])
     for waiting in list(queue.event_queue_per_concurrency_id.values()):
         yield from (event.session_hash for event in list(waiting.queue))
     for job in list(queue.active_jobs):

@@ -141,7 +141,7 @@ def _hub(workbench: Workbench, picker: gr.Radio) -> None:
                 yield [working(step.share, step.what), ""]
             yield [pushed(step.result), ""]
         except PeftCoreError as error:
-            yield [message(str(error)), ""]  # gradio would keep the token with the session
+            yield [message(str(error)), gr.skip()]
 
     go.click(push, [picker, kind, name, token, private, overwrite], [shown, token], **PRIVATE)
 

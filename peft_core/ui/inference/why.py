@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.errors import PeftCoreError
+from peft_core.errors import PeftCoreError, shorten
 from peft_core.pictures.explained import explained
 from peft_core.pictures.pieces import message, working
 from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, drop_answers, sentence
@@ -14,6 +14,7 @@ from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
 TITLES = {"base": "Base", "adapter": "Adapter", "merged": "Merged"}
+MOST_OF_TEXT = 500  # characters of a text in the table
 COLUMNS = {"Row": "row", "Text": "text", "True": "true", "Predicted": "predicted", "Confidence": "confidence"}
 ROWS = 50  # shown at a time
 
@@ -173,8 +174,8 @@ def _count(found: dict[str, Any]) -> str:
 
 
 def _cell(row: dict[str, Any], name: str) -> Any:
-    if name == "text" and row["text_pair"]:
-        return f"{row['text']} · {row['text_pair']}"
+    if name == "text":  # cut: with a click on a row the page sends the whole column
+        return " · ".join(shorten(text, MOST_OF_TEXT) for text in (row["text"], row["text_pair"]) if text)
     if name == "confidence":
         return f"{row['loss']:.4g}" if row["confidence"] is None else f"{row['confidence']:.3f}"
     return row[name]
