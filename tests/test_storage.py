@@ -100,9 +100,9 @@ def test_usage_counts_a_visitors_runs_and_uploads_alone(demo: Demo) -> None:
 
 def test_usage_describes_itself_in_one_sentence() -> None:
     usage = Usage(11_000_000, 1_000_000, 12_000_000, 3, 1, 2_000_000_000)
-    assert usage.describe() == "You use 12 MB of 4 GB: 3 runs, 1 upload."
+    assert usage.describe() == "You use 12 MB of 2 GB: 3 runs, 1 upload."
     assert replace(usage, total_bytes=0, runs=1, uploads=0).describe() == (
-        "You use 0 MB of 4 GB: 1 run, 0 uploads."
+        "You use 0 MB of 2 GB: 1 run, 0 uploads."
     )
 
 
