@@ -92,7 +92,7 @@ class Visitor:
         """List the runs in the page, which takes no others."""
         runs = self.ids["runs"]
         loading = (event for event in self._events if _is_load(event))
-        self.event(next(event for event in loading if event["outputs"] == [runs]), [])
+        self.event(next(event for event in loading if event["outputs"][:1] == [runs]), [])
 
     def values_for(self, handler: dict[str, Any], dataset_name: str) -> list[Any]:
         """What an open page that names a data set sends to a handler: else the values it begins with."""

@@ -1,9 +1,9 @@
 """Forged requests of a visitor: paths, file payloads, addresses, ids, sessions and tokens of others.
 
 They go raw to every route and every function of a running public demo that holds secrets (`forged_exhibit`).
-Rates are lifted, so that each one is answered for what it is. No answer may hold a secret or the place of
-the runs, unless the request named it; nobody may reach the server beside the app; nothing of another
-visitor's may change; and what a visitor owns is still answered, before and after.
+Rates are lifted and direct calls allowed, so that each one is answered for what it is. No answer may hold a
+secret or the place of the runs, unless the request named it; nobody may reach the server beside the app;
+nothing of another visitor's may change; and what a visitor owns is still answered, before and after.
 """
 
 import contextlib

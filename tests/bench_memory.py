@@ -7,7 +7,6 @@ are drawn at random from their configurations. What the file holds already is no
 
 import contextlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -77,6 +76,16 @@ def setting(model: str, method: str, batch: int, length: int, **others: Any) -> 
     }
 
 
+# A process counts as its own peak what the one that started it had: a small one starts it.
+_START_AND_MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def measure(settings: dict[str, Any], folder: Path) -> int:
     """The peak resident size of a training with these settings, in bytes."""
     model = model_folder(settings["model_name_or_path"], folder)
@@ -86,12 +95,11 @@ def measure(settings: dict[str, Any], folder: Path) -> int:
     command = [sys.executable, "-m", "peft_core.train", str(run.folder)]
     root = Path(__file__).resolve().parent.parent
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=root, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+        starter = [sys.executable, "-c", _START_AND_MEASURE, *command]
+        done = subprocess.run(starter, cwd=root, stdout=subprocess.PIPE, stderr=log, check=False)
+    if done.returncode:
         raise RuntimeError((folder / "log").read_text(encoding="utf-8")[-2000:])
-    return usage.ru_maxrss * 1024
+    return int(done.stdout) * 1024
 
 
 def model_folder(name: str, folder: Path) -> Path:

@@ -13,7 +13,18 @@ from app_server import Server, serve
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-ENDPOINTS = ["/train", "/status", "/stop", "/runs", "/count", "/merge", "/predict", "/download", "/delete"]
+ENDPOINTS = [
+    "/train",
+    "/status",
+    "/stop",
+    "/runs",
+    "/count",
+    "/merge",
+    "/predict",
+    "/download",
+    "/delete",
+    "/restore",
+]
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_full_queue_refuses_a_visitor_and_shows_another_the_place(
     refused.wait_for()
     expect(his.locator("#runs label")).to_have_count(0)
     hers.click("#stop")
-    hers.locator("#panel", has_text="topped").wait_for()
+    hers.locator("#runs label", has_text="stopped").wait_for()
     his.click("#train")
     his.locator("#panel", has_text="Waiting: 5th in the queue").wait_for()
     for visit in (anna, ben):

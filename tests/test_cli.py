@@ -163,7 +163,7 @@ def test_calls_of_the_api_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         each, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept.config_values
+    assert kept.config_values == {}  # see peft_core/ui/sessions.py
     assert given["state_session_capacity"] * each < 200e6
 
 
