@@ -2,7 +2,8 @@
 
 Where strangers come a worker has limits. A task past its deadline is ended with its process, and the next
 one starts another. The limit of memory is the kernel's (RLIMIT_AS, on Linux): a task that asks for more
-gets a MemoryError, or ends its worker, and nothing else on the machine.
+gets a MemoryError, or ends its worker, and nothing else on the machine. It may also hang, where a library
+meets the limit while it holds a lock, so a limit of memory comes with a deadline.
 """
 
 import contextlib
@@ -57,7 +58,12 @@ class Worker:
     """Runs functions of `peft_core.tasks` by name, one by one, in a process started when first needed."""
 
     def __init__(self, seconds: float | None = None, most_bytes: int | None = None) -> None:
-        """`seconds` is the longest that a task may take; `most_bytes` is the memory beyond the imports."""
+        """`seconds` is the longest that a task may take; `most_bytes` is the memory beyond the imports.
+
+        Raises ValueError for a limit of memory without a deadline.
+        """
+        if most_bytes is not None and seconds is None:
+            raise ValueError("most_bytes needs seconds: a task that meets the limit of memory may hang.")
         self._seconds, self._most_bytes = seconds, most_bytes
         self._context = multiprocessing.get_context("spawn")
         self._lock = threading.Lock()

@@ -205,7 +205,7 @@ def test_train_takes_relative_paths_from_the_folder_of_the_app(
         (tmp_path / name).symlink_to(settings[name])
     monkeypatch.chdir(tmp_path)
     workbench = Workbench.open(tmp_path / "runs")
-    monkeypatch.setattr(Worker, "run", lambda *_: {"seconds": None})
+    monkeypatch.setattr(Worker, "run", lambda *_: None)
     monkeypatch.setattr(Launcher, "advance", lambda _: False)
     (tmp_path / "rotten_tomatoes").mkdir()  # the embedded data set keeps its name
     names = {"model_name_or_path": "model_name_or_path", "dataset_name": "./dataset_name"}

@@ -142,13 +142,18 @@ def test_worker_that_meets_its_deadline_holds_up_no_other(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")
 def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: Path) -> None:
-    limited = Worker(most_bytes=100_000_000)
+    limited = Worker(seconds=30.0, most_bytes=100_000_000)
     (tmp_path / "large.csv").write_text("text,label\n" + "a,b\n" * 1_500_000)
     (tmp_path / "small.csv").write_text("text,label\na,b\n")
-    with pytest.raises(WorkerError, match="needs over 0.1 GB of memory|died while it did 'count_rows'"):
+    with pytest.raises(WorkerError, match="over 0.1 GB of memory|died while it did 'count_rows'|over 30 s"):
         limited.run("count_rows", [str(tmp_path / "large.csv")])
     assert limited.run("count_rows", [str(tmp_path / "small.csv")]) == 1
     limited.close()
+
+
+def test_limit_of_memory_comes_with_a_deadline() -> None:
+    with pytest.raises(ValueError, match="may hang"):
+        Worker(most_bytes=100_000_000)
 
 
 def test_process_killed_at_any_moment_leaves_no_lock_held(worker: Worker) -> None:
