@@ -52,7 +52,11 @@ class TrainConfig:
     model_name_or_path: str = setting(
         EMBEDDED_MODEL, "Base model", "A preset, a Hub model id, or a local folder with safetensors weights."
     )
-    revision: str | None = setting(None, "Revision", "Branch, tag or commit of the base model on the Hub.")
+    revision: str | None = setting(
+        None,
+        "Revision",
+        "Branch, tag or commit of the base model on the Hub; of a preset, else the commit it is pinned to.",
+    )
     dataset_name: str = setting(
         EMBEDDED_DATASET,
         "Data set",

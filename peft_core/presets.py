@@ -24,6 +24,27 @@ EMBEDDED_FILES = {  # SHA-256 of what is read of the embedded model besides its 
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+HUB_COMMITS = {  # what is read of a preset where no revision is given, so that it is the same in every run
+    "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "google-bert/bert-base-cased": "cd5ef92a9fb2f889e972770a36d4ed042daf221e",
+    "google-bert/bert-large-uncased": "6da4b6a26a1877e173fca3225479512db81a5e5b",
+    "google-bert/bert-base-multilingual-cased": "3f076fdb1ab68d5b2880cb87a0886f315b8146f8",
+    "nlptown/bert-base-multilingual-uncased-sentiment": "8f6f4e3a8f70be4b65d3a4a8762b6d781cda240d",
+    "FacebookAI/roberta-base": "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+    "FacebookAI/roberta-large": "722cf37b1afa9454edce342e7895e588b6ff1d59",
+    "FacebookAI/xlm-roberta-base": "e73636d4f797dec63c3081bb6ed5c7b0bb3f2089",
+    "FacebookAI/xlm-roberta-large": "c23d21b0620b635a76227c604d44e43a9f0ee389",
+    "microsoft/deberta-v3-small": "a36c739020e01763fe789b4b85e2df55d6180012",
+    "microsoft/deberta-v3-base": "de19fe7db5162df5f3d8f0b41321c0267288fd74",  # its branch holds only a pickle
+    "answerdotai/ModernBERT-base": "8949b909ec900327062f0ebf497f51aef5e6f0c8",
+    "answerdotai/ModernBERT-large": "45bb4654a4d5aaff24dd11d4781fa46d39bf8c13",
+    "google/electra-small-discriminator": "fa8239aadc095e9164941d05878b98afe9b953c3",
+    "google/electra-base-discriminator": "1ae76a97c7e84a4e640876a07453fccd636f0667",
+    "microsoft/mpnet-base": "6996ce1e91bd2a9c7d7f61daec37463394f73f09",
+    "albert/albert-base-v2": "8e2f239c5f8a2c0f253781ca60135db913e5c80c",
+    "Yelp/yelp_review_full": "c1f9ee939b7d05667af864ee1cb066393154bf85",
+}
 APACHE, MIT = "Apache-2.0", "MIT"
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError, causes
-from peft_core.presets import EMBEDDED_FILES, EMBEDDED_SHA256, embedded_model_folder
+from peft_core.presets import EMBEDDED_FILES, EMBEDDED_SHA256, HUB_COMMITS, embedded_model_folder
 
 HUB_TIMEOUT = (
     5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
@@ -86,7 +86,11 @@ def model_source(name: str, revision: str | None = None, *, weights: bool = True
 def dataset_revision(name: str) -> str:
     """The commit of a Hub data set, asked in a few seconds or refused with a HubError."""
     check_repo_id(name, "data set")
-    return _ask_hub(name, "data set", lambda: HfApi().dataset_info(name, timeout=HUB_TIMEOUT)).sha
+    pinned = HUB_COMMITS.get(name)
+    found = _ask_hub(
+        name, "data set", lambda: HfApi().dataset_info(name, revision=pinned, timeout=HUB_TIMEOUT)
+    )
+    return found.sha
 
 
 def check_repo_id(name: str, kind: str) -> None:
@@ -159,12 +163,13 @@ def _local_source(name: str, weights: bool) -> Source:
     return Source(str(folder), folder, revision)
 
 
-def _no_safetensors(name: str) -> str:
-    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose another."
+def _no_safetensors(name: str, hint: str = "") -> str:
+    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose another{hint}."
 
 
 def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
     check_repo_id(name, "base model")
+    revision = revision or HUB_COMMITS.get(name)
     offline = not _answers(name, revision)
     files = MODEL_FILES if weights else CONFIG_FILES
     folder = _ask_hub(
@@ -175,7 +180,10 @@ def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
         ),
     )
     if weights and not list(Path(folder).glob("*.safetensors")):
-        raise HubError(_unreachable(name, "base model")) if offline else ModelError(_no_safetensors(name))
+        hint = ", or a revision that holds some: the Hub offers conversions as pull requests (refs/pr/1)"
+        if offline:
+            raise HubError(_unreachable(name, "base model"))
+        raise ModelError(_no_safetensors(name, hint))
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{name!r} holds no config.json; choose a repository of a transformers model.")
     return Source(name, Path(folder), Path(folder).name)

@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from peft_core.presets import HUB_COMMITS
+
 Kind = Literal["model", "dataset"]
 Json = dict[str, Any]
 
@@ -102,9 +104,12 @@ class Commit:
     gated: bool
     drop_after: int | None
     private: bool = False
+    pinned: str | None = None
 
     @property
     def sha(self) -> str:
+        if self.pinned is not None:
+            return self.pinned
         listing = "".join(f"{file.etag} {path}\n" for path, file in sorted(self.files.items()))
         return hashlib.sha1(listing.encode()).hexdigest()
 
@@ -209,10 +214,14 @@ class HubServer:
         drop_after: int | None = None,
         private: bool = False,
     ) -> str:
-        """Publish a folder as the main branch of a repository and return its commit; older commits remain."""
+        """Publish a folder as the main branch of a repository and return its commit; older commits remain.
+
+        The first one of a preset is the commit that it is pinned to.
+        """
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files = {name: RepoFile.read(name, path) for name, path in sorted(paths.items())}
-        commit = Commit(kind, repo_id, files, gated, drop_after, private)
+        pinned = None if (kind, repo_id) in self._repos else HUB_COMMITS.get(repo_id)
+        commit = Commit(kind, repo_id, files, gated, drop_after, private, pinned)
         self._repos.setdefault((kind, repo_id), {}).update({commit.sha: commit, "main": commit})
         return commit.sha
 

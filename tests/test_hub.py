@@ -17,7 +17,7 @@ from tiny import YELP_CONFIG, YELP_LABELS, make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.presets import RECIPES
+from peft_core.presets import HUB_COMMITS, RECIPES
 from peft_core.runs import Run
 
 MODEL, DATASET = "nlptown/bert-base-multilingual-uncased-sentiment", "Yelp/yelp_review_full"
@@ -162,6 +162,22 @@ def test_another_commit_of_the_base_is_not_taken_for_it(
     assert done.returncode == 0, "the commit that was trained on is still there"
     revision = json.loads(run.certificate.read_text(encoding="utf-8"))["base_revision"]
     assert revision == run.result()["base_revision"] != hub.find("model", TINY, None).sha
+
+
+def test_presets_are_read_at_their_pinned_commits_when_their_branches_have_moved(
+    hub: HubServer, client: Client, stars: Path, reviews: Path, tmp_path: Path
+) -> None:
+    later = make_tiny_bert(tmp_path / "later", hidden_size=64)
+    hub.add_repo("model", MODEL, later)
+    hub.add_repo("dataset", DATASET, make_yelp_parquet(tmp_path / "rows", train_rows=200))
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(RECIPES["The article (Hub)"]))
+    train(run, client)
+    result = run.result()
+    assert result["base_revision"] == HUB_COMMITS[MODEL] != hub.find("model", MODEL, None).sha
+    assert result["data"]["revision"] == HUB_COMMITS[DATASET] != hub.find("dataset", DATASET, None).sha
+    assert result["train_rows"] == 80, "the rows of the commit, not those that came later"
+    given = client.ask(("load", MODEL, "main"))[0]
+    assert given["value"] == hub.find("model", MODEL, None).sha, "a revision that is given is read"
 
 
 def test_counting_fetches_a_config_and_nothing_else(hub: HubServer, client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from peft_core.modules import check_target_modules
 from peft_core.presets import (
     DATASETS,
     EMBEDDED_SHA256,
+    HUB_COMMITS,
     MODELS,
     RECIPES,
     embedded_model_folder,
@@ -81,6 +83,14 @@ def test_what_a_preset_brings_is_told_before_a_run() -> None:
         512,
     ]
     assert plain["modules"][-1]["name"] == "all-linear"
+
+
+def test_every_preset_of_the_hub_is_pinned_to_a_commit() -> None:
+    on_hub = {name for name in MODELS if name != EMBEDDED_MODEL}
+    on_hub |= {name for name, preset in DATASETS.items() if not preset.embedded}
+    assert set(HUB_COMMITS) == on_hub
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in HUB_COMMITS.values())
+    assert len(set(HUB_COMMITS.values())) == len(HUB_COMMITS)
 
 
 @pytest.mark.parametrize("name", RECIPES)

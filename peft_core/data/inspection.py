@@ -24,6 +24,7 @@ from peft_core.data.reading_findings import reading_findings
 from peft_core.encoder import has_tokenizer, local_config
 from peft_core.errors import DataError, ModelError, PeftCoreError
 from peft_core.heads import head_labels, head_rows
+from peft_core.presets import HUB_COMMITS
 from peft_core.sources import is_local, model_source
 
 MOST_ROWS = 20_000  # of a split that are looked at
@@ -153,6 +154,7 @@ def _tokenizer(name: str, revision: str | None) -> Any:
             if not has_tokenizer(folder):
                 raise DataError(f"The model {name!r} holds no tokenizer, so no tokens are counted.")
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        revision = revision or HUB_COMMITS.get(name)
         return AutoTokenizer.from_pretrained(
             name, revision=revision, local_files_only=True, trust_remote_code=False
         )
