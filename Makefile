@@ -64,19 +64,22 @@ bench-methods: .venv/installed-tests
 bench-inference: .venv/installed-tests
 	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_inference.py
 
-.venv/installed: requirements.txt pre-requirements.txt
+# What is pinned comes first and by its SHA-256; then torch, and what another system or Python needs besides.
+.venv/installed: requirements.txt pre-requirements.txt hashes.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes -r hashes.txt
 	$(BIN)/python $(PIP_INSTALL) -c pre-requirements.txt -r requirements.txt
 	touch $@
 
-.venv/installed-tests: tests/requirements.txt tests/pins.txt .venv/installed
+.venv/installed-tests: tests/requirements.txt tests/pins.txt tests/hashes.txt .venv/installed
+	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes -r tests/hashes.txt
 	$(BIN)/python $(PIP_INSTALL) -c pre-requirements.txt -c tests/pins.txt -r tests/requirements.txt
 	touch $@
 
-# Resolves requirements.txt and tests/requirements.txt anew and pins what comes out.
+# Resolves requirements.txt and tests/requirements.txt anew, pins what comes out, and looks up the hashes of the pins.
 pins:
 	$(PYTHON) -m venv --clear .venv-pins
-	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt -r tests/requirements.txt
+	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt -r tests/requirements.txt uv==0.13.9
 	.venv-pins/bin/python tests/pins.py
 	rm -rf .venv-pins
 

@@ -1,12 +1,13 @@
 """What the app is made of: every package pinned, every embedded file the one it was built for."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from audit import report
 from packaging.utils import canonicalize_name
-from pins import RUNTIME, TESTS, brought_by, requirements
+from pins import HASHES, ROOT, RUNTIME, TESTS, brought_by, requirements
 from processes import python
 
 from peft_core import sources
@@ -33,6 +34,32 @@ def test_every_package_is_pinned_and_tested_in_the_pinned_version() -> None:
     built = {"torch": runtime["torch"]}
     assert runtime.items() <= {**runtime_pins, **built}.items()
     assert for_tests.items() <= {**runtime_pins, **pinned(TESTS), **built}.items()
+
+
+@pytest.mark.parametrize("pins", HASHES)
+def test_every_pin_has_hashes(pins: str) -> None:
+    packages: dict[str, list[str]] = {}
+    for line in (ROOT / HASHES[pins]).read_text(encoding="utf-8").splitlines():
+        word = line.strip().removesuffix("\\").strip()
+        if "==" in word:
+            packages[word] = found = []
+        elif not word.startswith("#"):
+            found.append(word)
+    assert {*packages} == {f"{name}=={version}" for name, version in pinned(pins).items()}
+    for hashes in packages.values():
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+
+
+def test_package_with_other_bytes_is_not_installed(tmp_path: Path) -> None:
+    """The rule of the Makefile, with the hash of another file."""
+    wheel = tmp_path / "altered-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"other bytes")
+    (tmp_path / "hashes.txt").write_text(f"altered==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
+    rule = "--no-deps --require-hashes -r "
+    assert f"{rule}hashes.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    options = ["--no-index", "--find-links", str(tmp_path), "--target", str(tmp_path / "site")]
+    done = python("-m", "pip", "install", *options, *rule.split(), str(tmp_path / "hashes.txt"))
+    assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
 
 
 def test_pins_bring_nothing_of_the_tests() -> None:
