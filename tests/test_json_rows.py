@@ -164,7 +164,7 @@ def test_label_studio_answers_of_odd_types_are_read(tmp_path: Path) -> None:
 def test_record_that_is_not_of_its_files_format_is_one_sentence(tmp_path: Path) -> None:
     record = {"fields": {"text": "good"}, "responses": {"label": [{"value": "pos"}]}}
     records = [record] * 5000 + [{"text": "plain"}]
-    words = "'a.jsonl' is an export of Argilla, but {'text': 'plain'} is no record of one"
+    words = r"'a.jsonl' is an export of Argilla, but an object with the keys \['text'\] is no record of one"
     with pytest.raises(DataError, match=words):
         read(tmp_path / "a.jsonl", records, lines=True)
     stream = open_rows(tmp_path / "a.jsonl")
@@ -179,13 +179,25 @@ def test_record_that_is_not_of_its_files_format_is_one_sentence(tmp_path: Path) 
         ({"text": ["a", "b"], "label": ["x"]}, "different lengths: 'text' has 2, 'label' has 1"),
         ({"data": []}, "no rows"),
         ([], "no rows"),
-        (["good", "bad"], "'good' is no object"),
-        (7, "holds 7 and no rows"),
+        (["good", "bad"], "row 1: a text is no object"),
+        ([ROWS[0], None], "row 2: null is no object"),
+        (7, "holds a number and no rows"),
+        (False, "holds true or false and no rows"),
     ],
 )
 def test_json_without_rows_says_what_was_read(value: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
         read(tmp_path / "a.json", value)
+
+
+@pytest.mark.parametrize(
+    "value", ["hf_secret", ["hf_secret"], {"token": "hf_secret"}, [{"text": "a"}, ["hf_secret"]]]
+)
+def test_json_that_is_no_data_set_is_not_quoted(value: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        load_labelled_text(TrainConfig(dataset_name=str(tmp_path / "a.json")))
+    assert "hf_secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("orient", ["records", "split", "index", "columns", "table"])

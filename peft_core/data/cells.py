@@ -30,6 +30,15 @@ def shown(value: Any, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for messages about a file that holds no rows: its content is not quoted."""
+    if isinstance(value, dict):
+        return f"an object with the keys {shown(list(value))}"
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "true or false"
+    return {str: "a text", list: "a list"}.get(type(value), "a number")
+
+
 def first_line(error: BaseException) -> str:
     """Return what an error of a library says, cut to one short line and without folders."""
     return (reason_of(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from peft_core.data.annotation_exports import Annotated, ExportFormat, export_format
-from peft_core.data.cells import cell, is_nested, shown
+from peft_core.data.cells import cell, is_nested, kind_of
 from peft_core.data.columns import as_text
 from peft_core.errors import DataError
 
@@ -38,8 +38,8 @@ class RecordReader:
             return self.export.read(dict(record))
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.file_name!r} is an export of {self.export.name}, but {shown(record)} is no record of "
-                "one; export it again, or leave the record out."
+                f"{self.file_name!r} is an export of {self.export.name}, but {kind_of(record)} is no record "
+                "of one; export it again, or leave the record out."
             ) from error
 
     def flat(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -113,9 +113,8 @@ def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> R
 
 def not_an_object(name: str, number: int, record: Any) -> str:
     """The sentence for a row of JSON that is no object."""
-    return (
-        f'{name!r}, row {number}: {shown(record)} is no object; write each row as {{"text": …, "label": …}}.'
-    )
+    found = kind_of(record)
+    return f'{name!r}, row {number}: {found} is no object; write each row as {{"text": …, "label": …}}.'
 
 
 def texts_where_mixed(column: pd.Series) -> pd.Series:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_core.data.annotation_exports import export_format
-from peft_core.data.cells import first_line, shown
+from peft_core.data.cells import first_line, kind_of, shown
 from peft_core.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -63,7 +63,7 @@ def shape_of(name: str, whole: Any) -> Shape:
         return Shape("array")
     if not isinstance(whole, dict):
         raise DataError(
-            f'{name!r} holds {shown(whole)} and no rows; write each row as {{"text": …, "label": …}}.'
+            f'{name!r} holds {kind_of(whole)} and no rows; write each row as {{"text": …, "label": …}}.'
         )
     if _is_one_row(whole):
         return Shape("object")
