@@ -20,6 +20,11 @@ from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
 
 TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
+OWNERS_BUTTONS = {
+    "A file": ["#predict-file"],
+    "Can I trust it?": ["#save-rule"],
+    "Take away": ["#make-onnx", "#push", "#take-script"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,13 @@ def test_two_visitors_see_their_own_runs_and_a_shared_one_until_its_link_ends(
     his.locator("#panel h3", has_text=run.run_id).wait_for()
     for name in ("#merge", "#delete-run", "#share-run", "#continue", "#stop"):
         expect(his.locator(name)).to_be_hidden()
-    expect(his.locator("#try-it")).to_be_visible()
+    his.click("#try-it")
+    expect(his.locator("#picked")).to_contain_text("This run is not yours: you can read it")
+    for tab, buttons in OWNERS_BUTTONS.items():
+        his.get_by_role("tab", name=tab).click()
+        for button in buttons:
+            expect(his.locator(button)).to_be_disabled()
+    his.get_by_role("tab", name="Train").click()
 
     hers.click("#revoke-link")
     his.locator("#panel", has_text="There is no run").wait_for()

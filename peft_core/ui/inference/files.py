@@ -39,8 +39,8 @@ class FileForm:
     header_row: gr.Number
 
 
-def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
-    """The upload and its columns on the left, what comes of it on the right."""
+def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> gr.Button:
+    """The upload and its columns on the left, what comes of it on the right; returns its button."""
     with gr.Row():
         with gr.Column(scale=5):
             form = _file_form()
@@ -115,6 +115,7 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
     drop_answers(picker.change, predicting)
     at_once([picker.change], {**cleared, stop: gr.update(interactive=False)})
     stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
+    return go
 
 
 def _file_form() -> FileForm:

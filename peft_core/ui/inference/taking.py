@@ -32,25 +32,26 @@ HUB = "Under your own account, with a model card that fills itself. The token is
 PUSHED = [("Adapter", "adapter"), ("Merged model", "merged")]
 
 
-def build_taking(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
-    """Files on the left, the Hub and the code on the right."""
+def build_taking(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> list[gr.Button]:
+    """Files on the left, the Hub and the code on the right; returns the buttons that write into the run."""
     opened = [tab.select, standing.change]
     with gr.Row():
         with gr.Column():
             _zips(workbench, picker)
             with gr.Accordion("ONNX", open=True):
                 drop = gr.Number(0.5, label="Largest drop, points", elem_id="max-drop")
-                _maker(workbench, picker, opened, "onnx", ONNX, onnx_report, {"max_drop": drop})
+                onnx = _maker(workbench, picker, opened, "onnx", ONNX, onnx_report, {"max_drop": drop})
             with gr.Accordion("Embeddings", open=False):
-                _maker(workbench, picker, opened, "embeddings", EMBEDDINGS, embeddings_report)
+                embeddings = _maker(workbench, picker, opened, "embeddings", EMBEDDINGS, embeddings_report)
                 _neighbours(workbench, picker)
             with gr.Accordion("A page of its own", open=False):
-                _maker(workbench, picker, opened, "page", PAGE, page_report)
+                page = _maker(workbench, picker, opened, "page", PAGE, page_report)
         with gr.Column():
             with gr.Accordion("Push to the Hub", open=True):
-                _hub(workbench, picker)
+                push = _hub(workbench, picker)
             with gr.Accordion("The code", open=True):
-                _code(workbench, picker, opened)
+                script = _code(workbench, picker, opened)
+    return [onnx, embeddings, page, push, script]
 
 
 def _zips(workbench: Workbench, picker: gr.Radio) -> None:
@@ -68,8 +69,8 @@ def _maker(
     words: str,
     report: Callable[[dict[str, Any]], str],
     options: dict[str, Any] | None = None,
-) -> None:
-    """A button that makes something in the run's folder, what came of it, and its zip."""
+) -> gr.Button:
+    """A button that makes something in the run's folder, what came of it, and its zip; returns the button."""
     gr.HTML(f'<p class="quiet">{words}</p>')
     with gr.Row():
         make = gr.Button("Make", elem_id=f"make-{kind}", variant="primary")
@@ -98,6 +99,7 @@ def _maker(
     at_once([picker.change], {shown: ""})
     gr.on(opened, offer, picker, take, **FOLLOWING)
     download_by_click(take, partial(workbench.archive, kind=kind), [picker], f"taken-{kind}")
+    return make
 
 
 def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
@@ -120,7 +122,8 @@ def _neighbours(workbench: Workbench, picker: gr.Radio) -> None:
     at_once([picker.change], {shown: ""})
 
 
-def _hub(workbench: Workbench, picker: gr.Radio) -> None:
+def _hub(workbench: Workbench, picker: gr.Radio) -> gr.Button:
+    """What a push needs; returns its button."""
     gr.HTML(f'<p class="quiet">{HUB}</p>')
     kind = gr.Radio(PUSHED, value="adapter", show_label=False, elem_id="push-kind")
     with gr.Row():
@@ -144,10 +147,14 @@ def _hub(workbench: Workbench, picker: gr.Radio) -> None:
             yield [message(str(error)), gr.skip()]
 
     go.click(push, [picker, kind, name, token, private, overwrite], [shown, token], **PRIVATE)
+    return go
 
 
-def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> None:
-    """The script that reproduces the run, and the app's own API with the run's id filled in."""
+def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> gr.Button:
+    """The script that reproduces the run, and the app's own API with the run's id filled in.
+
+    Returns the button that downloads the script.
+    """
     kind = code_kinds("This run, in plain Python", "code-kind")
     code = code_view("code")
     with gr.Row():
@@ -162,3 +169,4 @@ def _code(workbench: Workbench, picker: gr.Radio, opened: list[Any]) -> None:
     gr.on([*opened, kind.input], write, [picker, kind], code, **FOLLOWING)
 
     download_by_click(take, partial(workbench.archive, kind="script"), [picker], "taken-script")
+    return take

@@ -39,8 +39,8 @@ class RuleForm:
         return [self.temperature, self.thresholds, self.abstain]
 
 
-def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
-    """The choice on the left, what it brings on the right."""
+def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> gr.Button:
+    """The choice on the left, what it brings on the right; returns the button that saves it."""
     with gr.Row():
         with gr.Column(scale=4):
             form = _rule_form()
@@ -50,6 +50,7 @@ def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab:
                 reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
                 coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
     _wire(workbench, picker, [tab.select, standing.change], form, [table, reliability, coverage])
+    return form.save
 
 
 def _rule_form() -> RuleForm:
