@@ -25,6 +25,7 @@ from app_server import Server, serve
 from browser import FLAGS, find_chromium
 from playwright.sync_api import Page, Route, sync_playwright
 
+from batteries.recorded_routes import RECORD_ROUTES
 from batteries.result import BatteryResult
 
 NAME = "requests of other sites, over every route"
@@ -37,21 +38,6 @@ PATHS = ("/", "/config", "/gradio_api/call/runs", "/gradio_api/upload", "/gradio
 _CHROMIUM_FLAGS = ("--disable-features=LocalNetworkAccessChecks", "--disable-popup-blocking")
 _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 _PAGE = f"<!doctype html><title>Another site</title><body><script>{_SCRIPT}</script>"
-_RECORD_ROUTES = """
-import contextlib, json, os
-from peft_core.access import guard
-make_lifespan = guard.guard_lifespan
-def lifespan_that_records_routes(*arguments, **options):
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        routes = {path: list(methods) for path, methods in app.openapi()["paths"].items()}
-        with open(os.environ["ROUTES"], "w") as file:
-            json.dump(routes, file)
-        async with make_lifespan(*arguments, **options)(app):
-            yield
-    return lifespan
-guard.guard_lifespan = lifespan_that_records_routes
-"""
 _RECORD_REQUESTS = """
 refuse = guard.RequestGuard._refuse
 def record(self, scope):
@@ -155,7 +141,7 @@ def _app(broken: str) -> Iterator[Attempts]:
         log, routes = Path(folder) / "requests.jsonl", Path(folder) / "routes.json"
         log.touch()
         files = {"REQUESTS": str(log), "ROUTES": str(routes)}
-        patch = "\n".join((_RECORD_ROUTES, broken, _RECORD_REQUESTS))
+        patch = "\n".join((RECORD_ROUTES, broken, _RECORD_REQUESTS))
         with serve(Path(folder) / "runs", "--mcp", patch=patch, **files) as server:
             yield Attempts(server, log, routes)
 

@@ -31,6 +31,7 @@ from gradio.utils import HASH_SEED_PATH
 from small_data import write_small_data
 from tiny import make_tiny_bert
 
+from batteries.recorded_routes import RECORD_ROUTES
 from batteries.workplace import settings_in
 from peft_core import runs
 from peft_core.access.visitors import TOKEN_HEADER, new_token, sha256_of
@@ -43,9 +44,8 @@ from peft_core.train import train
 API = "/gradio_api"
 _PLACES = ("beside the runs", "temporary folder", "environment", "run", "upload", "canary server")
 _LIFT_LIMITS = """
-import contextlib, json, os
 from functools import partial
-from peft_core.access import gate, guard, upload_room
+from peft_core.access import gate, upload_room
 from peft_core.access.rates import Rate
 names = ("visitor", "address", "static")
 names += ("visitor_uploads", "address_uploads", "visitor_bytes", "address_bytes")
@@ -54,17 +54,6 @@ rates = dict.fromkeys(names, Rate(1e12, 10**12))
 gate.GateLimits = partial(gate.GateLimits, **rates, open_per_address=10_000, open_in_all=10_000)
 gate.GateLimits = partial(gate.GateLimits, visitor_pending=10_000, address_pending=10_000)
 upload_room.RoomLimits = partial(upload_room.RoomLimits, least_free_bytes=0)
-make_lifespan = guard.guard_lifespan
-def lifespan_that_records_routes(*arguments, **options):
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        routes = {path: list(methods) for path, methods in app.openapi()["paths"].items()}
-        with open(os.environ["ROUTES"], "w") as file:
-            json.dump(routes, file)
-        async with make_lifespan(*arguments, **options)(app):
-            yield
-    return lifespan
-guard.guard_lifespan = lifespan_that_records_routes
 from gradio import Blocks
 Blocks.api_open = property(lambda blocks: True, lambda blocks, value: None)
 """
@@ -156,7 +145,7 @@ def exhibit(seed: int = 0, broken: str = "") -> Iterator[Exhibit]:
         routes, runs_dir = folder / "routes.json", folder / "runs"
         runs_dir.mkdir()
         environment = {"CANARY": canaries["environment"], "ROUTES": str(routes)}
-        app = serve(runs_dir, "--public", "--mcp", patch=_LIFT_LIMITS + broken, **environment)
+        app = serve(runs_dir, "--public", "--mcp", patch=_LIFT_LIMITS + RECORD_ROUTES + broken, **environment)
         with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as starter:
             canary_port, hits = stack.enter_context(_canary_server(canaries["canary server"]))
             starting = starter.submit(stack.enter_context, app)

@@ -37,6 +37,19 @@ from peft_core.worker import Report, Worker, in_thread
 SECONDS_BETWEEN_SWEEPS = 600.0
 
 
+class _Sweeps:
+    """Says when the folder of runs is due to be tidied: at first, and then every ten minutes."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def are_due(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + SECONDS_BETWEEN_SWEEPS
+        return True
+
+
 @dataclass(frozen=True)
 class Workbench(InferenceService):
     """What the page and the endpoints ask for.
@@ -48,7 +61,7 @@ class Workbench(InferenceService):
 
     launcher: Launcher
     uploads: VisitorUploads
-    _next_sweep: list[float] = field(default_factory=lambda: [0.0])
+    _sweeps: _Sweeps = field(default_factory=_Sweeps)
 
     @classmethod
     def open(
@@ -83,8 +96,7 @@ class Workbench(InferenceService):
 
     def start(self) -> None:
         """Warm the workers, remove what dead processes left half-written, and take up runs that wait."""
-        if time.monotonic() > self._next_sweep[0]:  # each page that opens starts it
-            self._next_sweep[0] = time.monotonic() + SECONDS_BETWEEN_SWEEPS
+        if self._sweeps.are_due():  # each page that opens starts it
             runs.sweep(self.runs_dir)
             if self.storage is not None:
                 self.storage.expire()

@@ -20,7 +20,7 @@ from peft_core.access.gate import GateLimits, PublicGate
 from peft_core.access.guard import PagePolicy, RequestGuard
 from peft_core.access.hosts import AllowedHosts
 from peft_core.access.rates import Rate
-from peft_core.access.sessions import Sessions
+from peft_core.access.sessions import Sender, Sessions
 from peft_core.access.visitors import TOKEN_HEADER, new_token
 from peft_core.limits import Limits
 
@@ -431,13 +431,13 @@ def test_gate_mcp_calls_with_and_without_token_share_a_session() -> None:
 
 
 def test_sessions_many_names_drop_the_stalest() -> None:
-    sessions = Sessions(max_names=10)
+    sessions, alice, mallory = Sessions(max_names=10), Sender("alice", "one"), Sender("mallory", "two")
     for number in range(1000):
-        sessions.check([f"name {number}", "page"], "alice")
+        sessions.check([f"name {number}", "page"], alice)
     assert len(sessions) == 10
-    sessions.check(["name 0"], "mallory")
+    sessions.check(["name 0"], mallory)
     with pytest.raises(Exception, match="was not found"):
-        sessions.check(["page"], "mallory")
+        sessions.check(["page"], mallory)
 
 
 def test_gate_keeps_no_copies_of_pages() -> None:

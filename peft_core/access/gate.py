@@ -20,7 +20,7 @@ from peft_core.access.asgi import App, Message, Receive, Scope, Send
 from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multipart, length_of
 from peft_core.access.rates import Rate, Rates
 from peft_core.access.refusals import Refusal, is_upload_route, route_path
-from peft_core.access.sessions import Sessions, names_in_body, names_in_url, starts_event
+from peft_core.access.sessions import Sender, Sessions, names_in_body, names_in_url, starts_event
 from peft_core.access.upload_room import LEAST_FILE_BYTES, UploadRoom
 from peft_core.access.visitors import Visitor
 from peft_core.limits import Limits
@@ -111,58 +111,59 @@ class PublicGate:
             network = network_of(CLIENT_ADDRESS.get())
             self._rates.check(scope, network)
             with self._slots.take(network):
-                await self._answer(scope, receive, send)
+                await self._answer(scope, receive, send, network)
         except Refusal as refusal:
             await refusal.send(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, network: str) -> None:
         headers = Headers(scope=scope)
-        party = _party_of(headers)
+        sender = Sender(_party_of(headers), network)
         if _OPENS_COPY.search(route_path(scope)) or b"deep_link" in scope.get("query_string", b""):
             raise Refusal(404, "This demo keeps no copies of pages. Share a run by its link.")
-        self._claim(list(names_in_url(scope)), party, is_session="upload" not in route_path(scope))
+        self._claim(list(names_in_url(scope)), sender, is_session="upload" not in route_path(scope))
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
         elif is_upload_route(scope):
-            await self._answer_upload(scope, receive, send, headers=headers)
+            await self._answer_upload(scope, receive, send, headers=headers, network=network)
         else:
-            await self._answer_call(scope, receive, send, headers=headers, party=party)
+            await self._answer_call(scope, receive, send, headers=headers, sender=sender)
 
-    async def _answer_upload(self, scope: Scope, receive: Receive, send: Send, *, headers: Headers) -> None:
+    async def _answer_upload(
+        self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, network: str
+    ) -> None:
         length, limits = length_of(headers, self._max_upload_bytes), self._limits.bodies
         upload = UploadBody(headers, receive, max_bytes=length, limits=limits)
         size = length + limits.upload_files * LEAST_FILE_BYTES
         async with self._room.reserve(size) if self._room else nullcontext():
-            self._rates.check_bytes(scope, network_of(CLIENT_ADDRESS.get()), size)
+            self._rates.check_bytes(scope, network, size)
             await upload.pass_to(self._app, scope, send)
 
     async def _answer_call(
-        self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, party: str
+        self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, sender: Sender
     ) -> None:
         if is_multipart(headers) and not route_path(scope).startswith("/login"):
             raise Refusal(415, "This address takes no files. Upload them at /gradio_api/upload.")
         async with self._bodies.read(headers, receive) as body:
             if body is None:
                 return
-            self._claim(list(names_in_body(body)), party)
-            network = network_of(CLIENT_ADDRESS.get())
+            self._claim(list(names_in_body(body)), sender)
             if starts_event(scope):
-                self._check_pending(party, network)
-            send_and_assign = self._sessions.assign_event(scope, party, send, network)
+                self._check_pending(sender)
+            send_and_assign = self._sessions.assign_event(scope, sender, send)
             await self._app(scope, _replay(body, receive), send_and_assign)
 
-    def _claim(self, names: Sequence[object], party: str, *, is_session: bool = True) -> None:
-        """Let names belong to a party; a Refusal for one of another party, and for too many new sessions."""
-        network = network_of(CLIENT_ADDRESS.get())
+    def _claim(self, names: Sequence[object], sender: Sender, *, is_session: bool = True) -> None:
+        """Let names belong to a sender; a Refusal for one of another party, and for too many new sessions."""
         if is_session and any(isinstance(name, str) and self._sessions.owner(name) is None for name in names):
-            self._rates.check_session(network if party == NO_TOKEN else party, network)
-        self._sessions.check(names, party, network)
+            visitor = sender.network if sender.party == NO_TOKEN else sender.party
+            self._rates.check_session(visitor, sender.network)
+        self._sessions.check(names, sender)
 
-    def _check_pending(self, party: str, network: str) -> None:
+    def _check_pending(self, sender: Sender) -> None:
         """Raise a Refusal for a visitor, or an address, that has asked too much that is not done."""
         owners = [owner for name in self._pending() if (owner := self._sessions.owner(name))]
-        near = sum(owner.network == network for owner in owners)
-        own = sum(owner.party == party and party != NO_TOKEN for owner in owners)
+        near = sum(owner.network == sender.network for owner in owners)
+        own = sum(owner.party == sender.party != NO_TOKEN for owner in owners)
         if own >= self._limits.visitor_pending or near >= self._limits.address_pending:
             raise Refusal(429, "Much that you asked is still being worked on. Try again in 10 seconds.", 10)
 

@@ -27,8 +27,8 @@ _RESULT = re.compile(r"(?:/gradio_api)?/call/(?:[^/]+/){1,2}?([^/]+)/?")  # fetc
 _STARTS_EVENT = re.compile(r"(?:/gradio_api)?/(?:queue/join|call/.+)")  # by POST
 
 
-class NameOwner(NamedTuple):
-    """The party that used a name first, and the network it came from then."""
+class Sender(NamedTuple):
+    """Who sent a request: the party whose names it may use, and the network that it came from."""
 
     party: str
     network: str
@@ -39,43 +39,43 @@ class Sessions:
 
     def __init__(self, max_names: int = MAX_NAMES) -> None:
         self._max_names = max_names
-        self._owners: OrderedDict[str, NameOwner] = OrderedDict()
+        self._owners: OrderedDict[str, Sender] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def owner(self, name: str) -> NameOwner | None:
-        """Whose a name is; None if nobody has used it."""
+    def owner(self, name: str) -> Sender | None:
+        """Whose a name is, and from where they used it last; None if nobody has used it."""
         return self._owners.get(name)
 
-    def check(self, names: Iterable[object], party: str, network: str = "") -> None:
-        """Claim names that nobody has used for this party.
+    def check(self, names: Iterable[object], sender: Sender) -> None:
+        """Claim names that nobody has used for the sender's party.
 
         Raises:
             Refusal: 400 for what cannot be a name, 404 for a name of another party.
         """
         checked = [_name(name) for name in names]
-        if any(name in self._owners and self._owners[name].party != party for name in checked):
+        if any(name in self._owners and self._owners[name].party != sender.party for name in checked):
             raise Refusal(404, "This session was not found. Reload the page.")
         for name in checked:
-            self.assign(name, party, network)
+            self.assign(name, sender)
 
-    def assign(self, name: str, party: str, network: str = "") -> None:
-        """Let a name belong to a party."""
-        self._owners[name] = NameOwner(party, network)
+    def assign(self, name: str, sender: Sender) -> None:
+        """Let a name belong to the sender's party."""
+        self._owners[name] = sender
         self._owners.move_to_end(name)
         if len(self._owners) > self._max_names:
             self._owners.popitem(last=False)
 
-    def assign_event(self, scope: Scope, party: str, send: Send, network: str = "") -> Send:
-        """Wrap `send`: an event that gradio's answer names belongs to the party before the answer leaves."""
+    def assign_event(self, scope: Scope, sender: Sender, send: Send) -> Send:
+        """Wrap `send`: an event that gradio's answer names belongs to the sender before the answer leaves."""
         if not starts_event(scope):
             return send
 
         async def send_assigned(message: Message) -> None:
             event = _fields(bytes(message.get("body", b""))).get("event_id")
             if isinstance(event, str):
-                self.assign(event, party, network)
+                self.assign(event, sender)
             await send(message)
 
         return send_assigned
