@@ -138,8 +138,8 @@ class Attack:
         if bomb.number % PREDICTED_ONE_IN:
             return
         predict = self.visitor.handler(ids["file"], ids["runs"], ids["file-model"], answers=ids["file-shown"])
-        asked = [file, self.run_id, "adapter", False, "", None, column, None, None]
-        self._time(bomb, "predict", predict, asked, tasks=1, seconds=Limits().job_seconds)
+        values = [file, self.run_id, "adapter", False, "", None, column, None, None]
+        self._time(bomb, "predict", predict, values, tasks=1, seconds=Limits().job_seconds)
 
     def _train(self, bomb: Bomb, name: str) -> None:
         start = time.monotonic()
@@ -227,12 +227,14 @@ def _attack(
                     break
     failures, outcomes = attack.failures + clicks.failures, attack.outcomes
     failures += [
-        f"a click ({name}) took {taken:.1f} s" for taken, name in clicks.seconds if taken > longest_click
+        f"a click ({name}) took {seconds:.1f} s"
+        for seconds, name in clicks.seconds
+        if seconds > longest_click
     ]
     if memory.together > MOST_MEMORY:
         failures.append(f"the app and its workers took {memory.together / 1e6:,.0f} MB")
     outcomes["clicks"] = len(clicks.seconds)
-    outcomes["slowest click, ms"] = round(1000 * max((taken for taken, _ in clicks.seconds), default=0))
+    outcomes["slowest click, ms"] = round(1000 * max((seconds for seconds, _ in clicks.seconds), default=0))
     outcomes["MB of app and workers"] = round(memory.together / 1e6)
     outcomes["MB of the app alone"] = round(memory.alone / 1e6)
     outcomes["MB of the worker that reads"] = round(memory.files_worker / 1e6)

@@ -66,7 +66,7 @@ _JSON = (
     refused(
         "a JSON line cut short", '{"text": "a", "label": "b"}\n{"text": \n', "row 2 is no JSON", "a.jsonl"
     ),
-    refused("a list among objects", '{"text": "a"}\n[1, 2]\n', "row 2: [1, 2] is no object", "a.jsonl"),
+    refused("a list among objects", '{"text": "a"}\n[1, 2]\n', "row 2: a list is no object", "a.jsonl"),
     refused("an array of texts", '["good", "bad"]', "is no object", "a.json"),
     refused("a text", '"good"', "no rows", "a.json"),
     refused("an empty array", "[]", "no rows", "a.json"),

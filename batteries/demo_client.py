@@ -191,19 +191,19 @@ class DemoClient:
 
     async def call(self, name: str, *data: Any, link: str | None = None) -> Reply:
         """Call a named endpoint as a program does."""
-        asked = await self.post(f"{_API}/call/{name}", {"data": list(data)}, link=link)
-        if asked.status != 200:
-            return Reply(asked)
-        event = json.loads(asked.body)["event_id"]
+        joined = await self.post(f"{_API}/call/{name}", {"data": list(data)}, link=link)
+        if joined.status != 200:
+            return Reply(joined)
+        event = json.loads(joined.body)["event_id"]
         return _reply_of_call(await self.get(f"{_API}/call/{name}/{event}", link=link))
 
     async def press(self, function: Function, data: Sequence[Any], *, link: str | None = None) -> Reply:
         """Have a function of the page run in the page's session, and wait for its end."""
         values = {"data": list(data), "fn_index": function.number, "session_hash": self.session}
         async with self._stream:
-            asked = await self.post(f"{_API}/queue/join", values, link=link)
-            if asked.status != 200:
-                return Reply(asked)
+            joined = await self.post(f"{_API}/queue/join", values, link=link)
+            if joined.status != 200:
+                return Reply(joined)
             path = f"{_API}/queue/data?session_hash={self.session}"
             return _reply_of_queue(await self.get(path, link=link))
 

@@ -148,8 +148,8 @@ class Filler:
         """Eight at once, each a quarter of the quota or less; the first refusal is raised."""
         sizes = [self.random.randint(1, 500) * _KB for _ in range(AT_ONCE)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = [pool.submit(self.hour.upload, self.owner, size) for size in sizes]
-        for upload in asked:
+            uploads = [pool.submit(self.hour.upload, self.owner, size) for size in sizes]
+        for upload in uploads:
             upload.result()
 
     def train(self) -> None:

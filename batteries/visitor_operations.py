@@ -326,13 +326,13 @@ class BusyVisitor:
     async def fetch_event(self) -> None:
         """Fetch the answer of a call that another has just made."""
         other = self.other()
-        asked = await _until_taken(
+        joined = await _until_taken(
             lambda: other.client.post("/gradio_api/call/status", {"data": [other.own.kept]})
         )
-        if asked.status != 200:
+        if joined.status != 200:
             self.note("attempts, turned away as too many")
             return
-        event = json.loads(asked.body)["event_id"]
+        event = json.loads(joined.body)["event_id"]
         path = f"/gradio_api/call/status/{event}"
         await self._expect_unknown(lambda: self.client.get(path, seconds=_SHORT))
         await self._expect_unknown(lambda: self.client.post("/gradio_api/reset", {"event_id": event}))

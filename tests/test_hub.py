@@ -23,6 +23,7 @@ from peft_core.runs import Run
 MODEL, DATASET = "nlptown/bert-base-multilingual-uncased-sentiment", "Yelp/yelp_review_full"
 TINY, GATED, BROKEN, MISSING = "someone/tiny-stars", "someone/gated", "someone/broken", "someone/missing"
 PICKLED = "someone/pickled"
+SHORT_ARTICLE = {**RECIPES["The article (Hub)"], "max_length": 64, "num_train_epochs": 1}
 CASES = """
 import json, sys, time
 from peft_core.config import TrainConfig
@@ -132,8 +133,7 @@ def train(run: Run, client: Client) -> None:
 
 
 def test_the_articles_recipe_from_end_to_end(hub: HubServer, client: Client, tmp_path: Path) -> None:
-    recipe = {**RECIPES["The article (Hub)"], "max_length": 64, "num_train_epochs": 1}
-    run = runs.create(tmp_path, TrainConfig.from_dict(recipe))
+    run = runs.create(tmp_path, TrainConfig.from_dict(SHORT_ARTICLE))
     train(run, client)
     result, commit = run.result(), hub.find("model", MODEL, None).sha
     assert run.state().status == "FINISHED"
@@ -170,7 +170,7 @@ def test_presets_are_read_at_their_pinned_commits_when_their_branches_have_moved
     later = make_tiny_bert(tmp_path / "later", hidden_size=64)
     hub.add_repo("model", MODEL, later)
     hub.add_repo("dataset", DATASET, make_yelp_parquet(tmp_path / "rows", train_rows=200))
-    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(RECIPES["The article (Hub)"]))
+    run = runs.create(tmp_path / "runs", TrainConfig.from_dict(SHORT_ARTICLE))
     train(run, client)
     result = run.result()
     assert result["base_revision"] == HUB_COMMITS[MODEL] != hub.find("model", MODEL, None).sha
