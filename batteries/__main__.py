@@ -46,6 +46,11 @@ def _in_workplace(battery: Any) -> Run:
     return run
 
 
+def _visitors(arguments: argparse.Namespace) -> BatteryResult:
+    with workplace() as place:
+        return visitors.run(place.finished, arguments.scale, arguments.seed)
+
+
 def _data_files(arguments: argparse.Namespace) -> BatteryResult:
     """The battery of data files, with its seconds and what it passes for."""
     start = time.monotonic()
@@ -70,7 +75,7 @@ BATTERIES: dict[str, Run] = {
     "guesses": lambda arguments: guesses.run(arguments.scale),
     "bombs": lambda arguments: bombs.run(arguments.scale, arguments.seed),
     "forged": lambda arguments: forged.run(arguments.scale, arguments.seed),
-    "visitors": _in_workplace(visitors),
+    "visitors": _visitors,
     "filler": lambda arguments: filler.run(arguments.scale, arguments.seed),
     "load": lambda arguments: load.run(_minutes(arguments, load.MINUTES), arguments.seed),
     "soak": lambda arguments: soak.run(_minutes(arguments, soak.MINUTES)),

@@ -31,8 +31,8 @@ class Visitor:
     """Whoever asks the app, with a token and a session of a page of their own."""
 
     def __init__(self, url: str) -> None:
-        headers = {TOKEN_HEADER: new_token()}
-        self._http = httpx.Client(base_url=url, timeout=400, headers=headers)
+        self.token = new_token()
+        self._http = httpx.Client(base_url=url, timeout=400, headers={TOKEN_HEADER: self.token})
         self._session = secrets.token_hex(6)
         config = self._http.get("/config").raise_for_status().json()
         self._events = config["dependencies"]

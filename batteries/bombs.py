@@ -6,6 +6,7 @@ sentence within its deadlines, the app and its workers keep to their memory, and
 """
 
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +23,10 @@ from batteries.bomb_tables import PARQUET, WORKBOOKS
 from batteries.bomb_texts import CELLS, CSV, EXPORTS, JSON, PATTERNS
 from batteries.bomb_visitors import SMALL_RUN, Clicks, Memory, Refused, Visitor, words_of
 from batteries.result import BatteryResult
+from peft_core.access.visitors import sha256_of
 from peft_core.limits import Limits
+from peft_core.runs import Run
+from peft_core.runs.ownership import Ownership, write_ownership
 
 NAME = "hostile files of one visitor, clicks of another"
 PASSES_WHEN = "0 crashes; all read or refused in time; app and workers below {:.0f} GB; clicks below {:g} s"
@@ -181,6 +185,7 @@ def run(
     *,
     seconds: float = READING_SECONDS,
     longest_click: float = LONGEST_CLICK,
+    finished: Run | None = None,
     broken: str = "",
 ) -> BatteryResult:
     """Throw `share` of all files at an app.
@@ -190,6 +195,7 @@ def run(
         seed: of the files.
         seconds: the deadline of a task that reads files.
         longest_click: seconds that a click may take.
+        finished: what each visitor's run is a copy of; by default both visitors train one first.
         broken: Python that breaks the app under test.
     """
     start, thrown = time.monotonic(), bombs(max(1, round(FILES * share)), seed)
@@ -197,7 +203,10 @@ def run(
     with tempfile.TemporaryDirectory(prefix="bombs-") as folder:
         runs_dir = Path(folder) / "runs"
         with serve(runs_dir, "--public", patch=patch) as server:
-            failures, outcomes = _attack(server, thrown, seconds, longest_click)
+            bomber, other = Visitor(server.url), Visitor(server.url)
+            run_ids = [_run_of(visitor, runs_dir, finished) for visitor in (bomber, other)]
+            attack, clicks = Attack(bomber, run_ids[0], seconds), Clicks(other, run_ids[1])
+            failures, outcomes = _attack(server, thrown, attack, clicks, longest_click)
             if server.process.poll() is not None:
                 failures.append(f"the app ended with {server.process.returncode}")
         log = "".join(path.read_text("utf-8", "replace") for path in Path(folder).glob("app-*.log"))
@@ -207,15 +216,22 @@ def run(
     return BatteryResult(NAME, len(thrown), tuple(failures), ends, passes_when, elapsed)
 
 
+def _run_of(visitor: Visitor, runs_dir: Path, finished: Run | None) -> str:
+    """The id of a finished run that a visitor owns."""
+    if finished is None:
+        return visitor.train(SMALL_RUN, 2 * TRAINING_SECONDS)
+    run_id = f"run-{sha256_of(visitor.token)[:8]}"
+    shutil.copytree(finished.folder, runs_dir / run_id)
+    write_ownership(runs_dir / run_id, Ownership(owner=sha256_of(visitor.token)))
+    return run_id
+
+
 def _attack(
-    server: Server, thrown: Sequence[Bomb], seconds: float, longest_click: float
+    server: Server, thrown: Sequence[Bomb], attack: Attack, clicks: Clicks, longest_click: float
 ) -> tuple[list[str], Counter[str]]:
     """Failures and outcomes of all files, and of the clicks and the memory meanwhile."""
-    bomber, other = Visitor(server.url), Visitor(server.url)
-    attack = Attack(bomber, bomber.train(SMALL_RUN, 2 * TRAINING_SECONDS), seconds)
-    clicks = Clicks(other, other.train(SMALL_RUN, 2 * TRAINING_SECONDS))
     memory = Memory(psutil.Process(server.process.pid))
-    bomber.load_runs()
+    attack.visitor.load_runs()
     with memory.going_on(), clicks.going_on():
         for bomb in thrown:
             clicks.during = bomb.title

@@ -22,7 +22,7 @@ from batteries.demo_client import PageFunctions
 from batteries.result import BatteryResult
 from batteries.visitor_operations import ATTEMPTS, HONEST, Demo
 from batteries.visitor_runs import give, wrong_changes
-from batteries.workplace import Workplace
+from peft_core.runs import Run
 
 NAME = "visitors of a public demo, on the runs, files and sessions of others"
 PASSES_WHEN = "0 read or changed across, and what is one's own works"
@@ -32,7 +32,7 @@ LEAST_SERVED = 0.95  # of the honest operations; the rest may have been turned a
 
 
 def run(
-    place: Workplace,
+    finished: Run,
     share: float = 1.0,
     seed: int = 0,
     *,
@@ -43,7 +43,7 @@ def run(
     """Let `share` of all visitors come at once.
 
     Args:
-        place: has the run that those of the visitors are copies of.
+        finished: the run that those of the visitors are copies of.
         share: of all visitors.
         seed: of the operations.
         operations: of each visitor.
@@ -54,7 +54,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="visitors-") as name:
         folder, numbers = Path(name), random.Random(seed)
         (folder / "runs").mkdir()
-        possessions = [give(folder / "runs", place.finished, numbers, folder) for _ in range(visitors)]
+        possessions = [give(folder / "runs", finished, numbers, folder) for _ in range(visitors)]
         with serve(folder / "runs", "--public", "--proxies", "1", patch=broken) as server:
             demo = Demo(int(server.url.rpartition(":")[2]), folder / "runs", _page(server.url))
             for possession in possessions:

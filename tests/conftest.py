@@ -34,11 +34,11 @@ WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]
 
 LONGEST = (  # test files that take a minute or more, the longest first
-    "test_batteries", "test_app", "test_app_data", "test_app_visitors", "test_snippets", "test_hub",
-    "test_webpage_browser", "test_page_races", "test_app_taking", "test_processes",
-    "test_reproduction", "test_app_inference", "test_app_trust", "test_script",
-    "test_matrix", "test_worker", "test_visitors", "test_train", "test_hub_server", "test_task_pages",
-    "test_best_step", "test_compiling", "test_launcher",
+    "test_public_batteries", "test_app", "test_app_data", "test_hub", "test_batteries", "test_app_visitors",
+    "test_webpage_browser", "test_page_races", "test_visitors", "test_app_taking", "test_app_inference",
+    "test_snippets", "test_processes", "test_worker", "test_train", "test_matrix", "test_reproduction",
+    "test_launcher", "test_app_trust", "test_onnx_graph", "test_task_pages", "test_onnx", "test_compiling",
+    "test_script", "test_best_step", "test_stopping", "test_workbench",
 )  # fmt: skip
 PATIENCE = 60_000  # milliseconds: two browsers and two servers share two cores, and other work may too
 expect.set_options(timeout=PATIENCE)

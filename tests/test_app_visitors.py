@@ -19,6 +19,8 @@ from peft_core.limits import Limits
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
 
+# A page that rests looks each second, not every ten.
+OFTEN = "from peft_core.ui import train; train.IDLE_TICK = 1.0\n"
 TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
 OWNERS_BUTTONS = {
     "A file": ["#predict-file"],
@@ -31,7 +33,7 @@ OWNERS_BUTTONS = {
 def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("public")
     (folder / "runs").mkdir()
-    with serve(folder / "runs", PUBLIC_DEMO="1") as running:
+    with serve(folder / "runs", patch=OFTEN, PUBLIC_DEMO="1") as running:
         yield running
 
 
@@ -142,7 +144,7 @@ def waiting_server(tmp_path: Path) -> Iterator[Server]:
     """A public app that starts no training, so that its queue stays as it is."""
     never_start = "from peft_core.launcher import Launcher; Launcher.advance = lambda self: False"
     (tmp_path / "runs").mkdir()
-    with serve(tmp_path / "runs", patch=never_start, PUBLIC_DEMO="1") as running:
+    with serve(tmp_path / "runs", patch=OFTEN + never_start, PUBLIC_DEMO="1") as running:
         yield running
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
-from tiny import NLPTOWN_LABELS, YELP_LABELS, make_tiny_bert, make_yelp_parquet
+from tiny import make_tiny_bert, make_yelp_parquet
 
 MODEL, DATASET = "nlptown/tiny-stars", "Yelp/yelp_review_full"
 GATED, BROKEN, MISSING = "someone/gated", "someone/broken", "someone/missing"
@@ -31,27 +31,6 @@ except Exception as error:
     seen["message"] = str(error)
 seen["seconds"] = time.perf_counter() - start
 print(json.dumps(seen))
-"""
-LOAD_MODEL = """
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-def act(source):
-    tokens = AutoTokenizer.from_pretrained(source)("The food was good.", return_tensors="pt")
-    model = AutoModelForSequenceClassification.from_pretrained(source)
-    with torch.no_grad():
-        logits = model(**tokens).logits[0].tolist()
-    return {"tokens": tokens["input_ids"][0].tolist(), "labels": model.config.id2label, "logits": logits}
-"""
-LOAD_CONFIG = """
-from transformers import AutoConfig
-def act(source):
-    return AutoConfig.from_pretrained(source).hidden_size
-"""
-LOAD_DATASET = """
-from datasets import load_dataset
-def act(source):
-    splits = load_dataset(source)
-    return {name: {"names": rows.features["label"].names, "rows": rows[:]} for name, rows in splits.items()}
 """
 DOWNLOAD = """
 from huggingface_hub import hf_hub_download
@@ -149,38 +128,6 @@ def client(hub: HubServer, tmp_path: Path) -> Client:
     return Client(hub.endpoint, tmp_path / "home")
 
 
-def test_model_loads_by_id_and_again_from_the_cache(
-    hub: HubServer, client: Client, model_folder: Path
-) -> None:
-    first = client.run(LOAD_MODEL, MODEL)
-    assert first.value["labels"] == {str(index): name for index, name in NLPTOWN_LABELS.items()}
-    assert 1 not in first.value["tokens"], "no word is unknown"
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.downloads())
-    hub.requests.clear()
-    second = client.run(LOAD_MODEL, MODEL)
-    assert hub.requests
-    assert hub.downloads() == []
-    assert second.value == first.value == client.run(LOAD_MODEL, str(model_folder)).value
-
-
-def test_dataset_loads_by_id_and_again_from_the_cache(hub: HubServer, client: Client) -> None:
-    first = client.run(LOAD_DATASET, DATASET).value
-    assert {name: len(split["rows"]["text"]) for name, split in first.items()} == {"train": 80, "test": 40}
-    for split in first.values():
-        assert split["names"] == YELP_LABELS
-        counts = [split["rows"]["label"].count(label) for label in range(5)]
-        assert len(set(counts)) == 1
-    hub.requests.clear()
-    assert client.run(LOAD_DATASET, DATASET).value == first
-    assert hub.requests
-    assert hub.downloads() == []
-
-
-def test_config_alone_is_fetched(hub: HubServer, client: Client) -> None:
-    assert client.run(LOAD_CONFIG, MODEL).value == 32
-    assert hub.downloads() == ["config.json"]
-
-
 def test_unchanged_file_is_asked_about_but_not_fetched_again(hub: HubServer, client: Client) -> None:
     size = client.run(DOWNLOAD, MODEL, "model.safetensors").value
     hub.requests.clear()
@@ -240,34 +187,21 @@ def test_missing_file(client: Client) -> None:
     assert client.run(DOWNLOAD, MODEL, "nothing.json").errors[0] == "RemoteEntryNotFoundError"
 
 
-def test_missing_dataset_and_model_in_the_loaders(client: Client) -> None:
-    dataset, config = client.run(LOAD_DATASET, MISSING), client.run(LOAD_CONFIG, MISSING)
-    assert dataset.errors[0] == "DatasetNotFoundError"
-    assert config.errors[0] == "OSError"
-    assert "not a valid model identifier" in config.message
-    assert max(dataset.seconds, config.seconds) < 5
-
-
 def test_gated_repository(hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path) -> None:
     hub.add_repo("model", GATED, model_folder, gated=True)
     hub.add_repo("dataset", GATED, dataset_folder, gated=True)
     assert client.run(MODEL_INFO, GATED).value["gated"] == "manual"
     assert client.run(SNAPSHOT, GATED).errors[0] == "GatedRepoError"
-    config, dataset = client.run(LOAD_CONFIG, GATED), client.run(LOAD_DATASET, GATED)
-    assert config.errors[0] == "OSError"
-    assert "gated repo" in config.message
-    assert dataset.errors[0] == "DatasetNotFoundError"
-    assert "gated dataset" in dataset.message
+    assert client.run(DATASET_INFO, GATED).value["gated"] == "manual"
 
 
 def test_dropped_connection(hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path) -> None:
     hub.add_repo("model", BROKEN, model_folder, drop_after=20_000)
     hub.add_repo("dataset", BROKEN, dataset_folder, drop_after=1_000)
     assert client.run(DOWNLOAD, BROKEN, "config.json").value > 0
-    weights, dataset = client.run(DOWNLOAD, BROKEN, "model.safetensors"), client.run(LOAD_DATASET, BROKEN)
-    for seen in (weights, dataset):
-        assert seen.errors[0] == "RemoteProtocolError"
-        assert seen.seconds < 15
+    weights = client.run(DOWNLOAD, BROKEN, "model.safetensors")
+    assert weights.errors[0] == "RemoteProtocolError"
+    assert weights.seconds < 15
 
 
 def test_stopped_server_refuses_connections(tmp_path: Path) -> None:

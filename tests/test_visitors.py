@@ -23,6 +23,7 @@ from peft_core.export.snippets import ApiAccess
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 from peft_core.workbench import Workbench
+from peft_core.worker import Worker
 
 CHANGES = {
     "stop",
@@ -71,16 +72,23 @@ class Demo:
     def owner(self, name: str) -> str:
         return sha256_of(self.tokens[name])
 
-    def close(self) -> None:
-        for worker in (self.workbench.worker, self.workbench.jobs, self.workbench.files):
-            worker.close()
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_workers() -> Iterator[None]:
+    """The demos of this file share their workers, each of which takes seconds to start."""
+    workers: dict[tuple[float | None, ...], Worker] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "peft_core.workbench.Worker", lambda *limits: workers.setdefault(limits, Worker(*limits))
+        )
+        yield
+    for worker in workers.values():
+        worker.close()
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    demo = Demo(tmp_path / "runs")
-    yield demo
-    demo.close()
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path / "runs")
 
 
 @pytest.fixture
