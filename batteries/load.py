@@ -261,7 +261,7 @@ class PageVisitor:
         classify, status, runs = page.of("click", "classify"), page.named("status"), page.named("runs")
         picked = {"runs": self.run_id, "text": _TEXT}
         return {
-            "count": lambda: press(count, count.arguments({"r": self.random.choice((4, 8, 16))})),
+            "count": lambda: press(count, count.arguments({"r": self.random.randint(1, 64)})),
             "inspect": lambda: press(inspect, inspect.opened({})),
             "predict": lambda: press(classify, classify.arguments(picked)),
             "status": lambda: press(status, [self.run_id]),

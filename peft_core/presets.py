@@ -242,6 +242,8 @@ DATASETS: Mapping[str, DatasetPreset] = {
     ),
 }
 
+EMBEDDED_DATASETS = frozenset(name for name, preset in DATASETS.items() if preset.embedded)
+
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "Embedded default": _frozen(),
     "The article (Hub)": _frozen(

@@ -12,7 +12,7 @@ import torch
 from peft_core import counts
 from peft_core import merge as merging
 from peft_core.certificate import certificate_of_merged
-from peft_core.config import TrainConfig
+from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.data import inspection
 from peft_core.data.files import read_table
 from peft_core.data.formats import ReadOptions
@@ -35,6 +35,7 @@ from peft_core.inference.vectors import Neighbours
 from peft_core.losses import check_objective
 from peft_core.machine import free_bytes
 from peft_core.memory_forecast import forecast_memory
+from peft_core.presets import DATASETS, EMBEDDED_DATASETS, MODELS
 from peft_core.problems import REGRESSION
 from peft_core.runs import Run
 from peft_core.sources import model_source
@@ -63,7 +64,13 @@ def warm() -> None:
 
 def count(settings: dict[str, Any]) -> dict[str, Any]:
     """ParameterCount of these settings as JSON types."""
-    return counts.count_parameters(TrainConfig.from_dict(settings)).to_dict()
+    config = TrainConfig.from_dict(settings)
+    is_preset = config.model_name_or_path in MODELS and config.dataset_name in DATASETS
+    count = _count_preset if is_preset and config.revision is None else counts.count_parameters
+    return count(config).to_dict()
+
+
+_count_preset = lru_cache(maxsize=1000)(counts.count_parameters)  # of what never changes
 
 
 def cost(settings: dict[str, Any], training: int | None = None) -> dict[str, Any]:
@@ -133,7 +140,12 @@ def check(settings: dict[str, Any]) -> None:
 
 def inspect(settings: dict[str, Any]) -> dict[str, Any]:
     """What the data card shows of these settings' data."""
-    return inspection.inspect(TrainConfig.from_dict(settings))
+    config = TrainConfig.from_dict(settings)
+    is_embedded = config.model_name_or_path == EMBEDDED_MODEL and config.dataset_name in EMBEDDED_DATASETS
+    return (_inspect_embedded if is_embedded else inspection.inspect)(config)
+
+
+_inspect_embedded = lru_cache(maxsize=64)(inspection.inspect)  # of what never changes
 
 
 def count_rows(paths: list[str], most_unpacked: int | None = None) -> int:

@@ -1,14 +1,21 @@
 """The probe that stands in for a base model without a trained head: it learns, is named, and is kept."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import copy_of
 
+from peft_core import runs
+from peft_core.config import TrainConfig
+from peft_core.inference import probe
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.probe import PROBE_FILE, fit_linear
 from peft_core.rows import judged_rows
 from peft_core.runs import Run
+from peft_core.train import train
 
 
 def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> None:
@@ -32,6 +39,27 @@ def test_it_is_fitted_once_and_again_if_its_file_is_damaged(own_run: Run) -> Non
     assert path.stat().st_mtime_ns == written
     path.write_bytes(b"no tensors")
     assert np.abs(Predictor(own_run.folder, "base").logits(texts) - first).max() < 1e-4
+
+
+def test_probe_of_the_same_rows_and_base_is_fitted_once_for_all_runs(
+    own_run: Run, finished_run: Run, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_reused", {})
+    texts = judged_rows(own_run).texts
+    first = Predictor(own_run.folder, "base").logits(texts)
+    fitted = []
+    fit = probe._fit
+    monkeypatch.setattr(probe, "_fit", lambda run, *rest: fitted.append(run) or fit(run, *rest))
+    second = copy_of(finished_run, tmp_path / "second")
+    assert np.array_equal(Predictor(second.folder, "base").logits(texts), first)
+    assert fitted == [] and (second.folder / PROBE_FILE).is_file()
+    other = runs.create(tmp_path / "other", TrainConfig.from_dict({**settings, "max_train_samples": 60}))
+    train(other.folder)
+    Predictor(other.folder, "base")
+    unknown = copy_of(finished_run, tmp_path / "unknown")
+    (unknown.folder / "inputs.json").unlink()
+    Predictor(unknown.folder, "base")
+    assert fitted == [other, unknown]
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [2, 0, 2], [0, 1, 2]])

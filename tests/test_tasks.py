@@ -1,8 +1,10 @@
 """What the worker checks before a run is made."""
 
 import time
+from pathlib import Path
 
 import pytest
+from small_data import write_csv
 
 from peft_core import tasks
 from peft_core.errors import DataError, HubError
@@ -28,3 +30,20 @@ def test_a_combination_that_cannot_be_counted_says_why_and_leaves_the_others() -
     good, bad = tasks.count_all([{}, {"target_modules": ["nothing"]}])
     assert good["trainable"] == 74_498
     assert "matches nothing" in bad["error"]
+
+
+def test_presets_are_counted_and_inspected_once_and_files_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred visitors look at the same settings; a file may have changed since."""
+    tasks._count_preset.cache_clear()
+    tasks._inspect_embedded.cache_clear()
+    assert tasks.count({"r": 4}) == tasks.count({"r": 4}) != tasks.count({"r": 8})
+    assert tasks._count_preset.cache_info()[:2] == (1, 2)
+    assert tasks.inspect({}) == tasks.inspect({})
+    assert tasks._inspect_embedded.cache_info()[:2] == (1, 1)
+    own = {"dataset_name": str(tmp_path / "a.csv")}
+    write_csv(tmp_path / "a.csv", [("good", "yes"), ("bad", "no")] * 20)
+    assert tasks.inspect(own)["labels"]["different"] == 2
+    write_csv(tmp_path / "a.csv", [("good", "yes"), ("bad", "no"), ("so", "so")] * 20)
+    assert tasks.inspect(own)["labels"]["different"] == 3

@@ -1,6 +1,7 @@
 """A head-only probe: what a base model knows before any adapter, where its own head was never trained."""
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,12 @@ from peft_core.inference.classifier import Classifier
 from peft_core.manifests import verify_folder
 from peft_core.problems import MULTI, REGRESSION
 from peft_core.runs import Run
+from peft_core.training.inputs import read_inputs
 
 SECONDS = 2.0  # of encoding; a large model sees fewer rows rather than keeping a person waiting
 LEAST_ROWS, MOST_ROWS = 256, 1000
 PROBE_FILE = "probe/probe.safetensors"
+MOST_REUSED = 64
 
 
 class Probe(nn.Module):
@@ -59,6 +62,9 @@ class Fitted:
     seconds: float
 
 
+_reused: dict[tuple[Hashable, ...], Fitted] = {}  # in the order in which they were fitted
+
+
 def mean_vectors(encoder: Any, batch: Any) -> torch.Tensor:
     """The mean of each text's token vectors, (texts, width), padding left out."""
     hidden = encoder(**batch).last_hidden_state
@@ -69,10 +75,39 @@ def mean_vectors(encoder: Any, batch: Any) -> torch.Tensor:
 def probe_of(run: Run, base: BaseModel, classifier: Classifier) -> tuple[Probe, Fitted]:
     """The run's probe, fitted on its training rows when first asked for and kept in its folder.
 
-    Raises DataError or HubError if those rows are gone, or name other labels than the classifier by now.
+    One that was fitted in this process on the same rows and base model is taken again: most visitors of a
+    demo train the same data. Raises DataError or HubError if the rows are gone, or name other labels than the
+    classifier by now.
     """
-    fitted = _read(run.folder / PROBE_FILE) or _fit(run, base, classifier)
+    fitted = _read(run.folder / PROBE_FILE)
+    if fitted is None:
+        fitted = _fit_or_reuse(run, base, classifier)
+        _write(run, fitted)
     return Probe(base.model.base_model, fitted.weight, fitted.bias), fitted
+
+
+def _fit_or_reuse(run: Run, base: BaseModel, classifier: Classifier) -> Fitted:
+    key = _fitted_on(run)
+    if key in _reused:
+        return _reused[key]
+    fitted = _fit(run, base, classifier)
+    if key is not None:
+        _reused[key] = fitted
+        if len(_reused) > MOST_REUSED:
+            _reused.pop(next(iter(_reused)))
+    return fitted
+
+
+def _fitted_on(run: Run) -> tuple[Hashable, ...] | None:
+    """All that a probe depends on, as the run recorded it; None for a run without a whole record."""
+    try:
+        inputs = read_inputs(run.folder)
+    except DamagedError:
+        return None
+    rows = inputs.splits["train"].sha256
+    base = (inputs.base_model_name_or_path, inputs.base_revision, inputs.base_config_sha256)
+    read = (inputs.tokenizer_sha256, inputs.settings["max_length"])
+    return (rows, inputs.problem_type, tuple(inputs.label_names), *base, *read)
 
 
 def _fit(run: Run, base: BaseModel, classifier: Classifier) -> Fitted:
@@ -83,12 +118,15 @@ def _fit(run: Run, base: BaseModel, classifier: Classifier) -> Fitted:
     rows = data.train.select(range(min(MOST_ROWS, len(data.train))))
     vectors = _vectors(base, rows, config.max_length)
     weight, bias = fit_linear(data, vectors, np.asarray(rows["label"][: len(vectors)]))
-    fitted = Fitted(
+    return Fitted(
         torch.tensor(weight, dtype=torch.float32),
         torch.tensor(bias, dtype=torch.float32),
         len(vectors),
         time.perf_counter() - start,
     )
+
+
+def _write(run: Run, fitted: Fitted) -> None:
     path = run.folder / PROBE_FILE
     with run.new_folder(path.parent) as staging:
         facts = {"rows": str(fitted.rows), "seconds": f"{fitted.seconds:.3f}"}
