@@ -15,6 +15,7 @@ from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, Reque
 from peft_core.access.hosts import AllowedHosts, is_loopback
 from peft_core.access.page_script import PageScript
 from peft_core.access.passwords import Credentials, Login
+from peft_core.access.session_messages import SessionMessages
 from peft_core.errors import ConfigError
 
 UNGUARDED = (
@@ -136,6 +137,7 @@ def main() -> None:
     """Serve until stopped; a training that runs then goes on, and the next start finds it."""
     download_cache()
     workbench.start()
+    demo._queue.pending_messages_per_session = SessionMessages()
     layers = []
     if workbench.limits is not None:
         room, pending = UploadRoom(download_cache().root.parent), partial(pending_sessions, demo._queue)

@@ -13,6 +13,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 from playwright.sync_api import BrowserContext, Route, expect
+from processes import wait_for
 
 from peft_core.access.visitors import TOKEN_HEADER, new_token
 
@@ -22,6 +23,14 @@ SMALL_ROOM = """
 from functools import partial
 from peft_core.access import upload_room
 upload_room.RoomLimits = partial(upload_room.RoomLimits, total_bytes=3_000_000, least_free_bytes=0)
+"""
+
+
+THREE_SESSIONS = """
+from functools import partial
+from gradio.utils import LRUCache
+from peft_core.access import session_messages
+session_messages.SessionMessages = partial({table}, 3)
 """
 
 
@@ -58,6 +67,23 @@ def test_public_app_counts_a_flood_by_the_address_of_the_proxy(public: Server) -
         assert statuses[:200] == [200] * 200 and statuses[-1] == 429
         assert "Try again in" in ask(http, "203.0.113.9").text
         assert ask(http, "203.0.113.10").status_code == 200
+
+
+@pytest.mark.parametrize(("table", "status"), [("session_messages.SessionMessages", 200), ("LRUCache", 503)])
+def test_app_answers_when_a_session_was_dropped_whose_event_waits(
+    table: str, status: int, tmp_path: Path
+) -> None:
+    """With gradio's own table everybody is refused from then on."""
+    with (
+        serve(tmp_path / "runs", patch=THREE_SESSIONS.format(table=table)) as server,
+        httpx.Client(base_url=server.url + API, timeout=60) as http,
+    ):
+        for _ in range(8):  # each a session, all at once
+            http.post("/call/count", json={"data": [{}]})
+        wait_for(lambda: http.post("/call/count", json={"data": [{}]}).status_code == status)
+        if status == 200:
+            event = http.post("/call/count", json={"data": [{}]}).json()["event_id"]
+            assert "74498" in http.get(f"/call/count/{event}").text
 
 
 def test_public_app_bounds_the_uploads_that_gradio_keeps(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def _is_from_page_or_login(request: gr.Request) -> bool:
 def pending_sessions(queue: Queue) -> Iterator[str]:
     """The session of each event that waits or is worked on.
 
-    Of messages that nobody fetches the newest answers stay: gradio keeps all of 2,000 sessions.
+    Of messages that nobody fetches the newest answers stay: gradio keeps all of a session's.
     """
     for messages in list(queue.pending_messages_per_session.values()):
         if messages.qsize() > MOST_UNREAD:
