@@ -30,8 +30,8 @@ class Answer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the app refused it because too much is asked now."""
-        return self.status in BUSY
+        """Whether the app refused it because too much is asked now, and not for good."""
+        return self.status in BUSY and b"Queue is stopped" not in self.body
 
     def sentence(self) -> str:
         """What a refusal says: the text, or `detail` of JSON; empty if it says nothing."""
