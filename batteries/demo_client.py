@@ -168,10 +168,11 @@ class DemoClient:
         content_type: str = "application/json",
         token: str | None = None,
         seconds: float | None = None,
+        is_whole: Callable[[bytes], bool] = lambda body: False,
     ) -> Answer:
         """One request; of an answer that takes longer than `seconds` what has come by then.
 
-        The status is 0 if nothing has.
+        The status is 0 if nothing has. A stream is closed once what has come of it `is_whole`.
         """
         headers = {**self._headers, TOKEN_HEADER: token or self.token, "Content-Type": content_type}
         if link:
@@ -181,7 +182,7 @@ class DemoClient:
         connection = self._idle.pop() if self._idle else _Connection(self.port)
         try:
             async with asyncio.timeout(seconds or LONGEST_ANSWER):
-                await connection.exchange(head + body)
+                await connection.exchange(head + body, is_whole)
             self._idle.append(connection)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             connection.close()
@@ -204,8 +205,14 @@ class DemoClient:
             joined = await self.post(f"{_API}/queue/join", values, link=link)
             if joined.status != 200:
                 return Reply(joined)
+            event = json.loads(joined.body)["event_id"]
             path = f"{_API}/queue/data?session_hash={self.session}"
-            return _reply_of_queue(await self.get(path, link=link))
+
+            def has_ended(body: bytes) -> bool:
+                return _end_of(event, body) is not None
+
+            answer = await self.send("GET", path, link=link, is_whole=has_ended)
+            return _reply_of_queue(answer, event)
 
     async def run(self, function: Function, data: Sequence[Any]) -> Reply:
         """Have a function run that does not queue."""
@@ -252,10 +259,12 @@ class _Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.status, self.body = 0, bytearray()
+        self._is_whole: Callable[[bytes], bool] = lambda body: False
 
-    async def exchange(self, request: bytes) -> None:
-        """Send one request and read the answer to it."""
+    async def exchange(self, request: bytes, is_whole: Callable[[bytes], bool] = lambda body: False) -> None:
+        """Send one request and read the answer to it, of a stream until what has come `is_whole`."""
         self.status, self.body = 0, bytearray()
+        self._is_whole = is_whole
         if self._streams is not None:
             with contextlib.suppress(ConnectionError):
                 await self._try(request, *self._streams)
@@ -280,6 +289,9 @@ class _Connection:
         while size := int(await reader.readuntil(b"\r\n"), 16):
             self.body += await reader.readexactly(size)
             await reader.readexactly(2)
+            if self._is_whole(self.body):
+                self.close()
+                return
         await reader.readexactly(2)
 
     def close(self) -> None:
@@ -322,21 +334,23 @@ def _reply_of_call(answer: Answer) -> Reply:
     return Reply(answer, error=_error_of(value))
 
 
-def _reply_of_queue(answer: Answer) -> Reply:
-    """The last end of a call among the messages of a session."""
+def _reply_of_queue(answer: Answer, event: str) -> Reply:
+    """The end of an event among the messages of a session."""
     if answer.status != 200:
         return Reply(answer)
-    lines = answer.body.decode("utf-8", "replace").split("\n\n")
-    messages = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    ends = [each for each in messages if each["msg"] == "process_completed"]
-    if not ends:
+    end = _end_of(event, answer.body)
+    if end is None:
         return Reply(answer, error="the stream ended early")
-    output = ends[-1]["output"]
-    return (
-        Reply(answer, output.get("data", []))
-        if ends[-1]["success"]
-        else Reply(answer, error=_error_of(output))
-    )
+    output = end["output"]
+    return Reply(answer, output.get("data", [])) if end["success"] else Reply(answer, error=_error_of(output))
+
+
+def _end_of(event: str, body: bytes) -> Any | None:
+    """The message that ends an event; None if it has not come."""
+    for line in reversed(bytes(body).split(b"\n\n")[:-1]):  # those that have come whole
+        if b'"process_completed"' in line and event.encode() in line:
+            return json.loads(line.removeprefix(b"data: "))
+    return None
 
 
 def _error_of(output: Any) -> str:
