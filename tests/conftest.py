@@ -137,6 +137,12 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 @pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has fitted no probe yet."""
+    monkeypatch.setattr("peft_core.inference.probe._reused", {})
+
+
+@pytest.fixture
 def own_run(finished_run: Run, tmp_path: Path) -> Run:
     """A copy of the finished run to break."""
     return copy_of(finished_run, tmp_path / "own")

@@ -224,6 +224,7 @@ def test_a_base_is_explained_by_its_own_head_or_by_its_probe(
         assert base["words"] != adapter["words"]
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_where_nothing_but_a_constant_stands_in_there_is_nothing_to_explain(own_run: Run) -> None:
     change_json(own_run, "config.json", dataset_name=str(own_run.folder / "gone"))
     with pytest.raises(RunError, match="nothing to explain"):

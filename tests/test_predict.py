@@ -52,6 +52,7 @@ def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
     assert np.abs(together - apart).max() < 1e-5
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_a_base_without_a_head_and_without_its_rows_shows_the_majority_class(own_run: Run) -> None:
     change_json(own_run, "config.json", dataset_name="/gone/rows.csv")
     predictor = Predictor(own_run.folder, "base")

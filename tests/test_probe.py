@@ -42,9 +42,13 @@ def test_it_is_fitted_once_and_again_if_its_file_is_damaged(own_run: Run) -> Non
 
 
 def test_probe_of_the_same_rows_and_base_is_fitted_once_for_all_runs(
-    own_run: Run, finished_run: Run, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_probe: None,
+    own_run: Run,
+    finished_run: Run,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "_reused", {})
     texts = judged_rows(own_run).texts
     first = Predictor(own_run.folder, "base").logits(texts)
     fitted = []
