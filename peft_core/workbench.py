@@ -38,12 +38,13 @@ SECONDS_BETWEEN_SWEEPS = 600.0
 
 
 class _Sweeps:
-    """Says when the folder of runs is due to be tidied: at first, and then every ten minutes."""
+    """When the folder of runs is to be tidied: at first, and then every ten minutes."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def are_due(self) -> bool:
+        """Whether it is due; once it was, not again before ten minutes are over."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + SECONDS_BETWEEN_SWEEPS

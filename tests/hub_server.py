@@ -214,10 +214,7 @@ class HubServer:
         drop_after: int | None = None,
         private: bool = False,
     ) -> str:
-        """Publish a folder as the main branch of a repository and return its commit; older commits remain.
-
-        The first one of a preset is the commit that it is pinned to.
-        """
+        """Publish a folder as the main branch and return its commit (a preset's first is its pinned one)."""
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files = {name: RepoFile.read(name, path) for name, path in sorted(paths.items())}
         pinned = None if (kind, repo_id) in self._repos else HUB_COMMITS.get(repo_id)

@@ -32,9 +32,7 @@ def test_a_combination_that_cannot_be_counted_says_why_and_leaves_the_others() -
     assert "matches nothing" in bad["error"]
 
 
-def test_presets_are_counted_and_inspected_once_and_files_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_presets_are_counted_and_inspected_once_and_files_each_time(tmp_path: Path) -> None:
     """A hundred visitors look at the same settings; a file may have changed since."""
     tasks._count_preset.cache_clear()
     tasks._inspect_embedded.cache_clear()

@@ -13,7 +13,7 @@ from typing import Any
 MOST_SESSIONS = 5_000
 
 
-class SessionMessages(MutableMapping[str, "Queue[Any]"]):
+class SessionMessages(MutableMapping[str, Queue[Any]]):
     """Queues by session: the one that was used the longest time ago goes; none is missed.
 
     An open page's stream uses its own at least every ten seconds.
@@ -23,13 +23,13 @@ class SessionMessages(MutableMapping[str, "Queue[Any]"]):
         self._most = most
         self._queues: OrderedDict[str, Queue[Any]] = OrderedDict()
 
-    def __setitem__(self, session: str, messages: "Queue[Any]") -> None:
+    def __setitem__(self, session: str, messages: Queue[Any]) -> None:
         self._queues[session] = messages
         self._queues.move_to_end(session)
         while len(self._queues) > self._most:
             self._queues.popitem(last=False)
 
-    def __getitem__(self, session: str) -> "Queue[Any]":
+    def __getitem__(self, session: str) -> Queue[Any]:
         """A session's queue, or for one that is gone another that nobody reads."""
         if session not in self._queues:
             return Queue()
@@ -50,8 +50,9 @@ class SessionMessages(MutableMapping[str, "Queue[Any]"]):
         return len(self._queues)
 
     def get(self, session: str, default: Any = None) -> Any:
+        """A session's queue, or the default for one that is gone."""
         return self[session] if session in self._queues else default
 
-    def values(self) -> ValuesView["Queue[Any]"]:
+    def values(self) -> ValuesView[Queue[Any]]:
         """All queues; looking through them is no use of them."""
         return self._queues.values()

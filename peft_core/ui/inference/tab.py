@@ -42,9 +42,10 @@ def build_inference(workbench: Workbench, picker: gr.Radio, standing: gr.State) 
     writing = [predict_file, save_rule, *makers]
 
     def show_picked(run_id: str | None) -> dict[Any, Any]:
-        may_write = run_id is None or or_none(lambda: workbench.access.owns(workbench.find(run_id)))
+        owns = or_none(lambda: workbench.access.owns(workbench.find(run_id))) if run_id else None
+        is_others = owns is False  # of a run that is gone nothing is known
         line = f'<p class="quiet">Run <b>{html.escape(run_id)}</b></p>' if run_id else NO_RUN
-        shown = line if may_write else line + message(READ_ONLY, "note")
-        return {picked: shown} | {button: gr.update(interactive=bool(may_write)) for button in writing}
+        shown = line + message(READ_ONLY, "note") if is_others else line
+        return {picked: shown} | {button: gr.update(interactive=not is_others) for button in writing}
 
     then_at_once([picker.change], show_picked, picker, [picked, *writing])
