@@ -14,7 +14,7 @@ from typing import Any
 
 from peft_core.access.visitors import LINK_HEADER, TOKEN_HEADER
 
-LONGEST_ANSWER = 180.0  # seconds until an answer is given up
+LONGEST_ANSWER = 600.0  # seconds until an answer is given up; uploads of 200 visitors at once take over 180
 BUSY = (429, 503)  # statuses that say: later
 _BOUNDARY = "----a-file-of-a-visitor"
 _API = "/gradio_api"

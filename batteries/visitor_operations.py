@@ -204,7 +204,7 @@ class BusyVisitor:
         secrets = re.findall(r"#key=([0-9a-f]{64})", json.dumps(data))
         known = [each.secret for each in self.own.links]
         self.own.links += [Link(secret) for secret in secrets if secret not in known]
-        if data and not secrets:
+        if data and not secrets and self.own.is_sharing:  # else the click was turned away
             self.fail("the page shows no link")
 
     async def end_sharing(self) -> None:
