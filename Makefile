@@ -1,10 +1,10 @@
-# make run: serve the app.  make test: the whole suite.  make test-unit: its quick half.  make check: format, lint
-# and the plan of the house.  All set up .venv first, once.
+# make run: serve the app.  make test: all tests.  make test-unit: the quick half.  make check: format, lint, the
+# layers of the code and the documentation.  All set up .venv first, once.  CONTRIBUTING.md lists all targets.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-grid bench-default bench-methods bench-inference pins audit clean
+.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-memory bench-grid bench-default bench-methods bench-inference docs pins audit clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -21,48 +21,55 @@ test-unit: .venv/installed-tests
 check: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py -k "not example_runs"
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Writes the parts of docs/ that come from the code: settings, methods, endpoints.
+docs: .venv/installed
+	PYTHONPATH=. $(BIN)/python docs/generate.py
+
 screenshots: .venv/installed-tests
 	$(BIN)/python tests/screenshots.py
 
 matrix: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m matrix
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.method_matrix
 
 exports: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m exports
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.export_matrix
 
 # ARGS: names of batteries (all by default), --scale 0.1 for a share of the cases, --minutes of the soak and the load
 batteries: .venv/installed-tests
 	PYTHONPATH=.:tests CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m batteries $(ARGS)
 
 bench: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_speed.py $(ARGS)
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_speed $(ARGS)
 
 bench-accuracy: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_accuracy.py
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_accuracy $(ARGS)
 
 bench-page: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_page.py
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_page
 
 bench-processes: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_processes.py
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_processes
+
+bench-memory: .venv/installed-tests
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_memory benchmarks/results/memory_cpu.json
 
 bench-grid: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bench_grid.py tests/grid.jsonl
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_grid benchmarks/results/grid.jsonl
 
 bench-default: .venv/installed-tests
-	PYTHONPATH=. $(BIN)/python tests/bench_default.py
+	PYTHONPATH=. $(BIN)/python -m benchmarks.bench_default
 
 bench-methods: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python tests/bench_methods.py tests/methods.jsonl
+	PYTHONPATH=.:tests $(BIN)/python -m benchmarks.bench_methods benchmarks/results/methods.jsonl
 
 bench-inference: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/bench_inference.py
+	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_inference
 
 # What is pinned comes first and by its SHA-256; then torch, and what another system or Python needs besides.
 .venv/installed: requirements.txt pre-requirements.txt hashes.txt

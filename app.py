@@ -1,4 +1,4 @@
-"""PEFT Workbench: python app.py serves the page.
+"""PEFT Workbench: `python app.py` serves the page.
 
 `demo` is the Gradio app that a Space looks for; launched without `main` it has no guard and no login.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft_core.access.guard import HUGGING_FACE, SHARED_PAGES, PagePolicy, RequestGuard, guard_lifespan
 from peft_core.access.hosts import AllowedHosts, is_loopback
@@ -31,7 +32,7 @@ MAX_PROXIES = 10
 
 @dataclass(frozen=True)
 class Options:
-    """How the app is served: the command line, with environment variables as defaults."""
+    """The options of the command line, with environment variables as defaults."""
 
     host: str
     port: int | None
@@ -47,7 +48,7 @@ class Options:
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """The command line over the environment; exits with one line for a wrong one."""
+    """Return the options; exit with one line on stderr for an invalid one."""
     parser = _parser(environment)
     flags = parser.parse_args(arguments)
     hosted = environment.get("PUBLIC_DEMO", "").lower() in ("1", "true", "yes") or "SPACE_ID" in environment
@@ -109,13 +110,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-# Pages whose state is kept, half a megabyte each; every call of the API without one is one.
+# Sessions whose state gradio keeps, half a megabyte each; an API call without a session starts one.
 SESSIONS, PUBLIC_SESSIONS = 200, 500
 
-if __name__ != "__mp_main__":  # the worker process imports this file again, and needs no page
+# The worker process imports this file again, and needs no page.
+if TYPE_CHECKING or __name__ != "__mp_main__":
     from peft_core.access.gate import PublicGate
     from peft_core.access.upload_room import UploadRoom
-    from peft_core.data.formats import MOST_BYTES
+    from peft_core.data.formats import MAX_FILE_BYTES
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
     from peft_core.ui.requests import local_visitor, pending_sessions, public_visitor
@@ -134,36 +136,38 @@ if __name__ != "__mp_main__":  # the worker process imports this file again, and
 
 
 def main() -> None:
-    """Serve until stopped; a training that runs then goes on, and the next start finds it."""
+    """Serve until stopped; a training that runs then continues, and the next start of the app finds it."""
     download_cache()
     workbench.start()
-    demo._queue.pending_messages_per_session = SessionMessages()
+    # gradio declares an LRUCache, and uses it as a mapping only
+    demo._queue.pending_messages_per_session = SessionMessages()  # pyright: ignore[reportAttributeAccessIssue]
     layers = []
     if workbench.limits is not None:
         room, pending = UploadRoom(download_cache().root.parent), partial(pending_sessions, demo._queue)
         gate = partial(PublicGate, limits=workbench.limits, room=room, pending=pending)
         layers = [gate, partial(PageScript, script=VISITOR_SCRIPT.read_text())]
-        demo.api_open = False  # direct calls would pass by the queue and its bounds
+        demo.api_open = False  # direct calls would bypass the queue and its limits
         demo._queue.max_size = workbench.limits.max_queue  # `demo.queue()` would make a new queue
     lifespan = guard_lifespan(options.hosts, options.policy, layers, proxies=options.proxies)
+    verify = Login(options.credentials).verify if options.credentials else None
     demo.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        auth=Login(options.credentials).verify if options.credentials else None,
+        auth=verify,  # pyright: ignore[reportArgumentType] - gradio also awaits a coroutine function
         mcp_server=options.mcp,
         allowed_paths=[],
         state_session_capacity=PUBLIC_SESSIONS if options.public else SESSIONS,
-        max_file_size=MOST_BYTES if workbench.limits is None else workbench.limits.max_upload_bytes,
-        show_error=not options.public,  # of a bug, whose message may name places on this machine
+        max_file_size=MAX_FILE_BYTES if workbench.limits is None else workbench.limits.max_upload_bytes,
+        show_error=not options.public,  # of a bug, whose message may name paths of this machine
         theme=THEME,
         css_paths=[STYLE],
         footer_links=["api"],
         app_kwargs={"lifespan": lifespan, "openapi_url": None},
-        run_history=False,  # its routes lend the host's own Hub token to whoever asks on this machine
-        enable_monitoring=False,  # its summary would tell everyone what all visitors do
-        ssr_mode=False,  # a server of its own in front, which the guard would not see
-        num_workers=0,  # servers of their own beside it, which nothing would guard
+        run_history=False,  # its routes give the host's own Hub token to any client on this machine
+        enable_monitoring=False,  # its summary would show everyone the requests of all visitors
+        ssr_mode=False,  # its server in front of the app would bypass the guard
+        num_workers=0,  # servers beside the app would not be guarded
         prevent_thread_lock=True,
     )
     if not isinstance(demo.app.middleware_stack, RequestGuard):

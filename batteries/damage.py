@@ -28,9 +28,9 @@ from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import export_onnx
 from peft_core.export.page.webpage import export_page
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.vectors import Neighbours
+from peft_core.inference.vectors import NeighborSearch
 from peft_core.merge import merge
 from peft_core.runs import Run
 
@@ -199,10 +199,10 @@ def _is_same(path: Path, original: bytes) -> bool:
 
 def _make_full(run: Run, everything: bool) -> None:
     """Make all that can be made of a finished run."""
-    Decision(temperature=2.0).save(run, Classifier.read(run).labels)
+    DecisionRule(temperature=2.0).save(run, Classifier.read(run).labels)
     merge(run.folder)
     export_embeddings(run.folder)
-    Neighbours(run.folder)
+    NeighborSearch(run.folder)
     Predictor(run.folder, "base")
     if everything:
         export_onnx(run.folder, 100.0)

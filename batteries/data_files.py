@@ -20,14 +20,15 @@ from batteries.odd_files import odd_file
 from batteries.result import BatteryResult
 from peft_core.config import TrainConfig
 from peft_core.data.audit import audit
-from peft_core.data.columns import as_text, choose_columns
+from peft_core.data.cells import as_text
+from peft_core.data.columns import infer_columns
 from peft_core.data.files import read_table
-from peft_core.data.labelled import load_labelled_text
-from peft_core.data.preparing import tidy
+from peft_core.data.labelled import load_labeled_splits
+from peft_core.data.preparing import normalize
 from peft_core.data.reading import read_rows
 from peft_core.data.reading_findings import reading_findings
 from peft_core.data.streams import RowStream, open_rows
-from peft_core.data.writers import neutral, writer_for
+from peft_core.data.writers import escape_formula, writer_for
 from peft_core.errors import PeftCoreError
 
 NAME = "malformed and odd data files"
@@ -143,8 +144,10 @@ def _check_written(stream: RowStream, rows: Rows) -> None:
 def _check_csv(path: Path, stream: Any, rows: Rows) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header, *written = csv.reader(file, delimiter=stream.delimiter)
-    _same_columns([*map(neutral, stream.columns), *_ADDED], header[: len(stream.columns)] + list(_ADDED))
-    wanted = tuple(tuple(map(neutral, row)) for row in rows)
+    _same_columns(
+        [*map(escape_formula, stream.columns), *_ADDED], header[: len(stream.columns)] + list(_ADDED)
+    )
+    wanted = tuple(tuple(map(escape_formula, row)) for row in rows)
     _same_rows(wanted, tuple(tuple(row[: len(stream.columns)]) for row in written), frozenset())
 
 
@@ -171,10 +174,10 @@ def _check_data_card(path: Path) -> None:
     config = TrainConfig(dataset_name=str(path))
     try:
         raw = read_rows(config)
-        columns = choose_columns(config, raw.frames["train"], raw.class_names)
-        findings = [*reading_findings(raw.record), *audit(tidy(raw, columns), columns.problem_type)]
+        columns = infer_columns(config, raw.frames["train"], raw.class_names)
+        findings = [*reading_findings(raw.record), *audit(normalize(raw, columns), columns.problem_type)]
         json.dumps([finding.to_dict() for finding in findings])
-        json.dumps(load_labelled_text(config).record, allow_nan=False)
+        json.dumps(load_labeled_splits(config).record, allow_nan=False)
     except PeftCoreError as error:
         if "\n" in str(error) or not str(error):
             raise Mismatch(f"the error {str(error)!r} is not one line") from error

@@ -31,7 +31,7 @@ STEPS = 300  # of an hour
 VISITORS = 20  # who come within it
 AT_ONCE = 8
 ACTS = 4  # of the filler in each step
-QUOTAS = Quotas(visitor_bytes=2_000_000, total_bytes=20_000_000, least_free_bytes=2_000_000)
+QUOTAS = Quotas(visitor_bytes=2_000_000, total_bytes=20_000_000, min_free_bytes=2_000_000)
 DISKS = {"a large disk": 60_000_000, "a small disk": 21_000_000}
 _HOUR, _DAY = 3600.0, 86_400.0
 _OLD_RUNS = 20
@@ -114,7 +114,7 @@ class Hour:
         used = sizes.total()
         if used > QUOTAS.total_bytes:
             self.failures.append(f"{when} all take {used:,} bytes")
-        if self.disk - used < QUOTAS.least_free_bytes:
+        if self.disk - used < QUOTAS.min_free_bytes:
             self.failures.append(f"{when} {self.disk - used:,} bytes are free")
         for owner, size in sizes.items():
             if owner is not None and size > QUOTAS.visitor_bytes:
@@ -240,7 +240,7 @@ def serve_visitor(hour: Hour) -> None:
 
 def fill_with_old_runs(hour: Hour) -> None:
     """Runs of earlier visitors, up to the quota and the floor; some are shared, some are the host's."""
-    room = min(QUOTAS.total_bytes, hour.disk - QUOTAS.least_free_bytes) - 200 * _KB
+    room = min(QUOTAS.total_bytes, hour.disk - QUOTAS.min_free_bytes) - 200 * _KB
     for number in range(_OLD_RUNS):
         owner = None if number % 10 == 0 else f"{number:064x}"
         old = runs.create(hour.runs_dir, TrainConfig(), owner=owner)

@@ -51,9 +51,9 @@ names = ("visitor", "address", "static")
 names += ("visitor_uploads", "address_uploads", "visitor_bytes", "address_bytes")
 names += ("visitor_sessions", "address_sessions")
 rates = dict.fromkeys(names, Rate(1e12, 10**12))
-gate.GateLimits = partial(gate.GateLimits, **rates, open_per_address=10_000, open_in_all=10_000)
+gate.GateLimits = partial(gate.GateLimits, **rates, open_per_address=10_000, open_total=10_000)
 gate.GateLimits = partial(gate.GateLimits, visitor_pending=10_000, address_pending=10_000)
-upload_room.RoomLimits = partial(upload_room.RoomLimits, least_free_bytes=0)
+upload_room.RoomLimits = partial(upload_room.RoomLimits, min_free_bytes=0)
 from gradio import Blocks
 Blocks.api_open = property(lambda blocks: True, lambda blocks, value: None)
 """

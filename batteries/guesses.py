@@ -13,7 +13,7 @@ from pathlib import Path
 from app_server import serve
 
 from batteries.result import BatteryResult
-from peft_core.access.passwords import MOST_SECONDS
+from peft_core.access.passwords import MAX_WAIT_SECONDS
 
 NAME = "guesses of a password"
 PASSES_WHEN = "limited and logged; the right one still enters"
@@ -26,7 +26,7 @@ _USER, _PASSWORD = "me", "the right one"
 _KNOWN, _ATTACKER, _NEWCOMER = "198.51.100.1", "203.0.113.1", "198.51.100.2"
 _FIRST_OF_MANY = ipaddress.ip_address("10.0.0.1")
 _CHECKED, _TURNED_AWAY, _ENTERED = 400, 429, 200
-_PATCH = "from peft_core.access import passwords\npasswords.MOST_SECONDS = {most_seconds}\n"
+_PATCH = "from peft_core.access import passwords\npasswords.MAX_WAIT_SECONDS = {most_seconds}\n"
 _BROKEN = """
 async def verify(self, user, password):
     return self._credentials.match(user, password)
@@ -34,7 +34,7 @@ passwords.Login.verify = verify
 """
 
 
-def run(share: float = 1.0, *, most_seconds: float = MOST_SECONDS, broken: bool = False) -> BatteryResult:
+def run(share: float = 1.0, *, most_seconds: float = MAX_WAIT_SECONDS, broken: bool = False) -> BatteryResult:
     """Send `share` of all guesses to an app whose longest wait is so long.
 
     `broken` takes the waiting out of the app under test.

@@ -32,7 +32,7 @@ from batteries.result import BatteryResult
 from peft_core.access.visitors import sha256_of
 from peft_core.runs import ENDED, FINISHED, Run
 from peft_core.runs.ownership import Ownership, write_ownership
-from peft_core.ui.train import IDLE_TICK, TICK
+from peft_core.ui.train import IDLE_POLL_SECONDS, POLL_SECONDS
 
 NAME = "open pages of a public demo beside a training"
 PASSES_WHEN = "95 % of clicks under 2 s, training at most 5 % slower, all refusals say why"
@@ -270,13 +270,13 @@ class PageVisitor:
 
     async def stay(self) -> None:
         """Keep the page open until the load is over."""
-        await self.crowd.wait(self.random.uniform(0, IDLE_TICK))
+        await self.crowd.wait(self.random.uniform(0, IDLE_POLL_SECONDS))
         async with self.client.heartbeat():
             await asyncio.gather(self._poll(), self._click())
 
     async def _poll(self) -> None:
         """Look at each tick; one that comes while a look is answered is dropped, as on the page."""
-        due, pause = time.monotonic(), TICK if self is self.crowd.trainer else IDLE_TICK
+        due, pause = time.monotonic(), POLL_SECONDS if self is self.crowd.trainer else IDLE_POLL_SECONDS
         while not self.crowd.over.is_set():
             reply = await self._measure("poll", lambda: self.client.run(self._look, self._looked()))
             if reply.is_served and isinstance(reply.data[0], str) and reply.data[0] != self._last:

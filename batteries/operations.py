@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from batteries.run_checks import TEXTS
 from peft_core.certificate import verified_certificate
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.errors import DamagedError
 from peft_core.export.archives import KINDS, zip_of
@@ -19,12 +19,12 @@ from peft_core.export.embeddings import export_embeddings
 from peft_core.export.hub.model_card import model_card
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.vectors import Neighbours
+from peft_core.inference.vectors import NeighborSearch
 from peft_core.merge import merge
-from peft_core.rows import TEST, VALIDATION, judged_rows
+from peft_core.rows import TEST, VALIDATION, load_evaluation_rows
 from peft_core.runs import FINISHED, Run, list_runs
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
 from peft_core.schedule import evaluation_rows
@@ -63,7 +63,7 @@ def _of_finished(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
         *_of_records(run),
         (("adapter",), Operation("predict", lambda: _logits(run, ADAPTER))),
         (("adapter",), Operation("labels", lambda: repr(Classifier.read(run)))),
-        (("adapter",), Operation("decision rule", lambda: repr(Decision.read(run)))),
+        (("adapter",), Operation("decision rule", lambda: repr(DecisionRule.read(run)))),
         (("evaluation",), Operation("result", lambda: json.dumps(run.result().to_dict()))),
         (("evaluation",), Operation("test rows", lambda: _rows(run, TEST))),
         (("evaluation",), Operation("validation rows", lambda: _rows(run, VALIDATION))),
@@ -123,7 +123,7 @@ def _logits(run: Run, variant: str) -> str:
 
 
 def _rows(run: Run, split: str) -> str:
-    rows = judged_rows(run, split)
+    rows = load_evaluation_rows(run, split)
     return json.dumps([rows.texts, rows.labels.tolist(), rows.logits.tolist()])
 
 
@@ -137,7 +137,7 @@ def _merge(run: Run) -> str:
 
 
 def _neighbors(run: Run) -> str:
-    return json.dumps(Neighbours(run.folder).nearest(TEXTS[0]))
+    return json.dumps(NeighborSearch(run.folder).nearest(TEXTS[0]))
 
 
 def _embeddings(run: Run) -> str:
@@ -181,7 +181,7 @@ def _tokens(run: Run) -> str:
 def _tokens_of(run: Run) -> list[dict[str, list]]:
     """Of the training rows and of the rows of the curve, as a training reads them."""
     config, columns = run.config(), ("input_ids", "attention_mask", "labels")
-    data = load_labelled_text(config)
+    data = load_labeled_splits(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     evaluated = evaluation_rows(config, len(data.train), len(data.validation))
     curve = data.validation.select(range(evaluated))

@@ -20,8 +20,8 @@ from batteries.kills import COMMITTED, report_writes
 from batteries.result import BatteryResult
 from batteries.workplace import EPOCHS, Workplace
 from peft_core import runs
-from peft_core.config import ARITHMETIC
-from peft_core.methods import unworkable_on
+from peft_core.config import ARITHMETIC_MODES
+from peft_core.methods import find_model_conflict
 from peft_core.runs import FINISHED, Run
 from peft_core.train import train
 from peft_core.training import speedups
@@ -54,7 +54,7 @@ def cases() -> list[Case]:
     """Every variant that the tiny model takes, in each arithmetic."""
     found = []
     for name, variant in variants().items():
-        for arithmetic in ARITHMETIC:
+        for arithmetic in ARITHMETIC_MODES:
             dropout = DROPOUT if arithmetic == "plain" else 0.0  # it keeps frozen layers from running once
             changes = {"num_train_epochs": EPOCHS, "arithmetic": arithmetic, "dropout": dropout}
             settings = {**settings_of(variant, FAMILY), **changes}
@@ -134,7 +134,7 @@ def _continued(run: Run) -> list[str]:
 
 def _train(run: Run, report: Report) -> None:
     speedups.WORTH_IT = HALF_WIDTH_FROM  # in this child alone
-    speedups.gains_by_half = lambda device: True
+    speedups.is_bfloat16_faster = lambda device: True
     report_writes(report)
     train(run.folder)
 
@@ -148,4 +148,4 @@ def _adapter_sha256(run: Run) -> str:
 
 
 def _unworkable(place: Workplace, case: Case) -> str:
-    return unworkable_on(place.config(**case.settings).to_dict(), FAMILY)
+    return find_model_conflict(place.config(**case.settings).to_dict(), FAMILY)

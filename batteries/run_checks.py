@@ -13,7 +13,7 @@ from peft_core.errors import DamagedError, PeftCoreError, RunError
 from peft_core.inference.loading import MERGED
 from peft_core.inference.predictor import Predictor
 from peft_core.manifests import verify_folder
-from peft_core.rows import VALIDATION, judged_rows
+from peft_core.rows import VALIDATION, load_evaluation_rows
 from peft_core.runs import FAILED, FINISHED, Run, RunState
 from peft_core.runs.checkpoints import choose_checkpoint
 from peft_core.runs.store import TOKENS
@@ -47,7 +47,7 @@ def unusable_parts(run: Run) -> list[str]:
     if run.has_adapter:
         checks["adapter"] = lambda: Predictor(run.folder).predict(TEXTS)
     if run.evaluation.is_file() and _result_is_of_adapter(run):
-        checks["evaluation"] = lambda: (judged_rows(run), judged_rows(run, VALIDATION))
+        checks["evaluation"] = lambda: (load_evaluation_rows(run), load_evaluation_rows(run, VALIDATION))
     if run.certificate.is_file() and _is_merged(run):
         checks["merged"] = lambda: Predictor(run.folder, MERGED).predict(TEXTS)
     return [f"{name} cannot be used: {error}" for name, check in checks.items() for error in _errors(check)]

@@ -15,7 +15,7 @@ from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import export_onnx
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
 from peft_core.runs import FINISHED, Run
@@ -126,7 +126,7 @@ def _start(run: Run) -> None:
 
 def _save_rule(run: Run) -> None:
     labels = Classifier.read(run).labels
-    Decision(temperature=2.0).save(run, labels)
+    DecisionRule(temperature=2.0).save(run, labels)
 
 
 def _create(run: Run) -> None:
@@ -159,7 +159,7 @@ def _has_onnx(run: Run) -> list[str]:
 
 
 def _has_rule(run: Run) -> list[str]:
-    return [] if Decision.read(run).temperature == 2.0 else ["the rule is not saved"]
+    return [] if DecisionRule.read(run).temperature == 2.0 else ["the rule is not saved"]
 
 
 def _has_probe(run: Run) -> list[str]:

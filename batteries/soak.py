@@ -79,7 +79,7 @@ class Turns:
         bench.predict(TEXT, run_id, "adapter")
         consume(bench.merge(run_id))
         bench.compare(TEXT, run_id)
-        bench.neighbours(TEXT, run_id)
+        bench.neighbors(TEXT, run_id)
         bench.describe(run)
         for kind in ("embeddings", *["onnx", "page"] * onnx):
             consume(bench.make(kind, run_id))

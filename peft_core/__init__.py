@@ -1,11 +1,11 @@
-"""Fine-tune, count, merge and try medium-size encoders: everything PEFT Workbench does, without a page."""
+"""Core of PEFT Workbench, without the page: fine-tune, count, merge and try medium-size encoders."""
 
 import gc
 import logging
 import sys
 
-# It warns of kernels that it would fetch from the Hub, and of a cast at every matrix product.
+# bitsandbytes warns of kernels that it would download from the Hub, and of a cast at every matrix product.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-if sys.argv[:1] == ["-m"]:  # `python -m peft_core.train` imports this first, then torch; see garbage.py
-    gc.disable()  # until `main` resumes it
+if sys.argv[:1] == ["-m"]:  # `python -m peft_core.train` imports this module before torch; see garbage.py
+    gc.disable()  # until `main` enables it again

@@ -1,8 +1,9 @@
-"""The certificate that proves a merge: what was compared, the files it is about, and whether it holds.
+"""The merge certificate: which models were compared, with which result, and the files it covers.
 
-It lies in `merged/` beside the files whose SHA-256 and sizes it names, and appears with them by one rename:
-there is no moment at which it speaks of other weights. Whoever uses `merged/` asks `verified_certificate`
-first, which compares every file with it and the adapter with the one that was merged.
+The certificate is stored in `merged/` beside the files whose SHA-256 and sizes it lists, and appears together
+with them by one rename, so it never describes other weights. Every reader of `merged/` calls
+`verified_certificate` first, which compares each file with the certificate, and the adapter with the one that
+was merged.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -18,19 +19,19 @@ from peft_core.records import read_json
 from peft_core.runs import Run
 
 CERTIFICATE_FILE = "certificate.json"
-NOT_MODEL_FILES = (CERTIFICATE_FILE, "decision.json")  # of merged/: the rule is the person's to change
+NOT_MODEL_FILES = (CERTIFICATE_FILE, "decision.json")  # of merged/: users may change the decision rule
 
 TOLERANCE = 1e-5  # largest difference of a float32 logit that rounding explains
 
 
 @dataclass(frozen=True)
 class MergeCertificate:
-    """Three models' float32 logits compared on the run's evaluation rows: the adapter on its base, the merged
-    model in memory, and the merged model loaded again from disk.
+    """Comparison of three models by their float32 logits on the run's test rows.
 
-    `max_logit_diff_*` are against the adapter. An adapter trained over a base in 8 or 4 bits is merged into
-    the original weights: `*_quantised` say what quantization had changed, and are no fault. `files` are those
-    of the merged model, from which it was loaded again.
+    The models are the adapter on its base, the merged model in memory, and the merged model loaded again from
+    disk. `max_logit_diff_*` are differences from the adapter. An adapter trained on a base in 8 or 4 bits is
+    merged into the original weights; `*_quantised` measure the effect of quantization and do not count as
+    problems. `files` are those of the merged model, from which it was loaded again.
     """
 
     run_id: str
@@ -55,7 +56,7 @@ class MergeCertificate:
 
     @property
     def problems(self) -> list[str]:
-        """What does not hold, in words; empty for a certificate that holds."""
+        """Descriptions of the checks that failed; empty if the certificate holds."""
         differences = (self.max_logit_diff_merged, self.max_logit_diff_reloaded)
         within = all(difference <= self.tolerance for difference in differences)  # false for NaN too
         allowed = f"(at most {self.tolerance:g} is allowed)"
@@ -65,14 +66,15 @@ class MergeCertificate:
             "the head on disk is not the trained one": self.head_sha256 != self.head_sha256_reloaded,
             "the labels on disk are not the trained ones": self.labels != self.labels_reloaded,
         }
-        return [what for what, wrong in checks.items() if wrong]
+        return [description for description, failed in checks.items() if failed]
 
     @property
     def holds(self) -> bool:
+        """Whether every check passed."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, with `holds` and `problems`."""
+        """Return JSON types, with `holds` and `problems`."""
         return {
             **asdict(self),
             "files": {name: entry.to_dict() for name, entry in self.files.items()},
@@ -84,19 +86,21 @@ class MergeCertificate:
 
 
 def tolerance(problem_type: str, logits: np.ndarray) -> float:
-    """Largest difference that rounding explains: absolute for logits, relative for a regression's numbers.
+    """Return the largest difference that rounding explains: absolute for logits, relative for a regression.
 
-    Prices in thousands are float32 numbers that lie a thousand times further apart than logits do.
+    The spacing of float32 numbers grows with their size: for prices in thousands it is a thousand times that
+    of logits.
     """
     largest = float(np.abs(logits).max()) if problem_type == REGRESSION else 1.0
     return TOLERANCE * max(1.0, largest)
 
 
 def verified_certificate(run: Run) -> MergeCertificate:
-    """The certificate of `merged/`, whose files are all as they were when compared with the present adapter.
+    """Return the certificate of `merged/` after checking all files against it.
 
-    Raises RunError if the run is not merged, or was merged from an earlier adapter; DamagedError if a file is
-    not as it was written.
+    Raises:
+        RunError: If the run is not merged, or was merged from an earlier adapter.
+        DamagedError: If a file has changed since it was written.
     """
     if not run.certificate.is_file():
         raise RunError(f"The run {run.run_id!r} is not merged yet; merge it first.")
@@ -115,7 +119,7 @@ def verified_certificate(run: Run) -> MergeCertificate:
 
 
 def certificate_of_merged(run: Run) -> MergeCertificate | None:
-    """As `verified_certificate`, or None where that raises."""
+    """Return `verified_certificate`, or None where it raises RunError."""
     try:
         return verified_certificate(run)
     except RunError:
@@ -123,7 +127,7 @@ def certificate_of_merged(run: Run) -> MergeCertificate | None:
 
 
 def read_certificate(path: Path) -> MergeCertificate:
-    """A certificate from its file, whatever lies beside it; DamagedError if it is lost or damaged."""
+    """Read a certificate without checking the files it lists; DamagedError if it is lost or damaged."""
     values = read_json(path)
     try:
         values.pop("holds"), values.pop("problems")
@@ -135,7 +139,7 @@ def read_certificate(path: Path) -> MergeCertificate:
 
 
 def sha256_of_adapter(run: Run) -> str:
-    """The hash of the trained weights' file, as the certificate names it."""
+    """Return the SHA-256 of the adapter's weights file, as stored in the certificate."""
     return sha256_of(run.adapter / "adapter_model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""TrainConfig: every setting of a run, once, with its default, label, help and bounds."""
+"""TrainConfig: all settings of a run, each with its default, label, help and bounds."""
 
 import dataclasses
 import difflib
@@ -7,15 +7,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 from peft_core.errors import ConfigError
-from peft_core.methods import METHODS, defaults_of, unworkable
-from peft_core.setting import Setting, plain_number, setting
+from peft_core.methods import METHODS, defaults_of, find_conflict
+from peft_core.setting import Setting, format_number, setting
 
 EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_DATASET = "rotten_tomatoes"
-LORA_STARTS = ("default", "gaussian", "pissa", "olora", "eva")
+LORA_INITIALIZATIONS = ("default", "gaussian", "pissa", "olora", "eva")
 PROBLEM_TYPES = {
     "single_label_classification": "One label a text",
     "multi_label_classification": "Several labels a text",
@@ -36,8 +36,8 @@ BASE_HEADS = {
     "by_order": "Keep it, matched by order",
     "fresh": "Start a fresh one",
 }
-COMPILES = ("auto", "on", "off")
-ARITHMETIC = ("fast", "plain")
+COMPILE_MODES = ("auto", "on", "off")
+ARITHMETIC_MODES = ("fast", "plain")
 BEST_METRICS = (
     "loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "micro_f1", "subset_accuracy", "spearman",
     "pearson", "mae", "rmse",
@@ -47,7 +47,7 @@ LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One person's settings; `from_dict` checks them, and a run folder keeps them as `config.json`."""
+    """The settings of a run, validated on creation and stored in the run folder as `config.json`."""
 
     model_name_or_path: str = setting(
         EMBEDDED_MODEL, "Base model", "A preset, a Hub model id, or a local folder with safetensors weights."
@@ -131,7 +131,7 @@ class TrainConfig:
     use_dora: bool = setting(False, "DoRA", "Train each weight's length apart from its direction.")
     init_lora_weights: str = setting(
         "default", "Start", "Where A and B begin: at zero change, or from the weights or the data.",
-        choices=LORA_STARTS,
+        choices=LORA_INITIALIZATIONS,
     )  # fmt: skip
     loraplus_lr_ratio: float = setting(
         1.0, "LoRA+ ratio", "B learns this many times faster than A.", minimum=1.0, maximum=256.0
@@ -258,11 +258,11 @@ class TrainConfig:
     )  # fmt: skip
     arithmetic: str = setting(
         "fast", "Arithmetic", "Plain keeps to float32 and stock modules: slower, the same to rounding.",
-        choices=ARITHMETIC,
+        choices=ARITHMETIC_MODES,
     )  # fmt: skip
     torch_compile: str = setting(
         "auto", "Compile", "Compile the layers with torch.compile; auto does where it pays within the run.",
-        choices=COMPILES,
+        choices=COMPILE_MODES,
     )  # fmt: skip
     seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)
 
@@ -273,15 +273,17 @@ class TrainConfig:
             _check_bounds(name, value)
         if not self.target_modules and METHODS[self.method].takes_target_modules:
             raise ConfigError("target_modules is empty; name at least one module, such as query.")
-        reason = unworkable(dataclasses.asdict(self))
+        reason = find_conflict(dataclasses.asdict(self))
         if reason:
             raise ConfigError(reason)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
-        """A config from a dict of settings; missing ones take their method's defaults.
+        """Create a config from a dict of settings; missing ones take their method's defaults.
 
-        Raises ConfigError for an unknown key (naming the nearest one), a wrong type or a broken bound.
+        Raises:
+            ConfigError: A key is unknown (the message names the nearest one), or a value has the wrong type
+                or is out of bounds.
         """
         if not isinstance(settings, Mapping):
             raise ConfigError(f"Settings are {type(settings).__name__}; give an object of setting names.")
@@ -292,20 +294,20 @@ class TrainConfig:
         return cls(**{**own, **settings})
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types."""
+        """Return the settings as JSON types."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
 
     def to_json(self) -> str:
-        """The settings as indented JSON text."""
+        """Return the settings as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
 @functools.cache
 def _annotations() -> dict[str, Any]:
-    """The types of the settings; to resolve them takes longer than all the rest of making a config."""
+    """Return the types of the settings; cached, since resolving them dominates the creation of a config."""
     return get_type_hints(TrainConfig)
 
 
@@ -313,13 +315,18 @@ SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclass
 
 
 def _unknown(key: str) -> str:
-    words = {name: name for name in SETTINGS} | {what.label.lower(): name for name, what in SETTINGS.items()}
+    words = {name: name for name in SETTINGS}
+    words |= {spec.label.lower(): name for name, spec in SETTINGS.items()}
     near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=0.0)
     return f"There is no setting named {key!r}; did you mean {words[near[0]]!r}?"
 
 
 def _coerce(name: str, annotation: Any, value: Any) -> Any:
-    """The value as the field's type, where JSON or a form lost the difference; else ConfigError."""
+    """Convert a value of JSON or a form to the field's type.
+
+    Raises:
+        ConfigError: The value does not fit the type.
+    """
     kinds = get_args(annotation)
     if type(None) in kinds:
         if value is None or value == "":
@@ -340,8 +347,8 @@ def _coerce(name: str, annotation: Any, value: Any) -> Any:
     return annotation(value)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that a float can hold."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number that fits a float."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -368,10 +375,10 @@ def _names(setting_name: str, value: Any) -> tuple[str, ...]:
 
 
 def _check_bounds(name: str, value: Any) -> None:
-    what = SETTINGS[name]
-    given = value if isinstance(value, tuple) else (value,) if value is not None else ()
-    for one in given if what.choices else ():
-        if one not in what.choices:
-            raise ConfigError(f"{name} is {one!r}; it takes one of {', '.join(what.choices)}.")
-    if is_number(value) and not what.holds(value):
-        raise ConfigError(f"{name} is {plain_number(value)}; it must be {what.bounds()}.")
+    spec = SETTINGS[name]
+    choices = value if isinstance(value, tuple) else (value,) if value is not None else ()
+    for choice in choices if spec.choices else ():
+        if choice not in spec.choices:
+            raise ConfigError(f"{name} is {choice!r}; it takes one of {', '.join(spec.choices)}.")
+    if is_number(value) and not spec.allows(value):
+        raise ConfigError(f"{name} is {format_number(value)}; it must be {spec.bounds()}.")

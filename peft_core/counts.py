@@ -1,4 +1,4 @@
-"""Exact parameter counts from a model's shape alone, on the meta device, and a forecast of the time."""
+"""Exact parameter counts from a configuration, on the meta device, and a forecast of training time."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from torch import nn
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
-from peft_core.encoder import check_max_length, max_input_length, model_config, skeleton
+from peft_core.encoder import check_max_length, max_input_length, meta_model, model_config
 from peft_core.heads import head_labels
-from peft_core.machine import gains_by_half, product_rate
+from peft_core.machine import is_bfloat16_faster, matmul_flops_per_second
 from peft_core.methods import METHODS, TRAINS_LAYERS, bits_of, virtual_tokens
 from peft_core.modules import (
     HEAD_NAMES,
@@ -28,19 +28,25 @@ from peft_core.modules import (
     linear_modules,
 )
 from peft_core.presets import DATASETS
-from peft_core.quantise import check_quantisation
+from peft_core.quantise import check_quantization
 
 FLOAT32_BYTES = 4
-_LOOK_EVERY = 60.0  # seconds
-_rates_seen: dict[torch.dtype, tuple[float, float]] = {}  # the best, and when it was last looked at
-_OPERATIONS = {"full": 6}  # a token and linear weight, where not four
+_RATE_INTERVAL = 60.0  # seconds between two measurements of the matrix rate
+_best_rates: dict[torch.dtype, tuple[float, float]] = {}  # the best rate, and when one was last measured
+_OPERATIONS = {"full": 6}  # per token and linear weight; 4 for every other method
 _EFFICIENCY = {"fast": 0.45, "plain": 0.5}  # share of the matrix rate that a training run reaches
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """PEFT's own accounting. `trainable` is `adapter` + `head` (full fine-tuning: the encoder too);
-    `total` counts `head_copy`, the frozen copy of the head that PEFT keeps; `file_bytes` is what is saved."""
+    """Parameter counts as PEFT reports them.
+
+    Attributes:
+        trainable: `adapter` + `head`; with full fine-tuning also the encoder.
+        total: All parameters, `head_copy` included.
+        head_copy: The frozen copy of the head that PEFT keeps.
+        file_bytes: Size of the saved file.
+    """
 
     trainable: int
     total: int
@@ -51,11 +57,11 @@ class ParameterCount:
 
     @property
     def percent(self) -> float:
-        """Trainable parameters in percent of the total."""
+        """Trainable parameters as a percentage of the total."""
         return 100 * self.trainable / self.total
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts as JSON types, `percent` included."""
+        """Return the counts as JSON types, with `percent`."""
         return {
             "trainable": self.trainable,
             "total": self.total,
@@ -68,23 +74,24 @@ class ParameterCount:
 
 
 def count_parameters(config: TrainConfig) -> ParameterCount:
-    """Counts from the configuration alone: no weights are read or fetched.
+    """Count parameters from the configuration alone; no weights are read or downloaded.
 
-    Raises ModelError, DataError or HubError where the shape or the number of labels cannot be known.
+    Raises:
+        ModelError, DataError, HubError: The shape or the number of labels cannot be determined.
     """
     shape = model_config(config.model_name_or_path, config.revision)
     check_max_length(shape, config.max_length, virtual_tokens(config.to_dict()))
-    check_quantisation(bits_of(config.to_dict()))
-    model = skeleton(shape, expected_num_labels(config))
+    check_quantization(bits_of(config.to_dict()))
+    model = meta_model(shape, expected_num_labels(config))
     return count_model(apply_method(model, config))
 
 
 def forecast_seconds(config: TrainConfig) -> float | None:
-    """About how long training takes on this machine's processor; None where the texts' length is unknown.
+    """Return about how many seconds training takes on this CPU; None if the length of the texts is unknown.
 
-    A frozen linear weight costs two operations a token forward and two backward; a trained one two more for
-    its own gradient. One in a layer below all that is trained costs none backward, and is met once for each
-    text where `training.lower_layers` keeps what it makes.
+    A frozen linear weight costs two operations per token in the forward pass and two in the backward pass; a
+    trained weight costs two more for its gradient. A weight in a layer below all trained layers costs none in
+    the backward pass, and is used once per text if `training.lower_layers` caches the outputs.
     """
     preset = DATASETS.get(config.dataset_name)
     if preset is None:
@@ -93,17 +100,17 @@ def forecast_seconds(config: TrainConfig) -> float | None:
     below = sum(layers[: _frozen_layers(len(layers), config)])
     tokens = config.max_train_samples * min(preset.mean_tokens, config.max_length)
     epochs = config.num_train_epochs
-    kept = config.arithmetic == "fast" and epochs > 1 and not config.dropout
+    is_cached = config.arithmetic == "fast" and epochs > 1 and not config.dropout
     operations = _OPERATIONS.get(config.method, 4) * (sum(layers) + rest - below) * epochs
-    operations += 2 * below * (1 if kept else epochs)
+    operations += 2 * below * (1 if is_cached else epochs)
     rate = _EFFICIENCY[config.arithmetic] * matrix_rate(_arithmetic_dtype(config))
     return operations * tokens / rate
 
 
 @lru_cache(maxsize=32)
 def _linear_weights(name: str, revision: str | None) -> tuple[tuple[int, ...], int]:
-    """The weights of a model's linear modules: of each layer, and outside of them."""
-    model = skeleton(model_config(name, revision), num_labels=2)
+    """Return the number of linear weights in each layer, and outside the layers."""
+    model = meta_model(model_config(name, revision), num_labels=2)
     layers = tuple(map(_weights, encoder_layers(model) or ()))
     return layers, _weights(model) - sum(layers)
 
@@ -113,7 +120,7 @@ def _weights(model: nn.Module) -> int:
 
 
 def _frozen_layers(layers: int, config: TrainConfig) -> int:
-    """How many layers lie below all that is trained."""
+    """Return how many layers are below all trained layers."""
     if config.method == "head_only":
         return layers
     has_top = "top_layers" in METHODS[config.method].settings and config.top_layers
@@ -121,35 +128,35 @@ def _frozen_layers(layers: int, config: TrainConfig) -> int:
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of this machine's matrix product, the best seen so far in this process.
+    """Return this machine's matrix rate in operations per second: the best measured in this process.
 
-    It is looked at once a minute at most: a training may want the processor.
+    It is measured at most once a minute, because a training may need the processor.
     """
-    seen, last = _rates_seen.get(dtype, (0.0, -math.inf))
-    if time.monotonic() - last > _LOOK_EVERY:
-        rate = product_rate(torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype))
-        seen = max(seen, rate)
-        _rates_seen[dtype] = seen, time.monotonic()
-    return seen
+    best, last = _best_rates.get(dtype, (0.0, -math.inf))
+    if time.monotonic() - last > _RATE_INTERVAL:
+        rate = matmul_flops_per_second(torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype))
+        best = max(best, rate)
+        _best_rates[dtype] = best, time.monotonic()
+    return best
 
 
 def _arithmetic_dtype(config: TrainConfig) -> torch.dtype:
-    """In which numbers the layers will compute on this machine's processor."""
-    wide = config.arithmetic == "plain" or config.method in TRAINS_LAYERS
-    return torch.float32 if wide or not gains_by_half(torch.device("cpu")) else torch.bfloat16
+    """Return the dtype in which the layers will compute on this CPU."""
+    is_float32 = config.arithmetic == "plain" or config.method in TRAINS_LAYERS
+    return torch.float32 if is_float32 or not is_bfloat16_faster(torch.device("cpu")) else torch.bfloat16
 
 
 def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
-    """What the form tells of an architecture before any weight is read, as JSON types.
+    """Return what the form shows of an architecture before any weight is read, as JSON types.
 
-    `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of the
-    head that the checkpoint brings (None if it brings none), and its `head_names`; `head`, the parts that
-    start untrained without one; `modules`, each with name, label, roles, matches, shapes (out, in),
-    rank_cost and trap.
+    Returns:
+        `model_type`; `parameters` of the encoder without a head; `max_length`; `head_labels`, the size of the
+        checkpoint's head (None without one), and its `head_names`; `head`, the modules that start untrained
+        without one; `modules`, each with name, label, roles, matches, shapes (out, in), rank_cost and trap.
     """
     config = model_config(name, revision)
     labels = head_labels(config)
-    model = skeleton(config, num_labels=2)
+    model = meta_model(config, num_labels=2)
     choices = linear_modules(model)
     choices += [all_linear(model)] if choices else []
     return {
@@ -173,7 +180,7 @@ def _choice_facts(choice: ModuleChoice) -> dict[str, Any]:
 
 
 def count_model(model: nn.Module) -> ParameterCount:
-    """Counts of a model that a method was applied to, with real or meta weights."""
+    """Count the parameters of a model that a method was applied to, with real or meta weights."""
     trainable, total = _totals(model)
     saved = {name: tuple(p.shape) for name, p in _saved_state(model).items()}
     if not isinstance(model, PeftModel):
@@ -187,9 +194,9 @@ def count_model(model: nn.Module) -> ParameterCount:
 
 
 def safetensors_size(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Bytes of a float32 safetensors file: 8, a JSON header padded to 8, the values.
+    """Return the bytes of a float32 safetensors file: 8, a JSON header padded to 8, the tensors.
 
-    Source: the format's own description (length, header, data).
+    Source: the specification of the format (length, header, data).
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -202,7 +209,7 @@ def safetensors_size(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _totals(model: nn.Module) -> tuple[int, int]:
-    """Trainable and all parameters; PEFT knows that two weights in 4 bits share a byte."""
+    """Return the trainable and all parameters; PEFT counts two 4-bit weights in each byte."""
     if isinstance(model, PeftModel):
         return model.get_nb_trainable_parameters()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -210,10 +217,11 @@ def _totals(model: nn.Module) -> tuple[int, int]:
 
 
 def _saved_state(model: nn.Module) -> dict[str, Any]:
-    """What is written to disk: the adapter and what is trained whole, or every trainable parameter."""
+    """Return the saved tensors: the adapter and fully trained modules, or all trainable parameters."""
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning and next(model.parameters()).is_meta:
-            model.prompt_encoder.to_empty(device="cpu")  # PEFT computes what it saves; only its shape is used
+            # PEFT computes the vectors that it saves; only their shape is used
+            model.prompt_encoder.to_empty(device="cpu")
         return get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 

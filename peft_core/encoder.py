@@ -1,4 +1,4 @@
-"""The base model: its shape, its length, its head, and the parts that start untrained."""
+"""Load a base model: its configuration, maximum length, classification head and untrained modules."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -17,13 +17,14 @@ from transformers.models.auto.modeling_auto import (
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError, reason_of
 from peft_core.heads import BY_NAME, HeadChange, are_generic, head_labels, head_rows
-from peft_core.modules import HEAD_NAMES, output_layer, whole_modules
+from peft_core.modules import HEAD_NAMES, config_of, full_precision_modules, output_layer
 from peft_core.presets import MODELS
-from peft_core.quantise import FULL, compute_in_float32, quantisation_arguments
+from peft_core.quantise import FULL, compute_in_float32, quantization_kwargs
 from peft_core.sources import Source, is_local, model_source
 
-_VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")  # without any, transformers makes an empty one
-_OFFSET_POSITIONS = (  # families that number positions from the padding's id on
+# transformers creates an empty tokenizer without any of these files
+_VOCABULARY_FILES = ("tokenizer.json", "vocab*", "*.model")
+_OFFSET_POSITIONS = (  # model types that number positions from the padding id on
     "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text",
     "longformer", "mpnet", "xmod", "ibert", "luke",
 )  # fmt: skip
@@ -31,9 +32,14 @@ _OFFSET_POSITIONS = (  # families that number positions from the padding's id on
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A loaded base model in full precision, its tokenizer, and the names of what the checkpoint lacks."""
+    """A loaded base model with its tokenizer.
 
-    model: nn.Module
+    Attributes:
+        untrained: Names of the modules that the checkpoint lacks.
+        head_change: How the checkpoint's head was changed; None if it was not.
+    """
+
+    model: PreTrainedModel
     tokenizer: Any
     untrained: tuple[str, ...]
     source: Source
@@ -46,9 +52,10 @@ class BaseModel:
 
 
 def model_config(name: str, revision: str | None = None) -> Any:
-    """The model's configuration; a preset's needs no network, any other comes from its `config.json`.
+    """Return the configuration of a model: a preset's own, or that of its `config.json`.
 
-    Raises ModelError for a model that is no encoder with a classifier.
+    Raises:
+        ModelError: The model is not an encoder with a sequence classifier.
     """
     preset = MODELS.get(name)
     if preset is not None and preset.config:
@@ -68,7 +75,7 @@ def model_config(name: str, revision: str | None = None) -> Any:
 
 
 def local_config(name: str, revision: str | None = None) -> Any | None:
-    """As `model_config`, but None for a model whose configuration is not on this machine yet."""
+    """Like `model_config`, but return None if the configuration is not on this machine yet."""
     if name not in MODELS and not is_local(name):
         try:
             return AutoConfig.from_pretrained(
@@ -79,15 +86,15 @@ def local_config(name: str, revision: str | None = None) -> Any | None:
     return model_config(name, revision)
 
 
-def skeleton(config: Any, num_labels: int) -> nn.Module:
-    """The classifier on the meta device: every shape, no weights."""
+def meta_model(config: Any, num_labels: int) -> PreTrainedModel:
+    """Return the sequence classifier on the meta device: every shape, no weights."""
     config.num_labels = num_labels
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
 
 
 def max_input_length(config: Any) -> int:
-    """The most tokens that the model's position embeddings hold."""
+    """Return the largest number of tokens that the model's position embeddings allow."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     if config.model_type in _OFFSET_POSITIONS:
         return positions - (config.pad_token_id or 0) - 1
@@ -95,12 +102,12 @@ def max_input_length(config: Any) -> int:
 
 
 def check_max_length(config: Any, max_length: int, virtual_tokens: int = 0) -> None:
-    """Raise ModelError if texts, with a method's own tokens before them, would be longer than is read."""
-    most = max_input_length(config)
-    if max_length + virtual_tokens > most:
+    """Raise ModelError if `max_length` plus a method's virtual tokens exceeds the model's maximum length."""
+    limit = max_input_length(config)
+    if max_length + virtual_tokens > limit:
         beside = f" beside {virtual_tokens} virtual tokens" if virtual_tokens else ""
         raise ModelError(
-            f"max_length is {max_length}; this model reads at most {most - virtual_tokens} tokens{beside}."
+            f"max_length is {max_length}; this model reads at most {limit - virtual_tokens} tokens{beside}."
         )
 
 
@@ -109,20 +116,29 @@ def load_base(
     revision: str | None,
     label_names: Sequence[str],
     *,
-    named: bool = True,
+    has_label_names: bool = True,
     problem_type: str = "single_label_classification",
     bits: int = FULL,
     base_head: str = BY_NAME,
 ) -> BaseModel:
-    """The base model with a head for these labels; a head of another size is replaced by a fresh one.
+    """Load a base model with a head for these labels; a head of another size is initialized anew.
 
-    A head of the right size is kept, its rows in the order of the labels: by name, by order, or replaced by a
-    `fresh` one, as `base_head` says. With `named` False (the data holds bare numbers) a kept head keeps its
-    own label names. A regression has one output and no labels. With `bits` below 32 the encoder's matrices
-    are quantised. Raises ModelError (also where the names of head and data do not match) or HubError.
+    Args:
+        name: Name on the Hub, folder, or preset.
+        revision: Revision on the Hub.
+        label_names: The labels in order; empty for a regression, which has one output.
+        has_label_names: False if the labels are bare numbers; a kept head then keeps its own label names.
+        problem_type: transformers' `problem_type`.
+        bits: Bits of the encoder's matrices; below 32 they are quantized.
+        base_head: What to do with a head of the right size: `by_name` and `by_order` keep it, with its rows
+            in the order of the labels, and `fresh` replaces it.
+
+    Raises:
+        ModelError: The model cannot be loaded, or the names of its head and of the data do not match.
+        HubError: The model cannot be fetched.
     """
     source = model_source(name, revision)
-    quantised = _quantised(name, source, bits)
+    quantization = _quantization_kwargs(name, source, bits)
     label_names = label_names or ("value",)  # the one output of a regression
     if not has_tokenizer(source.folder):
         raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
@@ -135,7 +151,7 @@ def load_base(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            **quantised,
+            **quantization,
         )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -148,7 +164,7 @@ def load_base(
         head = tuple(name for _, name in sorted(model.config.id2label.items()))
         rows = head_rows(label_names, head, problem_type, base_head, name)
         base = _with_head_rows(base, rows)
-        if rows and not named and not are_generic(head):
+        if rows and not has_label_names and not are_generic(head):
             names = tuple(head[row] for row in rows)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {label: i for i, label in enumerate(names)}
@@ -157,9 +173,9 @@ def load_base(
 
 
 def plan_head(config: TrainConfig, labels: Sequence[str], problem_type: str) -> HeadChange | None:
-    """What will be changed of the head that the base model declares; None without one, or where it is kept.
+    """Return the change that `load_base` will make to the declared head; None if there is none to change.
 
-    Nothing but the configuration is read. Raises ModelError as `load_base`, or for a model that is none.
+    Reads the configuration only. Raises ModelError as `load_base` and `model_config` do.
     """
     shape = model_config(config.model_name_or_path, config.revision)
     head = head_labels(shape)
@@ -168,73 +184,79 @@ def plan_head(config: TrainConfig, labels: Sequence[str], problem_type: str) -> 
     rows = head_rows(labels, head, problem_type, config.base_head, config.model_name_or_path)
     if rows == tuple(range(len(head))):
         return None
-    found = output_layer(skeleton(shape, len(head)), len(head))
-    return HeadChange(found[0], rows) if found else None
+    path_and_layer = output_layer(meta_model(shape, len(head)), len(head))
+    return HeadChange(path_and_layer[0], rows) if path_and_layer else None
 
 
 def permute_head(model: nn.Module, change: HeadChange) -> None:
-    """Put the rows of a head's output layer into the order of the labels, or draw the layer anew.
+    """Put the rows of the head's output layer into the order of the labels, or initialize the layer anew.
 
-    A fresh layer is drawn as transformers does: normal with the model's initializer_range, bias zero.
+    A fresh layer is initialized as in transformers: normal with the model's `initializer_range`, bias zero.
     """
     layer = model.get_submodule(change.layer)
+    assert isinstance(layer, nn.Linear)  # `output_layer` returned its path
     with torch.no_grad():
         if change.rows is None:
-            nn.init.normal_(layer.weight, std=model.config.initializer_range)
-        else:
-            layer.weight.copy_(layer.weight[list(change.rows)].clone())
-        if layer.bias is not None and change.rows is None:
-            nn.init.zeros_(layer.bias)
-        elif layer.bias is not None:
-            layer.bias.copy_(layer.bias[list(change.rows)].clone())
+            nn.init.normal_(layer.weight, std=config_of(model).initializer_range)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            return
+        rows = list(change.rows)
+        layer.weight.copy_(layer.weight[rows].clone())
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias[rows].clone())
 
 
 def _with_head_rows(base: BaseModel, rows: tuple[int, ...] | None) -> BaseModel:
-    """The base with its head's rows in this order, or with a fresh output layer for None."""
+    """Return the base with its head's rows in this order; None gives a fresh output layer."""
     outputs = base.model.config.num_labels
+    assert outputs is not None  # `load_base` sets it
     if rows == tuple(range(outputs)):
         return base
-    found = output_layer(base.model, outputs)
-    if found is None:
+    path_and_layer = output_layer(base.model, outputs)
+    if path_and_layer is None:
         raise ModelError(
             f"The head of {base.source.name!r} has no linear output layer, so its labels cannot be put into "
             "another order; choose base_head by_order."
         )
-    change = HeadChange(found[0], rows)
+    change = HeadChange(path_and_layer[0], rows)
     permute_head(base.model, change)
-    untrained = base.untrained if rows is not None else tuple(sorted({*base.untrained, found[0]}))
+    untrained = base.untrained if rows is not None else tuple(sorted({*base.untrained, change.layer}))
     return replace(base, untrained=untrained, head_change=change)
 
 
-def set_dropout(model: nn.Module, share: float) -> None:
-    """Have a model drop this share of its own values in training, wherever it drops any."""
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Set every dropout rate of a model: of its `Dropout` modules, and of float attributes named so."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = share
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, share)
+            module.p = rate
+        for name, attribute in vars(module).items():
+            if "dropout" in name and isinstance(attribute, float):
+                setattr(module, name, rate)
 
 
-def _quantised(name: str, source: Source, bits: int) -> dict[str, Any]:
-    """Loading arguments that leave in full precision what a checkpoint may lack: the head and the pooler."""
+def _quantization_kwargs(name: str, source: Source, bits: int) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that quantize all but the head and the pooler.
+
+    These two stay in full precision because a checkpoint may lack them.
+    """
     if bits == FULL:
         return {}
     config = _read_config(name, source)
-    refuse_quantised(config, name)
-    return quantisation_arguments(bits, whole_modules(skeleton(config, 2)))
+    refuse_quantized(config, name)
+    return quantization_kwargs(bits, full_precision_modules(meta_model(config, 2)))
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder holds a vocabulary."""
+    """Whether a model's folder contains a vocabulary."""
     return any(any(folder.glob(pattern)) for pattern in _VOCABULARY_FILES)
 
 
-def refuse_quantised(config: Any, name: str) -> None:
-    """Raise ModelError if a base's configuration says that its weights are quantised."""
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation:
-        kind = dict(quantisation).get("quant_method", "quantised")
+def refuse_quantized(config: Any, name: str) -> None:
+    """Raise ModelError if a base model's configuration says that its weights are quantized."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        kind = dict(quantization).get("quant_method", "quantised")
         raise ModelError(
             f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights "
             "is not the one that was trained; merge into the full-precision model it was made from."
@@ -253,6 +275,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _untrained(report: dict[str, Iterable]) -> tuple[str, ...]:
-    """The modules behind the loader's missing and mismatched keys, without their parameter names."""
+    """Return the modules of the loader's missing and mismatched keys."""
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     return tuple(sorted({key.rsplit(".", 1)[0] for key in [*report["missing_keys"], *mismatched]}))

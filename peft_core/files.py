@@ -1,16 +1,16 @@
-"""Files and folders that appear whole or not at all, and survive a power cut once they have appeared.
+"""Atomic, durable writes of files and folders.
 
-Why this holds. Content is written under a staging name that no reader looks at; every file of it and every
-directory is fsynced before the rename, so a name never points at content that is not on disk. One rename (or,
-where a folder replaces another, one exchange of the two names) makes it visible, and the parent directory is
-fsynced after it, so that the rename itself survives. The old content is removed last. A process that dies at
-any point leaves the old content or the new one under the name, and at most a staging folder, whose name says
-which process made it: `sweep_staging` removes those of processes that are gone.
+Why they are atomic and durable: content is written under a staging name that no reader opens. Every file and
+directory is fsynced before the rename, so that a name never refers to content that is not on disk. One rename
+(or, if a folder replaces another, one exchange of the two names) makes the content visible, and the parent
+directory is fsynced after it, so that the rename itself survives a power cut. The old content is removed
+last. A process that dies at any point leaves the old or the new content under the name, and at most a staging
+folder, whose name identifies the process: `sweep_staging` removes those of dead processes.
 
-A folder gets its name under `folder_lock`, so that whoever replaces one file of it works on a copy of what
-has that name until the copy takes its place.
+A folder gets its name under `folder_lock`, so that replacing one of its files (in a copy of the folder, which
+then takes its place) cannot overwrite a folder that took the name meanwhile.
 
-Files are read through `open_regular`: a FIFO or a device under the name of a file would block the reader, or
+Files are read through `open_regular`, since a FIFO or a device in place of a file would block the reader or
 never end.
 """
 
@@ -24,8 +24,9 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from peft_core.errors import RunError, causes
 from peft_core.process_identity import is_same_process, own_identity
@@ -44,22 +45,22 @@ DISK_FAILED = (
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_REGULAR = "it is not a regular file"
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # without it, opening a FIFO waits for its writer
-_STAGING = re.compile(
+_STAGING_NAME = re.compile(
     r"\.(?P<kind>staging|replaced)-(?P<pid>\d+)-(?P<process>[\w.-]+)-(?P<token>[0-9a-f]{8})-(?P<name>.+)"
 )
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
-# messages of safetensors, torch.save and datasets, whose errors have no errno: a full disk or a file that may
-# not grow, a disk that fails, and a write that failed without the reason
+# Error messages of safetensors, torch.save and datasets, which set no errno.
 _FULL = ("No space left", "File too large", "Not enough disk space")
 _FAILED = ("Input/output error", "Read-only file system")
-_UNKNOWN_CAUSE = ("unexpected pos", "iostream error")
+_UNKNOWN_CAUSE = ("unexpected pos", "iostream error")  # the write failed without a reason
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A staging path to write; it takes the place of `path` when the block ends, and is removed if it fails.
+    """Yield a staging path to write; it replaces `path` when the block ends, and is removed if it fails.
 
-    Raises RunError for a disk that is full or fails.
+    Raises:
+        RunError: The disk is full or fails.
     """
     staging = staging_path(path)
     try:
@@ -69,16 +70,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.replace(staging, path)
             fsync(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError):  # of a read-only disk, which would hide the first error
+        with contextlib.suppress(OSError):  # a read-only disk would replace the first error
             staging.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def atomic_file_alone(path: Path) -> Iterator[Path]:
-    """As `atomic_file`, for a writer that creates files beside the one it writes, such as safetensors.
+    """Like `atomic_file`, for a writer that creates files beside the one it writes, such as safetensors.
 
-    The staging path lies in a staging folder, with which the sweep removes what a killed writer left.
+    The staging path lies in a staging folder, which the sweep removes with everything a killed writer left.
     """
     container = staging_path(path)
     try:
@@ -94,14 +95,14 @@ def atomic_file_alone(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(final: Path, *, root: Path | None = None, parent_is_locked: bool = False) -> Iterator[Path]:
-    """A staging folder to fill; it takes the place of `final` when the block ends, or is removed if it fails.
+    """Yield a staging folder to fill; it replaces `final` when the block ends, or is removed if it fails.
 
-    It has the name of `final` already, in a folder of its own.
+    It has the name of `final` already, inside a container folder.
 
     Args:
         final: The folder to create or replace.
         root: A folder above `final` that must exist; by default every missing parent is created.
-        parent_is_locked: Whether the caller holds `folder_lock` of the parent folder.
+        parent_is_locked: Whether the caller holds `folder_lock` for the parent folder.
 
     Raises:
         RunError: The disk is full or fails, or a parent's name belongs to a file.
@@ -126,17 +127,17 @@ def atomic_folder(final: Path, *, root: Path | None = None, parent_is_locked: bo
             fsync(final.parent)
     except BaseException:
         with contextlib.suppress(OSError):
-            container.rmdir()  # unless the old content is in it, which stays for the sweep
+            container.rmdir()  # fails if the old content is in it, which is left for the sweep
         raise
     shutil.rmtree(container, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def edited_folder(final: Path) -> Iterator[Path]:
-    """As `atomic_folder`, with the files of `final` in it already, as hard links: replace them, never write
-    into them.
+    """Like `atomic_folder`, with hard links to the files of `final` in the staging folder.
 
-    The caller holds `folder_lock(final.parent)`: otherwise a folder that takes the name meanwhile is lost.
+    Replace these files and never write into them. The caller must hold `folder_lock(final.parent)`, otherwise
+    a folder that takes the name meanwhile is lost.
     """
     with atomic_folder(final, parent_is_locked=True) as staging:
         shutil.copytree(final, staging, copy_function=link_or_copy, dirs_exist_ok=True)
@@ -145,9 +146,9 @@ def edited_folder(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other threads and processes from replacing what lies directly in a folder; not reentrant.
+    """Keep other threads and processes from replacing entries of a folder; not reentrant.
 
-    The system releases it when the process ends. Without effect where a file system has no such locks.
+    The system releases the lock when the process ends. It has no effect on file systems without such locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -159,13 +160,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes; OSError for anything else, such as a FIFO or a device."""
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file to read its bytes; raise OSError for anything else, such as a FIFO or a device."""
     return open(path, "rb", opener=_open_regular)
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file was written since; a rename into its place changes the inode."""
+    """Time, size and inode of a file, by which a change is noticed; a replacement changes the inode."""
 
     mtime_ns: int
     size: int
@@ -173,7 +174,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(path: Path | str) -> Stamp | None:
-    """The stamp of a file, or None if it cannot be looked at."""
+    """Return the stamp of a file, or None if it cannot be accessed."""
     try:
         status = os.stat(path)
     except OSError:
@@ -182,11 +183,11 @@ def stamp_of(path: Path | str) -> Stamp | None:
 
 
 def make_folder(folder: Path, root: Path | None = None) -> None:
-    """Create a folder and its missing parents, each of which survives a power cut from then on.
+    """Create a folder and its missing parents, durably.
 
     Args:
         folder: The folder.
-        root: A folder above it, or itself, that is not created if it is missing.
+        root: The folder itself or one above it, which must exist.
 
     Raises:
         RunError: The name of one of them belongs to a file.
@@ -202,36 +203,36 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     fsync(folder.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all. Raises ValueError for a number that JSON does not have."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_file(path) as staging, staging.open("w", encoding="utf-8") as file:
         file.write(text)
 
 
 def staging_path(final: Path, kind: str = "staging") -> Path:
-    """A name beside `final` that nothing else has; it says which process writes under it."""
+    """Return a unique path beside `final` whose name identifies this process."""
     return final.with_name(f".{kind}-{os.getpid()}-{own_identity()}-{secrets.token_hex(4)}-{final.name}")
 
 
 def sweep_staging(folder: Path) -> int:
-    """Remove what dead processes left half-written in a folder; returns how many files and folders.
+    """Remove what dead processes left half written in a folder; return the number of files and folders.
 
-    A folder that was being replaced where the system cannot exchange names is put back first.
+    A folder that was being replaced, on a system that cannot exchange names, is restored first.
     """
     if not folder.is_dir():
         return 0
     swept = 0
     for path in list(folder.iterdir()):
-        staging = _STAGING.fullmatch(path.name)
-        if staging is None or is_same_process(int(staging["pid"]), staging["process"]):
+        match = _STAGING_NAME.fullmatch(path.name)
+        if match is None or is_same_process(int(match["pid"]), match["process"]):
             continue
-        if staging["kind"] == "replaced" and not path.with_name(staging["name"]).exists():
-            path.rename(path.with_name(staging["name"]))
+        if match["kind"] == "replaced" and not path.with_name(match["name"]).exists():
+            path.rename(path.with_name(match["name"]))
         else:
             remove_tree(path)
             swept += 1
@@ -239,7 +240,7 @@ def sweep_staging(folder: Path) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or folder if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -247,28 +248,28 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder if it is there; its name is gone at once, and nobody sees half of it.
+    """Remove a folder if it exists. A rename first makes it disappear at once, never partially.
 
-    Where the disk has no room even for the new name, its files are removed under the old one.
+    If the disk has no room even for the new name, its files are removed under the old one.
     """
-    doomed = staging_path(folder)
+    removed = staging_path(folder)
     try:
-        folder.rename(doomed)
+        folder.rename(removed)
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        doomed = folder
-    remove_tree(doomed)
+        removed = folder
+    remove_tree(removed)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on disk."""
+    """Wait until a file's content, or a directory's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # FIFOs have no fsync, nor have directories of some network file systems
+    except OSError as error:  # FIFOs do not support fsync, nor do directories of some network file systems
         if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -284,32 +285,34 @@ def fsync_tree(folder: Path) -> None:
 
 
 def describe_disk_error(error: BaseException) -> str | None:
-    """Return the message for an error that comes from a disk; None for any other error."""
-    for numbers, texts, sentence in (
+    """Return the message for an error of the disk; None for any other error."""
+    for codes, texts, message in (
         (NO_ROOM, _FULL, DISK_FULL),
         ((errno.EIO, errno.EROFS), _FAILED, DISK_ERROR),
         ((), _UNKNOWN_CAUSE, DISK_FAILED),
     ):
         for cause in causes(error):
-            number = getattr(cause, "errno", None)
+            code: object = getattr(cause, "errno", None)
+            if isinstance(code, int) and code in codes:
+                return message.format(error=os.strerror(code))
             text = next((text for text in texts if text in str(cause)), None)
-            if number in numbers or text:
-                return sentence.format(error=os.strerror(number) if number in numbers else text)
+            if text:
+                return message.format(error=text)
     return None
 
 
 @contextlib.contextmanager
 def translate_disk_errors() -> Iterator[None]:
-    """Raise RunError for a disk that is full or fails; other errors pass."""
+    """Raise RunError if the disk is full or fails; other errors pass unchanged."""
     try:
         yield
     except RunError:
         raise
     except Exception as error:
-        sentence = describe_disk_error(error)
-        if sentence is None:
+        message = describe_disk_error(error)
+        if message is None:
             raise
-        raise RunError(sentence) from error
+        raise RunError(message) from error
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -321,7 +324,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _swap(staging: Path, final: Path) -> None:
-    """Give the staging folder the final name; what had that name before is under the staging name then."""
+    """Give the staging folder the final name; a previous folder of that name gets the staging name."""
     if not final.exists():
         os.replace(staging, final)
     elif not _exchange(staging, final):
@@ -335,17 +338,17 @@ def _swap(staging: Path, final: Path) -> None:
         os.replace(replaced, staging)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux renameat2); False where the system or its disk cannot."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step (Linux renameat2). Returns False if the system or disk cannot."""
     rename = getattr(_libc(), "renameat2", None)
     if rename is None:
         return False
-    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         return False
-    raise OSError(code, os.strerror(code), str(other))
+    raise OSError(code, os.strerror(code), str(second))
 
 
 def _libc() -> Any:
@@ -356,9 +359,9 @@ def _libc() -> Any:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Make a hard link, or a copy on another disk or a file system without links.
+    """Create a hard link, or a copy if that is impossible (another disk, or a file system without links).
 
-    A link costs nothing and keeps its content, since files of a run are replaced and never written into.
+    A link takes no space, and its content is stable, since files of a run are replaced, never modified.
     """
     try:
         os.link(source, target)

@@ -1,7 +1,7 @@
-"""The classification head that a base model brings, and which of its rows stands for which label of the data.
+"""The classification head of a base model, and the mapping from its output rows to the labels of the data.
 
-A head is kept only where it is known which output is which label: by name, or because the person agrees to
-the order. By order alone `positive, negative` would be learned as `negative, positive`.
+A head is kept only where the label of each output is certain: the names match, or the user accepts the order.
+By order alone, `positive, negative` would be learned as `negative, positive`.
 """
 
 import re
@@ -14,65 +14,75 @@ from peft_core.errors import ModelError
 from peft_core.problems import REGRESSION
 
 BY_NAME, BY_ORDER, FRESH = "by_name", "by_order", "fresh"
-_GENERIC = re.compile(r"label[ _-]?\d+", re.IGNORECASE)  # transformers' own names for outputs without one
+_GENERIC = re.compile(r"label[ _-]?\d+", re.IGNORECASE)  # transformers' default label names
 _NUMBER = re.compile(r"(?:^[-\u2212])?\d+(?:[.,]\d+)?")
 
 
 @dataclass(frozen=True)
 class HeadChange:
-    """What became of the head that a base model brought, where it was not kept as it was.
+    """A change of the head that the base model declares.
 
-    `layer` is the path of its output layer. `rows` are the layer's old rows in the order of the labels; None
-    where the layer was drawn anew.
+    Attributes:
+        layer: Path of the head's output layer.
+        rows: The layer's original rows in the order of the labels; None if the layer is initialized anew.
     """
 
     layer: str
     rows: tuple[int, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the fields as JSON types."""
         return {"layer": self.layer, "rows": None if self.rows is None else list(self.rows)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "HeadChange":
-        """From `to_dict`; KeyError or TypeError for anything else."""
-        rows = values["rows"]
-        return cls(str(values["layer"]), None if rows is None else tuple(map(int, rows)))
+    def from_dict(cls, fields: Mapping[str, Any]) -> "HeadChange":
+        """Read what `to_dict` returned; raises KeyError or TypeError for anything else."""
+        rows = fields["rows"]
+        return cls(str(fields["layer"]), None if rows is None else tuple(map(int, rows)))
 
 
 def head_labels(config: Any) -> tuple[str, ...] | None:
-    """The labels of the head that a model's configuration declares, in order; None without such a head."""
-    brings_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+    """Return the labels of the head that a model's configuration declares, in order; None without a head."""
+    has_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names)) if brings_head else None
+    return tuple(names[index] for index in sorted(names)) if has_head else None
+
+
+def label_names(config: Any) -> list[str]:
+    """Return the label names of a model's configuration in order."""
+    return list(config.id2label.values())
 
 
 def are_generic(names: Sequence[str]) -> bool:
-    """Whether these are transformers' own names LABEL_0, LABEL_1, …, which say nothing."""
+    """Whether all names are transformers' defaults LABEL_0, LABEL_1, …"""
     return all(_GENERIC.fullmatch(name) for name in names)
 
 
 def match_by_name(labels: Sequence[str], head: Sequence[str]) -> tuple[int, ...] | None:
-    """The head's row for each label: equal but for case, for a plural, or by number; None if some are not.
+    """Return the head's row for each label, or None unless all names match.
 
-    By number `2` is `2 stars` and LABEL_2; only where all names of one side are bare numbers.
+    Names match if they differ only in case or in a plural. They match by number (`2` is `2 stars` and
+    `LABEL_2`) if all names of one side are bare numbers.
     """
     keys = (text_key, _singular)
     if all(map(_is_bare, labels)) or all(map(_is_bare, head)):
         keys += (_number,)
     for key in keys:
-        wanted, rows = [key(name) for name in labels], [key(name) for name in head]
-        if None not in wanted and len(rows) == len(wanted) == len(set(wanted)) and set(rows) == set(wanted):
-            return tuple(map(rows.index, wanted))
+        label_keys, head_keys = [key(name) for name in labels], [key(name) for name in head]
+        distinct = set(label_keys)
+        sizes_agree = len(head_keys) == len(label_keys) == len(distinct)
+        if None not in label_keys and sizes_agree and set(head_keys) == distinct:
+            return tuple(map(head_keys.index, label_keys))
     return None
 
 
 def head_rows(
     labels: Sequence[str], head: Sequence[str], problem_type: str, base_head: str, model: str
 ) -> tuple[int, ...] | None:
-    """The row of a head of the right size for each label; None where a fresh head is wanted.
+    """Return the row of a head of the right size for each label; None for a fresh head.
 
-    Raises ModelError, which asks for `base_head`, where names do not match and it is not set.
+    Raises:
+        ModelError: The names do not match and `base_head` is not set; the message asks for it.
     """
     if base_head == FRESH:
         return None
@@ -80,12 +90,12 @@ def head_rows(
         return tuple(range(len(head)))
     rows = match_by_name(labels, head)
     if rows is None:
-        raise ModelError(unmatched(labels, head, model))
+        raise ModelError(describe_mismatch(labels, head, model))
     return rows
 
 
-def unmatched(labels: Sequence[str], head: Sequence[str], model: str) -> str:
-    """The question that is asked where the names of a head and of the data do not match."""
+def describe_mismatch(labels: Sequence[str], head: Sequence[str], model: str) -> str:
+    """Return the error message for label names of a head and of the data that do not match."""
     first = zip(labels[:3], head, strict=False)
     pairs = ", ".join(f"{_quoted(label)} as {_quoted(name)}" for label, name in first)
     more = ", …" if len(labels) > 3 else ""
@@ -106,7 +116,7 @@ def _quoted(name: str) -> str:
 
 
 def _singular(name: str) -> str:
-    """The words without a plural's s, whether spaces, hyphens or underscores part them."""
+    """Return a name's words without a plural s; spaces, hyphens and underscores separate words."""
     words = re.split(r"[\s_-]+", text_key(name))
     return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
 
@@ -116,7 +126,7 @@ def _is_bare(name: str) -> bool:
 
 
 def _number(name: str) -> str | None:
-    """The only number in a name, as a text that equal numbers share."""
+    """Return the only number in a name in a normal form; None if there is not exactly one."""
     numbers = _NUMBER.findall(name.strip())
     if len(numbers) != 1:
         return None

@@ -1,4 +1,4 @@
-"""What the page and the endpoints can ask of a trained run, in JSON types."""
+"""Inference on trained runs for the page and the API; arguments and return values are JSON types."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,21 +16,21 @@ from peft_core.run_access import RunAccess
 from peft_core.runs import Run
 from peft_core.worker import Report, Worker
 
-Read = TypeVar("Read")
-PREDICTION_BYTES = 100_000_000  # of a predicted file, whose probabilities take more than its texts
+T = TypeVar("T")
+PREDICTION_BYTES = 100_000_000  # reserved for a predicted file beside three times the size of its input
 
 
 @dataclass(frozen=True)
 class InferenceService:
-    """Predictions, explanations and decision rules of the runs that whoever asks may use.
+    """Predictions, attributions and decision rules of the runs that the current visitor may use.
 
     Attributes:
-        access: the runs that whoever asks now may read and change.
-        worker: answers clicks.
-        jobs: works for minutes, so that a job holds up nobody's click.
-        files: reads data files; where strangers come, a worker of its own.
-        limits: None on a person's own machine, set where strangers come.
-        storage: keeps the disk within its quotas where strangers come, else None.
+        access: Which runs the current visitor may read and change.
+        worker: Runs short tasks, in response to clicks.
+        jobs: Runs tasks that take minutes, so that they do not delay short tasks.
+        files: Reads data files; a separate worker in a public demo.
+        limits: Limits of a public demo; None on a user's own machine.
+        storage: Enforces disk quotas in a public demo; None elsewhere.
     """
 
     access: RunAccess
@@ -40,29 +40,40 @@ class InferenceService:
     limits: Limits | None
     storage: Storage | None
 
-    def reserve(self, needed: int, what: str, *uses: Path) -> AbstractContextManager[Reservation | None]:
-        """Bytes that whoever asks is about to write, while folders that are used stay; StorageError."""
+    def reserve(
+        self, needed: int, description: str, *uses: Path
+    ) -> AbstractContextManager[Reservation | None]:
+        """Reserve bytes that the visitor is about to write, and protect the folders in use from removal.
+
+        Args:
+            needed: Bytes.
+            description: What the bytes are for, as used in error messages.
+            *uses: Folders that must stay meanwhile.
+
+        Raises:
+            StorageError: If there is not enough room.
+        """
         if self.storage is None:
             return nullcontext()
-        return self.storage.reserve(self.access.visitor().owner, needed, what, uses=uses)
+        return self.storage.reserve(self.access.visitor().owner, needed, description, uses=uses)
 
     @property
-    def for_minutes(self) -> Worker:
-        """Where strangers come, a worker whose tasks hold up nobody's click; else the one that is warm."""
+    def long_task_worker(self) -> Worker:
+        """The `jobs` worker in a public demo, else the worker that has the models loaded."""
         return self.worker if self.limits is None else self.jobs
 
     def find(self, run_id: str) -> Run:
-        """A run to read; RunError for one that whoever asks may not read, as for an unknown id."""
+        """Return a run that the visitor may read; RunError for any other run, as for an unknown id."""
         return self.access.find(run_id)
 
     def find_own(self, run_id: str) -> Run:
-        """A run to change; RunError for one that whoever asks may not change."""
+        """Return a run that the visitor may change; RunError for any other run."""
         return self.access.find_own(run_id)
 
     def result_of(self, run_id: str | None) -> dict[str, Any]:
-        """What a run measured; empty for no run, and for one that has no adapter or is gone.
+        """Return a run's evaluation results; empty if there is no run, or it has no adapter.
 
-        Of a run that was not evaluated `problem_type` and `text_pair`, as its adapter says.
+        A run that was not evaluated has only `problem_type` and `text_pair`, from its adapter.
         """
         if not run_id:
             return {}
@@ -75,29 +86,32 @@ class InferenceService:
         )
 
     def predict(self, text: str, run_id: str, variant: str, text_pair: str | None = None) -> dict[str, Any]:
-        """`{label, scores, ms, note}` of one text, with `labels` or `value` where the task has them."""
+        """Predict one text: `label`, `scores`, `ms`, `note`, and `labels` or `value` by problem type."""
         texts = self._checked_texts(text, text_pair)
         return self.worker.run("predict", str(self.find(run_id).folder), variant, *texts)
 
     def compare(self, text: str, run_id: str, text_pair: str | None = None) -> dict[str, Any]:
-        """One text in every variant that the run has."""
+        """Predict one text with every variant that the run has."""
         texts = self._checked_texts(text, text_pair)
         return self.worker.run("compare", str(self.find(run_id).folder), *texts)
 
     def compare_runs(self, text: str, run_ids: Sequence[str], text_pair: str | None = None) -> list[dict]:
-        """What the adapter of each run says of one text, or `error`; runs of one base hold it once."""
+        """Predict one text with the adapter of each run; `error` where that fails.
+
+        Runs of the same base model share its weights in memory.
+        """
         texts = self._checked_texts(text, text_pair)
         run_ids = list(dict.fromkeys(run_ids))
         if not run_ids:
             raise DataError("No run is chosen; choose one or more.")
         if self.limits is not None and len(run_ids) > self.limits.max_compared:
             raise DataError(f"{len(run_ids)} runs are chosen; choose at most {self.limits.max_compared}.")
-        return self.worker.run("compare_runs", [str(self.find(name).folder) for name in run_ids], *texts)
+        return self.worker.run("compare_runs", [str(self.find(run_id).folder) for run_id in run_ids], *texts)
 
-    def look_at_file(
+    def preview_file(
         self, path: Path, run_id: str, sheet_name: str | None = None, header_row: int | None = None
     ) -> dict[str, Any]:
-        """A file's `columns`, their roles, its first `rows`; a workbook's `sheets`, `sheet`, `header_row`."""
+        """Return a file's `columns`, their roles and its first `rows`, as `tables.preview_file` does."""
         folder = str(self.find(run_id).folder)
         self._check_bytes(path)
         return self.files.run("look_at_file", folder, str(path), sheet_name or None, header_row or None)
@@ -105,16 +119,23 @@ class InferenceService:
     def predict_file(
         self, path: Path, run_id: str, variant: str, columns: Mapping[str, Any], name: str | None = None
     ) -> Iterator[Report]:
-        """Reports, the last with `path` and what the written file holds; `cancel(name)` ends it.
+        """Predict every row of a file.
 
-        `columns` names `text`, and `text_pair` and `label` where there are any; `exact` keeps to float32.
-        `sheet_name` and `header_row` choose a table as the settings of these names do.
+        Yields progress reports, the last with what `tables.predict_file` returns.
+
+        Args:
+            path: The file.
+            run_id: The run.
+            variant: base, adapter or merged.
+            columns: Column names under `text`, `text_pair` and `label`; `exact` to compute in float32;
+                `sheet_name` and `header_row` choose a table as the settings of these names do.
+            name: Name under which `cancel(name)` ends the job.
         """
         run = self.find_own(run_id)
         self._check_bytes(path)
         names = ("text", "text_pair", "label", "sheet_name", "header_row")
         request = {name: columns.get(name) or None for name in names} | {"exact": bool(columns.get("exact"))}
-        request["most_rows"] = self.limits.max_upload_rows if self.limits else None
+        request["max_rows"] = self.limits.max_upload_rows if self.limits else None
         with self.reserve(PREDICTION_BYTES + 3 * size_of(path), "prediction", run.folder):
             yield from self.jobs.stream(
                 "predict_file", str(run.folder), variant, str(path), request, name=name
@@ -123,48 +144,58 @@ class InferenceService:
     def explain(
         self, text: str, run_id: str, label: str | None = None, text_pair: str | None = None
     ) -> Iterator[Report]:
-        """Reports, the last with what each word of a text adds to a label (by default the predicted one) in
-        every variant."""
-        typed, pair = self._checked_texts(text, text_pair)
-        return self.for_minutes.stream("explain", str(self.find(run_id).folder), typed, label, pair)
+        """Attribute a label (by default the predicted one) to the words of a text, in every variant.
+
+        Yields progress reports, the last with the attributions.
+        """
+        text, text_pair = self._checked_texts(text, text_pair)
+        return self.long_task_worker.stream("explain", str(self.find(run_id).folder), text, label, text_pair)
 
     def review(
-        self, run_id: str, kind: str, query: str, true: str, predicted: str, most: int
+        self, run_id: str, kind: str, query: str, true: str, predicted: str, max_rows: int
     ) -> dict[str, Any]:
-        """Test rows: `all` or the `hardest` that match, or those with `suspected` labels."""
+        """Return test rows: `all` or the `hardest` that match, or those with `suspected` labels."""
         folder = str(self.find(run_id).folder)
-        return self.worker.run("review", folder, kind, query, true or None, predicted or None, most)
+        return self.worker.run("review", folder, kind, query, true or None, predicted or None, max_rows)
 
     def row(self, run_id: str, number: int) -> dict[str, Any]:
-        """One test row by its number."""
+        """Return one test row by its number, from 1."""
         return self.worker.run("row", str(self.find(run_id).folder), number)
 
-    def rule(self, run_id: str) -> dict[str, Any]:
-        """`temperature`, `thresholds` by label (empty: plain) and `abstain_below`, as saved with the run."""
+    def decision_rule(self, run_id: str) -> dict[str, Any]:
+        """Return the saved rule: `temperature`, `thresholds` by label (empty: none), `abstain_below`."""
         return self.worker.run("rule", str(self.find(run_id).folder))
 
-    def judge_rule(self, run_id: str, rule: Mapping[str, Any]) -> dict[str, Any]:
-        """What a rule is worth on the run's test rows, beside the plain one."""
-        return self.worker.run("judge_rule", str(self.find(run_id).folder), dict(rule))
+    def evaluate_decision_rule(self, run_id: str, decision_rule: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluate a decision rule on the run's test rows, beside the plain rule."""
+        return self.worker.run("judge_rule", str(self.find(run_id).folder), dict(decision_rule))
 
-    def suggest_rule(self, run_id: str, thresholds: bool, percent_right: float | None) -> dict[str, Any]:
-        """A rule from the run's validation rows; `percent_right` of the answers are to be right, if given."""
+    def suggest_decision_rule(
+        self, run_id: str, thresholds: bool, percent_right: float | None
+    ) -> dict[str, Any]:
+        """Fit a decision rule to the run's validation rows.
+
+        Args:
+            run_id: The run.
+            thresholds: Whether to fit thresholds as well as the temperature.
+            percent_right: Accuracy of the answers, in percent, to reach by abstaining; None to answer always.
+        """
         if percent_right and not 0 < percent_right <= 100:
             raise ConfigError(f"{percent_right:g} % of right answers cannot be; ask for 1 to 100.")
         share = percent_right / 100 if percent_right else None
         return self.worker.run("suggest_rule", str(self.find(run_id).folder), thresholds, share)
 
-    def save_rule(self, run_id: str, rule: Mapping[str, Any]) -> None:
-        """Keep a rule with the run: predictions and exports go by it."""
-        self.worker.run("save_rule", str(self.find_own(run_id).folder), dict(rule))
+    def save_decision_rule(self, run_id: str, decision_rule: Mapping[str, Any]) -> None:
+        """Save a decision rule with the run, for its predictions and exports."""
+        self.worker.run("save_rule", str(self.find_own(run_id).folder), dict(decision_rule))
 
-    def neighbours(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
-        """The test rows nearest to a query, under `base` and `adapted`."""
+    def neighbors(self, query: str, run_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Return the test rows nearest to a query, under `base` and `adapted`."""
         self.check_text(query)
         return self.worker.run("neighbours", str(self.find(run_id).folder), query)
 
     def cancel(self, name: str) -> None:
-        """End a job that was started under this name."""
+        """Cancel a job that was started under this name."""
         self.jobs.cancel(name)
 
     def _check_bytes(self, path: Path) -> None:
@@ -196,8 +227,8 @@ class InferenceService:
             )
 
 
-def or_none(read: Callable[[], Read]) -> Read | None:
-    """What a call reads of a run; None for a run, or a part of it, that is not there or damaged."""
+def or_none(read: Callable[[], T]) -> T | None:
+    """Return `read()`; None if it raises RunError because the run or a part of it is missing or damaged."""
     try:
         return read()
     except RunError:

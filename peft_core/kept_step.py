@@ -1,4 +1,4 @@
-"""KeptStep: which step's weights a run ended with, and why."""
+"""The step whose weights a run keeps, and the reason for the choice."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from peft_core.problems import LOWER_IS_BETTER, METRICS, REGRESSION, TITLES, hea
 
 
 class Reason(StrEnum):
-    """Why a step's weights were kept."""
+    """The reason why the weights of a step were kept."""
 
     BEST = "best"
     TURNED_OFF = "turned off"
@@ -28,11 +28,19 @@ _LAST_STEP = {
 
 @dataclass(frozen=True)
 class KeptStep:
-    """The step kept, of those trained and those planned.
+    """The step whose weights are kept.
 
-    `metric` and `value` are what the step was chosen by, as measured during training on `rows` validation
-    rows at `evaluations` steps; None where nothing was chosen. `epoch` is that of the step.
-    `early_stopped_after` is the number of evaluations without improvement that ended training, else 0.
+    Attributes:
+        step: The optimizer step.
+        epoch: The epoch of that step.
+        trained_steps: Steps that were trained.
+        max_steps: Steps that were planned.
+        reason: Why this step was chosen.
+        metric: The metric that the step was chosen by; None where no step was chosen.
+        value: The metric at that step, measured during training; None where no step was chosen.
+        rows: Validation rows of each evaluation.
+        evaluations: Steps that were evaluated.
+        early_stopped_after: Evaluations without improvement that ended training, else 0.
     """
 
     step: int
@@ -48,15 +56,15 @@ class KeptStep:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "KeptStep":
-        """From `to_dict`'s JSON types; TypeError or ValueError if they are none."""
+        """Read what `to_dict` wrote; raises TypeError or ValueError for anything else."""
         return cls(**{**fields, "reason": Reason(fields["reason"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
+        """Return the fields as JSON types."""
         return {**asdict(self), "reason": self.reason.value}
 
     def describe(self) -> str:
-        """One or two sentences: the step, the reason, and where training ended."""
+        """Return one or two sentences: the step, the reason, and where training ended."""
         return f"{self._choice()}{self._end()}"
 
     def _choice(self) -> str:
@@ -80,17 +88,19 @@ class KeptStep:
 
 
 def metric_for_best(config: TrainConfig, problem_type: str) -> str:
-    """The metric that decides which step is best: the configured one, or the problem type's headline.
+    """Return the metric that decides which step is best: the configured one, or the problem type's headline.
 
-    With balanced class weights it is macro-F1, since the headline hardly sees a rare label.
-    Raises ConfigError for one that this problem type does not have.
+    With balanced class weights the default is macro-F1, because a rare label hardly changes the headline.
+
+    Raises:
+        ConfigError: The problem type does not have the configured metric.
     """
     balanced = config.class_weight != "none" and problem_type != REGRESSION
     metric = config.metric_for_best_model or ("macro_f1" if balanced else headline(problem_type))
-    known = ("loss", *METRICS[problem_type])
-    if metric not in known:
+    available = ("loss", *METRICS[problem_type])
+    if metric not in available:
         raise ConfigError(
             f"metric_for_best_model is {metric!r}, which these labels are not measured by; choose one of "
-            f"{', '.join(known)}, or leave it empty."
+            f"{', '.join(available)}, or leave it empty."
         )
     return metric

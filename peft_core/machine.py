@@ -1,4 +1,4 @@
-"""What this machine multiplies how fast, and how many compiled operations a process keeps."""
+"""Hardware of this machine: matrix product speed, free memory, and caches of compiled operations."""
 
 import os
 import re
@@ -11,61 +11,61 @@ from typing import Any
 import psutil
 import torch
 
-GAIN = 1.2  # times as fast, from which half-width numbers are taken
-_KEPT = "48"  # compiled operations: those of one step, so that the next finds what has the same shape
+MIN_SPEEDUP = 1.2  # factor from which on a lower precision is used
+_CACHE_CAPACITY = "48"  # compiled operations: those of one step, so that the next step can reuse them
 _CGROUP = Path("/sys/fs/cgroup")
 _SIZE, _GPU_SIZE, _TRIES = 512, 4096, 5
 
 
 @lru_cache
-def gains_by_half(device: torch.device) -> bool:
-    """Whether this machine's product of bfloat16 matrices is faster; it takes milliseconds."""
-    size = _GPU_SIZE if device.type == "cuda" else _SIZE  # a small one would measure the call alone
-    wide, half = (_square(size, dtype, device) for dtype in (torch.float32, torch.bfloat16))
-    return _product_seconds(wide) / _product_seconds(half) >= GAIN
+def is_bfloat16_faster(device: torch.device) -> bool:
+    """Measure whether bfloat16 matrix products are faster than float32 on a device, in a few milliseconds."""
+    size = _GPU_SIZE if device.type == "cuda" else _SIZE  # a small product would only measure call overhead
+    full_pair, half_pair = (_square(size, dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    return _product_seconds(full_pair) / _product_seconds(half_pair) >= MIN_SPEEDUP
 
 
-def product_rate(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Operations a second of this product, the best of a few: two for each multiplication."""
-    return 2 * left.shape[0] * left.shape[1] * right.shape[1] / _product_seconds((left, right))
+def matmul_flops_per_second(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the measured rate of a matrix product in FLOP per second, as the best of a few attempts."""
+    return 2 * first.shape[0] * first.shape[1] * second.shape[1] / _product_seconds((first, second))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a process may still take: of the GPU, or of this machine or container."""
+    """Return the free memory in bytes: of the GPU, or of this machine or container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    try:  # a container's own limit; files that were read make room when it is asked for
+    try:  # the limit of a container, whose page cache (inactive files) is freed on demand
         limit = int((_CGROUP / "memory.max").read_text())
-        held = int((_CGROUP / "memory.current").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
         files = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no container, or no limit: "max"
         return free
-    return min(free, limit - held + (int(files[1]) if files else 0))
+    return min(free, limit - used + (int(files[1]) if files else 0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU's memory, or the processor's, is full."""
+    """Return whether an error means that the memory of a GPU or of the machine is full."""
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def expect_many_shapes() -> None:
-    """Prepare this process for batches that each have another shape; only before its first operation.
+    """Prepare this process for batches of many different shapes. Call it before the first operation.
 
-    oneDNN keeps 1,024 operations, each compiled for one shape and of some 0.8 MB: a step needs a few dozen,
-    and the rest would only grow to hundreds of megabytes. cuDNN's attention makes a plan for each new shape,
-    which takes a GPU longer than many steps; its other kernels take any shape.
+    oneDNN caches 1,024 operations, each compiled for one shape and about 0.8 MB in size. A step needs a few
+    dozen; the others would only grow to hundreds of megabytes. cuDNN's attention builds a plan for each new
+    shape, which takes longer than many steps on a GPU; the other attention kernels accept any shape.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT)
-    os.environ.setdefault("LRU_CACHE_CAPACITY", _KEPT)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _CACHE_CAPACITY)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", _CACHE_CAPACITY)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """How long a call takes."""
+def measure_seconds(function: Callable[[], Any]) -> float:
+    """Return the wall-clock time of a call."""
     start = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - start
 
 
@@ -75,5 +75,5 @@ def _square(size: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.
 
 
 def _product_seconds(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
-    left, right = pair
-    return min(seconds(lambda: (left @ right)[0, 0].item()) for _ in range(_TRIES))
+    first, second = pair
+    return min(measure_seconds(lambda: (first @ second)[0, 0].item()) for _ in range(_TRIES))

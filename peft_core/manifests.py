@@ -1,10 +1,9 @@
-"""Manifests: the SHA-256 and size of every file of a folder, written with it and verified as it is read.
+"""Manifests: the SHA-256 and size of every file of a folder, written with it and verified before it is read.
 
-A folder that a run makes holds `manifest.json`, sealed by its own digest, which names every other file in it.
-`verify_folder` compares them before anything of the folder is used: a file that is missing, cut, changed by
-one bit or not in the manifest raises DamagedError, so that damaged weights are never loaded silently. Hashing
-is cached by path, modification time, size and inode, so that a folder is hashed once per process while it
-stays as it is.
+Each folder that a run writes contains `manifest.json`, sealed by its own digest, which lists every other
+file. `verify_folder` compares them before the folder is used: a file that is missing, truncated, changed by
+one bit or not in the manifest raises DamagedError, so that damaged weights are never loaded silently. Hashes
+are cached by path, modification time, size and inode, so that an unchanged folder is hashed once per process.
 """
 
 import hashlib
@@ -26,39 +25,43 @@ class FileEntry(Record):
 
 
 class Manifest(Record):
-    """The files of a folder by their names inside it, with `/` between folders."""
+    """The files of a folder by their relative paths, with `/` as separator."""
 
     files: dict[str, FileEntry]
 
 
-_hashed: dict[str, tuple[Stamp | None, str]] = {}
+_cache: dict[str, tuple[Stamp | None, str]] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read again only if its time, size or inode changed since."""
+    """Return the SHA-256 of a file, cached until its time, size or inode changes."""
     stamp, key = stamp_of(path), str(path.absolute())
-    known = _hashed.get(key)
-    if known is None or stamp is None or known[0] != stamp:
+    cached = _cache.get(key)
+    if cached is None or stamp is None or cached[0] != stamp:
         with open_regular(path) as file:
-            known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
-        _hashed[key] = known
-    return known[1]
+            cached = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        _cache[key] = cached
+    return cached[1]
 
 
 def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, FileEntry]:
-    """Every regular file of a folder but the manifest, hidden files and those named in `without`."""
+    """Return an entry for every regular file except the manifest, hidden files and those in `without`."""
     files = ((name, path) for name, path in _files(folder) if path.is_file() and name not in without)
     return {name: _entry(path) for name, path in files}
 
 
 def write_manifest(folder: Path, *names: str) -> None:
-    """Write the manifest of a folder: of these files, or of all that it holds."""
+    """Write the manifest of a folder for these files, or for all of its files."""
     entries = {name: _entry(folder / name) for name in names} or entries_of(folder)
     write_sealed(folder / MANIFEST_FILE, Manifest(files=entries))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder, whose files are not looked at; DamagedError if it is lost or damaged."""
+    """Read the manifest of a folder without checking the files.
+
+    Raises:
+        DamagedError: The manifest is missing or damaged.
+    """
     try:
         return read_record(folder / MANIFEST_FILE, Manifest, sealed=True)
     except DamagedError as error:
@@ -66,9 +69,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_folder(folder: Path) -> Manifest:
-    """The manifest of a folder whose files are all there as they were written, and no others.
+    """Verify all files of a folder, and return its manifest.
 
-    Raises DamagedError, which names the first file that is not.
+    Raises:
+        DamagedError: A file is missing, damaged, or not in the manifest; the message names the first.
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
@@ -82,7 +86,11 @@ def verify_folder(folder: Path) -> Manifest:
 
 
 def verify_file(folder: Path, name: str) -> Path:
-    """The path of a file that the folder's manifest names; DamagedError unless it is as it was written."""
+    """Verify one file of a folder, and return its path.
+
+    Raises:
+        DamagedError: The file is missing, damaged, or not in the manifest.
+    """
     entry = read_manifest(folder).files.get(name)
     if entry is None:
         raise DamagedError(f"The {MANIFEST_FILE} of {folder.name}/ does not name {name!r}.")
@@ -91,25 +99,31 @@ def verify_file(folder: Path, name: str) -> Path:
 
 
 def replace_file(folder: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Replace or remove one file of a folder with a manifest, in one step: `write` gets the file's path in a
-    copy of the folder, from which an earlier file of that name is gone.
+    """Replace or remove one file of a folder and update its manifest, atomically.
 
-    Raises DamagedError, and changes nothing, if a file of the folder is not as it was written.
+    Args:
+        folder: The folder.
+        name: Name of the file.
+        write: Writes the file at the path that it is called with, or does not to remove the file. The path
+            lies in a copy of the folder, from which an earlier file of that name was removed.
+
+    Raises:
+        DamagedError: A file of the folder is damaged; nothing was changed.
     """
     with folder_lock(folder.parent):
-        entries = verify_folder(folder).files
+        entries = dict(verify_folder(folder).files)
         with edited_folder(folder) as staging:
             for replaced in (name, MANIFEST_FILE):
                 (staging / replaced).unlink(missing_ok=True)
             write(staging / name)
-            kept = {other: entry for other, entry in entries.items() if other != name}
+            entries.pop(name, None)
             if (staging / name).exists():
-                kept[name] = _entry(staging / name)
-            write_sealed(staging / MANIFEST_FILE, Manifest(files=kept))
+                entries[name] = _entry(staging / name)
+            write_sealed(staging / MANIFEST_FILE, Manifest(files=entries))
 
 
 def digest_of(files: dict[str, FileEntry]) -> str:
-    """One SHA-256 for a set of files: of their names and hashes, in the order of the names."""
+    """Return one SHA-256 for a set of files: over their names and hashes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name}\0{files[name].sha256}\n".encode())
@@ -139,7 +153,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names and paths of all that a folder holds but folders, the manifest and what is hidden."""
+    """Yield names and paths of all entries except folders, the manifest and hidden files."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)

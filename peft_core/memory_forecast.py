@@ -1,16 +1,18 @@
-"""A forecast of a training's peak memory from settings and the model's configuration: no weights are read.
+"""Forecast a training's peak memory from the settings and the model's configuration; no weights are read.
 
-The training process holds its libraries, the weights, gradients and optimizer state of what is trained, and
-what a step keeps for its backward pass. The last is traced: the model, in the form in which it will train,
-runs once on fake tensors, which have a shape and no content. Texts and tokens of the traced batch are prime
-numbers: how often each divides a kept tensor's size tells how the tensor grows with a batch.
+The training process holds its libraries, all weights, the gradients and optimizer state of the trained
+parameters, and the activations that a step saves for its backward pass. The activations are traced: the
+model, in the form in which it will train, runs once on fake tensors, which have a shape and no content. The
+numbers of texts and tokens of the traced batch are primes: how often each divides the size of a saved tensor
+tells how the tensor grows with a batch.
 
-All weights count, though rows of a frozen embedding that no text reads stay in the file that was loaded.
-Where the training does not admit bfloat16, since it moves a gradient too far, it takes more than is forecast:
-1.2 and 1.3 times as much in the two trainings where that was met.
+All weights count, although rows of a frozen embedding that no text uses stay in the memory-mapped file. If
+the training rejects bfloat16 because it changes the gradient too much, it takes more memory than forecast:
+1.2 and 1.3 times as much in the two trainings where this happened.
 
-Nothing else counts: vectors of frozen layers lie on the disk (`training.lower_layers`), and a merge runs in
-another process after the training. `tests/memory_cpu.json` holds what the constants are taken from.
+Nothing else counts: outputs of frozen layers are on disk (`training.lower_layers`), and a merge runs in
+another process after the training. `benchmarks/results/memory_cpu.json` has the measurements behind the
+constants.
 """
 
 import math
@@ -23,30 +25,31 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig
 
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.encoder import max_input_length, model_config, set_dropout, skeleton
-from peft_core.machine import gains_by_half
+from peft_core.encoder import max_input_length, meta_model, model_config, set_dropout
+from peft_core.machine import is_bfloat16_faster
 from peft_core.methods import bits_of, virtual_tokens
-from peft_core.modules import encoder_layers
+from peft_core.modules import config_of, encoder_layers
 from peft_core.presets import DATASETS
 from peft_core.training.admission import CHECKED_TEXTS
 from peft_core.training.memory import SHARE, SPARE
 from peft_core.training.speedups import UNCOMPILED_CHANGES, Undo
 
-LIBRARIES = 710_000_000  # bytes of a training process beside its model and its batches
-OVERHEAD = 1.5  # times what a step keeps, at its peak: what else it holds for a moment
-PLAIN_OVER_FAST = 2.3  # times as much as a fast step keeps, which the step that it is compared with keeps
-EVAL_BYTES = 40_000  # for each unit of width of the encoder: an evaluation's batch of some 4,096 tokens
-TOKEN_BYTES = 36  # of a Python number in a list: the training rows' tokens are listed to sort them by length
-GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number: its gradient, and AdamW's two moments, in float32
-PADDING = 1.3  # times the mean length: about how long a batch's longest text is among its neighbors
-_TEXTS = 23  # of the traced batch; a prime that is no factor of a model's sizes
+LIBRARIES = 710_000_000  # bytes of a training process without its model and its batches
+OVERHEAD = 1.5  # peak of a step over its saved activations, because of temporary tensors
+PLAIN_OVER_FAST = 2.3  # activations of the plain step over those of the fast step, which is compared with it
+EVAL_BYTES = 40_000  # per unit of the encoder's width: an evaluation batch of about 4,096 tokens
+TOKEN_BYTES = 36  # of a Python int in a list: the training rows' tokens are listed to sort them by length
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained parameter: gradient, AdamW's two moments, in float32
+PADDING = 1.3  # longest text of a length-grouped batch over the mean length, roughly
+_TEXTS = 23  # of the traced batch; a prime that does not divide a model's sizes
 _TOKENS = 61  # of the traced texts at most; a prime for the same reason
 _FLOAT32 = 4  # bytes
 _NOT_TRACED = (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError)
-# Settings that change nothing of what one text keeps, so that a trace serves all their values.
+# Settings that do not change the activations of one text, so that one trace serves all their values.
 _BATCH_SETTINGS = (
     "per_device_train_batch_size", "max_length", "max_train_samples", "max_eval_samples", "num_train_epochs",
     "learning_rate", "seed", "split_seed", "warmup_steps", "weight_decay", "lr_scheduler_type", "eval_steps",
@@ -57,63 +60,65 @@ _BATCH_SETTINGS = (
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What a model takes in training, whatever the batches.
+    """The memory of a model in training, independent of the batches.
 
     Attributes:
-        weights: Bytes of all weights as they are trained, copies in half precision included.
-        loaded: Bytes of weights while they are loaded.
-        trained: Numbers that are trained.
-        kept: Bytes that a step keeps for its backward pass, by the powers of texts and tokens that they
-            grow with.
-        is_fast: Whether the step is another than the plain one, with which it is compared first.
-        layers: Layers of the encoder.
-        width: Of the encoder.
+        weights: Bytes of all weights in training, with copies in half precision.
+        loaded: Bytes of the weights while they are loaded.
+        trained: Number of trained parameters.
+        activations: Bytes that a step saves for its backward pass, by the powers of texts and tokens with
+            which they grow.
+        is_fast: Whether the step is optimized, and so compared with the plain one first.
+        layers: Number of encoder layers.
+        width: Hidden size of the encoder.
     """
 
     weights: int
     loaded: int
     trained: int
-    kept: tuple[tuple[tuple[int, int], int], ...]
+    activations: tuple[tuple[tuple[int, int], int], ...]
     is_fast: bool
     layers: int
     width: int
 
-    def kept_bytes(self, texts: float, tokens: float) -> float:
-        """Of a batch of so many texts, each of so many tokens, what a step keeps for its backward pass."""
-        return sum(size * texts**i * tokens**j for (i, j), size in self.kept)
+    def activation_bytes(self, texts: float, tokens: float) -> float:
+        """Return the bytes that a step on `texts` texts of `tokens` tokens saves for its backward pass."""
+        return sum(size * texts**i * tokens**j for (i, j), size in self.activations)
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """What a step keeps by its growth, its layers' dtype, and whether it is another than the plain step."""
+    """The activations of a step by their growth, the dtype of its layers, and whether it is optimized."""
 
-    kept: dict[tuple[int, int], int]
+    activations: dict[tuple[int, int], int]
     dtype: str
     is_fast: bool
 
 
 def forecast_memory(config: TrainConfig, free: int | None = None) -> int:
-    """About how many bytes the training process takes at its peak, on this machine's processor.
+    """Return about how many bytes the training process takes at its peak on this machine's CPU.
 
     Args:
-        config: The settings. Of texts whose length is unknown all are taken to be `max_length` long.
-        free: Bytes that are free; a batch that takes more is read in parts (`training.memory.plan_memory`).
+        config: The settings. Texts of unknown length count as `max_length` tokens.
+        free: Free bytes; a batch that takes more is split into parts (`training.memory.plan_memory`).
 
-    Raises ModelError or HubError where the model's configuration cannot be read.
+    Raises:
+        ModelError, HubError: The model's configuration cannot be read.
     """
     model = _model_memory(_relevant(config), _num_labels(config))
     texts, tokens = _batch(config)
     base = LIBRARIES + model.weights + MOMENT_BYTES * model.trained
-    kept = _kept_in_parts(model, texts, tokens, None if free is None else free - base)
-    step = OVERHEAD * kept + GRADIENT_BYTES * model.trained
-    compared = PLAIN_OVER_FAST * model.kept_bytes(min(texts, CHECKED_TEXTS), tokens) if model.is_fast else 0
+    activations = _activations_in_parts(model, texts, tokens, None if free is None else free - base)
+    step = OVERHEAD * activations + GRADIENT_BYTES * model.trained
+    checked_texts = min(texts, CHECKED_TEXTS)
+    compared = PLAIN_OVER_FAST * model.activation_bytes(checked_texts, tokens) if model.is_fast else 0
     listed = TOKEN_BYTES * config.max_train_samples * _mean_tokens(config)
     loading = LIBRARIES + max(model.loaded, model.weights) + listed
     return int(max(base + max(step, compared, EVAL_BYTES * model.width), loading))
 
 
 def _batch(config: TrainConfig) -> tuple[float, float]:
-    """Texts of a batch, and tokens of each: all batches hold about as many tokens."""
+    """Return the texts of a batch and the tokens of each text; all batches have about as many tokens."""
     texts, preset = config.per_device_train_batch_size, DATASETS.get(config.dataset_name)
     tokens = config.max_length if preset is None else min(config.max_length, PADDING * preset.mean_tokens)
     return min(texts, config.max_train_samples), tokens + virtual_tokens(config.to_dict())
@@ -124,31 +129,31 @@ def _mean_tokens(config: TrainConfig) -> int:
     return config.max_length if preset is None else min(config.max_length, preset.mean_tokens)
 
 
-def _kept_in_parts(model: ModelMemory, texts: float, tokens: float, free: float | None) -> float:
-    """What a step keeps after `plan_memory` has split its batch to fit what is free.
+def _activations_in_parts(model: ModelMemory, texts: float, tokens: float, free: float | None) -> float:
+    """Return the bytes that a step saves after `plan_memory` has split its batch to fit into free memory.
 
-    Where even one text is too much its layers run again in the backward pass, and keep their inputs alone.
+    If a single text does not fit, the layers are checkpointed: they save only their inputs.
     """
 
     def fits(texts: float) -> bool:
-        return free is None or SPARE * model.kept_bytes(texts, tokens) <= SHARE * free
+        return free is None or SPARE * model.activation_bytes(texts, tokens) <= SHARE * free
 
     while texts > 1 and not fits(texts):
         texts = max(1.0, texts / 2)
-    kept = model.kept_bytes(texts, tokens)
+    activations = model.activation_bytes(texts, tokens)
     if not fits(texts):
-        kept = kept / model.layers + model.layers * tokens * model.width * _FLOAT32
-    return kept
+        activations = activations / model.layers + model.layers * tokens * model.width * _FLOAT32
+    return activations
 
 
 def _num_labels(config: TrainConfig) -> int:
-    """Outputs of the head; two where only the rows can tell, which hardly changes the memory."""
+    """Return the outputs of the head; two if only the rows can tell, which hardly changes the memory."""
     preset = DATASETS.get(config.dataset_name)
     return config.num_labels or (len(preset.label_names) if preset else 0) or 2
 
 
 def _relevant(config: TrainConfig) -> TrainConfig:
-    """The settings with those set to their defaults that do not change what one text keeps."""
+    """Return the settings with defaults for those that do not change the activations of one text."""
     defaults = {name: getattr(TrainConfig, name) for name in _BATCH_SETTINGS}
     return replace(config, **defaults)
 
@@ -156,7 +161,7 @@ def _relevant(config: TrainConfig) -> TrainConfig:
 @lru_cache(maxsize=64)
 def _model_memory(config: TrainConfig, num_labels: int) -> ModelMemory:
     shape = model_config(config.model_name_or_path, config.revision)
-    model = apply_method(skeleton(shape, num_labels), config)
+    model = apply_method(meta_model(shape, num_labels), config)
     set_dropout(model, config.dropout)
     layers = encoder_layers(model) or ()
     inside = sum(p.numel() for layer in layers for p in layer.parameters() if not p.requires_grad)
@@ -169,38 +174,38 @@ def _model_memory(config: TrainConfig, num_labels: int) -> ModelMemory:
         weights=weights,
         loaded=loaded + inside * bits // 8 * (bits < 32),
         trained=trained,
-        kept=tuple(trace.kept.items()),
+        activations=tuple(trace.activations.items()),
         is_fast=trace.is_fast,
         layers=max(1, shape.num_hidden_layers),
         width=shape.hidden_size,
     )
 
 
-def _trace(model: nn.Module, config: TrainConfig, most_tokens: int) -> _Trace:
-    """What a step of the model keeps, in the form in which it will train.
+def _trace(model: nn.Module, config: TrainConfig, max_tokens: int) -> _Trace:
+    """Trace a step of the model in the form in which it will train.
 
-    Changes with which the step fails are taken back, as the training does.
+    Optimizations with which the step fails are undone, as in the training.
     """
-    gains_by_half(torch.device("cpu"))  # measured before there are fake tensors only
+    is_bfloat16_faster(torch.device("cpu"))  # measured before tensors are fake
     changes: list[tuple[Undo, Any]] = []
     with _fake_weights(model), torch.random.fork_rng():
         for _, change in UNCOMPILED_CHANGES if config.arithmetic == "fast" else ():
-            undo, value = change(model, config.method)
+            undo, setting = change(model, config.method)
             if undo is not None:
-                changes.append((undo, value))
+                changes.append((undo, setting))
         while True:
-            dtype = "bfloat16" if "bfloat16" in [value for _, value in changes] else "float32"
+            dtype = "bfloat16" if "bfloat16" in [setting for _, setting in changes] else "float32"
             try:
-                return _Trace(_kept_by_growth(model, config, most_tokens), dtype, bool(changes))
+                return _Trace(_traced_activations(model, config, max_tokens), dtype, bool(changes))
             except _NOT_TRACED:
                 if not changes:
-                    return _Trace(_kept_by_formula(model.config), "float32", is_fast=False)
+                    return _Trace(_computed_activations(config_of(model)), "float32", is_fast=False)
                 changes.pop()[0]()
 
 
 @contextmanager
 def _fake_weights(model: nn.Module) -> Iterator[None]:
-    """A model from the meta device with weights that seem to be the processor's, whose kernels run then."""
+    """Give a model on the meta device fake CPU weights, so that the CPU's kernels are traced."""
     copies: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -213,16 +218,17 @@ def _fake_weights(model: nn.Module) -> Iterator[None]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for tensors in (module._parameters, module._buffers, vars(module)):
-                meta = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.is_meta}
-                tensors.update({name: fake(tensor) for name, tensor in meta.items()})
+                for name, tensor in tensors.items():  # the keys stay
+                    if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                        tensors[name] = fake(tensor)
         yield
 
 
-def _kept_by_growth(model: nn.Module, config: TrainConfig, most_tokens: int) -> dict[tuple[int, int], int]:
-    """Bytes that a step keeps for its backward pass, by the powers of texts and tokens they grow with."""
+def _traced_activations(model: nn.Module, config: TrainConfig, max_tokens: int) -> dict[tuple[int, int], int]:
+    """Return the bytes that a step saves for its backward pass, by the powers of texts and tokens."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     virtual = virtual_tokens(config.to_dict())
-    tokens = _traced_tokens(most_tokens, virtual)
+    tokens = _traced_tokens(max_tokens, virtual)
     storages: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -230,24 +236,25 @@ def _kept_by_growth(model: nn.Module, config: TrainConfig, most_tokens: int) -> 
             storages[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    model.train(bool(config.dropout or config.lora_dropout))  # LoHa and LoKr draw a number in training mode
-    model.config.problem_type = "single_label_classification"
+    # in evaluation mode where it makes no difference: LoHa and LoKr draw a random number in training mode
+    model.train(bool(config.dropout or config.lora_dropout))
+    config_of(model).problem_type = "single_label_classification"
     ids, labels = torch.ones(_TEXTS, tokens, dtype=torch.long), torch.zeros(_TEXTS, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(input_ids=ids, labels=labels).loss
-    kept: dict[tuple[int, int], int] = {}
+    activations: dict[tuple[int, int], int] = {}
     for tensor in storages.values():
         growth, size = _growth(tensor.untyped_storage().nbytes(), {tokens, tokens + virtual})
-        kept[growth] = kept.get(growth, 0) + size
-    del loss  # only now: while it lives no two of what is kept share an address
-    return kept
+        activations[growth] = activations.get(growth, 0) + size
+    del loss  # only now: while it lives, no two saved tensors share an address
+    return activations
 
 
-def _traced_tokens(most_tokens: int, virtual: int) -> int:
-    """A prime number of tokens whose sum with the virtual ones is a prime, too, or twice one."""
-    for tokens in range(min(most_tokens - virtual, _TOKENS), 2, -1):
-        whole = tokens + virtual
-        if _is_prime(tokens) and (_is_prime(whole) or (whole % 2 == 0 and _is_prime(whole // 2))):
+def _traced_tokens(max_tokens: int, virtual: int) -> int:
+    """Return a prime number of tokens whose sum with the virtual tokens is a prime or twice a prime."""
+    for tokens in range(min(max_tokens - virtual, _TOKENS), 2, -1):
+        total = tokens + virtual
+        if _is_prime(tokens) and (_is_prime(total) or (total % 2 == 0 and _is_prime(total // 2))):
             return tokens
     return 2
 
@@ -257,7 +264,7 @@ def _is_prime(number: int) -> bool:
 
 
 def _growth(size: int, lengths: set[int]) -> tuple[tuple[int, int], int]:
-    """The powers of texts and tokens that a tensor of this size grows with, and its bytes for one of each."""
+    """Return the powers of texts and tokens with which a tensor grows, and its bytes per text and token."""
     by_texts, by_tokens = 0, 0
     if size and size % _TEXTS == 0:
         size, by_texts = size // _TEXTS, 1
@@ -267,11 +274,11 @@ def _growth(size: int, lengths: set[int]) -> tuple[tuple[int, int], int]:
     return (by_texts, by_tokens), size
 
 
-def _kept_by_formula(shape: Any) -> dict[tuple[int, int], int]:
-    """What a step of a model that cannot be traced keeps, in float32.
+def _computed_activations(config: PreTrainedConfig) -> dict[tuple[int, int], int]:
+    """Return the bytes that a step of a model that cannot be traced saves, in float32.
 
-    Source: Korthikanti et al. 2022, arXiv:2205.05198, equation 1: a layer keeps 34 bytes for each token and
-    unit of width, and 5 for each score of attention, in half precision.
+    Source: Korthikanti et al. 2022, arXiv:2205.05198, equation 1: a layer saves 34 bytes per token and unit
+    of width, and 5 per attention score, in half precision.
     """
-    layers, width, heads = shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads
+    layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     return {(1, 1): 2 * 34 * layers * width, (1, 2): 2 * 5 * layers * heads}

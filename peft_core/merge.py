@@ -1,4 +1,4 @@
-"""Merge an adapter into its base, and the certificate that proves it: python -m peft_core.merge RUN_DIR."""
+"""Merge an adapter into its base model and certify the result: python -m peft_core.merge RUN_DIR."""
 
 import hashlib
 import json
@@ -22,30 +22,30 @@ from peft_core.certificate import (
     sha256_of_adapter,
     tolerance,
 )
-from peft_core.encoder import model_config, refuse_quantised
+from peft_core.encoder import model_config, refuse_quantized
 from peft_core.errors import MergeError, PeftCoreError
 from peft_core.files import folder_lock, remove_tree, translate_disk_errors, write_json
 from peft_core.garbage import resume_collection
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision, update_decision
+from peft_core.inference.decision import DecisionRule, update_decision
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.manifests import entries_of
 from peft_core.methods import METHODS, bits_of
 from peft_core.modules import HEAD_NAMES
 from peft_core.problems import label_flips
-from peft_core.progress import Progress, unheard
+from peft_core.progress import Progress, no_progress
 from peft_core.quantise import FULL
-from peft_core.rows import judged_texts
+from peft_core.rows import load_evaluation_texts
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Float32 logits (rows, labels) and the head of the adapter and of what it was merged into.
+    """Float32 logits (rows, labels) and head hashes of the adapter and of the merged model.
 
-    `quantised` are the logits over the quantised base that the adapter was trained on, if it was.
+    `quantized` are the logits on the quantized base that the adapter was trained on; None for 32 bits.
     """
 
     adapter: np.ndarray
@@ -54,15 +54,20 @@ class _Comparison:
     head_sha256: str
     head_sha256_reloaded: str
     labels_reloaded: tuple[str, ...]
-    quantised: np.ndarray | None
+    quantized: np.ndarray | None
 
 
-def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate:
-    """Write `merged/` with its certificate, or nothing. One that holds for the present adapter is kept.
+def merge(run_dir: str | Path, progress: Progress = no_progress) -> MergeCertificate:
+    """Write `merged/` with its certificate, or nothing; a valid merge of the present adapter is kept.
 
-    `progress` hears a share from 0 to 1 and what is being done. Raises RunError (no adapter, lost rows),
-    ModelError (base changed or quantised) or MergeError (the method cannot merge, or the certificate does
-    not hold).
+    Args:
+        run_dir: The run's folder.
+        progress: Called with the share done, from 0 to 1, and a description of the step.
+
+    Raises:
+        RunError: If the run has no adapter or has lost its test rows.
+        ModelError: If the base model has changed or is quantized.
+        MergeError: If the method cannot merge, or the certificate does not hold.
     """
     run = Run(Path(run_dir))
     classifier = Classifier.read(run)
@@ -72,14 +77,16 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
         update_decision(run, run.merged)
         return earlier
     _refuse_unmergeable(run)
-    texts, pairs = judged_texts(run)
+    texts, pairs = load_evaluation_texts(run)
     name, revision = classifier.base_model_name_or_path, classifier.base_revision
-    refuse_quantised(model_config(name, hub_commit(revision)), name)
+    refuse_quantized(model_config(name, hub_commit(revision)), name)
     progress(0.0, "Loading the base model and the adapter")
     _remove_earlier(run)
     with run.new_folder(run.merged) as staging:
-        compared = _merge_into(staging, run, classifier, _logits_of(texts, pairs, classifier, progress))
-        certificate = _certificate(run, classifier, compared, adapter_sha256)
+        comparison = _merge_into(
+            staging, run, classifier, _logits_function(texts, pairs, classifier, progress)
+        )
+        certificate = _certificate(run, classifier, comparison, adapter_sha256)
         certificate = replace(certificate, files=entries_of(staging, without=NOT_MODEL_FILES))
         write_json(staging / CERTIFICATE_FILE, certificate.to_dict())
         if not certificate.holds:
@@ -92,26 +99,26 @@ def merge(run_dir: str | Path, progress: Progress = unheard) -> MergeCertificate
 
 
 def _remove_earlier(run: Run) -> None:
-    """Remove a merged model that is damaged or of an earlier adapter, its certificate first."""
+    """Remove a merged model that is damaged or of an earlier adapter, starting with its certificate."""
     with translate_disk_errors(), folder_lock(run.folder):
         for path in (run.certificate, run.folder / CERTIFICATE_FILE):  # the second is of schema version 0
             path.unlink(missing_ok=True)
         remove_tree(run.merged)
 
 
-def _logits_of(
+def _logits_function(
     texts: list[str], pairs: list[str] | None, classifier: Classifier, progress: Progress
 ) -> Callable[..., np.ndarray]:
-    """A function of model, tokenizer, where progress stands, and what is being done."""
+    """Return a function (model, tokenizer, progress so far, model description) -> logits of the texts."""
 
-    def logits(model: Any, tokenizer: Any, start: float, what: str) -> np.ndarray:
-        words = f"{what}: logits of {len(texts):,} rows"
+    def logits(model: Any, tokenizer: Any, start: float, description: str) -> np.ndarray:
+        message = f"{description}: logits of {len(texts):,} rows"
         return batched_logits(
             model.eval(),
             tokenizer,
             texts,
             classifier.max_length,
-            lambda share: progress(start + 0.22 * share, words),
+            lambda share: progress(start + 0.22 * share, message),
             text_pairs=pairs,
         )
 
@@ -121,8 +128,8 @@ def _logits_of(
 def _merge_into(
     folder: Path, run: Run, classifier: Classifier, logits: Callable[..., np.ndarray]
 ) -> _Comparison:
-    """Fill a folder with the merged model, and compare it with the adapter in memory and from that folder."""
-    quantised = _quantised_logits(run, classifier, logits)
+    """Save the merged model into a folder, and compare both it and its reloaded copy with the adapter."""
+    quantized = _quantized_logits(run, classifier, logits)
     base = load_adapter_base(run, classifier)
     model = load_adapter(run, base)
     adapter, head = logits(model, base.tokenizer, 0.25, "Adapter"), _head_sha256(model)
@@ -130,14 +137,14 @@ def _merge_into(
     in_memory = logits(merged, base.tokenizer, 0.5, "Merged")
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
-    Decision.read(run).write(folder, classifier.labels)
+    DecisionRule.read(run).write(folder, classifier.labels)
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     from_disk = logits(reloaded, AutoTokenizer.from_pretrained(folder), 0.75, "Merged, loaded again")
     labels = tuple(reloaded.config.id2label.values())
-    return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels, quantised)
+    return _Comparison(adapter, in_memory, from_disk, head, _head_sha256(reloaded), labels, quantized)
 
 
-def _quantised_logits(
+def _quantized_logits(
     run: Run, classifier: Classifier, logits: Callable[..., np.ndarray]
 ) -> np.ndarray | None:
     bits = bits_of(run.config().to_dict())
@@ -148,28 +155,28 @@ def _quantised_logits(
 
 
 def _certificate(
-    run: Run, classifier: Classifier, compared: _Comparison, adapter_sha256: str
+    run: Run, classifier: Classifier, comparison: _Comparison, adapter_sha256: str
 ) -> MergeCertificate:
-    task, adapter, quantised = classifier.problem_type, compared.adapter, compared.quantised
+    problem_type, adapter, quantized = classifier.problem_type, comparison.adapter, comparison.quantized
     return MergeCertificate(
         run_id=run.run_id,
         rows=len(adapter),
-        max_logit_diff_merged=_largest(adapter, compared.merged),
-        max_logit_diff_reloaded=_largest(adapter, compared.reloaded),
-        label_flips=label_flips(task, adapter, compared.merged, compared.reloaded),
-        tolerance=tolerance(task, adapter),
-        head_sha256=compared.head_sha256,
-        head_sha256_reloaded=compared.head_sha256_reloaded,
+        max_logit_diff_merged=_max_abs_difference(adapter, comparison.merged),
+        max_logit_diff_reloaded=_max_abs_difference(adapter, comparison.reloaded),
+        label_flips=label_flips(problem_type, adapter, comparison.merged, comparison.reloaded),
+        tolerance=tolerance(problem_type, adapter),
+        head_sha256=comparison.head_sha256,
+        head_sha256_reloaded=comparison.head_sha256_reloaded,
         labels=classifier.labels,
-        labels_reloaded=compared.labels_reloaded,
+        labels_reloaded=comparison.labels_reloaded,
         adapter_sha256=adapter_sha256,
         base_model_name_or_path=classifier.base_model_name_or_path,
         base_revision=classifier.base_revision,
         created=time.time(),
-        problem_type=task,
+        problem_type=problem_type,
         trained_in_bits=bits_of(run.config().to_dict()),
-        max_logit_diff_quantised=None if quantised is None else _largest(adapter, quantised),
-        label_flips_quantised=None if quantised is None else label_flips(task, adapter, quantised),
+        max_logit_diff_quantised=None if quantized is None else _max_abs_difference(adapter, quantized),
+        label_flips_quantised=(None if quantized is None else label_flips(problem_type, adapter, quantized)),
     )
 
 
@@ -181,15 +188,15 @@ def _refuse_unmergeable(run: Run) -> None:
         )
 
 
-def _largest(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest absolute difference; infinite where a value is no number."""
-    worst = np.abs(one - other).max()
-    return float(worst) if np.isfinite(worst) else float("inf")
+def _max_abs_difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the largest absolute difference; `inf` if any value is NaN or infinite."""
+    largest = np.abs(expected - actual).max()
+    return float(largest) if np.isfinite(largest) else float("inf")
 
 
 def _head_sha256(model: nn.Module) -> str:
-    """Hash of the trained head's values, whether it stands in a PeftModel or in a plain one."""
-    held = {}
+    """Return the SHA-256 of the classification head's parameters, for a PeftModel or a plain model."""
+    head = {}
     for name, parameter in model.named_parameters():
         parts = [
             part
@@ -197,22 +204,22 @@ def _head_sha256(model: nn.Module) -> str:
             if part not in ("base_model", "model", "modules_to_save", "default")
         ]
         if "original_module" not in parts and any(part.endswith(HEAD_NAMES) for part in parts):
-            held[".".join(parts)] = parameter
+            head[".".join(parts)] = parameter
     digest = hashlib.sha256()
-    for name in sorted(held):
-        digest.update(name.encode() + held[name].detach().to("cpu", torch.float32).numpy().tobytes())
+    for name in sorted(head):
+        digest.update(name.encode() + head[name].detach().to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 
 def main(arguments: list[str]) -> int:
-    """Merge the run in the folder given; 0, or 2 after one line on stderr."""
+    """Merge the run in the given folder; return 0, or 2 after one line on stderr."""
     if len(arguments) != 1:
         print("usage: python -m peft_core.merge RUN_DIR", file=sys.stderr)
         return 2
     resume_collection()
     try:
         with Run(Path(arguments[0])).detect_deletion():
-            certificate = merge(arguments[0], lambda share, what: print(f"{share:4.0%} {what}", flush=True))
+            certificate = merge(arguments[0], lambda share, step: print(f"{share:4.0%} {step}", flush=True))
     except PeftCoreError as error:
         print(error, file=sys.stderr)
         return 2

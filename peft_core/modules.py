@@ -1,13 +1,17 @@
-"""What a method can be applied to in an encoder: its linear modules by role, its norms, and their names."""
+"""The modules of an encoder that a PEFT method can target: linear modules by role, norms, the head."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from peft_core.errors import ModelError
 from peft_core.methods import ALL_LINEAR, HEAD_NAMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 QUERY, KEY, VALUE = "attention query", "attention key", "attention value"
 FUSED, ATTENTION_OUTPUT = "attention query, key and value in one", "attention output"
@@ -25,10 +29,15 @@ _LETTERS = {"q": QUERY, "query": QUERY, "k": KEY, "key": KEY, "v": VALUE, "value
 
 @dataclass(frozen=True)
 class ModuleChoice:
-    """A name for `target_modules` and what it takes in.
+    """A name for `target_modules` and the modules that it matches.
 
-    `shapes` are the weights' different (out, in), the first match's first; `rank_cost` is what each unit of
-    rank adds over all matches (the sum of in + out); `trap` is what a person may not expect, if anything.
+    Attributes:
+        name: The name as `target_modules` takes it.
+        roles: The roles of the matched modules.
+        matches: How many modules the name matches.
+        shapes: The distinct weight shapes (out, in), that of the first match first.
+        rank_cost: Parameters that each unit of rank adds over all matches: the sum of in + out.
+        trap: A warning about an unexpected effect; empty if there is none.
     """
 
     name: str
@@ -40,7 +49,7 @@ class ModuleChoice:
 
     @property
     def label(self) -> str:
-        """What the picker shows: the name, then a line of facts, then the trap if there is one."""
+        """The text in the picker: the name, a line of facts, and the trap if there is one."""
         size = f"{self.matches} matrices"
         if len(self.shapes) == 1:
             out, into = self.shapes[0]
@@ -49,59 +58,64 @@ class ModuleChoice:
         return "\n".join(filter(None, (self.name, facts, self.trap)))
 
 
+def config_of(model: nn.Module) -> "PreTrainedConfig":
+    """Return the transformers configuration of a model, or of the model inside a PEFT wrapper."""
+    # torch types every attribute of a Module as Tensor or Module
+    return cast("PreTrainedConfig", model.config)
+
+
 def linear_modules(model: nn.Module) -> list[ModuleChoice]:
-    """What `target_modules` can name in the encoder, grouped by role; the head is left out.
+    """Return the names that `target_modules` can take in the encoder, sorted by role, without the head.
 
     Where a leaf name such as `dense` covers several roles, each role gets the shortest suffix of its own.
     """
     linears = _encoder_linears(model)
     choices: dict[str, ModuleChoice] = {}
-    for group in _by_place(linears).values():
+    for group in _by_position(linears).values():
         name = _group_name(group, linears)
         choices.setdefault(name, _choice(name, linears, model))
     return sorted(choices.values(), key=lambda choice: ROLES.index(choice.roles[-1]))
 
 
 def all_linear(model: nn.Module) -> ModuleChoice:
-    """The choice `all-linear`: every linear module of the encoder but its pooler."""
-    return _of_paths(ALL_LINEAR, (WHOLE,), _without_pooler(model), "")
+    """Return the choice `all-linear`: every linear module of the encoder except its pooler."""
+    return _choice_of(ALL_LINEAR, (WHOLE,), _without_pooler(model), "")
 
 
 def expand_target_modules(model: nn.Module, names: Sequence[str], top_layers: int = 0) -> tuple[str, ...]:
-    """The names with `all-linear` replaced by names that match exactly the encoder's linear modules.
+    """Return the names with `all-linear` replaced by names that match exactly the encoder's linear modules.
 
-    PEFT's own `all-linear` takes BERT's pooler along and fails on DistilBERT's `pre_classifier`. With
-    `top_layers` the names are those of the matrices in the last so many layers alone.
+    PEFT's own `all-linear` includes BERT's pooler and fails on DistilBERT's `pre_classifier`. With
+    `top_layers`, the names match only modules in the last `top_layers` layers.
     """
     if top_layers:
         return _exact_names(_in_top_layers(model, names, top_layers), model)
-    found: list[str] = []
+    expanded: list[str] = []
     for name in names:
-        every = _exact_names(_without_pooler(model), model) if name == ALL_LINEAR else (name,)
-        found.extend(every)
-    return tuple(dict.fromkeys(found))
+        expanded += _exact_names(_without_pooler(model), model) if name == ALL_LINEAR else (name,)
+    return tuple(dict.fromkeys(expanded))
 
 
 def encoder_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The encoder's layers: the longest list of modules of one kind. None without one."""
+    """Return the encoder's layers: the longest `ModuleList` of modules of one class; None without one."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
     return max(lists, key=len, default=None)
 
 
 def feedforward_modules(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the names that match a matrix of an MLP; IA3 scales these at their input."""
-    mlps = [path for path, module in _encoder_linears(model).items() if _role(path) in (MLP_IN, MLP_OUT)]
+    """Return the names that match a linear module of an MLP; IA3 scales these at their input."""
+    mlps = [path for path in _encoder_linears(model) if _role(path) in (MLP_IN, MLP_OUT)]
     return tuple(name for name in names if any(_matches(path, name) for path in mlps))
 
 
 def layer_norms(model: nn.Module) -> tuple[str, ...]:
-    """Names that match exactly the encoder's normalisation layers, for LN-tuning; the head's are left out."""
+    """Return names that match exactly the encoder's normalization layers, not the head's, for LN-tuning."""
     norms = [path for path, module in model.named_modules() if _is_norm(module) and not _in_head(path, model)]
     return _exact_names(norms, model)
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
-    """The parts with weights outside the encoder: what a checkpoint of the bare encoder lacks."""
+    """Return the children with weights outside the encoder, which a checkpoint of the bare encoder lacks."""
     return tuple(
         name
         for name, child in model.named_children()
@@ -110,8 +124,8 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 def output_layer(model: nn.Module, outputs: int) -> tuple[str, nn.Linear] | None:
-    """The path and the module of the head's last linear layer, in PEFT's trained copy where there is one."""
-    found = [
+    """Return path and module of the head's last linear layer, in PEFT's trained copy where there is one."""
+    candidates = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
@@ -119,24 +133,26 @@ def output_layer(model: nn.Module, outputs: int) -> tuple[str, nn.Linear] | None
         and any(part.endswith(HEAD_NAMES) for part in path.split("."))
         and "original_module" not in path.split(".")
     ]
-    return found[-1] if found else None
+    return candidates[-1] if candidates else None
 
 
-def whole_modules(model: nn.Module) -> tuple[str, ...]:
-    """The parts that may start untrained, so that they must keep full precision: the head and the pooler."""
+def full_precision_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that may start untrained and so keep full precision: the head and the pooler."""
     poolers = (path for path, _ in model.named_modules() if path.endswith(("pooler", "pooler.dense")))
     return (*head_modules(model), *poolers)
 
 
 def check_target_modules(model: nn.Module, target_modules: Sequence[str], top_layers: int = 0) -> None:
-    """Raise ModelError, listing what there is, if a name matches no matrix of the encoder, or of its layers
-    where only the last `top_layers` are to change."""
+    """Raise ModelError if a name matches no linear module of the encoder; the message lists the valid names.
+
+    With `top_layers`, the names together must match a module in the last `top_layers` layers.
+    """
     for name in target_modules:
         linears = _without_pooler(model) if name == ALL_LINEAR else _encoder_linears(model)
         if not any(name == ALL_LINEAR or _matches(path, name) for path in linears):
-            has = ", ".join(choice.name for choice in linear_modules(model)) or "none"
+            available = ", ".join(choice.name for choice in linear_modules(model)) or "none"
             raise ModelError(
-                f"target_modules names {name!r}, which matches nothing in this model; it has {has}."
+                f"target_modules names {name!r}, which matches nothing in this model; it has {available}."
             )
     if not top_layers:
         return
@@ -166,7 +182,7 @@ def _without_pooler(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _in_top_layers(model: nn.Module, names: Sequence[str], top_layers: int) -> dict[str, nn.Linear]:
-    """Those of the matrices that the names match which lie in the last so many layers."""
+    """Return the linear modules in the last `top_layers` layers that the names match."""
     layers = encoder_layers(model) or []
     inside = {module for layer in layers[-top_layers:] for module in layer.modules()}
     return {
@@ -177,19 +193,19 @@ def _in_top_layers(model: nn.Module, names: Sequence[str], top_layers: int) -> d
 
 
 def _in_head(path: str, model: nn.Module) -> bool:
-    """Whether a module lies outside the encoder, or PEFT's own rule (a head's name ends a part) takes it."""
+    """Whether a module is outside the encoder or a part of its path ends with a head name, as in PEFT."""
     parts = path.split(".")
     return parts[0] != model.base_model_prefix or any(part.endswith(HEAD_NAMES) for part in parts)
 
 
 def _is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    one_vector = isinstance(weight, nn.Parameter) and weight.ndim == 1
-    return one_vector and type(module).__name__.endswith("Norm")
+    has_vector_weight = isinstance(weight, nn.Parameter) and weight.ndim == 1
+    return has_vector_weight and type(module).__name__.endswith("Norm")
 
 
 def _role(path: str) -> str:
-    """What a linear module does, from its path; `other` where the names say nothing."""
+    """Return the role of a linear module by its path; `other` where the names do not tell."""
     parts = path.lower().split(".")
     leaf, above = parts[-1], parts[:-1]
     if "pooler" in parts:
@@ -212,8 +228,8 @@ def _role(path: str) -> str:
     return OTHER
 
 
-def _by_place(paths: Collection[str]) -> dict[str, list[str]]:
-    """Paths by what is left of them without layer numbers."""
+def _by_position(paths: Collection[str]) -> dict[str, list[str]]:
+    """Group paths that differ only in layer numbers; the keys are the paths without these numbers."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(re.sub(r"\.\d+(?=\.|$)", "", path), []).append(path)
@@ -221,28 +237,28 @@ def _by_place(paths: Collection[str]) -> dict[str, list[str]]:
 
 
 def _group_name(group: Sequence[str], paths: Collection[str]) -> str:
-    """The shortest suffix that matches this group alone; the two last names where none does."""
-    others = {suffix for path in paths if path not in group for suffix in _suffixes(path)}
+    """Return the shortest suffix that matches only this group; the last two names if there is none."""
+    foreign = {suffix for path in paths if path not in group for suffix in _suffixes(path)}
     shared = set.intersection(*({*_suffixes(path)} for path in group))
-    own = [suffix for suffix in shared if suffix not in others]
+    own = [suffix for suffix in shared if suffix not in foreign]
     return min(own, key=len) if own else ".".join(group[0].split(".")[-2:])
 
 
 def _choice(name: str, linears: dict[str, nn.Linear], model: nn.Module) -> ModuleChoice:
-    taken = {path: module for path, module in linears.items() if _matches(path, name)}
-    roles = tuple(dict.fromkeys(_role(path) for path in taken))
-    return _of_paths(name, roles, taken, _trap(name, roles, linears, model))
+    matched = {path: module for path, module in linears.items() if _matches(path, name)}
+    roles = tuple(dict.fromkeys(_role(path) for path in matched))
+    return _choice_of(name, roles, matched, _trap(name, roles, linears, model))
 
 
-def _of_paths(name: str, roles: tuple[str, ...], taken: dict[str, nn.Linear], trap: str) -> ModuleChoice:
-    shapes = [tuple(module.weight.shape) for module in taken.values()]
+def _choice_of(name: str, roles: tuple[str, ...], matched: dict[str, nn.Linear], trap: str) -> ModuleChoice:
+    shapes = [(out, into) for out, into in (module.weight.shape for module in matched.values())]
     return ModuleChoice(
         name, roles, len(shapes), tuple(dict.fromkeys(shapes)), sum(out + into for out, into in shapes), trap
     )
 
 
 def _trap(name: str, roles: tuple[str, ...], paths: Collection[str], model: nn.Module) -> str:
-    """What a person may not expect of a name, in plain words."""
+    """Return a warning about an unexpected effect of a name; empty if there is none."""
     leaf = name.split(".")[-1]
     of_leaf = {_role(path) for path in paths if _matches(path, leaf)}
     words = []
@@ -250,7 +266,7 @@ def _trap(name: str, roles: tuple[str, ...], paths: Collection[str], model: nn.M
         words.append(f"This name takes both; no name takes the {roles[-1]} alone.")
     elif leaf != name and of_leaf == {ATTENTION_OUTPUT, MLP_OUT}:
         words.append(f"{leaf} alone would name {ATTENTION_OUTPUT} and {MLP_OUT}.")
-    layers = _layers_served(model)
+    layers = _layers_per_matrix(model)
     if layers > 1 and not {POOLER, EMBEDDINGS} & set(roles):
         words.append(f"Shared: one matrix serves {layers} layers.")
     if POOLER in roles:
@@ -258,24 +274,25 @@ def _trap(name: str, roles: tuple[str, ...], paths: Collection[str], model: nn.M
     return " ".join(words)
 
 
-def _layers_served(model: nn.Module) -> int:
-    """How many layers use the same weights: 12 in ALBERT base, 1 elsewhere."""
-    groups = getattr(model.config, "num_hidden_groups", None)
-    return model.config.num_hidden_layers // groups if groups else 1
+def _layers_per_matrix(model: nn.Module) -> int:
+    """Return how many layers share the same weights: 12 in ALBERT base, 1 in other models."""
+    config = config_of(model)
+    groups = getattr(config, "num_hidden_groups", None)
+    return config.num_hidden_layers // groups if groups else 1
 
 
-def _exact_names(wanted: Collection[str], model: nn.Module) -> tuple[str, ...]:
-    """The fewest short suffixes that match all of the wanted modules and nothing else in the model."""
-    others = {suffix for path, _ in model.named_modules() if path not in wanted for suffix in _suffixes(path)}
+def _exact_names(paths: Collection[str], model: nn.Module) -> tuple[str, ...]:
+    """Return short suffixes that match the modules at these paths and nothing else in the model."""
+    foreign = {suffix for path, _ in model.named_modules() if path not in paths for suffix in _suffixes(path)}
     names: list[str] = []
-    for path in wanted:
+    for path in paths:
         if not any(_matches(path, name) for name in names):
-            names.append(next(suffix for suffix in _suffixes(path) if suffix not in others))
+            names.append(next(suffix for suffix in _suffixes(path) if suffix not in foreign))
     return tuple(names)
 
 
 def _suffixes(path: str) -> Iterator[str]:
-    """The ends of a path that can name it, the shortest first; none begins with a layer's number."""
+    """Yield the suffixes of a path, shortest first, without those that begin with a layer number."""
     parts = path.split(".")
     for start in reversed(range(len(parts))):
         if not parts[start].isdigit():
@@ -283,5 +300,5 @@ def _suffixes(path: str) -> Iterator[str]:
 
 
 def _matches(path: str, name: str) -> bool:
-    """PEFT's rule for a list of target modules."""
+    """Whether a name in `target_modules` matches a path, by PEFT's rule for lists."""
     return path == name or path.endswith(f".{name}")

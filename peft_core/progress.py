@@ -1,10 +1,10 @@
-"""How far a long piece of work is: what its callers hand in to hear of it."""
+"""The callback by which a long operation reports its progress."""
 
 from collections.abc import Callable
 
 Progress = Callable[[float, str], None]
-"""Hears the share that is done, from 0 to 1, and in words what is being done."""
+"""Called with the share that is done, from 0 to 1, and a message that says what is being done."""
 
 
-def unheard(share: float, what: str = "") -> None:
-    """For callers who do not ask; also where the share alone is told."""
+def no_progress(share: float, message: str = "") -> None:
+    """Do nothing: the default callback, also where only the share is reported."""

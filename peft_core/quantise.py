@@ -1,4 +1,4 @@
-"""A base model with its frozen weights in 8 or 4 bits (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+"""Quantize a base model's frozen weights to 8 or 4 bits (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from transformers import BitsAndBytesConfig
 
 from peft_core.errors import ModelError
 
-FULL = 32  # bits of a weight that is not quantised
+FULL = 32  # bits of a weight that is not quantized
 
 
-def check_quantisation(bits: int) -> None:
-    """Raise ModelError if this machine cannot hold weights in so few bits."""
+def check_quantization(bits: int) -> None:
+    """Raise ModelError if `bits` needs bitsandbytes and it is not installed."""
     if bits != FULL and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"load_in_bits is {bits}, which needs bitsandbytes, and it is not installed here; "
@@ -22,33 +22,42 @@ def check_quantisation(bits: int) -> None:
         )
 
 
-def quantisation_arguments(bits: int, kept: Sequence[str]) -> dict[str, Any]:
-    """What `from_pretrained` needs to load weights in so few bits; the modules kept stay as they are.
+def quantization_kwargs(bits: int, skip_modules: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments with which `from_pretrained` loads quantized weights; empty for 32 bits.
 
-    Empty for 32. Raises ModelError where bitsandbytes is missing.
+    Args:
+        bits: 32, 8 or 4.
+        skip_modules: Names of the modules that stay in float32.
+
+    Raises:
+        ModelError: If bitsandbytes is missing.
     """
-    check_quantisation(bits)
+    check_quantization(bits)
     if bits == FULL:
         return {}
-    four = {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": torch.float32,
-    }
-    how = four if bits == 4 else {"load_in_8bit": True}
+    if bits == 4:
+        quantization_config = BitsAndBytesConfig(
+            llm_int8_skip_modules=list(skip_modules),
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    else:
+        quantization_config = BitsAndBytesConfig(llm_int8_skip_modules=list(skip_modules), load_in_8bit=True)
     return {
-        "quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=list(kept), **how),
+        "quantization_config": quantization_config,
         "device_map": {"": 0 if torch.cuda.is_available() else "cpu"},
     }
 
 
 def compute_in_float32(model: nn.Module) -> None:
-    """Let quantised weights answer in float32 on every processor.
+    """Make quantized layers compute in float32 on every CPU.
 
-    Where a processor has AVX512-BF16, bitsandbytes 0.50 answers in bfloat16 outside training, and fails on
-    matrices narrower than its blocks.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 computes in bfloat16 outside training, and fails on matrices
+    narrower than its blocks.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            # the stubs of nn.Module allow only tensors and modules as attributes
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]

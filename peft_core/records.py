@@ -1,7 +1,7 @@
-"""Records on disk: JSON with typed fields, a schema version and a digest, checked by `read_record`.
+"""Records on disk: JSON with typed fields, a schema version and a digest, validated by `read_record`.
 
-Bad bytes, JSON nested too deep, NaN, a field of another type or a changed bit all raise DamagedError.
-`upgrade` brings records of earlier versions up to date.
+Invalid bytes, JSON nested too deep, NaN, a field of a wrong type or a changed bit all raise DamagedError.
+`upgrade` converts records of earlier versions.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ SCHEMA_VERSION = 1  # of all records; 0 is the layout before records had a versi
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=1e11)]  # since the epoch
 _DIGEST = "sha256"
-_MOST_PARSED = 4096  # records that are kept as they were parsed
-_parsed: dict[tuple[str, type, bool], tuple[Stamp | None, Any]] = {}
+_MAX_CACHED = 4096  # records
+_cache: dict[tuple[str, type, bool], tuple[Stamp | None, Any]] = {}
 AnyRecord = TypeVar("AnyRecord", bound="Record")
 
 
 class Record(BaseModel):
-    """Base of the records: frozen, strict about types; entries that it does not name are ignored."""
+    """Base class of the records: frozen, with strict types; unknown entries are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -32,75 +32,86 @@ class Record(BaseModel):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From JSON types of this or an earlier schema version; DamagedError for a field that is wrong."""
+        """Create a record from JSON types of this or an earlier schema version.
+
+        Raises:
+            DamagedError: A field is invalid.
+        """
         try:
             return cls.model_validate_json(json.dumps(upgrade(cls.__name__, values)))
         except (ValidationError, ValueError, RecursionError) as error:
             raise DamagedError(_first_problem(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the fields as JSON types."""
         return self.model_dump(mode="json")
 
-    def changed(self, **changes: Any) -> Self:
-        """A copy with some fields changed, checked as a new record is."""
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy with some fields changed."""
         return type(self).from_dict({**self.to_dict(), **changes})
 
 
 def upgrade(kind: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a record of an earlier schema version as this version has them.
+    """Convert the entries of a record of an earlier schema version to the current version.
 
-    Raises ValueError for a version that this program does not know.
+    Raises:
+        ValueError: The version is unknown.
     """
     version = values.get("schema_version", 0)
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= SCHEMA_VERSION:
         raise ValueError(f"its schema_version is {version!r}; this program knows 0 to {SCHEMA_VERSION}")
     if version == 0 and kind == "RunResult":
         values = {"problem_type": "single_label_classification", **values}
-        if "majority" in values:  # the baseline's name before there were other problem types
+        if "majority" in values:  # earlier name of the baseline
             values["baseline"] = values.pop("majority")
     return {**values, "schema_version": SCHEMA_VERSION}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; DamagedError for a file that is missing, unreadable or holds anything else."""
+    """Read a JSON object.
+
+    Raises:
+        DamagedError: The file is missing, unreadable, or not a JSON object.
+    """
     try:
         with open_regular(path) as file:
-            value = json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant)
+            content = json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise DamagedError(f"{path.name} is missing.") from error
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path.name} is damaged: it holds no valid JSON.") from error
-    if not isinstance(value, dict):
+    if not isinstance(content, dict):
         raise DamagedError(f"{path.name} is damaged: it holds no JSON object.")
-    return value
+    return content
 
 
 def read_record(path: Path | str, kind: type[AnyRecord], *, sealed: bool = False) -> AnyRecord:
-    """A record from its file; DamagedError, which names the file, if it is lost or damaged.
+    """Read a record from its file, cached until the file's time, size or inode changes.
 
-    A file is parsed again only if its time, size or inode changed since: each page asks every second, for
-    every run that is listed.
+    The cache matters since each page polls every second for every listed run.
 
     Args:
-        path: The file; a text is quicker made than a `Path`.
+        path: The file, as a string where the creation of a `Path` would be too slow.
         kind: The record's class.
-        sealed: Whether `write_sealed` wrote it: without its digest it is damaged then.
+        sealed: Whether `write_sealed` wrote the file, so that it is damaged if its digest is missing.
+
+    Raises:
+        DamagedError: The file is missing or damaged; the message names it.
     """
     stamp, key = stamp_of(path), (str(path), kind, sealed)
-    known = _parsed.get(key)
-    if known is None or stamp is None or known[0] != stamp:
-        known = (stamp, _parse_record(Path(path), kind, sealed))
-        if len(_parsed) >= _MOST_PARSED:
-            _parsed.clear()
-        _parsed[key] = known
-    return known[1]
+    cached = _cache.get(key)
+    if cached is None or stamp is None or cached[0] != stamp:
+        cached = (stamp, _parse_record(Path(path), kind, sealed))
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        _cache[key] = cached
+    return cached[1]
 
 
 def write_sealed(path: Path, record: Record) -> None:
-    """Write a record with a digest of its entries, so that a changed bit is noticed; whole or not at all."""
+    """Write a record atomically, with a digest of its entries, so that a changed bit is noticed."""
     values = record.to_dict()
     write_json(path, {**values, _DIGEST: _digest(values)})
 

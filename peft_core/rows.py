@@ -1,4 +1,4 @@
-"""The test and validation rows of a run as its folder keeps them: texts, labels and raw outputs."""
+"""Storage of a run's test and validation rows with their labels and logits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,15 @@ TEST, VALIDATION = "test", "validation"
 
 
 @dataclass(frozen=True)
-class JudgedRows:
-    """`labels` are as `problems.decide` gives them; `logits` float64 of shape (rows, outputs), before any
-    temperature."""
+class EvaluationRows:
+    """Test or validation rows of a run.
+
+    Attributes:
+        texts: First or only texts.
+        pairs: Second texts, or None.
+        labels: Labels in the form that `problems.decide` returns.
+        logits: Raw outputs before any temperature, float64 of shape (rows, outputs).
+    """
 
     texts: list[str]
     pairs: list[str] | None
@@ -29,10 +35,16 @@ class JudgedRows:
         return len(self.texts)
 
 
-def write_rows(path: Path, columns: dict[str, Any], logits: np.ndarray, problem_type: str) -> None:
-    """Write a Parquet file into a folder that is being filled.
+def write_evaluation_rows(path: Path, columns: dict[str, Any], logits: np.ndarray, problem_type: str) -> None:
+    """Write evaluation rows to a Parquet file in a staging folder.
 
-    Its columns are text, text_pair if any, label, predicted (of several labels lists of 0 and 1) and logits.
+    Its columns are text, text_pair (if any), label, predicted (multi-hot for several labels) and logits.
+
+    Args:
+        path: File to create.
+        columns: The columns text, text_pair and label; others are ignored.
+        logits: Raw outputs of shape (rows, outputs).
+        problem_type: Problem type of the run.
     """
     names = [name for name in ("text", "text_pair", "label") if name in columns]
     frame = pd.DataFrame({name: columns[name] for name in names})
@@ -42,34 +54,43 @@ def write_rows(path: Path, columns: dict[str, Any], logits: np.ndarray, problem_
         frame.to_parquet(path)
 
 
-def judged_rows(run: Run, part: str = TEST) -> JudgedRows:
-    """The test or validation rows of a run; RunError if they are lost, or it keeps no raw outputs of them."""
-    frame = _frame(run, part)
+def load_evaluation_rows(run: Run, split: str = TEST) -> EvaluationRows:
+    """Load the test or validation rows of a run.
+
+    Raises:
+        RunError: If the rows are lost, or the run was saved without logits.
+    """
+    frame = _read_frame(run, split)
     if "logits" not in frame:
         raise RunError(
             f"The run {run.run_id!r} was trained before raw outputs were kept; train it again with its "
             "settings."
         )
-    task = run.result()["problem_type"]
-    labels = np.stack(frame["label"]) if task == MULTI else frame["label"].to_numpy()
-    labels = labels.astype(np.float64 if task == REGRESSION else np.int64)
+    problem_type = run.result()["problem_type"]
+    labels = np.stack(frame["label"].tolist()) if problem_type == MULTI else frame["label"].to_numpy()
+    labels = labels.astype(np.float64 if problem_type == REGRESSION else np.int64)
     pairs = frame["text_pair"].tolist() if "text_pair" in frame else None
-    return JudgedRows(frame["text"].tolist(), pairs, labels, np.stack(frame["logits"]).astype(np.float64))
+    logits = np.stack(frame["logits"].tolist()).astype(np.float64)
+    return EvaluationRows(frame["text"].tolist(), pairs, labels, logits)
 
 
-def judged_texts(run: Run) -> tuple[list[str], list[str] | None]:
-    """The texts of a run's test rows, and their second texts or None; RunError if the rows are lost."""
-    frame = _frame(run, TEST)
+def load_evaluation_texts(run: Run) -> tuple[list[str], list[str] | None]:
+    """Load the texts of a run's test rows, and their second texts or None.
+
+    Raises:
+        RunError: If the rows are lost.
+    """
+    frame = _read_frame(run, TEST)
     return frame["text"].tolist(), frame["text_pair"].tolist() if "text_pair" in frame else None
 
 
-def _frame(run: Run, part: str) -> pd.DataFrame:
-    path = run.evaluation if part == TEST else run.validation
+def _read_frame(run: Run, split: str) -> pd.DataFrame:
+    path = run.evaluation if split == TEST else run.validation
     if not path.is_file():
         run.refuse_unevaluated()
     if run.evaluation.is_file() or (run.folder / "evaluation").is_dir():
-        run.result()  # verifies the rows beside it
-    if part == VALIDATION and not path.is_file() and run.evaluation.is_file():
+        run.result()  # also verifies the evaluation files
+    if split == VALIDATION and not path.is_file() and run.evaluation.is_file():
         raise RunError(f"The run {run.run_id!r} keeps no validation rows; train it on more rows.")
     try:
         with open_regular(path) as file:
@@ -78,4 +99,4 @@ def _frame(run: Run, part: str) -> pd.DataFrame:
             raise ValueError("no rows")
         return frame
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"The run {run.run_id!r} has lost its {part} rows; train it again.") from error
+        raise RunError(f"The run {run.run_id!r} has lost its {split} rows; train it again.") from error

@@ -1,8 +1,8 @@
-"""Which runs whoever asks may read and change, and the links that share them.
+"""Access rights to runs, and their share links.
 
 The user of an app that is not public owns every run. On a public demo a visitor owns the runs that they
-started, and reads those alone, the host's examples, and the one whose share link they opened. A run that a
-visitor may not read does not exist for them: the error is the one of an unknown id.
+started, and may read only these, the host's examples, and the run whose share link they opened. A run that a
+visitor may not read gives the same error as an unknown id.
 """
 
 import secrets
@@ -20,12 +20,12 @@ from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 
 @dataclass(frozen=True)
 class RunAccess:
-    """The runs of a folder as the visitor who asks now may use them.
+    """The current visitor's access to the runs of a folder.
 
     Attributes:
-        runs_dir: the folder of all runs.
-        visitor: returns who asks.
-        examples: ids of runs that everyone may read.
+        runs_dir: The folder of all runs.
+        visitor: Returns the visitor of the current request.
+        examples: Ids of runs that everyone may read.
     """
 
     runs_dir: Path
@@ -33,14 +33,22 @@ class RunAccess:
     examples: frozenset[str] = frozenset()
 
     def find(self, run_id: str) -> Run:
-        """A run to read. RunError if there is none, or the visitor may not read it."""
+        """Return a run that the visitor may read.
+
+        Raises:
+            RunError: There is no such run, or the visitor may not read it.
+        """
         run = runs.find(self.runs_dir, run_id)
         if not self.may_read(run):
             raise runs.unknown_run(run_id)
         return run
 
     def find_own(self, run_id: str) -> Run:
-        """A run to change. RunError as `find`, and if the visitor may only read it."""
+        """Return a run that the visitor may change.
+
+        Raises:
+            RunError: As for `find`, or the visitor may only read the run.
+        """
         run = self.find(run_id)
         if not self.owns(run):
             raise RunError(
@@ -49,7 +57,7 @@ class RunAccess:
         return run
 
     def check_owns_deleted(self, run_id: str) -> None:
-        """Raise RunError, as for an unknown id, unless a deleted run was the visitor's."""
+        """Raise RunError, as for an unknown id, unless a deleted run is the visitor's."""
         visitor = self.visitor()
         if visitor.owns_all:
             return
@@ -58,37 +66,45 @@ class RunAccess:
             raise runs.unknown_run(run_id)
 
     def list_runs(self) -> list[Run]:
-        """The runs that the visitor may read, the newest first."""
-        listed, visitor = runs.list_runs(self.runs_dir), self.visitor()
-        return [run for run in listed if self._is_readable_by(visitor, run)]
+        """Return the runs that the visitor may read, newest first."""
+        visitor = self.visitor()
+        return [run for run in runs.list_runs(self.runs_dir) if self._is_readable_by(visitor, run)]
 
     def owns(self, run: Run) -> bool:
-        """Whether the visitor may change a run."""
+        """Return whether the visitor may change a run."""
         visitor = self.visitor()
         return visitor.owns_all or read_ownership(run.folder).is_owned_by(visitor.owner)
 
     def share(self, run_id: str) -> str:
-        """The secret of a run's share link, which is made if there is none. RunError unless it is theirs."""
+        """Return the secret of a run's share link, which is created if there is none.
+
+        Raises:
+            RunError: The run is not the visitor's.
+        """
         run, visitor = self._owned_by_visitor(run_id), self.visitor()
         ownership = read_ownership(run.folder)
         nonce = ownership.link_nonce or secrets.token_hex(16)
         secret = visitor.share_secret(run.run_id, nonce)
-        shared = ownership.changed(link_nonce=nonce, link_sha256=sha256_of(secret))
+        shared = ownership.replace(link_nonce=nonce, link_sha256=sha256_of(secret))
         if shared != ownership:
             _write(run, shared)
         return secret
 
     def shared_secret(self, run: Run) -> str | None:
-        """The secret of the run's share link for its owner; None for others, and if it is not shared."""
+        """Return the secret of a run's share link to its owner; None to others, and if it is not shared."""
         visitor, ownership = self.visitor(), read_ownership(run.folder)
         if visitor.token is None or not ownership.link_nonce or not ownership.is_owned_by(visitor.owner):
             return None
         return visitor.share_secret(run.run_id, ownership.link_nonce)
 
     def revoke(self, run_id: str) -> None:
-        """End a run's share link, so that it never works again. RunError unless the run is the visitor's."""
+        """Revoke a run's share link permanently.
+
+        Raises:
+            RunError: The run is not the visitor's.
+        """
         run = self._owned_by_visitor(run_id)
-        _write(run, read_ownership(run.folder).changed(link_nonce=None, link_sha256=None))
+        _write(run, read_ownership(run.folder).replace(link_nonce=None, link_sha256=None))
 
     def _owned_by_visitor(self, run_id: str) -> Run:
         run = self.find_own(run_id)
@@ -97,7 +113,7 @@ class RunAccess:
         return run
 
     def may_read(self, run: Run) -> bool:
-        """Whether the visitor may read a run."""
+        """Return whether the visitor may read a run."""
         return self._is_readable_by(self.visitor(), run)
 
     def _is_readable_by(self, visitor: Visitor, run: Run) -> bool:

@@ -1,4 +1,4 @@
-"""Signals to the process of a training, and to no other."""
+"""Send signals to the process of a training, and never to another process."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from peft_core.runs import Run
 
 
 def send_signal(run: Run, number: signal.Signals) -> bool:
-    """Send a signal to the process that trains a run, and to no other; False if there is none.
+    """Send a signal to the process that trains a run. Returns False if there is none.
 
-    The process is held by a descriptor (Linux pidfd) while its start time and command line are compared with
-    the run's, so that the signal cannot reach another process that was given the same pid meanwhile.
+    A process descriptor (Linux pidfd) is held while start time and command line are compared with the run's,
+    so that the signal cannot reach another process that has reused the pid.
     """
     pid = run.training_process()
     if pid is None:
@@ -34,7 +34,7 @@ def send_signal(run: Run, number: signal.Signals) -> bool:
 
 
 def kill_tree(child: subprocess.Popen) -> None:
-    """Kill a process and those that it started: on several GPUs it is a launcher, and they train."""
+    """Kill a process and its descendants: on several GPUs it is a launcher, and its children train."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(child.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):

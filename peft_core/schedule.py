@@ -1,43 +1,43 @@
-"""When a training run does what, in optimizer steps: its evaluations, its losses, AdaLoRA's ranks."""
+"""The schedule of a training run in optimizer steps: evaluations, logged losses, checkpoints, AdaLoRA."""
 
 import math
 
 from peft_core.config import TrainConfig
 
-EVAL_ROWS = 256  # validation rows of an evaluation during training, if there are so many
-EVAL_SHARE = 0.4  # texts that all evaluations of a run may read, over those that it trains on
+EVAL_ROWS = 256  # validation rows of an evaluation during training, at least, if there are as many
+EVAL_SHARE = 0.4  # of the texts that a run trains on: the texts that all its evaluations together may read
 CURVE_POINTS, LOSS_POINTS = 4, 40
-START_BATCHES = 64  # of the training rows, where the method starts from them
+START_BATCHES = 64  # of the training rows, for a method that is initialized from data
 ADALORA_WARM_UP, ADALORA_REST, ADALORA_MOVES = 0.1, 0.3, 100
 
 
 def total_steps(config: TrainConfig, rows: int, processes: int = 1) -> int:
-    """Optimizer steps of the whole training on so many rows, shared by so many processes."""
+    """Return the optimizer steps of a training on `rows` rows that `processes` processes share."""
     batches = math.ceil(math.ceil(rows / config.per_device_train_batch_size) / processes)
     return math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs)
 
 
 def save_steps(steps: int) -> int:
-    """Steps from one checkpoint to the next."""
+    """Return the steps between two checkpoints."""
     return max(1, math.ceil(steps / CURVE_POINTS))
 
 
 def eval_steps(config: TrainConfig, steps: int) -> int:
-    """Steps from one evaluation on validation rows to the next; the last step has one in any case."""
+    """Return the steps between two evaluations on validation rows; the last step is always evaluated."""
     return config.eval_steps or save_steps(steps)
 
 
 def evaluations_of(config: TrainConfig, rows: int, processes: int = 1) -> int:
-    """Evaluations on validation rows in a whole training on so many training rows."""
+    """Return the number of evaluations on validation rows in a training on `rows` training rows."""
     steps = total_steps(config, rows, processes)
     return math.ceil(steps / eval_steps(config, steps))
 
 
 def evaluation_rows(config: TrainConfig, train_rows: int, validation_rows: int, processes: int = 1) -> int:
-    """How many validation rows, counted from the first, each evaluation during training is measured on.
+    """Return how many validation rows, counted from the first, each evaluation during training reads.
 
     All of them where that is cheap: a text costs about half as much to evaluate as to train on, so with
-    `EVAL_SHARE` the evaluations take about a fifth of a run. At least `EVAL_ROWS`, as far as there are any.
+    `EVAL_SHARE` the evaluations take about a fifth of a run. At least `EVAL_ROWS`, if there are as many.
     """
     texts = EVAL_SHARE * train_rows * config.num_train_epochs
     affordable = int(texts / evaluations_of(config, train_rows, processes))
@@ -45,12 +45,12 @@ def evaluation_rows(config: TrainConfig, train_rows: int, validation_rows: int, 
 
 
 def loss_steps(steps: int) -> int:
-    """Steps from one logged training loss to the next."""
+    """Return the steps between two logged training losses."""
     return max(1, steps // LOSS_POINTS)
 
 
 def adalora_schedule(steps: int) -> dict[str, int]:
-    """AdaLoraConfig's schedule: the steps before the ranks fall, those after, and between two moves."""
+    """Return AdaLoraConfig's schedule: when pruning starts and ends, and the steps between two prunings."""
     return {
         "total_step": max(steps, 1),
         "tinit": int(ADALORA_WARM_UP * steps),
@@ -60,7 +60,7 @@ def adalora_schedule(steps: int) -> dict[str, int]:
 
 
 def first_comparable_step(config: TrainConfig, steps: int) -> int:
-    """The first step whose weights may be kept: AdaLoRA's ranks are above their target until they rest."""
+    """Return the first step whose weights may be kept; before it AdaLoRA's ranks exceed their target."""
     if config.method != "adalora":
         return 0
     schedule = adalora_schedule(steps)

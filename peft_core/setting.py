@@ -1,4 +1,4 @@
-"""One setting: its default, label, help and bounds, as a field of a dataclass."""
+"""A setting as a dataclass field, with default, label, help and bounds."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,9 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """What a form, an error message and a document say about one setting.
+    """Label, help and bounds of a setting, for the form, error messages and documentation.
 
-    `more_than` is an open lower bound; `minimum` and `maximum` are closed.
+    Attributes:
+        label: Label in the form.
+        help: One sentence.
+        minimum: Inclusive lower bound.
+        maximum: Inclusive upper bound.
+        more_than: Exclusive lower bound.
+        choices: Allowed values; empty if any value is allowed.
     """
 
     label: str
@@ -20,13 +26,15 @@ class Setting:
     choices: tuple[str, ...] = ()
 
     def bounds(self) -> str:
-        """The bounds in words, such as 'from 1 to 512'."""
+        """Return the bounds in words, such as 'from 1 to 512'."""
+        assert self.maximum is not None  # every setting that is a number has an upper bound
         if self.more_than is not None:
-            return f"more than {plain_number(self.more_than)} and at most {plain_number(self.maximum)}"
-        return f"from {plain_number(self.minimum)} to {plain_number(self.maximum)}"
+            return f"more than {format_number(self.more_than)} and at most {format_number(self.maximum)}"
+        assert self.minimum is not None  # and a lower bound
+        return f"from {format_number(self.minimum)} to {format_number(self.maximum)}"
 
-    def holds(self, number: float) -> bool:
-        """Whether a number lies within the bounds."""
+    def allows(self, number: float) -> bool:
+        """Return whether a number lies within the bounds."""
         if self.more_than is not None and not number > self.more_than:
             return False
         return (self.minimum is None or number >= self.minimum) and (
@@ -35,10 +43,10 @@ class Setting:
 
 
 def setting(default: Any, label: str, help: str, **bounds: Any) -> Any:
-    """A dataclass field that carries its own Setting."""
+    """Return a dataclass field with a `Setting` in its metadata."""
     return dataclasses.field(default=default, metadata={"setting": Setting(label, help, **bounds)})
 
 
-def plain_number(number: float) -> str:
-    """A number as people read it: 1,000,000 rather than 1e+06."""
+def format_number(number: float) -> str:
+    """Format a number for display: 1,000,000 rather than 1e+06."""
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"

@@ -1,4 +1,4 @@
-"""Where a base model or a data set comes from: the embedded wheels, a local folder, or the Hub."""
+"""Resolution of base models and data sets: embedded wheels, local folders, or the Hub."""
 
 import hashlib
 import os
@@ -24,9 +24,7 @@ from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError, causes
 from peft_core.presets import EMBEDDED_FILES, EMBEDDED_SHA256, HUB_COMMITS, embedded_model_folder
 
-HUB_TIMEOUT = (
-    5.0  # seconds: the first question to the Hub is answered in this time or the Hub is out of reach
-)
+HUB_TIMEOUT = 5.0  # seconds for the first response of the Hub; without one it counts as unreachable
 CONFIG_FILES = ("config.json",)
 MODEL_FILES = (
     "config.json",
@@ -39,12 +37,17 @@ MODEL_FILES = (
     "added_tokens.json",
     "*.model",
 )
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's files in a local folder, the name to record, the revision that names these very bytes."""
+    """Files of a base model in a local folder.
+
+    Attributes:
+        name: Name to record.
+        revision: Commit on the Hub, or `sha256:` and the hash of the weights; None if they were not read.
+    """
 
     name: str
     folder: Path
@@ -52,29 +55,36 @@ class Source:
 
     @property
     def commit(self) -> str | None:
-        """The commit on the Hub, or None for files that did not come from there."""
+        """Commit on the Hub, or None for other files."""
         return hub_commit(self.revision)
 
 
 def hub_commit(revision: str | None) -> str | None:
-    """A revision if it is a commit on the Hub rather than a hash of local files."""
+    """Return a revision if it is a commit on the Hub, or None for a hash of local files."""
     return None if revision is None or revision.startswith("sha256:") else revision
 
 
-def from_hub(name: str, revision: str | None) -> bool:
-    """Whether a base model with this recorded revision is one that others can fetch from the Hub."""
+def is_hub_model(name: str, revision: str | None) -> bool:
+    """Return whether others can download a base model with this recorded revision from the Hub."""
     return name == EMBEDDED_MODEL or hub_commit(revision) is not None
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is a folder on this machine rather than a Hub id."""
+    """Return whether a name is a local folder rather than a Hub id."""
     return os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name)
 
 
 def model_source(name: str, revision: str | None = None, *, weights: bool = True) -> Source:
-    """The files of a base model, fetched if they must be; with weights=False only its `config.json`.
+    """Locate the files of a base model, and download them if necessary.
 
-    Raises ModelError (embedded or local) or HubError (missing, gated, out of reach, no safetensors).
+    Args:
+        name: The embedded model, a local folder or a Hub id.
+        revision: Branch, tag or commit on the Hub; None for the preset's commit or the main branch.
+        weights: False for only the `config.json`.
+
+    Raises:
+        ModelError: If the files are missing, changed or not safetensors.
+        HubError: If the model is missing on the Hub or gated, or the Hub cannot be reached.
     """
     if name == EMBEDDED_MODEL:
         return _embedded_source(weights)
@@ -84,13 +94,14 @@ def model_source(name: str, revision: str | None = None, *, weights: bool = True
 
 
 def dataset_revision(name: str) -> str:
-    """The commit of a Hub data set, asked in a few seconds or refused with a HubError."""
+    """Return the commit of a Hub data set; raise HubError if it is missing or the Hub cannot be reached."""
     check_repo_id(name, "data set")
     pinned = HUB_COMMITS.get(name)
-    found = _ask_hub(
+    info = _call_hub(
         name, "data set", lambda: HfApi().dataset_info(name, revision=pinned, timeout=HUB_TIMEOUT)
     )
-    return found.sha
+    assert info.sha is not None  # the Hub returns it for every data set
+    return info.sha
 
 
 def check_repo_id(name: str, kind: str) -> None:
@@ -103,16 +114,16 @@ def check_repo_id(name: str, kind: str) -> None:
         ) from error
 
 
-def hub_sentence(error: BaseException, name: str, kind: str) -> str | None:
-    """What a Hub error means for a person, or None if it is not one."""
-    for seen in causes(error):
-        if isinstance(seen, GatedRepoError):
+def describe_hub_error(error: BaseException, name: str, kind: str) -> str | None:
+    """Return the error message for an exception of the Hub or the network; None for any other."""
+    for cause in causes(error):
+        if isinstance(cause, GatedRepoError):
             return f"The {kind} {name!r} is gated: accept its terms on the Hub and log in, or choose another."
-        if isinstance(seen, RevisionNotFoundError):
+        if isinstance(cause, RevisionNotFoundError):
             return f"The {kind} {name!r} has no such revision; check the branch, tag or commit."
-        if isinstance(seen, RepositoryNotFoundError):
+        if isinstance(cause, RepositoryNotFoundError):
             return f"There is no {kind} {name!r} on the Hub, or it is private; check the spelling."
-    if any(isinstance(seen, _NO_NETWORK) for seen in causes(error)):
+    if any(isinstance(cause, _NO_NETWORK) for cause in causes(error)):
         return _unreachable(name, kind)
     return None
 
@@ -127,15 +138,15 @@ def _unreachable(name: str, kind: str) -> str:
 _NO_NETWORK = (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
 
 
-def _ask_hub(name: str, kind: str, ask: Callable[[], _Answer]) -> _Answer:
-    """What the Hub answers, its errors turned into one sentence."""
+def _call_hub(name: str, kind: str, request: Callable[[], _Response]) -> _Response:
+    """Return the response of a request to the Hub, with its exceptions translated to HubError."""
     try:
-        return ask()
+        return request()
     except Exception as error:
-        sentence = hub_sentence(error, name, kind)
-        if sentence is None:
+        message = describe_hub_error(error, name, kind)
+        if message is None:
             raise
-        raise HubError(sentence) from error
+        raise HubError(message) from error
 
 
 def _embedded_source(weights: bool) -> Source:
@@ -170,9 +181,9 @@ def _no_safetensors(name: str, hint: str = "") -> str:
 def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
     check_repo_id(name, "base model")
     revision = revision or HUB_COMMITS.get(name)
-    offline = not _answers(name, revision)
+    offline = not _is_reachable(name, revision)
     files = MODEL_FILES if weights else CONFIG_FILES
-    folder = _ask_hub(
+    folder = _call_hub(
         name,
         "base model",
         lambda: snapshot_download(
@@ -189,10 +200,10 @@ def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
     return Source(name, Path(folder), Path(folder).name)
 
 
-def _answers(name: str, revision: str | None) -> bool:
-    """Whether the Hub answers in a few seconds; if not, and the cache holds nothing either, a HubError."""
+def _is_reachable(name: str, revision: str | None) -> bool:
+    """Return whether the Hub responds in time; if not, and the model is not cached, raise HubError."""
     try:
-        _ask_hub(
+        _call_hub(
             name,
             "base model",
             lambda: HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT),
@@ -200,17 +211,17 @@ def _answers(name: str, revision: str | None) -> bool:
         return True
     except HubError as error:
         unreachable = not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
-        if unreachable and _cached(name):
+        if unreachable and _is_cached(name):
             return False
         raise
 
 
-def _cached(name: str) -> bool:
+def _is_cached(name: str) -> bool:
     return (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hashed again only if it changed."""
+    """Return the SHA-256 of a file; it is hashed again only if its time or size has changed."""
     stat = path.stat()
     return _hash_file(path, stat.st_mtime_ns, stat.st_size)
 

@@ -1,4 +1,4 @@
-"""The uploads of whoever asks: stored, counted, and named as settings name them."""
+"""The uploads of the current visitor: storing them, counting their rows, and resolving their names."""
 
 import shutil
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.access.visitors import TOKEN_HEADER, Visitor
-from peft_core.data.formats import most_unpacked
+from peft_core.data.formats import max_unpacked_bytes
 from peft_core.data.uploads import PREFIX, UPLOADS, is_upload, store_upload
 from peft_core.errors import ConfigError, DataError, PeftCoreError
 from peft_core.files import translate_disk_errors
@@ -21,12 +21,19 @@ TOKEN_NEEDED = (
 
 
 class VisitorUploads:
-    """The uploads of the visitor who asks now, over the folder of runs."""
+    """The uploads of the current visitor in a folder of runs."""
 
     def __init__(
         self, runs_dir: Path, visitor: Callable[[], Visitor], limits: Limits | None, files: Worker
     ) -> None:
-        """`files` is the worker that reads them; `limits` is None where no strangers come."""
+        """Manage the uploads.
+
+        Args:
+            runs_dir: The folder of runs.
+            visitor: Returns the visitor of the current request.
+            limits: Limits of a public demo; None for an app that is not public.
+            files: The worker that reads the files.
+        """
         self._root = runs_dir.absolute() / UPLOADS
         self._visitor, self._limits, self._files = visitor, limits, files
         self._rows: dict[str, int] = {}
@@ -34,14 +41,15 @@ class VisitorUploads:
 
     @property
     def folder(self) -> Path:
-        """Where the visitor's uploads lie; of one without a token, a folder that never holds any."""
+        """Folder of the visitor's uploads; for a visitor without a token, one that is always empty."""
         visitor = self._visitor()
         return self._root if visitor.owns_all else self._root / (visitor.owner or "nobody")
 
     def resolve(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings with an upload of the visitor, `upload:…`, named by its folder.
+        """Return the settings with the name of an upload (`upload:…`) replaced by its folder.
 
-        Raises ConfigError if the visitor has no such upload.
+        Raises:
+            ConfigError: The visitor has no such upload.
         """
         name = settings.get("dataset_name")
         if self._visitor().owns_all or not isinstance(name, str) or not name.startswith(PREFIX):
@@ -52,11 +60,15 @@ class VisitorUploads:
         return {**settings, "dataset_name": folder}
 
     def store(self, paths: Sequence[Path], in_use: Collection[str], *, link: bool = False) -> str:
-        """Store files as a data set and return its `dataset_name`; those `in_use` are not pruned for it.
+        """Store files as a data set and return its `dataset_name`.
 
-        `link` is that of `store_upload`.
+        Args:
+            paths: The files.
+            in_use: Data sets that are not removed to make room.
+            link: As for `store_upload`.
 
-        Raises DataError for files that cannot be taken, on a public demo also for those that cannot be read.
+        Raises:
+            DataError: The files cannot be stored or, on a public demo, cannot be read.
         """
         visitor = self._visitor()
         if not visitor.owns_all and visitor.owner is None:
@@ -70,28 +82,29 @@ class VisitorUploads:
                 self.folder,
                 in_use=in_use,
                 link=link,
-                most_uploads=self._limits.max_uploads,
-                most_bytes=self._limits.max_upload_bytes,
+                max_uploads=self._limits.max_uploads,
+                max_bytes=self._limits.max_upload_bytes,
             )
         try:
             self._check_rows(folder)
         except PeftCoreError:
-            if is_new:  # else a run may wait for it or train on it
+            if is_new:  # otherwise a run may wait for it or train on it
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         return str(folder) if visitor.owns_all else PREFIX + folder.name
 
     def rows(self, name: str) -> int | None:
-        """Rows of an upload by its folder, read once; None for a data set that was not uploaded."""
+        """Return the number of rows of an upload, cached by its folder; None for other data sets."""
         if not is_upload(name, self.folder):
             return None
         if name not in self._rows:
             files = [str(path) for path in sorted(Path(name).iterdir())]
-            most = most_unpacked(self._limits.max_upload_bytes) if self._limits else None
-            self._rows[name] = self._files.run("count_rows", files, most)
+            max_bytes = max_unpacked_bytes(self._limits.max_upload_bytes) if self._limits else None
+            self._rows[name] = self._files.run("count_rows", files, max_bytes)
         return self._rows[name]
 
     def _check_rows(self, folder: Path) -> None:
-        rows, most = self.rows(str(folder)) or 0, self._limits.max_upload_rows
-        if rows > most:
-            raise DataError(f"The files have {rows:,} rows; this public demo takes at most {most:,}.")
+        assert self._limits is not None  # only a public demo checks the rows
+        rows, max_rows = self.rows(str(folder)) or 0, self._limits.max_upload_rows
+        if rows > max_rows:
+            raise DataError(f"The files have {rows:,} rows; this public demo takes at most {max_rows:,}.")

@@ -1,4 +1,4 @@
-"""What the page and the endpoints can ask for, in JSON types, over the runs, the worker and the limits."""
+"""The facade behind the page and the API endpoints, over runs, workers and limits; it speaks JSON types."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from peft_core.certificate import certificate_of_merged
 from peft_core.config import TrainConfig
 from peft_core.data.unpacking import size_of
 from peft_core.data.uploads import check_files, hide_upload_folders
-from peft_core.disk.forecast import EXPORTED_MODELS, model_bytes, training_bytes
+from peft_core.disk.forecast import EXPORT_SIZES, model_bytes, training_bytes
 from peft_core.disk.quotas import Usage
 from peft_core.disk.storage import Reservation, Storage
 from peft_core.errors import ConfigError, DataError, RunError
@@ -23,7 +23,7 @@ from peft_core.export.hub.push import push as push_to_hub
 from peft_core.export.snippets import ApiAccess
 from peft_core.inference_service import InferenceService, or_none
 from peft_core.launcher import Launcher
-from peft_core.limits import Limits, check_names_no_files, check_offered, settings_with_files
+from peft_core.limits import Limits, check_names_no_files, check_presets, settings_naming_files
 from peft_core.presets import with_absolute_paths
 from peft_core.progress import Progress
 from peft_core.run_access import RunAccess
@@ -37,14 +37,14 @@ from peft_core.worker import Report, Worker, in_thread
 SECONDS_BETWEEN_SWEEPS = 600.0
 
 
-class _Sweeps:
-    """When the folder of runs is to be tidied: at first, and then every ten minutes."""
+class _SweepTimer:
+    """Limits the cleanup of the folder of runs to one per ten minutes."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
-    def are_due(self) -> bool:
-        """Whether it is due; once it was, not again before ten minutes are over."""
+    def is_due(self) -> bool:
+        """Return whether a cleanup is due, and if so start the next ten minutes."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + SECONDS_BETWEEN_SWEEPS
@@ -53,16 +53,16 @@ class _Sweeps:
 
 @dataclass(frozen=True)
 class Workbench(InferenceService):
-    """What the page and the endpoints ask for.
+    """The actions of the page and the API.
 
     Attributes:
         launcher: starts and stops trainings.
-        uploads: the uploads of whoever asks now.
+        uploads: the uploads of the current visitor.
     """
 
     launcher: Launcher
     uploads: VisitorUploads
-    _sweeps: _Sweeps = field(default_factory=_Sweeps)
+    _sweep_timer: _SweepTimer = field(default_factory=_SweepTimer)
 
     @classmethod
     def open(
@@ -73,12 +73,12 @@ class Workbench(InferenceService):
         visitor: Callable[[], Visitor] = lambda: LOCAL_USER,
         examples: Collection[str] = (),
     ) -> "Workbench":
-        """A workbench over a folder of runs; nothing is started or written yet.
+        """Return a workbench over a folder of runs; nothing is started or written yet.
 
         Args:
             runs_dir: the folder.
-            public: whether strangers come.
-            visitor: returns who asks now.
+            public: whether to apply the limits of a public demo.
+            visitor: returns the current visitor.
             examples: ids of runs that every visitor may read.
         """
         limits = Limits() if public else None
@@ -96,8 +96,8 @@ class Workbench(InferenceService):
         return self.launcher.runs_dir
 
     def start(self) -> None:
-        """Warm the workers, remove what dead processes left half-written, and take up runs that wait."""
-        if self._sweeps.are_due():  # each page that opens starts it
+        """Warm the workers, remove unfinished files of dead processes, and resume the queue of runs."""
+        if self._sweep_timer.is_due():  # every page that opens calls this method
             runs.sweep(self.runs_dir)
             if self.storage is not None:
                 self.storage.expire()
@@ -106,19 +106,19 @@ class Workbench(InferenceService):
         self.launcher.resume_queue()
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
-        """Checked settings; ConfigError for one that is wrong, or that whoever asks may not give."""
+        """Return checked settings; raise ConfigError for a wrong one, or one that the visitor may not set."""
         config = TrainConfig.from_dict(self.uploads.resolve(settings))
         if self.limits is not None:
-            check_offered(config, self.uploads.folder)
+            check_presets(config, self.uploads.folder)
             self.limits.check(config, self.uploads.rows(config.dataset_name))
         elif not self.access.visitor().may_name_files:
             check_names_no_files(config, self.uploads.folder)
         return config
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`{run_id, waiting_for}`: the run started, or queued behind the one named.
+        """Start or queue a run; return `{run_id, waiting_for}`.
 
-        `waiting_for` names no run that the visitor may not read.
+        `waiting_for` is the run ahead in the queue, or None; its id is hidden if the visitor may not read it.
         """
         visitor, config = self.access.visitor(), self.config(settings)
         if not visitor.owns_all and visitor.owner is None:
@@ -126,7 +126,7 @@ class Workbench(InferenceService):
         self.files.run("check", config.to_dict())
         seconds, needed = self._forecast(config)
         self._check_runs(visitor.owner)
-        self.launcher.check_queue(visitor.owner)  # before room is made for it
+        self.launcher.check_queue(visitor.owner)  # before old files are removed to make room
         with self.reserve(needed, "training", Path(config.dataset_name)) as reservation:
             ahead = self.launcher.current()
             run = self.launcher.submit(
@@ -137,9 +137,9 @@ class Workbench(InferenceService):
         return {"run_id": run.run_id, "waiting_for": self._name_for_visitor(ahead) if ahead else None}
 
     def _forecast(self, config: TrainConfig) -> tuple[float | None, int]:
-        """Seconds that a training takes, and where strangers come the bytes that it writes.
+        """Return the forecast seconds of a training, and on a public demo the bytes that it writes, else 0.
 
-        Raises ConfigError for one that takes more time or memory than a public demo gives.
+        Raises ConfigError if it takes more time or memory than a public demo allows.
         """
         if self.limits is None:
             return self.worker.run("forecast_seconds", config.to_dict()), 0
@@ -158,30 +158,30 @@ class Workbench(InferenceService):
         return run.run_id if self.access.may_read(run) else "another visitor's run"
 
     def train_again(self, run_id: str) -> dict[str, Any]:
-        """As `train`, with the settings of an earlier run: on its data and base model as they are now."""
+        """Train with the settings of an earlier run, on its data and base model as they are now."""
         return self.train(self.settings_of(run_id).to_dict())
 
     def current_run(self) -> Run | None:
-        """The run that trains now or comes next, of those that whoever asks may read."""
+        """Return the run that trains now or comes next, of those that the visitor may read."""
         return first_in_queue(self.list_runs())
 
     def settings_of(self, run_id: str) -> TrainConfig:
-        """The settings of a run as whoever asks may give them."""
+        """Return the settings of a run; on a public demo the folders of uploads are hidden."""
         settings = self.find(run_id).config().to_dict()
         return TrainConfig.from_dict(hide_upload_folders(settings) if self.limits else settings)
 
     def list_runs(self) -> list[Run]:
-        """The runs that whoever asks may read, the newest first."""
+        """Return the runs that the visitor may read, the newest first."""
         return self.access.list_runs()
 
     def status(self, run_id: str) -> dict[str, Any]:
-        """The run's state, its settings, and its result once there is one."""
+        """Return the state, the settings and the result (or None) of a run."""
         return self.describe(self.find(run_id))
 
     def describe(self, run: Run) -> dict[str, Any]:
-        """As `status`, of a run at hand; parts whose files are lost are None."""
+        """Return the `status` of a run; parts whose files are lost are None."""
         state, damage = run.state(), run.damage()
-        result, config = or_none(run.result), or_none(run.config)
+        metrics, config = or_none(run.result), or_none(run.config)
         description = {
             "run_id": run.run_id,
             **state.to_dict(),
@@ -192,13 +192,13 @@ class Workbench(InferenceService):
             "has_adapter": run.has_adapter,
             "merged": certificate_of_merged(run) is not None,
             "damage": damage,
-            "usable": run.usable() if damage else [],
-            "result": result.to_dict() if result else None,
+            "usable": run.usable_parts() if damage else [],
+            "result": metrics.to_dict() if metrics else None,
         }
-        return self._without_places(description)
+        return self._hide_paths(description)
 
-    def _without_places(self, description: dict[str, Any]) -> dict[str, Any]:
-        """A run's description as strangers may read it: an example may be of the host's own files."""
+    def _hide_paths(self, description: dict[str, Any]) -> dict[str, Any]:
+        """Remove folders of this machine: visitors may read an example that was trained on local files."""
         description = hide_upload_folders(description)
         settings = description["settings"] or {}
         for name in ("dataset_name", "model_name_or_path") if self.limits and settings else ():
@@ -206,32 +206,32 @@ class Workbench(InferenceService):
         return description
 
     def stop(self, run_id: str) -> dict[str, Any]:
-        """`{run_id, status}` after the run was asked to stop."""
+        """Request a run to stop; return `{run_id, status}`."""
         return self._status_of(self.launcher.stop(self.find_own(run_id).run_id))
 
     def delete(self, run_id: str) -> dict[str, Any]:
-        """`{run_id, deleted}` of a run that was deleted; for an hour it can be restored.
+        """Delete a run and return `{run_id, deleted}`; for an hour it can be restored.
 
-        Raises RunError if it has not ended.
+        Raises RunError if the run has not ended.
         """
         self.launcher.delete(self.find_own(run_id).run_id)
         return {"run_id": run_id, "deleted": True}
 
     def restore(self, run_id: str) -> dict[str, Any]:
-        """`{run_id, status}` of a deleted run that is there again.
+        """Restore a deleted run and return `{run_id, status}`.
 
-        Raises RunError if it was removed for good, StorageError if there is no room for it any more.
+        Raises RunError if it was removed permanently, StorageError if there is no longer room for it.
         """
         self.access.check_owns_deleted(run_id)
         with self.storage.reserve_restore(run_id) if self.storage else nullcontext():
             return self._status_of(self.launcher.restore(run_id))
 
     def resume(self, run_id: str) -> dict[str, Any]:
-        """`{run_id, status}` of a run that goes on from its newest checkpoint."""
+        """Continue a run from its newest checkpoint; return `{run_id, status}`."""
         return self._status_of(self.launcher.resume(self.find_own(run_id).run_id))
 
     def evaluate(self, run_id: str) -> dict[str, Any]:
-        """As `resume`, of a run whose newest checkpoint is evaluated as it is, without another step."""
+        """Evaluate the newest checkpoint of a run without another step; return `{run_id, status}`."""
         run = self.find_own(run_id)
         return self._status_of(self.launcher.resume(run.run_id, evaluate_only=True))
 
@@ -240,73 +240,82 @@ class Workbench(InferenceService):
         return {"run_id": run.run_id, "status": run.state().status}
 
     def count(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Exact parameter counts; no weights are read."""
+        """Return exact parameter counts; no weights are read."""
         return self.worker.run("count", self.config(settings).to_dict())
 
     def cost(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """As `count`, with the seconds and bytes that training is forecast to take, and the free bytes."""
+        """Return the counts, the forecast seconds and memory of a training, and the free memory in bytes."""
         return self.worker.run("cost", self.config(settings).to_dict(), self.launcher.training_process())
 
     def describe_model(self, name: str, revision: str | None = None) -> dict[str, Any]:
-        """A base model's kind, size, labels and modules, from its configuration alone."""
+        """Return a base model's type, size, labels and modules, from its configuration alone."""
         config = self.config({"model_name_or_path": name, "revision": revision or None})
         return self.worker.run("describe_model", config.model_name_or_path, config.revision)
 
     def inspect(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What can be said of the data before training: columns, guesses, splits, tokens, findings."""
+        """Return what is known of the data before training: columns, inferred roles, splits, findings."""
         return hide_upload_folders(self.files.run("inspect", self.config(settings).to_dict()))
 
     def upload(self, paths: Sequence[Path], *, link: bool = False) -> str:
-        """Files as a data set of whoever asks; returns its `dataset_name`. Raises DataError.
+        """Store files as a data set of the visitor and return its `dataset_name`.
 
-        With `link` the files are stored once, where nobody changes them any more.
+        Args:
+            paths: of the files.
+            link: whether to hard-link files instead of copying them; nobody may change them afterwards.
+
+        Raises:
+            DataError: if a file is too large or cannot be stored.
         """
         visitor = self.access.visitor()
         if not visitor.owns_all and visitor.owner is None:
             raise DataError(TOKEN_NEEDED)
         if self.limits is not None:
-            check_files(paths, self.limits.max_upload_bytes)  # before room is made for them
+            check_files(paths, self.limits.max_upload_bytes)  # before old files are removed to make room
         with self.reserve(sum(map(size_of, paths)), "upload"):
             return self.uploads.store(paths, self._data_in_use(list_all=self.limits is None), link=link)
 
     def usage(self) -> Usage | None:
-        """What the runs and uploads of whoever asks take on the disk; None where there is no quota."""
+        """Return the disk usage of the visitor's runs and uploads; None if there is no quota."""
         return self.storage.usage(self.access.visitor().owner) if self.storage else None
 
     def was_expired(self, run_id: str) -> bool:
-        """Whether a run was removed for its age, or to make room."""
+        """Return whether a run was removed for its age, or to make room."""
         return self.storage is not None and self.storage.was_expired(run_id)
 
-    def _reserve_for(self, run: Run, what: str, times: float) -> AbstractContextManager[Reservation | None]:
-        """As `_reserve`, of so many times the run's whole model in float32."""
-        result = or_none(run.result) if self.storage else None
-        needed = int(times * model_bytes(result.parameters.total)) if result else 0
-        return self.reserve(needed, what, run.folder)
+    def _reserve_for(
+        self, run: Run, purpose: str, models: float
+    ) -> AbstractContextManager[Reservation | None]:
+        """Reserve disk space for so many copies of the run's whole model in float32."""
+        metrics = or_none(run.result) if self.storage else None
+        needed = int(models * model_bytes(metrics.parameters.total)) if metrics else 0
+        return self.reserve(needed, purpose, run.folder)
 
     def _data_in_use(self, *, list_all: bool) -> set[str]:
-        """Data sets of all runs, or of those alone that wait or train."""
+        """Return the data sets of all runs, or only of those that wait or train."""
         listed = runs.list_runs(self.runs_dir)
-        wanted = (run for run in listed if list_all or run.state().status not in runs.ENDED)
-        configs = (or_none(run.config) for run in wanted)
+        using = (run for run in listed if list_all or run.state().status not in runs.ENDED)
+        configs = (or_none(run.config) for run in using)
         return {config.dataset_name for config in configs if config is not None}
 
     def merge(self, run_id: str) -> Iterator[Report]:
-        """Reports, the last with the certificate."""
+        """Merge a run; yield reports, the last with the certificate."""
         run = self.find_own(run_id)
         with self._reserve_for(run, "merge", 1.0):
-            yield from self.for_minutes.stream("merge", str(run.folder))
+            yield from self.long_task_worker.stream("merge", str(run.folder))
 
     def make(self, kind: str, run_id: str, **options: Any) -> Iterator[Report]:
-        """Reports while `onnx` (option max_drop), `embeddings`, a `page` or a `script` is made; the last has
-        its report, and the zip is `taken`'s."""
+        """Write an export; yield reports, the last with the export's report. `archive` returns its zip.
+
+        `kind` is `onnx` (option max_drop), `embeddings`, `page` or `script`.
+        """
         run = self.find_own(run_id)
-        with self._reserve_for(run, "export", EXPORTED_MODELS.get(kind, 1.0)):
+        with self._reserve_for(run, "export", EXPORT_SIZES.get(kind, 1.0)):
             yield from self.jobs.stream("make", str(run.folder), kind, options)
 
     def archive(self, run_id: str, kind: str) -> Path:
-        """The zip of something that a run has: one of `archives.KINDS`, or a `script`, which is written now.
+        """Return the zip of a part or an export of a run; a `script` is written first.
 
-        Raises RunError if the run has nothing of this kind.
+        `kind` is `script` or one of `archives.KINDS`. Raises RunError if the run has nothing of this kind.
         """
         if kind != "script":
             run = self.find(run_id)
@@ -317,28 +326,30 @@ class Workbench(InferenceService):
         return Path(last.result["zip"])
 
     def holds(self, run_id: str | None, kind: str) -> bool:
-        """Whether a run has something of this kind to take away by now."""
+        """Return whether a run has a part or an export of this kind."""
         return bool(run_id) and or_none(lambda: folder_of(self.find(run_id), kind)) is not None
 
     def push(
         self, run_id: str, kind: str, repo_id: str, token: str, private: bool, overwrite: bool
     ) -> Iterator[Report]:
-        """Reports, the last with the address on the Hub. The token is passed on and kept nowhere."""
-        run, asked = self.find_own(run_id), {"private": private, "overwrite": overwrite}
+        """Push to the Hub; yield reports, the last with the URL. The token is not stored."""
+        run = self.find_own(run_id)
 
         def upload(progress: Progress) -> dict[str, str]:
             with run.detect_deletion():
-                return push_to_hub(run, kind, repo_id, token, progress=progress, **asked)
+                return push_to_hub(
+                    run, kind, repo_id, token, private=private, overwrite=overwrite, progress=progress
+                )
 
         return in_thread(upload)
 
     def code(self, run_id: str, kind: str, access: ApiAccess) -> str:
-        """The run as a `script`, or the app's API as `python`, `curl` or `mcp` with its id filled in."""
+        """Return the run as a `script`, or API calls with its id as `python`, `curl` or `mcp`."""
         return hide_upload_folders(self.worker.run("code", str(self.find(run_id).folder), kind, access))
 
     def training_code(self, settings: Mapping[str, Any], kind: str, access: ApiAccess) -> str:
-        """As `code`, of settings that are not trained yet; the code logs in if they name local files."""
+        """Return the `code` of settings that were not trained yet; it logs in if they name local files."""
         config = self.config(settings)
-        login = access.login or bool(settings_with_files(config, self.uploads.folder))
+        login = access.login or bool(settings_naming_files(config, self.uploads.folder))
         access = replace(access, login=login)
         return hide_upload_folders(self.worker.run("training_code", config.to_dict(), kind, access))

@@ -139,7 +139,7 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has fitted no probe yet."""
-    monkeypatch.setattr("peft_core.inference.probe._reused", {})
+    monkeypatch.setattr("peft_core.inference.probe._fitted_probes", {})
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from peft_core.export.page.weblibrary import RECORD, described, read_record
+from peft_core.export.page.weblibrary import RECORD, file_integrity, read_record
 
 PACKAGE = "@huggingface/transformers"
 RUNTIME = "onnxruntime-web"  # in the version that the package itself asks for
@@ -32,10 +32,12 @@ def fetch_library(folder: Path) -> Path:
         for file in read_record()["files"]:
             wanted = {key: file[key] for key in ("bytes", "integrity")}
             path = folder / file["name"]
-            if path.is_file() and described(path) == wanted:
+            if path.is_file() and file_integrity(path) == wanted:
                 continue
             found = unpacked(file["package"], Path(scratch)) / file["path"]
-            assert described(found) == wanted, f"{found.name} of {file['package']} is not the pinned file"
+            assert file_integrity(found) == wanted, (
+                f"{found.name} of {file['package']} is not the pinned file"
+            )
             shutil.copyfile(found, path)
     return folder
 
@@ -55,7 +57,12 @@ def pinned(version: str, scratch: Path) -> dict[str, Any]:
     package = f"{PACKAGE}@{version}"
     asked = json.loads((unpacked(package, scratch) / "package.json").read_text("utf-8"))["dependencies"]
     files = [
-        {"name": Path(path).name, "package": name, "path": path, **described(unpacked(name, scratch) / path)}
+        {
+            "name": Path(path).name,
+            "package": name,
+            "path": path,
+            **file_integrity(unpacked(name, scratch) / path),
+        }
         for name in (package, f"{RUNTIME}@{asked[RUNTIME]}")
         for path in FILES[name.rsplit("@", 1)[0]]
     ]

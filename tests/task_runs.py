@@ -11,7 +11,7 @@ from tiny import LABEL_WORDS, SUBJECTS
 
 from peft_core import runs, train
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import LabelledText
+from peft_core.data.labelled import LabeledSplits
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
 from peft_core.training import setup
@@ -56,16 +56,16 @@ def pair_rows(count: int, seed: int) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabelledText:
+def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabeledSplits:
     parts = [make(count, seed, **named) for seed, count in enumerate((240, 40, 60))]
-    return LabelledText(*parts, label_names=names, named=True, problem_type=task, record={})
+    return LabeledSplits(*parts, label_names=names, has_label_names=True, problem_type=task, record={})
 
 
 @pytest.fixture(scope="session")
 def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """Trains the tiny model in this process on rows made by hand."""
 
-    def fitted(data: LabelledText, **changes: Any) -> Run:
+    def fitted(data: LabeledSplits, **changes: Any) -> Run:
         settings = {
             "model_name_or_path": str(tiny_model),
             "max_length": 64,
@@ -79,10 +79,10 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return fitted
 
 
-def train_on(data: LabelledText, run: Run) -> None:
+def train_on(data: LabeledSplits, run: Run) -> None:
     """Start a run, or continue it, on these rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "load_labelled_text", lambda config: data)
+        patch.setattr(setup, "load_labeled_splits", lambda config: data)
         train.train(run.folder)
 
 
@@ -97,7 +97,7 @@ def calm_topics(fit: Callable[..., Run]) -> Run:
     return fit(several_labels(), num_train_epochs=25, learning_rate=0.01, target_modules=MORE)
 
 
-def several_labels() -> LabelledText:
+def several_labels() -> LabeledSplits:
     return labelled(topic_rows, tuple(TOPICS), MULTI)
 
 

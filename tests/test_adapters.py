@@ -13,7 +13,7 @@ from tiny import make_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core import runs
-from peft_core.adapters import apply_method, optimizer_of
+from peft_core.adapters import apply_method, loraplus_optimizer
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model, count_parameters
 from peft_core.errors import ConfigError, ModelError
@@ -105,12 +105,12 @@ def test_eva_starts_from_the_training_rows(bert: Path, settings: dict[str, Any],
 def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
     config = config_of(bert, "LoRA, LoRA+", loraplus_lr_ratio=8.0, learning_rate=0.01)
     model = apply_method(loaded(bert), config)
-    optimizer = optimizer_of(model, config, torch.optim.AdamW, lr=config.learning_rate)
+    optimizer = loraplus_optimizer(model, config, torch.optim.AdamW, lr=config.learning_rate)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             assert rates[id(parameter)] == pytest.approx(0.08 if "lora_B" in name else 0.01), name
-    assert optimizer_of(model, config_of(bert, "LoRA"), torch.optim.AdamW, lr=0.01) is None
+    assert loraplus_optimizer(model, config_of(bert, "LoRA"), torch.optim.AdamW, lr=0.01) is None
 
 
 @pytest.mark.parametrize(

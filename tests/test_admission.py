@@ -6,6 +6,7 @@ difference of a gradient nor a type error depends on how fast it is.
 """
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from peft_core.modules import encoder_layers
 from peft_core.train import train
 from peft_core.training import admission, speedups
 from peft_core.training.admission import PlainStep, mask_variants
-from peft_core.training.speedups import faster
+from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
 # Two layers of this width hold over a million frozen weights, even where they share them (ALBERT).
@@ -35,7 +36,7 @@ STEPS, RATE = 4, 0.01
 
 @pytest.fixture(autouse=True)
 def half_width_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
 
 
 def wide_model(folder: Path, family: str, **changes: Any) -> tuple[Any, TrainConfig]:
@@ -84,7 +85,7 @@ def test_every_family_trains_on_masked_and_unmasked_batches_as_the_plain_form(
 ) -> None:
     model, config = wide_model(tmp_path, family)
     plain = losses_of(copy.deepcopy(model), mixed_batches(model))
-    with faster(model, config, whole_batch(model), STEPS) as applied:
+    with optimize_training(model, config, whole_batch(model), STEPS) as applied:
         assert (applied.record.dtype == "bfloat16") == (family in ADMITTED_IN_HALF)
         losses = losses_of(model, mixed_batches(model))
     assert losses == pytest.approx(plain, abs=0.005)
@@ -100,15 +101,16 @@ def only_first_layer_narrowed(layers: torch.nn.ModuleList) -> list[Any]:
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
 def test_half_width_that_fails_on_masked_batches_is_refused(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="peft_core")
     monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
     model, config = wide_model(tmp_path, family)
     plain = losses_of(copy.deepcopy(model), mixed_batches(model))
-    with faster(model, config, whole_batch(model), STEPS) as applied:
+    with optimize_training(model, config, whole_batch(model), STEPS) as applied:
         assert applied.record.dtype == "float32"
         assert losses_of(model, mixed_batches(model)) == pytest.approx(plain, abs=1e-4)
-    assert "dtype stays as it is: it fails" in capsys.readouterr().out
+    assert "dtype stays as it is: it fails" in caplog.text
 
 
 def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
@@ -119,7 +121,7 @@ def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
     monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
     model, config = wide_model(tmp_path, "mpnet")
     first, second, *_ = mixed_batches(model)
-    with faster(model, config, first, STEPS) as applied:
+    with optimize_training(model, config, first, STEPS) as applied:
         assert applied.record.dtype == "bfloat16"
         step(model, first)
         with pytest.raises(RuntimeError, match="same dtype.*BFloat16"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 from app_server import Server
-from bench_page import OpenPage
 from browser import fill, picture_of, wait_for_answers, wait_until_redrawn
 from conftest import Open, copy_of
+from open_page import OpenPage
 from playwright.sync_api import Page, expect
 from processes import python, wait_for
 
@@ -183,10 +183,10 @@ def test_a_page_whose_session_is_gone_has_all_shown_anew_and_goes_on(server: Ser
     with httpx.Client(base_url=server.url, timeout=60) as client:
         page = OpenPage(client, run.run_id)
         assert page.tick["queue"] is False, "a look that queues costs the app twice as much"
-        assert page.look()
-        assert not page.look(), "nothing has changed"
+        assert page.poll()
+        assert not page.poll(), "nothing has changed"
         page.session = "begun-anew"
-        assert page.look()
+        assert page.poll()
 
 
 def test_page_without_a_picked_run_tells_the_other_tabs_nothing(server: Server, run: Run) -> None:

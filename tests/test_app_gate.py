@@ -22,7 +22,7 @@ API = "/gradio_api"
 SMALL_ROOM = """
 from functools import partial
 from peft_core.access import upload_room
-upload_room.RoomLimits = partial(upload_room.RoomLimits, total_bytes=3_000_000, least_free_bytes=0)
+upload_room.RoomLimits = partial(upload_room.RoomLimits, total_bytes=3_000_000, min_free_bytes=0)
 """
 
 

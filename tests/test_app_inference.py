@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pandas as pd
 import pytest
 from app_server import Server, serve
@@ -13,8 +14,10 @@ from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 
 from peft_core.inference.decision import DECISION_FILE
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
+from peft_core.ui.inference.texts import DEFAULT_EXAMPLES, example_texts
+from peft_core.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,13 @@ def server(merged_run: Run, topics: Run, tmp_path_factory: pytest.TempPathFactor
         copy_of(run, folder)
     with serve(folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(folder.parent / "hf")) as running:
         yield running
+
+
+def test_example_texts_with_invalid_index_leave_the_text_boxes(tmp_path: Path) -> None:
+    workbench = Workbench.open(tmp_path / "runs")
+    assert example_texts(workbench, None, 0) == [DEFAULT_EXAMPLES[0][0], ""]
+    for index in (None, -1, len(DEFAULT_EXAMPLES), "0"):
+        assert example_texts(workbench, None, index) == [gr.skip(), gr.skip()]
 
 
 def questions(open_page: Open, run: Run, tab: str) -> Page:
@@ -38,7 +48,7 @@ def questions(open_page: Open, run: Run, tab: str) -> Page:
 def test_a_file_comes_back_with_its_rows_answered_and_judged(
     merged_run: Run, open_page: Open, tmp_path: Path
 ) -> None:
-    rows = judged_rows(merged_run)
+    rows = load_evaluation_rows(merged_run)
     labels = ["bad" if label == 0 else "good" for label in rows.labels]
     path = tmp_path / "reviews.csv"
     pd.DataFrame({"nr": range(len(rows)), "text": rows.texts, "label": labels}).to_csv(path, index=False)
@@ -134,6 +144,6 @@ def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, ope
     expect(drawn).to_contain_text("Merged")
     assert drawn.locator("span.for, span.against").count() > 0
     page.locator("#rows .virtual-row").nth(2).click()
-    text = judged_rows(merged_run).texts[2]
+    text = load_evaluation_rows(merged_run).texts[2]
     expect(page.locator("#why-text textarea")).to_have_value(text)
     expect(drawn).to_contain_text(text.split()[1], timeout=60_000)

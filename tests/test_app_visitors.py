@@ -20,7 +20,7 @@ from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
 
 # A page that rests looks each second, not every ten.
-OFTEN = "from peft_core.ui import train; train.IDLE_TICK = 1.0\n"
+OFTEN = "from peft_core.ui import train; train.IDLE_POLL_SECONDS = 1.0\n"
 TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
 OWNERS_BUTTONS = {
     "A file": ["#predict-file"],

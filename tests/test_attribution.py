@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_core.errors import ConfigError, DataError, ModelError, RunError
 from peft_core.inference.attribution import BATCH_TOKENS, attribute
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.runs import Run
 
@@ -100,7 +100,7 @@ def test_of_two_labels_the_other_gets_the_opposite(finished_run: Run) -> None:
 
 def test_what_is_explained_is_the_label_that_the_runs_own_rule_gives(own_run: Run) -> None:
     predictor = Predictor(own_run.folder)
-    Decision(thresholds=(0.999, 0.001)).save(own_run, ("bad", "good"))
+    DecisionRule(thresholds=(0.999, 0.001)).save(own_run, ("bad", "good"))
     assert predictor.predict([BAD])[0].label == attribute(predictor, BAD, steps=2)["label"] == "good"
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from peft_core.config import REMEDIES
-from peft_core.data.audit import Finding, Tokens, apply_remedies, audit
+from peft_core.data.audit import Finding, TokenStatistics, apply_remedies, audit
 from peft_core.data.columns import MULTI, REGRESSION, SINGLE
 from peft_core.data.text_keys import text_key
 
@@ -29,7 +29,7 @@ def rows(pairs: list[tuple[Any, Any]], file: str = "train.csv") -> pd.DataFrame:
 
 
 def found(
-    train: list, kind: str = SINGLE, tokens: Tokens | None = None, **others: list
+    train: list, kind: str = SINGLE, tokens: TokenStatistics | None = None, **others: list
 ) -> dict[str, Finding]:
     splits = {"train": rows(train), **{role: rows(pairs, f"{role}.csv") for role, pairs in others.items()}}
     return {finding.kind: finding for finding in audit(splits, kind, tokens)}
@@ -118,12 +118,12 @@ def test_short_texts_and_imbalance() -> None:
 
 
 def test_tokens_of_another_language_and_cut_texts() -> None:
-    strange = found(CLEAN, tokens=Tokens([10, 30], unknown=4, pieces=1.2, max_length=16))
+    strange = found(CLEAN, tokens=TokenStatistics([10, 30], unknown=4, fertility=1.2, max_length=16))
     assert "10 % of the tokens" in strange["unknown_tokens"].sentence
     assert "50 % of the texts are longer than 16 tokens" in strange["truncated"].sentence
-    broken = found(CLEAN, tokens=Tokens([10, 12], unknown=0, pieces=1.92, max_length=16))
+    broken = found(CLEAN, tokens=TokenStatistics([10, 12], unknown=0, fertility=1.92, max_length=16))
     assert "into 1.9 pieces" in broken["broken_words"].sentence
-    assert found(CLEAN, tokens=Tokens([10, 12], unknown=0, pieces=1.2, max_length=16)) == {}
+    assert found(CLEAN, tokens=TokenStatistics([10, 12], unknown=0, fertility=1.2, max_length=16)) == {}
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)

@@ -21,7 +21,7 @@ from tiny import LABEL_WORDS
 from batteries.children import KILLED, outcome, run_child
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import LabelledText
+from peft_core.data.labelled import LabeledSplits
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.hub.card_sections import settings as card_settings
@@ -31,10 +31,10 @@ from peft_core.kept_step import KeptStep, Reason, metric_for_best
 from peft_core.losses import LabelScale, eval_loss, task_loss
 from peft_core.manifests import verify_folder
 from peft_core.metrics import task_metrics
-from peft_core.pictures.cards import kept_step_line, measured
+from peft_core.pictures.cards import format_metric, kept_step_line
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, decide
 from peft_core.results import label_array
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
 from peft_core.schedule import EVAL_ROWS, evaluation_rows
@@ -60,7 +60,7 @@ def noise_rows(count: int, seed: int) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": rng.integers(2, size=count).tolist()})
 
 
-def noise(problem_type: str = SINGLE) -> LabelledText:
+def noise(problem_type: str = SINGLE) -> LabeledSplits:
     """Rows whose labels are shuffled."""
     if problem_type == SINGLE:
         make, names = noise_rows, ("bad", "good")
@@ -73,7 +73,7 @@ def noise(problem_type: str = SINGLE) -> LabelledText:
         labels = [rows["label"][i] for i in shuffled]
         parts.append(rows.remove_columns("label").add_column("label", labels))
     record = {"used": {"train": 160, "validation": 40, "test": 40}, "source": "files"}
-    return LabelledText(*parts, names, True, problem_type, record)
+    return LabeledSplits(*parts, names, True, problem_type, record)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_exported_adapter_of_the_best_step_reproduces_its_validation_numbers(
 
 def assert_reproduced(run: Run, problem_type: str) -> None:
     """The adapter, loaded again, gives the very metrics and loss that the result tells of validation."""
-    rows, validation = judged_rows(run, "validation"), run.result()["validation"]
+    rows, validation = load_evaluation_rows(run, "validation"), run.result()["validation"]
     logits = Predictor(run.folder).logits(rows.texts)
     assert np.array_equal(logits, rows.logits.astype(np.float32))
     again = task_metrics(problem_type, decide(logits, problem_type), rows.labels)
@@ -133,7 +133,7 @@ def assert_reproduced(run: Run, problem_type: str) -> None:
     labels = label_array(noise(problem_type).train, problem_type)
     loss = task_loss(run.config(), problem_type, labels, logits.shape[1])
     if problem_type == REGRESSION:
-        scale = LabelScale.of(labels)
+        scale = LabelScale.from_labels(labels)
         logits = ((logits.astype(np.float64) - scale.mean) / scale.std).astype(np.float32)
     assert eval_loss(problem_type, logits, rows.labels, loss) == validation["eval_loss"]
 
@@ -241,7 +241,7 @@ def test_cards_tell_the_step_kept_and_its_validation_numbers(fit: Callable[..., 
     told = html.unescape(kept_step_line(result))
     assert f"Step {step.step} is kept: of {step.evaluations} evaluated, it has the lowest loss" in told
     assert f"Training ended early, at step {step.trained_steps} of 80" in told
-    assert f"reach accuracy {measured(result['validation']['accuracy'])}" in told
+    assert f"reach accuracy {format_metric(result['validation']['accuracy'])}" in told
     card = card_settings(Facts.read(run))
     assert f"Step {step.step} is kept" in card and "`early_stopping_patience`" in card
     assert "`eval_steps`" in card and "| 10 |" in card
@@ -330,7 +330,7 @@ def test_damaged_best_weights_are_not_copied_into_a_checkpoint(tmp_path: Path) -
     model = torch.nn.Linear(2, 2)
     keeper = StepKeeper(tmp_path, BestStep("accuracy"), 10, keeps_best=True)
     state = SimpleNamespace(global_step=1, max_steps=9)
-    keeper.evaluated(model, state, {"eval_accuracy": 1.0, "eval_loss": 0.1})
+    keeper.record_evaluation(model, state, {"eval_accuracy": 1.0, "eval_loss": 0.1})
     path = tmp_path / BEST
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(RunError, match="best step were lost or changed"):

@@ -15,10 +15,10 @@ from processes import answer
 from peft_core import tasks
 from peft_core.config import TrainConfig
 from peft_core.data import workbooks
-from peft_core.data.annotation_exports import export_format
+from peft_core.data.annotation_exports import detect_export_format
 from peft_core.data.files import read_table
-from peft_core.data.formats import MOST_COLUMNS, ReadOptions
-from peft_core.data.preparing import prepare
+from peft_core.data.formats import MAX_COLUMNS, ReadOptions
+from peft_core.data.preparing import prepare_rows
 from peft_core.data.streams import open_rows
 from peft_core.data.uploads import PREFIX, UPLOADS, hide_upload_folders
 from peft_core.errors import DataError
@@ -135,7 +135,7 @@ def test_ordinary_parquet_with_repeated_texts_is_read_as_written(tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
-@pytest.mark.parametrize("columns", [MOST_COLUMNS, MOST_COLUMNS + 1])
+@pytest.mark.parametrize("columns", [MAX_COLUMNS, MAX_COLUMNS + 1])
 def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     names = [f"column {i}" for i in range(columns)]
@@ -150,7 +150,7 @@ def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, t
         for row in (names, *[["x"] * columns] * 3):
             book.active.append(row)
         book.save(path)
-    if columns <= MOST_COLUMNS:
+    if columns <= MAX_COLUMNS:
         assert len(read_table(path).frame.columns) == len(open_rows(path).columns) == columns
         return
     for read in (read_table, open_rows):
@@ -169,7 +169,7 @@ def test_parquet_to_predict_with_bounded_rows_unpacks_to_a_bounded_size(tmp_path
     path = parquet(tmp_path / "a.parquet", {"text": repeated(6000, 10_000), "label": ["x"] * 6000})
     assert sum(map(len, open_rows(path, Request(path, "text").options).chunks())) == 6000
     with pytest.raises(DataError, match="'a.parquet' unpacks to over 50 MB"):
-        list(open_rows(path, Request(path, "text", most_rows=10_000).options).chunks())
+        list(open_rows(path, Request(path, "text", max_rows=10_000).options).chunks())
 
 
 def test_open_rows_of_a_workbook_with_more_xml_than_it_may_is_refused(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_open_rows_of_a_workbook_with_more_xml_than_it_may_is_refused(tmp_path: 
     book.save(tmp_path / "a.xlsx")
     for read in (read_table, open_rows):
         with pytest.raises(DataError, match="unpacks to over 0 MB"):
-            read(tmp_path / "a.xlsx", ReadOptions(most_unpacked=10_000))
+            read(tmp_path / "a.xlsx", ReadOptions(max_unpacked_bytes=10_000))
 
 
 def test_open_book_without_memory_is_not_called_damaged(
@@ -238,7 +238,7 @@ def test_long_label_is_refused(tmp_path: Path) -> None:
     rows = [{"text": f"good {i}", "label": ["x", "n" * 1001][i % 2]} for i in range(40)]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match="row 2, column 'label' .* of 1,001 characters; at most 1,000 can be"):
-        prepare(TrainConfig(dataset_name=str(path)))
+        prepare_rows(TrainConfig(dataset_name=str(path)))
 
 
 def test_inspect_of_labels_as_long_as_the_file_shows_little_of_them(tmp_path: Path) -> None:
@@ -264,6 +264,6 @@ def test_label_studio_with_many_choices_is_read_in_linear_time() -> None:
     ]
     record = {"data": {"text": "good"}, "annotations": [{"result": choices}]}
     start = time.process_time()
-    cells = export_format([record]).read(record).cells
+    cells = detect_export_format([record]).read(record).cells
     assert time.process_time() - start < 5
     assert cells["s"] == ["label 0", "a", True, *(f"label {i}" for i in range(1, 50_000))]

@@ -14,9 +14,9 @@ from sklearn.metrics import brier_score_loss, f1_score, log_loss
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.inference import calibration, decision
-from peft_core.inference.decision import DECISION_FILE, PLAIN, Decision
+from peft_core.inference.decision import DECISION_FILE, PLAIN, DecisionRule
 from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import JudgedRows, judged_rows
+from peft_core.rows import EvaluationRows, load_evaluation_rows
 from peft_core.runs import Run
 
 
@@ -28,8 +28,8 @@ def drawn(rows: int, labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return logits, (shares.cumsum(-1) > rng.random((rows, 1))).argmax(-1)
 
 
-def rows_of(logits: np.ndarray, labels: np.ndarray) -> JudgedRows:
-    return JudgedRows(["x"] * len(labels), None, labels, logits)
+def rows_of(logits: np.ndarray, labels: np.ndarray) -> EvaluationRows:
+    return EvaluationRows(["x"] * len(labels), None, labels, logits)
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
@@ -68,10 +68,10 @@ def test_losses_are_scikit_learns() -> None:
 def test_thresholds_of_two_labels_are_the_usual_threshold() -> None:
     logits, _ = drawn(300, 2)
     second = PLAIN.probabilities(logits, SINGLE)[:, 1]
-    decided = Decision(thresholds=(0.7, 0.3)).decide(logits, SINGLE)
+    decided = DecisionRule(thresholds=(0.7, 0.3)).decide(logits, SINGLE)
     assert (decided == (second >= 0.3)).all()
-    assert (Decision(thresholds=(0.5, 0.5)).decide(logits, SINGLE) == logits.argmax(-1)).all()
-    several = Decision(thresholds=(0.2, 0.9)).decide(logits, MULTI)
+    assert (DecisionRule(thresholds=(0.5, 0.5)).decide(logits, SINGLE) == logits.argmax(-1)).all()
+    several = DecisionRule(thresholds=(0.2, 0.9)).decide(logits, MULTI)
     assert (several == (PLAIN.probabilities(logits, MULTI) >= [0.2, 0.9])).all()
 
 
@@ -81,7 +81,7 @@ def test_chosen_thresholds_are_no_worse_on_the_rows_they_were_chosen_on(labels: 
     logits[:, 0] += 2.5  # a model that says the first label too often
     rows = rows_of(logits, true)
     before = f1_score(true, logits.argmax(-1), average="macro")
-    rule = Decision(thresholds=calibration.best_thresholds(rows, PLAIN, SINGLE))
+    rule = DecisionRule(thresholds=calibration.best_thresholds(rows, PLAIN, SINGLE))
     assert f1_score(true, rule.decide(logits, SINGLE), average="macro") > before + 0.02
     yes = np.eye(labels, dtype=int)[true]
     found = calibration.best_thresholds(rows_of(logits, yes), PLAIN, MULTI)
@@ -105,7 +105,7 @@ def test_abstaining_keeps_the_promise_on_the_rows_it_was_chosen_on() -> None:
     logits, labels = drawn(2000, 3)
     rows = rows_of(logits, labels)
     bound = calibration.least_confidence(rows, PLAIN, SINGLE, 0.95)
-    rule = Decision(abstain_below=bound)
+    rule = DecisionRule(abstain_below=bound)
     kept = ~rule.abstains(logits, SINGLE)
     assert 0.2 < kept.mean() < 0.9
     assert (logits.argmax(-1) == labels)[kept].mean() >= 0.949
@@ -115,8 +115,8 @@ def test_abstaining_keeps_the_promise_on_the_rows_it_was_chosen_on() -> None:
 
 
 def test_a_runs_report_judges_the_test_rows_before_and_after(finished_run: Run) -> None:
-    found = calibration.report(finished_run, Decision(temperature=5.0, abstain_below=0.9))
-    rows = judged_rows(finished_run)
+    found = calibration.report(finished_run, DecisionRule(temperature=5.0, abstain_below=0.9))
+    rows = load_evaluation_rows(finished_run)
     assert found["rows"] == len(rows)
     assert found["plain"]["metrics"]["accuracy"] == finished_run.result()["accuracy"]
     assert found["plain"]["coverage"] == 1.0 > found["chosen"]["coverage"]
@@ -132,7 +132,7 @@ def test_several_labels_are_reported_too(topics: Run) -> None:
 
 
 def test_a_suggestion_lowers_the_log_loss_of_validation_rows(topics: Run) -> None:
-    rows = judged_rows(topics, "validation")
+    rows = load_evaluation_rows(topics, "validation")
     rule = calibration.suggest(topics)
     losses = [
         calibration.log_loss(r.probabilities(rows.logits, MULTI), rows.labels, MULTI) for r in (PLAIN, rule)
@@ -155,15 +155,15 @@ def test_a_choice_is_kept_and_travels_and_the_plain_rule_leaves_no_trace(
     merged_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(merged_run, tmp_path)
-    rule, labels = Decision(1.5, (0.4, 0.6), 0.7), ("bad", "good")
+    rule, labels = DecisionRule(1.5, (0.4, 0.6), 0.7), ("bad", "good")
     rule.save(run, labels)
-    assert Decision.read(run) == rule
+    assert DecisionRule.read(run) == rule
     for kind in ("adapter", "merged"):
         with zipfile.ZipFile(zip_of(run, kind)) as archive:
             held = json.loads(archive.read(DECISION_FILE))
         assert held == {"temperature": 1.5, "thresholds": {"bad": 0.4, "good": 0.6}, "abstain_below": 0.7}
     PLAIN.save(run, labels)
-    assert Decision.read(run) == PLAIN
+    assert DecisionRule.read(run) == PLAIN
     assert not (run.merged / DECISION_FILE).exists()
 
 
@@ -182,19 +182,19 @@ def test_a_choice_is_kept_and_travels_and_the_plain_rule_leaves_no_trace(
 )
 def test_a_wrong_choice_is_one_sentence(values: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Decision.of(values, ("bad", "good"))
+        DecisionRule.from_dict(values, ("bad", "good"))
 
 
 def test_a_damaged_choice_is_one_sentence(own_run: Run) -> None:
     (own_run.adapter / DECISION_FILE).write_text("{", encoding="utf-8")
     reseal(own_run.adapter)
     with pytest.raises(RunError, match="damaged; choose thresholds and temperature again"):
-        Decision.read(own_run)
+        DecisionRule.read(own_run)
 
 
 def test_a_number_is_its_own_answer() -> None:
     logits = np.array([[3.5], [-1.0]])
-    rule = Decision(temperature=2.0, abstain_below=0.9)
+    rule = DecisionRule(temperature=2.0, abstain_below=0.9)
     assert rule.decide(logits, REGRESSION).tolist() == [3.5, -1.0]
     assert not rule.abstains(logits, REGRESSION).any()
 
@@ -213,7 +213,7 @@ def test_save_reaches_a_folder_that_appears_meanwhile(
             aside.rename(run.merged)
 
     monkeypatch.setattr(decision, "replace_file", replace_and_rename)
-    Decision(temperature=2.0).save(run, ("bad", "good"))
+    DecisionRule(temperature=2.0).save(run, ("bad", "good"))
     assert (run.merged / DECISION_FILE).read_bytes() == (run.adapter / DECISION_FILE).read_bytes()
     run.verify(run.merged)
 

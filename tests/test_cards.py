@@ -27,7 +27,7 @@ def card(run: Run) -> str:
     ],
 )
 def test_metrics_as_people_read_them(value: float, words: str) -> None:
-    assert cards.measured(value) == words
+    assert cards.format_metric(value) == words
 
 
 def test_several_labels_show_each_label(topics: Run) -> None:

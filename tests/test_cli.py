@@ -110,17 +110,17 @@ def test_login_is_not_offered_with_mcp_which_asks_for_none(capsys: pytest.Captur
 def test_space_answers_under_its_host_and_in_the_frames_of_hugging_face() -> None:
     space = {"SPACE_ID": "me/demo", "SPACE_HOST": "me-demo.hf.space", "GRADIO_SERVER_NAME": "0.0.0.0"}
     options = read_options([], space)
-    assert options.hosts.is_named("me-demo.hf.space", "10.0.0.2")
+    assert options.hosts.is_allowed("me-demo.hf.space", "10.0.0.2")
     assert options.policy.frames == HUGGING_FACE and options.policy.links
     local = read_options([], {})
-    assert not local.hosts.is_named("me-demo.hf.space", "127.0.0.1")
+    assert not local.hosts.is_allowed("me-demo.hf.space", "127.0.0.1")
     assert local.policy == PagePolicy()
 
 
 def test_names_are_allowed_by_argument_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
     options = read_options(["--allow-host", "a.example"], {"ALLOW_HOST": "b.example c.example:8443"})
     for name in ("a.example", "b.example:7860", "c.example:8443"):
-        assert options.hosts.is_named(name, "127.0.0.1")
+        assert options.hosts.is_allowed(name, "127.0.0.1")
     with pytest.raises(SystemExit):
         read_options(["--allow-host", "http://a.example"], {})
     assert "'http://a.example' is not the name of a host" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from peft_core.config import TrainConfig
-from peft_core.data.columns import MULTI, REGRESSION, SINGLE, Columns, choose_columns, label_order, labels_of
+from peft_core.data.columns import MULTI, REGRESSION, SINGLE, Columns, infer_columns, label_order, labels_of
 from peft_core.errors import DataError
 
 TEXTS = [f"Ein langer Satz mit vielen Wörtern, Nummer {i}." for i in range(60)]
@@ -14,7 +14,7 @@ TEXTS = [f"Ein langer Satz mit vielen Wörtern, Nummer {i}." for i in range(60)]
 
 def choose(cells: dict[str, list], classes: dict | None = None, **settings: Any) -> Columns:
     frame = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in cells.items()})
-    return choose_columns(TrainConfig.from_dict({"dataset_name": "x", **settings}), frame, classes or {})
+    return infer_columns(TrainConfig.from_dict({"dataset_name": "x", **settings}), frame, classes or {})
 
 
 def kind(labels: list, **settings: Any) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from peft_core.runs import Run
 from peft_core.training import memory
-from peft_core.training.speedups import faster
+from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.filterwarnings(  # warnings that torch's own tracer gives itself
@@ -38,7 +38,7 @@ def test_layers_compiled_once_give_the_same_step_in_every_shape(
     model, config = built(tmp_path, family, torch_compile="on")
     plain = copy.deepcopy(model)
     batches = [batch_of(model, texts, tokens) for texts, tokens in ((6, 9), (3, 17), (8, 5), (5, 30))]
-    with faster(model, config, batches[0], steps=1) as applied:
+    with optimize_training(model, config, batches[0], steps=1) as applied:
         assert applied.record.compiled
         before = compiled.frame_count
         for batch in batches:

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import (
-    LabelledText,
+    LabeledSplits,
     check_dataset_name,
     expected_num_labels,
-    load_labelled_text,
+    load_labeled_splits,
 )
 from peft_core.data.text_keys import text_key
 from peft_core.data.tokens import encode
@@ -31,22 +31,22 @@ from peft_core.runs import Run
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
 
 
-def load(folder: Path | str, **settings: Any) -> LabelledText:
-    return load_labelled_text(TrainConfig.from_dict({"dataset_name": str(folder), **settings}))
+def load(folder: Path | str, **settings: Any) -> LabeledSplits:
+    return load_labeled_splits(TrainConfig.from_dict({"dataset_name": str(folder), **settings}))
 
 
-def rows_of(found: LabelledText) -> tuple[list, list]:
+def rows_of(found: LabeledSplits) -> tuple[list, list]:
     return found.train.to_list(), found.eval.to_list()
 
 
 def test_embedded_sentences_by_default() -> None:
-    found = load_labelled_text(TrainConfig())
+    found = load_labeled_splits(TrainConfig())
     assert found.label_names == ("negative", "positive")
     assert (len(found.train), len(found.eval)) == (3000, 1000)
     for rows in (found.train, found.eval):
         assert 0.4 < sum(rows["label"][:]) / len(rows) < 0.6
     assert not set(found.train["text"][:]) & set(found.eval["text"][:])
-    assert rows_of(load_labelled_text(TrainConfig())) == rows_of(found)
+    assert rows_of(load_labeled_splits(TrainConfig())) == rows_of(found)
 
 
 def test_another_seed_takes_other_rows_and_holds_out_the_same() -> None:
@@ -81,12 +81,12 @@ def test_sampling_is_the_articles(tmp_path: Path, preset: bool, monkeypatch: pyt
         assert rows["text"][:] == wanted["text"][:]
         assert rows["label"][:] == wanted["label"][:]
     assert found.label_names == tuple(YELP_LABELS)
-    assert found.named
+    assert found.has_label_names
 
 
 def test_csv_folder_with_named_labels(tiny_data: Path) -> None:
     found = load(tiny_data)
-    assert (found.label_names, found.named) == (("bad", "good"), True)
+    assert (found.label_names, found.has_label_names) == (("bad", "good"), True)
     assert (len(found.train), len(found.validation), len(found.eval)) == (160, 20, 40)
     assert found.train.column_names == ["text", "label"]
     assert expected_num_labels(TrainConfig(dataset_name=str(tiny_data))) == 2
@@ -98,7 +98,7 @@ def test_bare_numbers_keep_their_order(tmp_path: Path) -> None:
             tmp_path / f"{split}.csv", [(f"{split} text {i}", stars) for i, stars in enumerate([10, 9, 2])]
         )
     found = load(tmp_path)
-    assert (found.label_names, found.named) == (("2", "9", "10"), False)
+    assert (found.label_names, found.has_label_names) == (("2", "9", "10"), False)
     by_text = dict(zip(found.train["text"][:], found.train["label"][:], strict=True))
     assert by_text == {"train text 0": 2, "train text 1": 1, "train text 2": 0}
 
@@ -248,7 +248,7 @@ def test_labels_are_kept_as_typed(tmp_path: Path) -> None:
     labels = ["01", " sehr gut ", "null", "Ünï ☂"]
     write_csv(tmp_path / "train.csv", [(f"Text {i}", labels[i % 4]) for i in range(80)])
     found = load(tmp_path / "train.csv")
-    assert found.label_names == tuple(sorted(labels)) and found.named
+    assert found.label_names == tuple(sorted(labels)) and found.has_label_names
 
 
 def test_remedies_leave_out_and_record(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_rare_label_may_be_missing_from_the_sampled_test_rows_alone(tmp_path: 
 )
 def test_a_data_set_that_is_nowhere_gets_one_sentence(name: str) -> None:
     config = TrainConfig(dataset_name=name)
-    for ask in (check_dataset_name, expected_num_labels, load_labelled_text):
+    for ask in (check_dataset_name, expected_num_labels, load_labeled_splits):
         with pytest.raises(PeftCoreError) as error:
             ask(config)
         assert "\n" not in str(error.value)

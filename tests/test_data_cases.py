@@ -13,8 +13,8 @@ from tiny import make_tiny_bert
 from peft_core import tasks
 from peft_core.config import TrainConfig
 from peft_core.data.inspection import inspect
-from peft_core.data.labelled import LabelledText, expected_num_labels, load_labelled_text
-from peft_core.data.preparing import prepare
+from peft_core.data.labelled import LabeledSplits, expected_num_labels, load_labeled_splits
+from peft_core.data.preparing import prepare_rows
 from peft_core.errors import DataError, ModelError
 from peft_core.pictures.data import data_facts, data_findings
 from peft_core.problems import MULTI, REGRESSION, SINGLE
@@ -26,13 +26,13 @@ def config(name: str | Path, **changes: Any) -> TrainConfig:
     return TrainConfig.from_dict({"dataset_name": str(CASES / name), **changes})
 
 
-def load(name: str | Path, **changes: Any) -> LabelledText:
-    return load_labelled_text(config(name, **changes))
+def load(name: str | Path, **changes: Any) -> LabeledSplits:
+    return load_labeled_splits(config(name, **changes))
 
 
 def by_text(name: str | Path, **changes: Any) -> dict[str, Any]:
     """The label of each text, as prepared for training."""
-    frames = prepare(config(name, **changes)).frames.values()
+    frames = prepare_rows(config(name, **changes)).frames.values()
     return {text: label for rows in frames for text, label in zip(rows["text"], rows["label"], strict=True)}
 
 
@@ -93,7 +93,7 @@ def test_zero_one_columns_csv_can_be_one_column_or_some() -> None:
     one = load("zero_one_columns.csv", label_column="price")
     assert (one.problem_type, one.label_names) == (SINGLE, ("0", "1"))
     some = config("zero_one_columns.csv", label_columns=["sound", "service"])
-    assert load_labelled_text(some).label_names == ("sound", "service")
+    assert load_labeled_splits(some).label_names == ("sound", "service")
     assert expected_num_labels(some) == 2
     assert "label_columns" not in findings("zero_one_columns.csv", label_columns=["sound", "service"])
 

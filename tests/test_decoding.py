@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peft_core.data import streams
-from peft_core.data.decoding import decode, detect_encoding, mend
+from peft_core.data.decoding import decode, detect_encoding, repair_text
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.errors import DataError
@@ -109,13 +109,13 @@ def test_bad_byte_far_down_a_streamed_file_leaves_it_utf_8(
 
 
 def test_mend_joins_bad_bytes_and_leaves_whole_text_alone() -> None:
-    assert mend("a\udce2\udc82b\udc00c") == "a\ufffdb c"
-    assert mend("日本 😀") == "日本 😀"
+    assert repair_text("a\udce2\udc82b\udc00c") == "a\ufffdb c"
+    assert repair_text("日本 😀") == "日本 😀"
 
 
 def test_decode_few_zero_bytes_in_a_short_text_are_mended() -> None:
     decoded = decode("a.csv", b"text,label\nb\0d b\0d,pos\n")
-    assert (decoded.damaged, mend(decoded.text)) == (True, "text,label\nb d b d,pos\n")
+    assert (decoded.damaged, repair_text(decoded.text)) == (True, "text,label\nb d b d,pos\n")
 
 
 def test_decode_text_of_zero_bytes_is_refused() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT, environment
 
-from peft_core.downloads import SECONDS_KEPT, DownloadCache, describe_os_errors
+from peft_core.downloads import MAX_AGE_SECONDS, DownloadCache, translate_os_errors
 from peft_core.errors import RunError
 
 PUBLISH_AND_WAIT = """
@@ -100,7 +100,7 @@ def test_sweep_removes_copies_older_than_a_day(cache: DownloadCache, archive: Pa
     old, other = Path(cache.publish(archive)), archive.with_name("other.zip")
     other.write_bytes(b"other")
     fresh = Path(cache.publish(other))
-    yesterday = old.stat().st_mtime - SECONDS_KEPT - 1
+    yesterday = old.stat().st_mtime - MAX_AGE_SECONDS - 1
     os.utime(old.parent, (yesterday, yesterday))
     cache.sweep()
     assert not old.exists() and fresh.exists()
@@ -108,7 +108,7 @@ def test_sweep_removes_copies_older_than_a_day(cache: DownloadCache, archive: Pa
 
 def test_publish_again_begins_the_day_of_a_copy_anew(cache: DownloadCache, archive: Path) -> None:
     copy = Path(cache.publish(archive))
-    hour_left = copy.stat().st_mtime - SECONDS_KEPT + 3600
+    hour_left = copy.stat().st_mtime - MAX_AGE_SECONDS + 3600
     os.utime(copy.parent, (hour_left, hour_left))
     cache.publish(archive)
     assert copy.parent.stat().st_mtime > hour_left + 3600
@@ -156,8 +156,8 @@ def test_publish_of_a_missing_file_names_no_place(cache: DownloadCache, archive:
         (OSError(), "OSError"),
     ],
 )
-def test_describe_os_errors_names_no_place(error: OSError, reason: str) -> None:
-    with pytest.raises(RunError) as refused, describe_os_errors("The file"):
+def test_translate_os_errors_names_no_place(error: OSError, reason: str) -> None:
+    with pytest.raises(RunError) as refused, translate_os_errors("The file"):
         raise error
     assert str(refused.value) == f"The file cannot be downloaded: {reason}."
 

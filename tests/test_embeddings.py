@@ -18,8 +18,8 @@ from peft_core.export.embeddings import export_embeddings
 from peft_core.inference import vectors as taking
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
-from peft_core.inference.review import Judged
-from peft_core.inference.vectors import Neighbours, encoder_of, label_precision, neighbours, vectors
+from peft_core.inference.review import Evaluation
+from peft_core.inference.vectors import NeighborSearch, encoder_of, find_neighbors, label_precision, vectors
 from peft_core.problems import MULTI, SINGLE
 from peft_core.runs import Run
 
@@ -149,7 +149,7 @@ def test_what_leaves_the_encoder_alone_says_so(train_here: Callable[..., Run]) -
 
 def test_a_prompt_leaves_no_encoder(train_here: Callable[..., Run]) -> None:
     run = train_here(method="prompt_tuning", num_virtual_tokens=4, num_train_epochs=1)
-    for ask in (export_embeddings, Neighbours):
+    for ask in (export_embeddings, NeighborSearch):
         with pytest.raises(MergeError, match="Prompt tuning leaves no encoder"):
             ask(run.folder)
     assert not list(run.folder.glob("*embeddings*")) and not list(run.folder.glob("vectors*"))
@@ -184,14 +184,14 @@ def test_weights_that_are_no_numbers_are_not_exported(own_run: Run) -> None:
 @pytest.mark.parametrize("lost", ["adapter/adapter_model.safetensors", "evaluation/evaluation.parquet"])
 def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
     (own_run.folder / lost).unlink()
-    for ask in (export_embeddings, Neighbours):
+    for ask in (export_embeddings, NeighborSearch):
         with pytest.raises(RunError, match="has no adapter|is missing"):
             ask(own_run.folder)
 
 
 def test_neighbours_are_the_nearest_rows_of_each_encoder(exported: Run) -> None:
     texts = pd.read_parquet(exported.evaluation).text.tolist()
-    found = Neighbours(exported.folder).nearest(texts[7], 5)
+    found = NeighborSearch(exported.folder).nearest(texts[7], 5)
     assert set(found) == {"base", "adapted"}
     for rows in found.values():
         assert rows[0]["row"] == 8 and rows[0]["text"] == texts[7]
@@ -206,13 +206,13 @@ def test_neighbours_are_the_nearest_rows_of_each_encoder(exported: Run) -> None:
 
 
 def test_neighbours_of_words_that_no_row_has(exported: Run) -> None:
-    found = neighbours(exported.folder, "An awful, terrible lunch", 1000)
+    found = find_neighbors(exported.folder, "An awful, terrible lunch", 1000)
     assert len(found["adapted"]) == 40
     labels = [row["true"] for row in found["adapted"][:10]]
     assert labels.count("bad") > 7
     for query in ("", "  ", None):
         with pytest.raises(DataError, match="search is empty"):
-            Neighbours(exported.folder).nearest(query)
+            NeighborSearch(exported.folder).nearest(query)
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"{}", "rows", "fingerprint"])
@@ -220,7 +220,7 @@ def test_kept_vectors_are_used_only_if_they_are_those_of_these_files(
     damage: bytes | str | None, exported: Run, tmp_path: Path
 ) -> None:
     run = copy_of(exported, tmp_path)
-    expected = Neighbours(run.folder)
+    expected = NeighborSearch(run.folder)
     path = run.folder / "vectors/vectors.safetensors"
     if damage is None:
         path.unlink()
@@ -232,11 +232,11 @@ def test_kept_vectors_are_used_only_if_they_are_those_of_these_files(
             {name: np.zeros((3, 32), np.float32) for name in ("base", "adapted")}, path, {"fingerprint": mark}
         )
     heard = []
-    found = Neighbours(run.folder, lambda share, what: heard.append((share, what)))
+    found = NeighborSearch(run.folder, lambda share, what: heard.append((share, what)))
     assert heard[-1][0] == 1.0 and "40 rows" in heard[-1][1]
     assert found.nearest("good", 3) == expected.nearest("good", 3)
     heard.clear()
-    Neighbours(run.folder, lambda share, what: heard.append((share, what)))
+    NeighborSearch(run.folder, lambda share, what: heard.append((share, what)))
     assert heard == []
 
 
@@ -248,14 +248,14 @@ def test_pairs_are_searched_by_their_first_text(pairs: Run, tmp_path: Path) -> N
     run = copy_of(pairs, tmp_path)
     report = export_embeddings(run.folder)
     assert report["precision"] is None and "single texts" in report["note"]
-    row = neighbours(run.folder, pd.read_parquet(run.evaluation).text[3], 1)["adapted"][0]
+    row = find_neighbors(run.folder, pd.read_parquet(run.evaluation).text[3], 1)["adapted"][0]
     assert row["similarity"] == pytest.approx(1, abs=1e-5) and row["text_pair"]
 
 
-def judged(labels: np.ndarray, problem_type: str, run: Run) -> Judged:
-    held = Judged.read(run)
+def judged(labels: np.ndarray, problem_type: str, run: Run) -> Evaluation:
+    held = Evaluation.read(run)
     rows = type(held.rows)([""] * len(labels), None, labels, np.zeros((len(labels), 2)))
-    return Judged(rows, held.labels, problem_type, held.decision)
+    return Evaluation(rows, held.labels, problem_type, held.decision_rule)
 
 
 def test_precision_counts_shared_labels_of_neighbours(finished_run: Run) -> None:
@@ -275,9 +275,9 @@ def test_precision_counts_shared_labels_of_neighbours(finished_run: Run) -> None
 
 
 def test_precision_of_several_labels_and_none_of_numbers(topics: Run, stars: Run, tmp_path: Path) -> None:
-    found = Neighbours(copy_of(topics, tmp_path / "topics").folder).precision()
+    found = NeighborSearch(copy_of(topics, tmp_path / "topics").folder).precision()
     assert 0.5 < found["base"] <= 1 and 0.5 < found["adapted"] <= 1 and found["base"] != found["adapted"]
-    assert Neighbours(copy_of(stars, tmp_path / "stars").folder).precision() == {
+    assert NeighborSearch(copy_of(stars, tmp_path / "stars").folder).precision() == {
         "base": None,
         "adapted": None,
     }

@@ -115,7 +115,7 @@ def test_load_base_plural_label_names_keep_the_head(tmp_path: Path) -> None:
     base = load_base(str(stars), None, YELP_LABELS)
     assert (base.untrained, base.head_is_fresh, base.head_change) == ((), False, None)
     assert list(base.model.config.id2label.values()) == YELP_LABELS
-    numbers = load_base(str(stars), None, ["1", "2", "3", "4", "5"], named=False)
+    numbers = load_base(str(stars), None, ["1", "2", "3", "4", "5"], has_label_names=False)
     assert numbers.model.config.id2label == NLPTOWN_LABELS and numbers.head_change is None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from peft_core.inference.attribution import attribute
 from peft_core.inference.predictor import Predictor
-from peft_core.pictures.explained import UNREAD, explained
+from peft_core.pictures.explained import UNREAD, attribution_view
 from peft_core.runs import Run
 
 SCRIPT = "<script>alert(1)</script>"
@@ -37,7 +37,7 @@ def marks(found: str) -> list[tuple[str, float, str]]:
 def test_words_are_shaded_by_their_share_of_the_largest_of_all_models() -> None:
     one = answer([("good", 2.0), ("but", -1.0), ("the", 0.001)])
     other = answer([("good", -4.0), ("but", 0.5), ("the", 0.0)])
-    found = explained("good but the", None, {"Adapter": one, "Merged": other})
+    found = attribution_view("good but the", None, {"Adapter": one, "Merged": other})
     assert marks(found) == [
         ("for", 0.5, "+2.000"),
         ("against", 0.25, "-1.000"),
@@ -51,7 +51,7 @@ def test_words_are_shaded_by_their_share_of_the_largest_of_all_models() -> None:
 
 def test_every_character_is_drawn_in_its_place() -> None:
     text = "  a  <b>\n\nc & d"
-    found = explained(
+    found = attribution_view(
         text, None, {"A": answer([("a", 1.0), ("<b>", -1.0), ("c", 0.2), ("d", 0.0)], text=text)}
     )
     paragraph = drawn(found).find("p")
@@ -60,7 +60,7 @@ def test_every_character_is_drawn_in_its_place() -> None:
 
 def test_what_was_not_read_is_grey_and_cut() -> None:
     rest = "y" * (UNREAD + 50)
-    found = explained(f"x {rest}", None, {"A": answer([("x", 1.0), (rest, None)])})
+    found = attribution_view(f"x {rest}", None, {"A": answer([("x", 1.0), (rest, None)])})
     assert f'<span class="unread" title="not read">{"y" * UNREAD}…</span>' in found
     assert len(marks(found)) == 1
 
@@ -68,14 +68,14 @@ def test_what_was_not_read_is_grey_and_cut() -> None:
 def test_a_number_and_a_pair_and_no_score_at_all() -> None:
     held = answer([("x", 0.0)], label=None)
     pair = {**held, "pair_words": answer([("second", 0.0)])["words"]}
-    found = explained("x", "second", {"A": pair})
+    found = attribution_view("x", "second", {"A": pair})
     assert "raise the number" in found and "second" in found
     assert marks(found) == []
     assert len(drawn(found).findall("p")) == 4
 
 
 def test_no_text_of_a_stranger_is_markup() -> None:
-    found = explained(
+    found = attribution_view(
         SCRIPT,
         SCRIPT,
         {
@@ -94,7 +94,7 @@ def test_a_real_explanation_can_be_drawn(text: str, merged_run: Run) -> None:
         variant: attribute(Predictor(merged_run.folder, variant), text, label="bad", steps=4)
         for variant in ("adapter", "merged")
     }
-    found = drawn(explained(text, None, answers))
+    found = drawn(attribution_view(text, None, answers))
     first, _, second = (part for part in found.findall("p")[:3])
     assert "".join(first.itertext()).rstrip("…") in text
     assert "".join(first.itertext()) == "".join(second.itertext())

@@ -13,12 +13,12 @@ from torch import nn
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.pictures.cards import result_card
-from peft_core.pictures.pieces import running
+from peft_core.pictures.pieces import run_progress
 from peft_core.runs import Run
 from peft_core.train import train
 from peft_core.training import speedups
-from peft_core.training.fallback import AppliedSpeedups, Speedups
-from peft_core.training.speedups import faster
+from peft_core.training.fallback import AppliedOptimizations, TrainingOptimizations
+from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
 FAILURE = "expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16"
@@ -105,14 +105,16 @@ def test_run_continued_after_its_failing_step_does_not_try_that_form_again(
 def test_speedups_of_a_continued_run_depend_on_where_it_goes_on(
     step: int, used: int, failed_at: int | None
 ) -> None:
-    record = Speedups(lora_layers=4, autocast=True, failed_at=3, failure="RuntimeError: no")
-    before = Speedups.at_step(record.to_dict(), step)
+    record = TrainingOptimizations(lora_layers=4, autocast=True, failed_at=3, failure="RuntimeError: no")
+    before = TrainingOptimizations.at_step(record.to_dict(), step)
     assert (before.lora_layers, before.failed_at, before.autocast) == (used, failed_at, True)
 
 
 def test_speedups_of_a_run_without_a_record_are_tried_anew() -> None:
-    assert Speedups.at_step(None, 3) is None
-    assert Speedups.at_step({"dtype": "bfloat16", "unknown": 1}, 3) == Speedups(dtype="bfloat16")
+    assert TrainingOptimizations.at_step(None, 3) is None
+    assert TrainingOptimizations.at_step({"dtype": "bfloat16", "unknown": 1}, 3) == TrainingOptimizations(
+        dtype="bfloat16"
+    )
 
 
 def test_failing_step_in_the_curve_is_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +153,10 @@ class Broken(nn.Module):
         return noise
 
 
-def applied_to(model: Broken) -> AppliedSpeedups:
+def applied_to(model: Broken) -> AppliedOptimizations:
     stack = contextlib.ExitStack()
     stack.callback(model.repair)
-    return AppliedSpeedups(model, Speedups(first_token=True), stack)
+    return AppliedOptimizations(model, TrainingOptimizations(first_token=True), stack)
 
 
 @pytest.mark.parametrize("accumulated", [None, 5.0])
@@ -177,7 +179,7 @@ def test_repeated_step_has_the_same_random_numbers_and_the_gradients_from_before
 
 def test_step_that_fails_in_the_plain_form_too_raises() -> None:
     model = Broken()
-    applied = AppliedSpeedups(model, Speedups(first_token=True), contextlib.ExitStack())
+    applied = AppliedOptimizations(model, TrainingOptimizations(first_token=True), contextlib.ExitStack())
     for _ in range(2):
         with pytest.raises(RuntimeError, match="same dtype"):
             applied.run(model.step)
@@ -198,7 +200,7 @@ def test_step_out_of_memory_is_not_blamed_on_its_form(error: Exception) -> None:
 
 def test_plain_model_runs_its_steps_without_a_copy(tmp_path: Path) -> None:
     model, config = built(tmp_path, arithmetic="plain")
-    with faster(model, config, batch_of(model), 1) as applied:
+    with optimize_training(model, config, batch_of(model), 1) as applied:
         assert not applied.active
 
         def step_fails() -> None:
@@ -211,7 +213,7 @@ def test_plain_model_runs_its_steps_without_a_copy(tmp_path: Path) -> None:
 
 def test_fall_back_restores_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
-    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
     model, config = built(tmp_path)
     batch = batch_of(model)
     plain = step(model, batch)
@@ -223,7 +225,7 @@ def test_fall_back_restores_every_form(tmp_path: Path, monkeypatch: pytest.Monke
             raise RuntimeError(FAILURE)
         return step(model, batch)
 
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         loss, gradients = applied.run(fail_once)
     assert attempts == ["torch.bfloat16", "torch.float32"]
     assert loss == plain[0] and all(gradients[name].equal(value) for name, value in plain[1].items())
@@ -242,6 +244,6 @@ def test_page_says_that_a_step_failed_in_its_faster_form(
     description = described(run)
     words = "After step 1 a step failed in its faster form (RuntimeError: a &lt;b&gt; c)"
     assert words in result_card(description)
-    assert words in running({**description, "status": "RUNNING", "stage": "training"})
+    assert words in run_progress({**description, "status": "RUNNING", "stage": "training"})
     monkeypatch.undo()
     assert "faster form" not in result_card(described(train_here()))

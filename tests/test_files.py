@@ -205,7 +205,7 @@ def test_formulas_are_their_values(tmp_path: Path) -> None:
 
 def test_what_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, workbooks):
-        monkeypatch.setattr(module, "MOST_UNPACKED", 1_000_000)
+        monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 1_000_000)
     pq.write_table(pa.table({"text": ["word " * 1000] * 5000}), tmp_path / "bomb.parquet")
     excel(tmp_path / "bomb.xlsx", [("text", "label"), *[("word " * 1000, "a")] * 500])
     with zipfile.ZipFile(tmp_path / "bomb.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
@@ -218,10 +218,10 @@ def test_what_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest
 
 def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "good,pos\n" * 50, encoding="utf-8")
-    monkeypatch.setattr(files, "MOST_ROWS", 49)
+    monkeypatch.setattr(files, "MAX_ROWS", 49)
     with pytest.raises(DataError, match="50 rows; at most 49"):
         read_table(tmp_path / "a.csv")
-    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
     with pytest.raises(DataError, match="at most 0 MB"):
         read_table(tmp_path / "a.csv")
 

@@ -13,9 +13,9 @@ from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
 from peft_core.data.inspection import inspect
 from peft_core.methods import METHODS, defaults_of
-from peft_core.presets import MODELS, STARTING
+from peft_core.presets import MODELS, RECOMMENDED_SETTINGS
 from peft_core.ui.compare import combinations, config_of, has_rank, join
-from peft_core.ui.data_card import _look as look_at_data
+from peft_core.ui.data_card import _inspect as inspect_data
 from peft_core.ui.fields import field
 from peft_core.ui.form import Cards, Form, build_form, fill, settings_of, summaries
 from peft_core.ui.method_card import (
@@ -91,7 +91,7 @@ def test_a_method_begins_as_the_number_of_rows_wants(built: tuple[Form, Cards]) 
 
     def begun(method: str, rows: int) -> tuple[float, int, float]:
         updates = method_values(form, method, rows)
-        return tuple(updates[form[name]]["value"] for name in STARTING)
+        return tuple(updates[form[name]]["value"] for name in RECOMMENDED_SETTINGS)
 
     assert begun("lora", 3000) == begun("lora", 9000) == (2e-3, 16, 1.0)
     assert begun("lora", 1000) == (2e-3, 16, 3.0)
@@ -144,7 +144,7 @@ def test_data_card_offers_the_sheets_of_a_workbook(
 ) -> None:
     form, cards = built
     path = str(Path(__file__).parent / "cases" / name)
-    updates = look_at_data(cards.data, form, InspectionOnly(), values(form, dataset_name=path))
+    updates = inspect_data(cards.data, form, InspectionOnly(), values(form, dataset_name=path))
     assert updates[form["sheet_name"]]["choices"] == sheets
     assert updates[form["sheet_name"]]["visible"] == (len(sheets) > 1)
     assert updates[form["header_row"]]["visible"] == row_can_be_chosen
@@ -166,7 +166,7 @@ def test_an_impossible_method_is_not_offered_and_the_reason_is_told() -> None:
     assert {"prefix_tuning", "bitfit"} == set(METHODS) - offered
     told = not_offered("modernbert")
     for name in ("prefix_tuning", "bitfit"):
-        assert METHODS[name].label in told and METHODS[name].cannot("modernbert") in told
+        assert METHODS[name].label in told and METHODS[name].unsupported_reason("modernbert") in told
     assert set(METHODS) == {name for _, name in method_choices("bert")} and not not_offered("bert")
 
 

@@ -200,7 +200,7 @@ def test_gate_too_many_open_streams_are_refused_until_one_closes(
 ) -> None:
     async def ask_while_two_are_open() -> list[int]:
         ends = asyncio.Event()
-        gate = Gate(GateLimits(open_per_address=per_address, open_in_all=in_all), FakeApp(before=ends.wait))
+        gate = Gate(GateLimits(open_per_address=per_address, open_total=in_all), FakeApp(before=ends.wait))
         named = {"method": "GET", "address": "192.0.2.1"}
         streams = [asyncio.create_task(gate.ask_async(f"/{number}", **named)) for number in range(2)]
         await asyncio.sleep(0.05)

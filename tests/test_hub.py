@@ -28,7 +28,7 @@ CASES = """
 import json, sys, time
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
-from peft_core.data.labelled import check_dataset_name, expected_num_labels, load_labelled_text
+from peft_core.data.labelled import check_dataset_name, expected_num_labels, load_labeled_splits
 from peft_core.encoder import load_base, model_config
 from peft_core.data.inspection import inspect
 from peft_core.errors import PeftCoreError
@@ -44,7 +44,7 @@ def count(name, data):
     return count_parameters(TrainConfig.from_dict(settings)).to_dict()
 
 def data(name):
-    return load_labelled_text(TrainConfig(dataset_name=name)).label_names
+    return load_labeled_splits(TrainConfig(dataset_name=name)).label_names
 
 def check(name):
     return check_dataset_name(TrainConfig(dataset_name=name))

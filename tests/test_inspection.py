@@ -80,7 +80,7 @@ def test_embedded_data_and_a_model_whose_tokenizer_is_not_here() -> None:
 
 
 def test_many_rows_are_looked_at_in_part_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "MOST_ROWS", 1000)
+    monkeypatch.setattr(inspection, "MAX_SAMPLE_ROWS", 1000)
     write_csv(tmp_path / "a.csv", [(f"Text number {i}", "ab"[i > 20_000]) for i in range(40_000)])
     start = time.monotonic()
     found = look(tmp_path / "a.csv")

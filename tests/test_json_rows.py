@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peft_core.config import TrainConfig
-from peft_core.data.annotation_exports import export_format
+from peft_core.data.annotation_exports import detect_export_format
 from peft_core.data.files import Table, read_table
-from peft_core.data.json_shapes import raw_rows, rows_of, shape_of
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.json_shapes import detect_shape, extract_rows, raw_rows
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import JsonLinesWriter
 from peft_core.errors import DataError, PeftCoreError
@@ -34,7 +34,7 @@ def test_read_table_of_label_studio_has_text_and_sentiment() -> None:
     table = read_table(CASES / "label_studio.json")
     assert (table.facts["export"], list(table.frame.columns)) == ("Label Studio", ["text", "sentiment"])
     assert set(table.frame["sentiment"]) == {"pos", "neg"}
-    labelled = load_labelled_text(TrainConfig(dataset_name=str(CASES / "label_studio.json")))
+    labelled = load_labeled_splits(TrainConfig(dataset_name=str(CASES / "label_studio.json")))
     assert labelled.label_names == ("neg", "pos")
 
 
@@ -145,7 +145,7 @@ def test_export_format_of_plain_rows_with_keys_of_exports_is_none(
     cells: dict[str, Any], tmp_path: Path
 ) -> None:
     rows = [{"text": "good", **cells}, {"text": "bad", **cells}]
-    assert export_format(rows) is None
+    assert detect_export_format(rows) is None
     assert read(tmp_path / "a.json", rows).frame["text"].tolist() == ["good", "bad"]
 
 
@@ -196,7 +196,7 @@ def test_json_without_rows_says_what_was_read(value: Any, words: str, tmp_path: 
 def test_json_that_is_no_data_set_is_not_quoted(value: Any, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(DataError) as refused:
-        load_labelled_text(TrainConfig(dataset_name=str(tmp_path / "a.json")))
+        load_labeled_splits(TrainConfig(dataset_name=str(tmp_path / "a.json")))
     assert "hf_secret" not in str(refused.value)
 
 
@@ -262,8 +262,8 @@ def test_raw_rows_are_the_parsed_rows(rows: list[dict[str, Any]], shape: str, in
         "split": {"columns": keys, "data": [[row.get(key) for key in keys] for row in rows]},
     }[shape]
     text = json.dumps(whole, indent=indent)
-    seen = shape_of("a.json", json.loads(text))
-    assert [json.loads(raw) for raw in raw_rows(text, seen)] == rows_of(json.loads(text), seen)
+    seen = detect_shape("a.json", json.loads(text))
+    assert [json.loads(raw) for raw in raw_rows(text, seen)] == extract_rows(json.loads(text), seen)
 
 
 EXPORT_KEYS = [

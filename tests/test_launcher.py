@@ -314,7 +314,7 @@ def test_queue_survives_an_error_that_no_run_explains(
     launcher: Launcher, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One exception used to end the thread, and runs that waited waited for ever."""
-    monkeypatch.setattr(launching, "_AFTER_ERROR", 0.1)
+    monkeypatch.setattr(launching, "_RETRY_SECONDS", 0.1)
     first, second = launcher.submit(quick(settings)), launcher.submit(quick(settings))
     list_runs, failures = runs.list_runs, []
 

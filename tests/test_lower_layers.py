@@ -1,5 +1,6 @@
 """The frozen layers below all that is trained run once for each text, and the step stays the same."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +19,15 @@ from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.train import train
 from peft_core.training import lower_layers, speedups
-from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
-from peft_core.training.speedups import faster
+from peft_core.training.lower_layers import FrozenLayerCache, TextsToCache, frozen_below
+from peft_core.training.speedups import optimize_training
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert", "mpnet")
 TWICE = {"num_train_epochs": 2.0}
 
 
-def texts_of(batches: list[dict[str, torch.Tensor]], folder: Path) -> Texts:
-    return Texts(batches, sum(batch["input_ids"].numel() for batch in batches), folder)
+def texts_of(batches: list[dict[str, torch.Tensor]], folder: Path) -> TextsToCache:
+    return TextsToCache(batches, sum(batch["input_ids"].numel() for batch in batches), folder)
 
 
 def runs_of(layer: nn.Module) -> list[int]:
@@ -47,7 +48,7 @@ def test_layers_below_the_adapters_run_once(family: str, padded: bool, tmp_path:
     half = {name: value[2:5] for name, value in batch.items()}
     wanted, of_half = step(model, batch), step(model, half)
     texts, below = texts_of([batch], tmp_path), runs_of(encoder_layers(model)[0])
-    with faster(model, config, batch, 1, texts=texts) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert applied.record.lower_layers == 1
         below.clear()
         assert_same_step(step(model, batch), wanted)
@@ -65,7 +66,7 @@ def test_a_head_alone_reads_what_the_whole_encoder_made_once(family: str, tmp_pa
     model, config = built(tmp_path / "model", family, method="head_only", **TWICE)
     batch = batch_of(model)
     wanted, below = step(model, batch), runs_of(encoder_layers(model)[-1])
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert applied.record.lower_layers == 2
         below.clear()
         assert_same_step(step(model, batch), wanted)
@@ -79,7 +80,7 @@ def test_the_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
     other = {**one, "token_type_ids": (torch.arange(9) > 4).long().expand(6, 9)}
     wanted = step(model, one), step(model, other)
     assert wanted[0][0] != wanted[1][0]
-    with faster(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as applied:
+    with optimize_training(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as applied:
         assert applied.record.lower_layers == 1
         assert_same_step(step(model, one), wanted[0])
         assert_same_step(step(model, other), wanted[1])
@@ -105,7 +106,7 @@ def test_where_it_would_not_pay_or_not_be_the_same_every_layer_runs(
 ) -> None:
     model, config = built(tmp_path / "model", **{"top_layers": 1, **TWICE, **changes})
     batch = batch_of(model)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert not applied.record.lower_layers
 
 
@@ -117,17 +118,18 @@ def test_layers_that_share_their_weights_or_stand_on_what_is_trained_are_not_bel
 
 
 def test_more_than_the_disk_may_hold_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="peft_core")
     model, config = built(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
     texts = texts_of([batch], tmp_path)
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4 - 1)
-    with faster(model, config, batch, 1, texts=texts) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert not applied.record.lower_layers
-    assert "no room" in capsys.readouterr().out
+    assert "no room" in caplog.text
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4)
-    with faster(model, config, batch, 1, texts=texts) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert applied.record.lower_layers == 1
 
 
@@ -139,8 +141,8 @@ def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LowerLayers, "_write", full)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+    monkeypatch.setattr(FrozenLayerCache, "_write", full)
+    with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert not applied.record.lower_layers and applied.record.first_token
         assert_same_step(step(model, batch), wanted)
     assert model.training and not [m for m in model.modules() if "forward" in vars(m)]
@@ -150,11 +152,11 @@ def test_below_half_width_layers_the_step_stays_about_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
-    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
     model, config = built(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
     wanted = step(model, batch)
-    with faster(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
+    with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert applied.record.dtype == "bfloat16" and applied.record.lower_layers == 1
         assert step(model, batch)[0] == pytest.approx(wanted[0], abs=0.02)
 

@@ -6,6 +6,8 @@ All methods on BERT, a share of them on the other families; `make matrix` trains
 import matrix
 import pytest
 
+from benchmarks import method_matrix
+
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[matrix.Cell]:
@@ -20,7 +22,7 @@ def test_every_method_on(family: str, cells: list[matrix.Cell]) -> None:
         assert cell.reason or cell.reload <= 1e-6, cell
         assert cell.reason or cell.merge is None or (cell.holds and cell.merge <= 1e-5), cell
         assert cell.encoder_changed == (cell.variant != "Head only"), cell
-    marks = matrix.marks_in_readme(family)
+    marks = method_matrix.documented_marks(family)
     assert list(marks) == list(matrix.variants())
     assert {cell.variant: cell.mark for cell in column}.items() <= marks.items()
 

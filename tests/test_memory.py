@@ -1,5 +1,6 @@
 """A step that does not fit into memory is taken in parts, and comes to the same."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from peft_core.runs import Run
 from peft_core.train import describe_failure
 from peft_core.training import memory, speedups
 from peft_core.training.memory import SPARE, checkpointed, plan_memory, saved_bytes
-from peft_core.training.speedups import faster
+from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import is_out_of_memory, split
 
 FULL = (
@@ -43,16 +44,15 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
-    fits: dict[str, int], train_here: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+    fits: dict[str, int], train_here: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     few = {"max_train_samples": 64, "num_train_epochs": 1}
     whole = train_here(**few)
-    capsys.readouterr()
+    caplog.clear()
     fits["texts"] = 3
     parted = train_here(**few)
-    said = capsys.readouterr().out
     assert parted.result()["batch_parts"] == 8 > whole.result()["batch_parts"] == 1
-    assert [f"in {parts} parts" in said for parts in (2, 4, 8, 16)] == [True, True, True, False]
+    assert [f"in {parts} parts" in caplog.text for parts in (2, 4, 8, 16)] == [True, True, True, False]
     assert parted.state().batch_parts == 8
     assert "each batch in 8 parts" in speed(parted.state().to_dict())
     for name in ("steps", "tokens", "accuracy"):
@@ -75,7 +75,7 @@ def test_the_comparison_takes_as_many_texts_as_fit(
 
     monkeypatch.setattr(BertModel, "forward", small)
     model.eval()
-    with faster(model, config, batch_of(model), steps=1) as applied:
+    with optimize_training(model, config, batch_of(model), steps=1) as applied:
         assert applied.record.first_token and applied.record.lora_layers
     assert set(seen) == {compared} and not model.training  # as it was, also after a failure
 
@@ -145,7 +145,7 @@ def test_the_forecast_takes_parts_first_and_runs_layers_again_where_a_text_is_to
 def test_layers_that_run_again_keep_less_and_give_the_same_step(family: str, tmp_path: Path) -> None:
     model, config = built(tmp_path, family)
     batch = batch_of(model)
-    with faster(model, config, batch, 1):
+    with optimize_training(model, config, batch, 1):
         plain, kept = step(model, batch), saved_bytes(model, batch)
         with checkpointed(model, True) as does:
             assert does
@@ -156,15 +156,15 @@ def test_layers_that_run_again_keep_less_and_give_the_same_step(family: str, tmp
 
 
 def test_a_run_follows_the_forecast_and_says_so(
-    train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = {"max_train_samples": 64, "num_train_epochs": 1}
     whole = train_here(**few)
     assert not whole.result()["gradient_checkpointing"]
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    capsys.readouterr()
-    small = train_here(**few)
-    assert "it is read in 16 parts, and the layers run again" in capsys.readouterr().out
+    with caplog.at_level(logging.INFO, logger="peft_core"):
+        small = train_here(**few)
+    assert "it is read in 16 parts, and the layers run again" in caplog.text
     result = small.result()
     assert result["gradient_checkpointing"] and result["batch_parts"] == 16
     assert "layers run again" in speed(result) and "in 16 parts" in speed(result)

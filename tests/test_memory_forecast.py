@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory import measure, setting
+from processes import ROOT
 from test_speedups import TARGETS, batch_of, built
 from tiny import FAMILIES
 
+from benchmarks.bench_memory import measure, setting
 from peft_core import machine, memory_forecast, tasks
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import ConfigError
@@ -23,7 +24,7 @@ from peft_core.methods import METHODS
 from peft_core.training import speedups
 from peft_core.training.memory import saved_bytes
 
-MEASURED = json.loads((Path(__file__).parent / "memory_cpu.json").read_text(encoding="utf-8"))
+MEASURED = json.loads((ROOT / "benchmarks/results/memory_cpu.json").read_text(encoding="utf-8"))
 LEAST, MOST = 0.8, 1.45  # forecast over measured
 UNKNOWN_TEXTS = {"dataset_name": "someone/long-texts", "num_labels": 2, "max_train_samples": 192}
 
@@ -35,7 +36,7 @@ def multiplies_half_faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], 
     def set_gain(gains: bool) -> None:
         memory_forecast._model_memory.cache_clear()
         for module in (memory_forecast, speedups, machine):
-            monkeypatch.setattr(module, "gains_by_half", lambda device: gains)
+            monkeypatch.setattr(module, "is_bfloat16_faster", lambda device: gains)
 
     return set_gain
 
@@ -68,14 +69,14 @@ def test_forecast_memory_traces_what_a_step_keeps(
     model, config = built(tmp_path, family, max_length=64, arithmetic="plain")
     batch = batch_of(model, texts=8, tokens=64, padded=False)
     del batch["attention_mask"]
-    kept = memory_forecast._model_memory(config, 2).kept_bytes(8, 64)
+    kept = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
     assert kept == pytest.approx(saved_bytes(model, batch), rel=0.1)
 
 
 def test_forecast_memory_of_deberta_counts_its_relative_positions(tmp_path: Path) -> None:
     model, config = built(tmp_path, "deberta-v2", max_length=64, arithmetic="plain")
     batch = batch_of(model, texts=8, tokens=64, padded=False)
-    kept = memory_forecast._model_memory(config, 2).kept_bytes(8, 64)
+    kept = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
     assert 0.8 < kept / saved_bytes(model, batch) < 1.5
 
 
@@ -123,7 +124,7 @@ def test_forecast_memory_of_a_model_that_cannot_be_traced_is_taken_from_a_formul
         raise RuntimeError("Tensor.item() cannot be called on fake tensors")
 
     memory_forecast._model_memory.cache_clear()
-    monkeypatch.setattr(memory_forecast, "_kept_by_growth", fail)
+    monkeypatch.setattr(memory_forecast, "_traced_activations", fail)
     assert 0.6 < forecast(**settings) / traced < 1.6
     memory_forecast._model_memory.cache_clear()
 

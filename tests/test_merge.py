@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from peft_core import certificate
 from peft_core.certificate import MergeCertificate, verified_certificate
 from peft_core.errors import DamagedError, MergeError, ModelError, PeftCoreError, RunError
-from peft_core.inference.decision import DECISION_FILE, Decision
+from peft_core.inference.decision import DECISION_FILE, DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
 from peft_core.runs import Run
@@ -254,7 +254,7 @@ def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
 
 
 def test_merge_carries_the_rule_saved_meanwhile(own_run: Run) -> None:
-    rule = Decision(temperature=2.0, abstain_below=0.6)
+    rule = DecisionRule(temperature=2.0, abstain_below=0.6)
 
     def save_rule(share: float, what: str) -> None:
         if what.startswith("Merged, loaded again"):  # which follows the writing of the rule

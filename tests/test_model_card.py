@@ -18,7 +18,7 @@ from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import RunError
 from peft_core.export.hub.markdown import escaped, fenced, plain
 from peft_core.export.hub.model_card import model_card
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 
@@ -202,7 +202,7 @@ def test_a_certificate_of_another_adapter_is_not_shown(merged_run: Run, tmp_path
 
 
 def test_a_decision_is_told_with_what_it_does(own_run: Run) -> None:
-    Decision(2.0, (0.3, 0.7), 0.999).save(own_run, ("bad", "good"))
+    DecisionRule(2.0, (0.3, 0.7), 0.999).save(own_run, ("bad", "good"))
     card = ModelCard(model_card(own_run, "adapter"))
     assert (
         "a temperature of 2," in card.text and "Below a confidence of 0.999 there is no answer" in card.text

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from peft_core.encoder import model_config, skeleton
+from peft_core.encoder import meta_model, model_config
 from peft_core.errors import ModelError
 from peft_core.modules import (
     ALL_LINEAR,
@@ -42,7 +42,7 @@ ENCODERS = sorted(
 
 
 def tiny(family: str) -> nn.Module:
-    return skeleton(tiny_config(family), 2)
+    return meta_model(tiny_config(family), 2)
 
 
 def lora(model: nn.Module, names: tuple[str, ...] | list[str]) -> PeftModel:
@@ -141,8 +141,8 @@ def test_every_name_offered_wraps_and_costs_what_it_says(family: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_of_a_preset_is_what_peft_wraps(name: str) -> None:
-    for choice in linear_modules(skeleton(model_config(name), 2)):
-        assert len(wrapped(lora(skeleton(model_config(name), 2), [choice.name]))) == choice.matches, choice
+    for choice in linear_modules(meta_model(model_config(name), 2)):
+        assert len(wrapped(lora(meta_model(model_config(name), 2), [choice.name]))) == choice.matches, choice
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,7 +166,7 @@ def test_all_linear_on_every_encoder_of_transformers(family: str) -> None:
     config = AutoConfig.for_model(family)
     if config.is_encoder_decoder:
         return
-    model = skeleton(config, 2)
+    model = meta_model(config, 2)
     choices = linear_modules(model)
     assert all(set(choice.roles) <= {*ROLES} and choice.matches for choice in choices)
     names = expand_target_modules(model, [ALL_LINEAR])
@@ -255,7 +255,7 @@ def test_names_that_match_nothing_are_told_what_there_is() -> None:
 
 
 def test_a_model_without_linear_modules_says_so() -> None:
-    model = skeleton(AutoConfig.for_model("ibert"), 2)
+    model = meta_model(AutoConfig.for_model("ibert"), 2)
     with pytest.raises(ModelError, match="'all-linear', which matches nothing in this model; it has none"):
         check_target_modules(model, [ALL_LINEAR])
 

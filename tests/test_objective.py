@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from peft_core import runs, train
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.encoder import load_base, set_dropout
 from peft_core.errors import ConfigError
@@ -27,8 +27,9 @@ from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
 from peft_core.schedule import total_steps
+from peft_core.training.arguments import training_arguments
 from peft_core.training.batches import UnpaddedCollator
-from peft_core.training.trainer import RunTrainer, build_trainer, training_arguments
+from peft_core.training.trainer import RunTrainer, build_trainer
 
 
 class Gradients(TrainerCallback):
@@ -55,14 +56,14 @@ def gradients(settings: dict[str, Any], tmp_path: Path) -> Measure:
             {**settings, **small, "max_train_samples": sum(sizes), "warmup_steps": 0, **changes}
         )
         run = runs.create(tmp_path, config)
-        data = load_labelled_text(config)
+        data = load_labeled_splits(config)
         torch.manual_seed(0)
         base = load_base(config.model_name_or_path, None, data.label_names)
         set_dropout(base.model, 0.0)
         rows = encode(data.train, base.tokenizer, config.max_length, None)
         arguments = training_arguments(run, config, len(rows), curve=None, autocast=False)
         loss = task_loss(config, data.problem_type, data.train["label"][:], 2)
-        trainer = build_trainer(base.model, config, arguments, base.tokenizer, rows, None, loss, None)
+        trainer = build_trainer(base.model, config, arguments, base.tokenizer, rows, None, loss=loss)
         stops = np.cumsum(sizes).tolist()
         batches = [list(range(stop - size, stop)) for stop, size in zip(stops, sizes, strict=True)]
         trainer._loader = torch.utils.data.DataLoader(

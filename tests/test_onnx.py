@@ -30,9 +30,9 @@ from peft_core.export.onnx.graph import write_int8
 from peft_core.export.onnx.model import export_onnx
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 FILES = {
@@ -134,7 +134,7 @@ def test_stock_libraries_answer_in_a_fresh_process(each_task: Run) -> None:
 @pytest.mark.usefixtures("written_before")
 def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(own_export: Run) -> None:
     heard: list[float] = []
-    Decision(temperature=2.0, thresholds=(0.3, 0.7)).save(own_export, ("bad", "good"))
+    DecisionRule(temperature=2.0, thresholds=(0.3, 0.7)).save(own_export, ("bad", "good"))
     (own_export.onnx / "left over").touch()
     export_onnx(own_export.folder, 1, lambda share, what: heard.append(share))
     assert heard == sorted(heard)
@@ -149,12 +149,12 @@ def test_the_program_beside_the_model_answers_by_the_choice(
     several: bool, own_export: Run, exported_tasks: dict[str, Run], tmp_path: Path
 ) -> None:
     run = copy_of(exported_tasks["topics"], tmp_path) if several else own_export
-    classifier, rows = Classifier.read(run), judged_rows(run)
+    classifier, rows = Classifier.read(run), load_evaluation_rows(run)
     bounds = (0.3, 0.8, 0.6) if several else (0.2, 0.8)
     task = classifier.problem_type
-    sure = np.unique(Decision(4.0, bounds).confidence(rows.logits, task))
+    sure = np.unique(DecisionRule(4.0, bounds).confidence(rows.logits, task))
     middle = len(sure) // 2
-    rule = Decision(4.0, bounds, abstain_below=float(sure[middle - 1 : middle + 1].mean()))
+    rule = DecisionRule(4.0, bounds, abstain_below=float(sure[middle - 1 : middle + 1].mean()))
     rule.save(run, classifier.labels)
     decided, silent = rule.decide(rows.logits, task), rule.abstains(rows.logits, task)
     named = [
@@ -169,7 +169,7 @@ def test_the_program_beside_the_model_answers_by_the_choice(
 def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> None:
     labels = ("bad", "good")
     zips = []
-    for decision in (Decision(), Decision(abstain_below=0.6), Decision()):
+    for decision in (DecisionRule(), DecisionRule(abstain_below=0.6), DecisionRule()):
         decision.save(own_export, labels)
         with zipfile.ZipFile(zip_of(own_export, "onnx")) as archive:
             zips.append(set(archive.namelist()))
@@ -332,10 +332,10 @@ def test_a_prompt_is_exported_as_it_is(train_here: Callable[..., Run]) -> None:
 
 
 @pytest.mark.usefixtures("written_before")
-@pytest.mark.parametrize("rule", [Decision(2.0, (0.3, 0.7), 0.6), Decision()])
-def test_export_onnx_carries_the_rule_saved_meanwhile(rule: Decision, own_export: Run) -> None:
+@pytest.mark.parametrize("rule", [DecisionRule(2.0, (0.3, 0.7), 0.6), DecisionRule()])
+def test_export_onnx_carries_the_rule_saved_meanwhile(rule: DecisionRule, own_export: Run) -> None:
     """It kept the rule of its beginning: `adapter/` and `onnx/` answered differently."""
-    Decision(temperature=3.0).save(own_export, ("bad", "good"))
+    DecisionRule(temperature=3.0).save(own_export, ("bad", "good"))
 
     def save_rule(share: float, what: str) -> None:
         if what.startswith("In torch"):  # which follows the writing of the rule
@@ -343,7 +343,7 @@ def test_export_onnx_carries_the_rule_saved_meanwhile(rule: Decision, own_export
 
     export_onnx(own_export.folder, progress=save_rule)
     adapter, exported_rule = (folder / "decision.json" for folder in (own_export.adapter, own_export.onnx))
-    assert adapter.exists() == exported_rule.exists() == (rule != Decision())
+    assert adapter.exists() == exported_rule.exists() == (rule != DecisionRule())
     assert not adapter.exists() or adapter.read_bytes() == exported_rule.read_bytes()
     assert read_onnx_report(own_export) is not None
     own_export.verify(own_export.onnx)

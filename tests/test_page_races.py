@@ -31,7 +31,7 @@ def hold_up(owner, name):
     setattr(owner, name, held_up)
 
 hold_up(texts, "_examples")
-for name in ("judge_rule", "compare", "review", "inspect"):
+for name in ("evaluate_decision_rule", "compare", "review", "inspect"):
     hold_up(Workbench, name)
 hold_up(Worker, "stream")
 run = Worker.run
@@ -77,12 +77,12 @@ def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
     table = page.get_by_test_id("trust")
     expect(table).to_contain_text("60 test rows", timeout=60_000)
     judged = table.inner_html()
-    (held_up / "judge_rule").touch()
+    (held_up / "evaluate_decision_rule").touch()
     fill(page, "#abstain input", "0.6")
     page.locator("#abstain input").press("Tab")
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
-    (held_up / "judge_rule").unlink()
+    (held_up / "evaluate_decision_rule").unlink()
     has_changed = "(before) => document.querySelector('[data-testid=trust]').outerHTML !== before"
     page.wait_for_function(has_changed, arg=judged)
     wait_for_answers(page)
@@ -96,7 +96,7 @@ def test_edit_clears_the_confirmation_before_it_is_judged(
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
-    (held_up / "judge_rule").touch()
+    (held_up / "evaluate_decision_rule").touch()
     fill(page, "#abstain input", "0.3")
     expect(page.locator("#rule-said")).not_to_contain_text("Saved")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft_core.config import TrainConfig
 from peft_core.data.columns import SINGLE
 from peft_core.data.inspection import inspect
-from peft_core.data.labelled import LabelledText, load_labelled_text
+from peft_core.data.labelled import LabeledSplits, load_labeled_splits
 from peft_core.data.pairs import BOTH, FIRST, PAIR, group_pairs, group_strata
 from peft_core.data.splits import hold_out
 from peft_core.data.text_keys import pair_key, text_key
@@ -25,13 +25,13 @@ def write(path: Path, rows: list[tuple[str, str, str]]) -> Path:
     return path
 
 
-def texts_of(data: LabelledText, column: str) -> list[set[str]]:
+def texts_of(data: LabeledSplits, column: str) -> list[set[str]]:
     """The texts of training, validation and test rows."""
     return [set(map(text_key, rows[column][:])) for rows in (data.train, data.validation, data.eval)]
 
 
-def load(path: Path, **changes: object) -> LabelledText:
-    return load_labelled_text(dataclasses.replace(TrainConfig(), dataset_name=str(path), **changes))
+def load(path: Path, **changes: object) -> LabeledSplits:
+    return load_labeled_splits(dataclasses.replace(TrainConfig(), dataset_name=str(path), **changes))
 
 
 @quick

@@ -9,7 +9,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from peft_core.access.address import CLIENT_ADDRESS, network_of
-from peft_core.access.passwords import FORGOTTEN_AFTER, MOST_SECONDS, Credentials, Login
+from peft_core.access.passwords import MAX_WAIT_SECONDS, RESET_SECONDS, Credentials, Login
 from peft_core.errors import ConfigError
 
 RIGHT = ("me", "pässwörd:1")
@@ -59,7 +59,7 @@ def test_wait_doubles_with_each_wrong_password_up_to_its_limit() -> None:
         attempt(door, "me", "wrong")
     assert clock.waits == [0, 0, 0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
     assert attempt(door, *RIGHT)
-    assert clock.waits[-1] == MOST_SECONDS
+    assert clock.waits[-1] == MAX_WAIT_SECONDS
     attempt(door, "me", "wrong")
     assert clock.waits[-1] == 0  # the right one ends the count
 
@@ -69,7 +69,7 @@ def test_wrong_passwords_are_forgotten_after_an_hour() -> None:
     door = login(clock)
     for _ in range(8):
         attempt(door, "me", "wrong")
-    clock.now += FORGOTTEN_AFTER + 1
+    clock.now += RESET_SECONDS + 1
     attempt(door, "me", "wrong")
     assert clock.waits[-1] == 0
 
@@ -80,11 +80,11 @@ def test_account_is_guarded_against_guesses_from_many_addresses() -> None:
     assert attempt(door, *RIGHT, "198.51.100.1")
     for number in range(40):
         attempt(door, "me", "wrong", f"192.0.2.{number}")
-    assert clock.waits[-1] == MOST_SECONDS
+    assert clock.waits[-1] == MAX_WAIT_SECONDS
     assert attempt(door, *RIGHT, "198.51.100.1")
     assert clock.waits[-1] == 0  # it has logged in before
     assert attempt(door, *RIGHT, "198.51.100.2")
-    assert clock.waits[-1] == MOST_SECONDS
+    assert clock.waits[-1] == MAX_WAIT_SECONDS
 
 
 def test_addresses_of_one_ipv6_network_count_as_one() -> None:

@@ -65,7 +65,7 @@ def test_cost_strip_shows_the_forecast_of_time_and_memory() -> None:
 )
 def test_running_shows_where_a_run_waits(place: int | None, seconds: float | None, words: str) -> None:
     state = {"status": "SCHEDULED", "run_id": "a-run", "queue_place": place, "queue_seconds": seconds}
-    assert words in pieces.running(state)
+    assert words in pieces.run_progress(state)
 
 
 @pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
@@ -101,17 +101,17 @@ def test_what_is_not_w_plus_b_a_is_not_drawn_so(changes: dict[str, Any]) -> None
 
 def test_a_method_in_a_few_words() -> None:
     settings = TrainConfig().to_dict()
-    assert pieces.method_words(settings) == "LoRA r 8 · query value"
-    assert pieces.method_words({**settings, "method": "head_only"}) == "Head only"
+    assert pieces.describe_method(settings) == "LoRA r 8 · query value"
+    assert pieces.describe_method({**settings, "method": "head_only"}) == "Head only"
 
 
 def test_progress_of_a_run_in_words() -> None:
-    waiting = pieces.running({"run_id": "a", "status": "SCHEDULED"})
+    waiting = pieces.run_progress({"run_id": "a", "status": "SCHEDULED"})
     assert "Waiting" in waiting
-    starting = pieces.running({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
+    starting = pieces.run_progress({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
     assert "reading the data" in starting
     state = {"run_id": "a", "status": "RUNNING", "stage": "training", "step": 50, "max_steps": 200}
-    training = pieces.running({**state, "eta": 90, "tokens_per_second": 2400})
+    training = pieces.run_progress({**state, "eta": 90, "tokens_per_second": 2400})
     for words in ("step 50 of 200", "1 min 30 s left", "2,400 tokens/s", 'aria-valuenow="25"'):
         assert words in training
 
@@ -169,7 +169,7 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
     drawn = [
         pieces.message(SCRIPT),
         pieces.lora_picture(8, 2, SCRIPT, (8, 8)),
-        pieces.running({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
+        pieces.run_progress({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
         cards.result_card({**description, "run_id": SCRIPT, "result": result}),
         cards.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
         cards.result_card({**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}),

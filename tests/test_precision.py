@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from peft_core.inference import precision, tables
-from peft_core.inference.precision import quicker
+from peft_core.inference.precision import optimize_for_inference
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, predict_file
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 
 @pytest.fixture
 def gaining(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which bfloat16 pays, however small the model."""
-    monkeypatch.setattr(precision, "gains_by_half", lambda device: True)
-    monkeypatch.setattr(precision, "GAIN", 0.0)
+    monkeypatch.setattr(precision, "is_bfloat16_faster", lambda device: True)
+    monkeypatch.setattr(precision, "MIN_SPEEDUP", 0.0)
 
 
 @pytest.mark.usefixtures("gaining")
@@ -33,9 +33,9 @@ def test_every_family_answers_the_same_in_half(
 ) -> None:
     monkeypatch.setattr(precision, "HALF_DIFFERENCE", 0.2)  # a random model gives all texts much the same
     run = family_runs[family]
-    given, texts = Predictor(run.folder), judged_rows(run).texts
+    given, texts = Predictor(run.folder), load_evaluation_rows(run).texts
     before, weights = given.logits(texts), copy.deepcopy(given.model.state_dict())
-    fast, form = quicker(given, texts)
+    fast, form = optimize_for_inference(given, texts)
     assert (form["dtype"], form["merged"], form["rows"]) == ("bfloat16", True, len(texts))
     assert next(fast.model.base_model.parameters()).dtype == torch.bfloat16
     difference = np.abs(fast.logits(texts) - before).max()
@@ -46,14 +46,15 @@ def test_every_family_answers_the_same_in_half(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("GAIN", 1e9), ("HALF_DIFFERENCE", 0.0), ("gains_by_half", lambda device: False)]
+    ("name", "value"),
+    [("MIN_SPEEDUP", 1e9), ("HALF_DIFFERENCE", 0.0), ("is_bfloat16_faster", lambda device: False)],
 )
 def test_it_stays_in_float32_where_nothing_is_gained_or_the_logits_move(
     name: str, value: object, gaining: None, monkeypatch: pytest.MonkeyPatch, finished_run: Run
 ) -> None:
     monkeypatch.setattr(precision, name, value)
-    given, texts = Predictor(finished_run.folder), judged_rows(finished_run).texts
-    fast, form = quicker(given, texts)
+    given, texts = Predictor(finished_run.folder), load_evaluation_rows(finished_run).texts
+    fast, form = optimize_for_inference(given, texts)
     assert form == {"merged": True, "dtype": "float32"}
     assert np.abs(fast.logits(texts) - given.logits(texts)).max() <= 1e-5
     assert not hasattr(fast.model, "peft_config") and hasattr(given.model, "peft_config")
@@ -64,19 +65,22 @@ def test_what_cannot_be_merged_or_is_quantised_or_stands_in_is_left_as_it_is(
     train_here: Callable[..., Run],
 ) -> None:
     prompt = train_here(method="prompt_tuning", num_train_epochs=0.2)
-    texts = judged_rows(prompt).texts
-    assert quicker(Predictor(prompt.folder), texts)[1]["merged"] is False
+    texts = load_evaluation_rows(prompt).texts
+    assert optimize_for_inference(Predictor(prompt.folder), texts)[1]["merged"] is False
     rounded = Predictor(train_here(load_in_bits=8, num_train_epochs=0.2).folder)
-    assert quicker(rounded, texts) == (rounded, {"merged": False, "dtype": "float32"})
+    assert optimize_for_inference(rounded, texts) == (rounded, {"merged": False, "dtype": "float32"})
     probe = Predictor(prompt.folder, "base")
-    assert probe.standing_in and quicker(probe, texts) == (probe, {"merged": False, "dtype": "float32"})
+    assert probe.fallback_note and optimize_for_inference(probe, texts) == (
+        probe,
+        {"merged": False, "dtype": "float32"},
+    )
 
 
 @pytest.mark.usefixtures("gaining")
 def test_numbers_and_several_labels_too(topics: Run, stars: Run) -> None:
     for run in (topics, stars):
-        given, texts = Predictor(run.folder), judged_rows(run).texts
-        fast, form = quicker(given, texts)
+        given, texts = Predictor(run.folder), load_evaluation_rows(run).texts
+        fast, form = optimize_for_inference(given, texts)
         assert form["dtype"] == "bfloat16"
         assert np.abs(fast.logits(texts) - given.logits(texts)).max() <= 0.05 * given.logits(texts).std()
 
@@ -85,8 +89,8 @@ def test_numbers_and_several_labels_too(topics: Run, stars: Run) -> None:
 def test_a_long_file_is_answered_by_it_unless_float32_is_asked_for(
     own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "WORTH_IT", 40)
-    texts = judged_rows(own_run).texts
+    monkeypatch.setattr(tables, "MIN_ROWS", 40)
+    texts = load_evaluation_rows(own_run).texts
     path = tmp_path / "many.csv"
     pd.DataFrame({"review": [*texts, "", *texts]}).to_csv(path, index=False)
     given = Predictor(own_run.folder)

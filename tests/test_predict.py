@@ -15,7 +15,7 @@ from run_files import change_json
 from tiny import make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
-from peft_core.data.labelled import cut
+from peft_core.data.labelled import truncate_text
 from peft_core.errors import DataError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.predictor import Predictor, check_texts
@@ -97,7 +97,7 @@ def test_a_text_that_is_empty_gets_one_sentence(text: object, finished_run: Run)
 def test_a_cut_text_keeps_what_the_model_would_read(finished_run: Run) -> None:
     text = "word " * 100_000
     predictor = Predictor(finished_run.folder)
-    assert len(cut(text, 64)) < len(text)
+    assert len(truncate_text(text, 64)) < len(text)
     assert np.array_equal(predictor.logits([text]), predictor.logits([text[:50_000]]))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL, TrainConfig
 from peft_core.counts import describe_model
-from peft_core.encoder import max_input_length, model_config, skeleton
+from peft_core.encoder import max_input_length, meta_model, model_config
 from peft_core.modules import check_target_modules
 from peft_core.presets import (
     DATASETS,
@@ -48,7 +48,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_preset_models_are_as_large_and_as_long_as_published_without_a_network(name: str) -> None:
-    preset, model = MODELS[name], skeleton(model_config(name), num_labels=2)
+    preset, model = MODELS[name], meta_model(model_config(name), num_labels=2)
     check_target_modules(model, preset.target_modules)
     encoder = sum(p.numel() for p in model.base_model.parameters())
     published, source = PUBLISHED[name]
@@ -61,15 +61,15 @@ def test_the_embedding_of_deberta_v3_is_the_published_one() -> None:
     """98 M of DeBERTa-v3 are its vocabulary's vectors, says its model card."""
     config = model_config("microsoft/deberta-v3-base")
     assert config.vocab_size * config.hidden_size == 98_380_800
-    relative = skeleton(config, 2).deberta.encoder.rel_embeddings.weight.shape
+    relative = meta_model(config, 2).deberta.encoder.rel_embeddings.weight.shape
     assert tuple(relative) == (2 * 256, 768)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_presets_say_what_they_are_good_for_in_one_line(name: str) -> None:
     preset = MODELS[name]
-    assert preset.licence in ("Apache-2.0", "MIT", "")
-    assert preset.good_for.endswith(".") and len(preset.good_for) <= 90
+    assert preset.license in ("Apache-2.0", "MIT", "")
+    assert preset.description.endswith(".") and len(preset.description) <= 90
 
 
 def test_what_a_preset_brings_is_told_before_a_run() -> None:

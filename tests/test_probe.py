@@ -13,7 +13,7 @@ from peft_core.config import TrainConfig
 from peft_core.inference import probe
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.probe import PROBE_FILE, fit_linear
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 from peft_core.train import train
 
@@ -21,7 +21,7 @@ from peft_core.train import train
 def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> None:
     predictor = Predictor(own_run.folder, "base")
     assert not predictor.shows_baseline
-    rows = judged_rows(own_run)
+    rows = load_evaluation_rows(own_run)
     logits = predictor.logits(rows.texts)
     assert logits.shape == (len(rows), 2)
     assert (logits.argmax(-1) == rows.labels).mean() >= 0.9
@@ -31,7 +31,7 @@ def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> N
 
 
 def test_it_is_fitted_once_and_again_if_its_file_is_damaged(own_run: Run) -> None:
-    texts = judged_rows(own_run).texts
+    texts = load_evaluation_rows(own_run).texts
     first = Predictor(own_run.folder, "base").logits(texts)
     path = own_run.folder / PROBE_FILE
     written = path.stat().st_mtime_ns
@@ -49,7 +49,7 @@ def test_probe_of_the_same_rows_and_base_is_fitted_once_for_all_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    texts = judged_rows(own_run).texts
+    texts = load_evaluation_rows(own_run).texts
     first = Predictor(own_run.folder, "base").logits(texts)
     fitted = []
     fit = probe._fit

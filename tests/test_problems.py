@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, joined, label_flips, scores
+from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, join_labels, label_flips, scores
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [-800.0, 800.0, 0.0], [-0.1, -0.2, -0.3]], dtype=np.float32)
 
@@ -34,5 +34,5 @@ def test_a_row_flips_where_its_decision_does() -> None:
 
 
 def test_several_labels_as_words() -> None:
-    assert joined(["a", "b"]) == "a, b"
-    assert joined([]) == "no label"
+    assert join_labels(["a", "b"]) == "a, b"
+    assert join_labels([]) == "no label"

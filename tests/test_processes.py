@@ -1,5 +1,6 @@
 """Two processes train one run: equal shares, one folder, and a stop that both hear."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_both_stop_and_a_killed_leader_ends_both_and_continue_ends_with_the_same
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_log_to_stdout_writes_messages_without_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+    package = logging.getLogger("peft_core")
+    handlers, level = [*package.handlers], package.level
+    try:
+        train.log_to_stdout()
+        logging.getLogger("peft_core.training.speedups").info("dtype stays as it is: %s", "it fails")
+    finally:
+        package.handlers[:] = handlers
+        package.setLevel(level)
+    assert capsys.readouterr().out == "dtype stays as it is: it fails\n"
 
 
 def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from processes import answer, python
 from run_files import reseal
 
 from peft_core.errors import RunError
-from peft_core.export.hub.account import hub_in_words
+from peft_core.export.hub.account import translate_hub_errors
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 TOKEN, BASE = "hf_AliceMayWriteHere", "someone/tiny-base"
@@ -152,7 +152,7 @@ def refused(case: dict[str, Any], *words: str) -> None:
 
 def expected_answers(run: Run) -> list[Any]:
     """What the run's decision says of its test rows, as the card's code tells it."""
-    rows, decision, classifier = judged_rows(run), Decision.read(run), Classifier.read(run)
+    rows, decision, classifier = load_evaluation_rows(run), DecisionRule.read(run), Classifier.read(run)
     task, labels = classifier.problem_type, classifier.labels
     decided = decision.decide(rows.logits, task)
     if task == REGRESSION:
@@ -184,11 +184,11 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
         "head-only": (of_the_hub(head_only, hub, tmp_path), "adapter"),
         "private": (plain, "adapter"),
     }
-    chosen = Decision(temperature=2.5, thresholds=(0.8, 0.2))
-    sure = np.sort(chosen.confidence(judged_rows(plain).logits, SINGLE))
+    chosen = DecisionRule(temperature=2.5, thresholds=(0.8, 0.2))
+    sure = np.sort(chosen.confidence(load_evaluation_rows(plain).logits, SINGLE))
     middle = float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())
-    Decision(2.5, (0.8, 0.2), middle).save(runs["decided"][0], ("bad", "good"))
-    Decision(0.5, (0.3, 0.5, 0.7)).save(runs["topics"][0], Classifier.read(topics).labels)
+    DecisionRule(2.5, (0.8, 0.2), middle).save(runs["decided"][0], ("bad", "good"))
+    DecisionRule(0.5, (0.3, 0.5, 0.7)).save(runs["topics"][0], Classifier.read(topics).labels)
     calls = [
         call(run, f"alice/{name}", kind, private=name == "private") for name, (run, kind) in runs.items()
     ]
@@ -202,7 +202,7 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
     for name, (run, _) in runs.items():
         found = loaded[f"alice/{name}"]
         assert not found["libraries"], "stock libraries alone"
-        assert np.abs(np.array(found["logits"]) - judged_rows(run).logits).max() <= 1e-5, name
+        assert np.abs(np.array(found["logits"]) - load_evaluation_rows(run).logits).max() <= 1e-5, name
         assert found["answers"] == expected_answers(run), name
     assert loaded["alice/decided"]["answers"].count(None) == len(sure) // 2, "the less sure half"
 
@@ -375,7 +375,7 @@ def test_without_a_network_it_says_so(endpoint: str, finished_run: Run, tmp_path
 def test_a_full_disk_does_not_matter(hub: WritableHub, client: Client, finished_run: Run) -> None:
     assert "value" in client.push(finished_run, "adapter", "alice/x", full_disk=True)
     assert hub.exists("alice/x")
-    with pytest.raises(RunError, match="The disk is full"), hub_in_words("alice/x"):
+    with pytest.raises(RunError, match="The disk is full"), translate_hub_errors("alice/x"):
         raise OSError(errno.ENOSPC, "No space left on device")  # as a client that keeps files may say
 
 

@@ -15,7 +15,7 @@ from peft_core.errors import ConfigError, ModelError
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
 from peft_core.pictures.pieces import certificate
-from peft_core.rows import judged_texts
+from peft_core.rows import load_evaluation_texts
 from peft_core.runs import Run
 
 
@@ -35,7 +35,7 @@ def test_an_adapter_over_a_quantised_base_merges_into_the_original(
     proof = merge(run.folder)
     assert proof.holds and proof.max_logit_diff_reloaded <= 1e-5
     assert proof.trained_in_bits == bits
-    texts, _ = judged_texts(run)
+    texts, _ = load_evaluation_texts(run)
     adapter, merged = (Predictor(run.folder, variant).logits(texts) for variant in ("adapter", "merged"))
     moved = np.abs(adapter - merged).max()
     assert moved > 1e-4  # rounded weights are other weights

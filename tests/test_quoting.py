@@ -162,7 +162,7 @@ def test_quoted_cell_of_several_lines_in_a_tsv_stays_one(cell: str, tmp_path: Pa
 def test_file_larger_than_one_to_train_on_is_judged_by_its_first_megabyte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MOST_WHOLE", 1000)
+    monkeypatch.setattr(streams, "MAX_FILE_BYTES", 1000)
     path = write(tmp_path, f'text,label\n{MEGABYTE}"open,"y"\n')
     with pytest.raises(DataError, match="row 20002: a quotation mark"):
         list(open_rows(path).chunks())

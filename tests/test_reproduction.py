@@ -22,7 +22,7 @@ from tiny import make_tiny_bert, make_yelp_parquet
 from peft_core import runs
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import DataError, RunError
-from peft_core.export.script.compose import SCRIPT_FILE, copied_part
+from peft_core.export.script.compose import SCRIPT_FILE, partial_script
 from peft_core.export.script.reproduction import reproduction_zip, save_rows, script_of
 from peft_core.presets import RECIPES, embedded_model_folder, embedded_reviews_file
 from peft_core.runs import KILLED, Run
@@ -38,7 +38,7 @@ import importlib.util, json, runpy, sys
 from pathlib import Path
 
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.encoder import load_base
 from peft_core.export.script.facts import ModelFacts, RunFacts
@@ -47,7 +47,7 @@ from peft_core.export.script.data import rows_come_from
 
 def case(settings):
     config = TrainConfig.from_dict(settings)
-    data = load_labelled_text(config)
+    data = load_labeled_splits(config)
     base = load_base(config.model_name_or_path, config.revision, data.label_names)
     model = ModelFacts(data.label_names, untrained=base.untrained, steps=1, revision=base.source.commit)
     facts = RunFacts(model, data.record, "text_pair" in data.train.column_names, {}, 1)
@@ -232,7 +232,7 @@ def test_the_copied_part_trains_on_rows_that_stand_ready(
 ) -> None:
     config = TrainConfig.from_dict({**finished_run.config().to_dict(), **changes})
     ready = script_of(finished_run).split("# ---- The method ----")[0]
-    text = f"{ready}\n{copied_part(config, labels=('bad', 'good'))}"
+    text = f"{ready}\n{partial_script(config, labels=('bad', 'good'))}"
     (tmp_path / "part.py").write_text(text, encoding="utf-8")
     save_rows(finished_run, tmp_path)
     found = run_text(tmp_path / "part.py")

@@ -13,8 +13,8 @@ from run_files import change_json, reseal
 from task_runs import TOPICS
 
 from peft_core.errors import ConfigError, RunError
-from peft_core.inference.decision import Decision
-from peft_core.inference.review import Judged, hardest, search_rows
+from peft_core.inference.decision import DecisionRule
+from peft_core.inference.review import Evaluation, hardest, search_rows
 from peft_core.inference.suspects import suspected_labels
 from peft_core.problems import NO_LABEL
 from peft_core.runs import Run
@@ -62,12 +62,12 @@ def test_the_hardest_rows_are_the_wrong_ones_by_their_loss(flipped: Run) -> None
     assert rows[0]["confidence"] == pytest.approx(1 / (1 + np.exp(-8.21)))
     assert f"The model says {rows[0]['predicted']} (above 99.9 %)" in rows[0]["reason"]
     assert json.loads(json.dumps(rows)) == rows
-    assert numbers(hardest(flipped, most=2)) == [22, 11]
+    assert numbers(hardest(flipped, max_rows=2)) == [22, 11]
 
 
 def test_rows_are_judged_at_the_temperature_and_thresholds_chosen(flipped: Run) -> None:
     before = hardest(flipped)[0]
-    decision = Decision(temperature=4.0, thresholds=(0.02, 0.98))
+    decision = DecisionRule(temperature=4.0, thresholds=(0.02, 0.98))
     decision.save(flipped, ("bad", "good"))
     after = hardest(flipped)
     assert after[0]["loss"] < before["loss"]
@@ -81,7 +81,7 @@ def test_the_largest_errors_of_numbers(stars: Run, tmp_path: Path) -> None:
         rows.loc[5, "label"] += 40
         return rows
 
-    rows = hardest(changed(stars, tmp_path, far), most=3)
+    rows = hardest(changed(stars, tmp_path, far), max_rows=3)
     assert rows[0]["row"] == 6
     assert rows[0]["reason"].endswith("too low.")
     assert rows[0]["loss"] == pytest.approx(
@@ -145,7 +145,7 @@ def test_search_minds_neither_case_nor_accents(
 def test_rows_are_filtered_and_paged(flipped: Run) -> None:
     frame = pd.read_parquet(flipped.evaluation)
     assert search_rows(flipped)["total"] == len(frame) == 40
-    bad = search_rows(flipped, true="bad", most=500)
+    bad = search_rows(flipped, true="bad", max_rows=500)
     assert numbers(bad["rows"]) == (np.flatnonzero(frame.label == 0) + 1).tolist()
     wrong = search_rows(flipped, only_wrong=True)
     assert numbers(wrong["rows"]) == [4, 11, 22]
@@ -153,9 +153,9 @@ def test_rows_are_filtered_and_paged(flipped: Run) -> None:
     mixed = search_rows(flipped, true="good", predicted="bad")
     assert all(row["wrong"] and row["reason"] for row in mixed["rows"])
     assert search_rows(flipped)["rows"][0]["reason"] == ""
-    pages = [numbers(search_rows(flipped, start=start, most=15)["rows"]) for start in (0, 15, 30, 45)]
+    pages = [numbers(search_rows(flipped, start=start, max_rows=15)["rows"]) for start in (0, 15, 30, 45)]
     assert sum(pages, []) == list(range(1, 41)) and pages[-1] == []
-    assert numbers(search_rows(flipped, start=-5, most=0)["rows"]) == [1]
+    assert numbers(search_rows(flipped, start=-5, max_rows=0)["rows"]) == [1]
 
 
 def test_several_labels_and_pairs_are_searched(topics: Run, pairs: Run) -> None:
@@ -186,7 +186,7 @@ def test_turned_labels_are_suspected(flipped: Run) -> None:
     assert rows[0]["quality"] == min(row["quality"] for row in rows) < 0.001
     assert rows[0]["reason"].startswith(f"Labelled {rows[0]['true']} (below 0.1 %)")
     assert json.loads(json.dumps(rows)) == rows
-    assert len(suspected_labels(flipped, most=1)) == 1
+    assert len(suspected_labels(flipped, max_rows=1)) == 1
     assert not multiprocessing.active_children()
 
 
@@ -251,12 +251,12 @@ def test_equal_numbers_are_no_fault(stars: Run, tmp_path: Path) -> None:
 
 
 def test_a_loss_beyond_any_probability_still_ranks(flipped: Run) -> None:
-    judged = Judged.read(flipped)
-    extreme = Judged(
+    judged = Evaluation.read(flipped)
+    extreme = Evaluation(
         type(judged.rows)(judged.rows.texts, None, judged.rows.labels, judged.rows.logits * 1000),
         judged.labels,
         judged.problem_type,
-        judged.decision,
+        judged.decision_rule,
     )
     assert np.isfinite(extreme.loss).all()
     assert np.argsort(-extreme.loss)[:3].tolist() == [21, 10, 3]

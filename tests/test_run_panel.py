@@ -9,7 +9,7 @@ import pytest
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.runs import FINISHED, KILLED, RunInTraining
-from peft_core.ui.run_panel import Glance, RunPanel, build_run_panel, glance, updates
+from peft_core.ui.run_panel import RunPanel, RunSnapshot, build_run_panel, poll, updates
 from peft_core.workbench import Workbench
 
 NOTHING = ("", "")
@@ -39,56 +39,56 @@ def run(workbench: Workbench) -> Iterator[RunInTraining]:
 def test_a_look_sends_what_moved_and_nothing_twice(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
-    def look(held: tuple[str, str]) -> Glance:
-        return glance(panel, workbench, run.run_id, held)
+    def poll_again(last_progress: tuple[str, str]) -> RunSnapshot:
+        return poll(panel, workbench, run.run_id, last_progress)
 
-    first = look(NOTHING)
-    assert set(first.moved) == {panel.card, panel.loss, panel.metric}
-    assert look(first.holds) == Glance(first.stands, first.holds)
+    first = poll_again(NOTHING)
+    assert set(first.updates) == {panel.card, panel.loss, panel.metric}
+    assert poll_again(first.progress) == RunSnapshot(first.signature, first.progress)
 
     run.update(step=8, eta=8.0)
-    later = look(first.holds)
-    assert set(later.moved) == {panel.card} and "step 8" in later.moved[panel.card]["value"]
+    later = poll_again(first.progress)
+    assert set(later.updates) == {panel.card} and "step 8" in later.updates[panel.card]["value"]
     run.log_metrics({"step": 8, "loss": 0.6})
-    last = look(later.holds)
-    assert set(last.moved) == {panel.loss, panel.metric}
-    assert first.stands == later.stands == last.stands
+    last = poll_again(later.progress)
+    assert set(last.updates) == {panel.loss, panel.metric}
+    assert first.signature == later.signature == last.signature
 
 
 def test_a_run_that_stands_otherwise_is_told_from_one_that_moves(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
-    seen = [glance(panel, workbench, run.run_id, NOTHING).stands]
+    seen = [poll(panel, workbench, run.run_id, NOTHING).signature]
     run.request_stop()
-    seen.append(glance(panel, workbench, run.run_id, NOTHING).stands)
+    seen.append(poll(panel, workbench, run.run_id, NOTHING).signature)
     for status in (KILLED, FINISHED):
         run.update(status=status)
-        ended = glance(panel, workbench, run.run_id, NOTHING)
-        assert panel.card not in ended.moved, "the result's card belongs to `updates`"
-        seen.append(ended.stands)
+        ended = poll(panel, workbench, run.run_id, NOTHING)
+        assert panel.card not in ended.updates, "the result's card belongs to `updates`"
+        seen.append(ended.signature)
     assert len(set(seen)) == 4
 
 
 def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
-    late = glance(panel, workbench, run.run_id, NOTHING)
+    late = poll(panel, workbench, run.run_id, NOTHING)
     run.update(status=KILLED)
-    ended = glance(panel, workbench, run.run_id, late.holds)
-    assert "progressbar" in late.moved[panel.card]["value"]
-    assert "progressbar" not in ended.moved[panel.card]["value"]
+    ended = poll(panel, workbench, run.run_id, late.progress)
+    assert "progressbar" in late.updates[panel.card]["value"]
+    assert "progressbar" not in ended.updates[panel.card]["value"]
 
 
 def test_a_run_with_its_first_point_stands_otherwise(panel: RunPanel, workbench: Workbench) -> None:
     run = RunInTraining(runs.create(workbench.runs_dir, TrainConfig()).folder)
-    before = glance(panel, workbench, run.run_id, NOTHING)
-    assert panel.loss not in before.moved
+    before = poll(panel, workbench, run.run_id, NOTHING)
+    assert panel.loss not in before.updates
     assert updates(panel, workbench, run.run_id)[panel.curves]["visible"] is False
     run.log_metrics({"step": 1, "loss": 0.7})
-    assert glance(panel, workbench, run.run_id, before.holds).stands != before.stands
+    assert poll(panel, workbench, run.run_id, before.progress).signature != before.signature
     assert updates(panel, workbench, run.run_id)[panel.curves]["visible"] is True
 
 
 def test_no_run_and_a_lost_one(panel: RunPanel, workbench: Workbench) -> None:
-    assert glance(panel, workbench, None, NOTHING) == Glance()
-    assert "there is no run" in glance(panel, workbench, "gone-r8-000000", NOTHING).stands.lower()
+    assert poll(panel, workbench, None, NOTHING) == RunSnapshot()
+    assert "there is no run" in poll(panel, workbench, "gone-r8-000000", NOTHING).signature.lower()

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.encoder import load_base
-from peft_core.export.script.compose import copied_part, training_script
+from peft_core.export.script.compose import partial_script, training_script
 from peft_core.export.script.data import rows_come_from
 from peft_core.export.script.facts import ModelFacts, RunFacts
 from peft_core.export.script.model import base_lines, load_block, method_block
@@ -27,9 +27,9 @@ from peft_core.export.script.source import imports_of
 from peft_core.heads import HeadChange
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.methods import METHODS, unworkable_on
+from peft_core.methods import METHODS, find_model_conflict
 from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 from peft_core.schedule import total_steps
 
@@ -91,7 +91,7 @@ def test_every_method_is_put_on_the_model_as_the_run_does(family: str, known: bo
     for case, changes in CASES.items():
         own = {"target_modules": TARGETS.get(family, ["query", "value"]), **SMALL, **changes}
         config = TrainConfig.from_dict({"model_name_or_path": str(folder), **own})
-        if unworkable_on(config.to_dict(), family):
+        if find_model_conflict(config.to_dict(), family):
             continue
         base = load_base(str(folder), None, ("bad", "good"))
         wanted = apply_method(base.model, config, base.untrained, base=base.source, steps=20)
@@ -202,7 +202,7 @@ def test_what_a_script_merges_is_what_it_trained(
     run_script(run, tmp_path / "script")
     folder = tmp_path / "script" / "output" / "merged"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    rows = judged_rows(run)
+    rows = load_evaluation_rows(run)
     logits = batched_logits(model, AutoTokenizer.from_pretrained(folder), rows.texts, 64)
     assert np.abs(logits - rows.logits).max() < 1e-5
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -268,7 +268,7 @@ def everywhere(name: str) -> list[str]:
         facts = hand_made(config, (name, name + "x"), record=record, feedforward=(name,), **model)
         texts += [
             training_script(config, facts),
-            copied_part(config, labels=(name,), feedforward_modules=(name,)),
+            partial_script(config, labels=(name,), feedforward_modules=(name,)),
         ]
     return texts
 
@@ -311,7 +311,7 @@ def test_every_script_passes_the_linter(tmp_path: Path) -> None:
         for task in (SINGLE, MULTI, REGRESSION):
             labels = ("value",) if task == REGRESSION else ("bad", "good")
             facts = hand_made(config, labels, problem_type=task, text_pair=task == MULTI)
-            texts = [training_script(config, facts), copied_part(config, labels=labels, problem_type=task)]
+            texts = [training_script(config, facts), partial_script(config, labels=labels, problem_type=task)]
             for kind, text in zip(("script", "part"), texts, strict=True):
                 (tmp_path / f"{place}-{task[:6]}-{kind}.py").write_text(text, encoding="utf-8")
                 assert "peft_core" not in text, case

@@ -13,7 +13,7 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.ui.page import build_page
 from peft_core.ui.requests import MOST_UNREAD, pending_sessions
-from peft_core.ui.train import IDLE_TICK, TICK, _seconds_between_looks
+from peft_core.ui.train import IDLE_POLL_SECONDS, POLL_SECONDS, _poll_seconds
 from peft_core.workbench import Workbench
 
 
@@ -33,10 +33,10 @@ def test_session_keeps_no_value_that_was_typed(tmp_path: Path) -> None:
 def test_page_looks_each_second_while_its_run_moves(public: bool, tmp_path: Path) -> None:
     workbench = Workbench.open(tmp_path / "runs", public=public)
     run = runs.create(workbench.runs_dir, TrainConfig())
-    assert _seconds_between_looks(workbench, run.run_id) == TICK
+    assert _poll_seconds(workbench, run.run_id) == POLL_SECONDS
     run.update(status="KILLED")
     for run_id in (run.run_id, None, "no-run"):
-        assert _seconds_between_looks(workbench, run_id) == (IDLE_TICK if public else TICK)
+        assert _poll_seconds(workbench, run_id) == (IDLE_POLL_SECONDS if public else POLL_SECONDS)
 
 
 def test_messages_that_nobody_fetches_are_forgotten_but_for_the_newest_answers() -> None:

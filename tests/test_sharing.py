@@ -61,18 +61,18 @@ def test_the_longest_unused_model_goes_when_memory_is_short() -> None:
     def load(name: str) -> Callable[[], SimpleNamespace]:
         return lambda: SimpleNamespace(name=name, model=torch.nn.Linear(10, 10, bias=False))
 
-    cache = ModelCache(most_bytes=2 * 400)
+    cache = ModelCache(max_bytes=2 * 400)
     first = cache.get("a", 1, load("a"))
     cache.get("b", 1, load("b"))
     assert cache.get("a", 1, load("new")) is first
     cache.get("c", 1, load("c"))
-    assert len(cache) == 2 and cache.held_bytes() == 800
+    assert len(cache) == 2 and cache.memory_bytes() == 800
     assert cache.get("a", 1, load("new")) is first
     assert cache.get("b", 1, load("anew")).name == "anew"
 
 
 def test_a_model_whose_files_were_written_anew_takes_the_place_of_the_old() -> None:
-    cache = ModelCache(most_bytes=1000)
+    cache = ModelCache(max_bytes=1000)
     old = weakref.ref(cache.get("a", 1, lambda: SimpleNamespace(model=torch.nn.Linear(2, 2))).model)
 
     def load() -> SimpleNamespace:

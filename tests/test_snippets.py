@@ -21,7 +21,7 @@ from processes import ROOT
 from peft_core.access.visitors import TOKEN_HEADER, TOKEN_STORAGE_KEY, new_token, sha256_of
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
-from peft_core.export.snippets import SHORT, ApiAccess, snippets, train_snippets
+from peft_core.export.snippets import LINE_LENGTH, ApiAccess, snippets, train_snippets
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
 
@@ -192,7 +192,7 @@ def test_code_with_token_begins_with_what_the_token_is() -> None:
     texts = train_snippets(ApiAccess(URL, token=True), {})
     for name in ("python", "curl"):
         comment = [line for line in texts[name].splitlines() if line.startswith("# ")]
-        assert texts[name].startswith("\n".join(comment)) and max(map(len, comment)) <= SHORT
+        assert texts[name].startswith("\n".join(comment)) and max(map(len, comment)) <= LINE_LENGTH
         sentence = " ".join(line.removeprefix("# ") for line in comment)
         assert sentence.startswith("TOKEN is 64 random hex digits of your own, the same with each request")
         assert TOKEN_STORAGE_KEY in sentence
@@ -213,7 +213,7 @@ def test_code_for_a_public_demo_with_a_login_sends_both() -> None:
     calls = [line for line in texts["curl"].splitlines() if "curl -sS" in line and "/login" not in line]
     assert len(calls) == 2
     assert all("-b cookies.txt" in line and f'"{TOKEN_HEADER}: $token"' in line for line in calls)
-    assert max(map(len, texts["python"].splitlines())) <= SHORT
+    assert max(map(len, texts["python"].splitlines())) <= LINE_LENGTH
 
 
 def test_nothing_is_told_before_the_login_and_wrong_passwords_do_not_enter(locked: Server) -> None:

@@ -1,6 +1,7 @@
 """A faster step is the same step: loss and gradients of each speed-up beside the plain way's."""
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from peft_core.encoder import load_base, set_dropout
 from peft_core.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import kernels, speedups
+from peft_core.training.arguments import training_arguments
 from peft_core.training.batches import UnpaddedCollator
-from peft_core.training.fallback import Speedups
+from peft_core.training.fallback import TrainingOptimizations
 from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
-from peft_core.training.speedups import faster
-from peft_core.training.trainer import build_trainer, training_arguments
+from peft_core.training.speedups import optimize_training
+from peft_core.training.trainer import build_trainer
 
 FIRST_TOKEN = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 TARGETS = {"distilbert": ["q_lin", "v_lin"], "deberta-v2": ["query_proj"], "modernbert": ["Wqkv"]}
@@ -83,7 +85,7 @@ def test_the_last_layer_for_the_first_token_is_the_same_step(
     batch = batch_of(model, padded=padded)
     plain = step(model, batch)
     layers, seen = encoder_layers(model), []
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         assert applied.record.first_token and applied.record.lora_layers == 4
         hook = layers[-1].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
         quick = step(model, batch)
@@ -98,7 +100,7 @@ def test_a_layer_of_another_build_stays_whole(family: str, tmp_path: Path) -> No
     model, config = built(tmp_path, family)
     batch = batch_of(model)
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         assert not applied.record.first_token
         assert_same_step(step(model, batch), plain)
 
@@ -124,7 +126,7 @@ def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) ->
     batch = batch_of(model)
     model.eval()  # LoRA's own dropout apart, which no two steps share
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         fused = not changes or "use_rslora" in changes or "target_modules" in changes
         assert bool(applied.record.lora_layers) == fused
         assert_same_step(step(model, batch), plain)
@@ -132,29 +134,30 @@ def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_head_that_reads_more_than_the_first_token_is_noticed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="peft_core")
     model, config = built(tmp_path)
     pooler = model.base_model.model.bert.pooler
     read = type(pooler).forward
     pooler.forward = lambda hidden: read(pooler, hidden.mean(1, keepdim=True))
     batch = batch_of(model)
     plain = step(model, batch)
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         assert not applied.record.first_token
         assert_same_step(step(model, batch), plain)
-    assert "first_token stays as it is" in capsys.readouterr().out
+    assert "first_token stays as it is" in caplog.text
 
 
 def test_half_width_layers_keep_the_step_about_and_the_weights_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
-    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
     model, config = built(tmp_path)
     batch = batch_of(model)
     plain, before = step(model, batch), {n: p.detach().clone() for n, p in model.named_parameters()}
-    with faster(model, config, batch, 1) as applied:
+    with optimize_training(model, config, batch, 1) as applied:
         assert applied.record.dtype == "bfloat16" and 0 < applied.record.gradient_error < speedups.HALF
         widths = {n: p.dtype for n, p in model.named_parameters()}
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -169,16 +172,16 @@ def test_half_width_layers_keep_the_step_about_and_the_weights_exactly(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORTH_IT", 10**9), ("HALF", 0.0), ("gains_by_half", lambda device: False)],
+    [("WORTH_IT", 10**9), ("HALF", 0.0), ("is_bfloat16_faster", lambda device: False)],
 )
 def test_layers_stay_wide_where_half_does_not_gain_or_hold(
     name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
-    monkeypatch.setattr(speedups, "gains_by_half", lambda device: True)
+    monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
     monkeypatch.setattr(speedups, name, value)
     model, config = built(tmp_path)
-    with faster(model, config, batch_of(model), 1) as applied:
+    with optimize_training(model, config, batch_of(model), 1) as applied:
         assert applied.record.dtype == "float32"
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -187,11 +190,13 @@ def test_plain_arithmetic_changes_nothing_and_a_continued_run_changes_what_it_di
     tmp_path: Path,
 ) -> None:
     model, config = built(tmp_path, arithmetic="plain")
-    with faster(model, config, batch_of(model), 1) as applied:
-        assert applied.record == Speedups() and not [m for m in model.modules() if "forward" in vars(m)]
+    with optimize_training(model, config, batch_of(model), 1) as applied:
+        assert applied.record == TrainingOptimizations() and not [
+            m for m in model.modules() if "forward" in vars(m)
+        ]
     fast = TrainConfig.from_dict({**config.to_dict(), "arithmetic": "fast"})
-    before = Speedups(lora_layers=4)
-    with faster(model, fast, batch_of(model), 1, before) as applied:
+    before = TrainingOptimizations(lora_layers=4)
+    with optimize_training(model, fast, batch_of(model), 1, before) as applied:
         assert applied.record.lora_layers == 4 and not applied.record.first_token
 
 
@@ -228,7 +233,7 @@ def test_a_lora_layer_under_autocast_takes_what_comes(dtype: torch.dtype) -> Non
 def test_attention_by_plain_products(
     masked: bool, tokens: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_CACHED", cached)
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", cached)
     torch.manual_seed(0)
     wide = [torch.randn(3, 2, tokens, 8, requires_grad=True) for _ in range(3)]
     mask = None
@@ -275,7 +280,7 @@ def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     run = runs.create(tmp_path / "runs", config)
     arguments = training_arguments(run, config, len(rows), curve=None, autocast=False)
-    trainer = build_trainer(model, config, arguments, tokenizer, rows, None, None, None)
+    trainer = build_trainer(model, config, arguments, tokenizer, rows, None)
     wanted = step(model, UnpaddedCollator(tokenizer)(list(rows)))[1]
 
     model.zero_grad()
@@ -312,7 +317,7 @@ def test_long_texts_of_the_curve_come_in_smaller_batches(
 def test_a_fast_run_measures_what_a_plain_one_does(train_here: Callable[..., Run]) -> None:
     fast, plain = train_here(arithmetic="fast"), train_here(arithmetic="plain")
     assert fast.result()["speedups"]["first_token"] and fast.result()["speedups"]["lora_layers"] == 4
-    assert plain.result()["speedups"] == Speedups().to_dict()
+    assert plain.result()["speedups"] == TrainingOptimizations().to_dict()
     assert fast.result()["eval_loss"] == pytest.approx(plain.result()["eval_loss"], abs=1e-3)
     assert fast.result()["tokens"] == plain.result()["tokens"]
 
@@ -331,5 +336,5 @@ def test_lora_of_more_than_one_adapter_is_left_alone(tmp_path: Path) -> None:
     model, config = built(tmp_path)
     layer = next(m for m in model.modules() if isinstance(m, lora.Linear))
     layer._active_adapter = ["default", "default"]
-    with faster(model, config, batch_of(model), 1) as applied:
+    with optimize_training(model, config, batch_of(model), 1) as applied:
         assert applied.record.lora_layers == 3

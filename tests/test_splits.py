@@ -10,7 +10,7 @@ from small_data import write_csv
 
 from peft_core.config import TrainConfig
 from peft_core.data.columns import MULTI, REGRESSION, SINGLE
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.splits import hold_out, strata
 from peft_core.data.text_keys import pair_key, text_key
 
@@ -55,7 +55,7 @@ def test_no_split_of_a_file_leaks_a_text(
     rows = [(f"anchor {i}", ["yes", "no"][i % 2]) for i in range(8)]
     write_csv(path, [*rows, *zip(texts[8:], labels, strict=True)])
     config = {"dataset_name": str(path), "split_seed": data.draw(st.integers(0, 9))}
-    found = load_labelled_text(TrainConfig.from_dict(config))
+    found = load_labeled_splits(TrainConfig.from_dict(config))
     keys = [set(map(text_key, side["text"][:])) for side in (found.train, found.validation, found.eval)]
     assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
     assert sum(map(len, (found.train, found.validation, found.eval))) == len(texts)

@@ -13,10 +13,10 @@ from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.snippets import ApiAccess
-from peft_core.inference.decision import PLAIN, Decision
+from peft_core.inference.decision import PLAIN, DecisionRule
 from peft_core.inference.loading import ADAPTER
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.tables import Request, look, predict_file
+from peft_core.inference.tables import Request, predict_file, preview_file
 from peft_core.merge import merge
 from peft_core.pictures.cards import prediction_card, result_card
 from peft_core.pictures.charts import runs_frame
@@ -86,14 +86,14 @@ def test_texts_are_predicted_explained_and_compared(stopped: Run) -> None:
 def test_file_is_predicted_with_guessed_columns(stopped: Run, tmp_path: Path) -> None:
     file = tmp_path / "texts.csv"
     file.write_text("id,text\n1,Good food.\n2,Bad room.\n")
-    assert look(file, stopped)["text"] == "text"
+    assert preview_file(file, stopped)["text"] == "text"
     predicted = predict_file(Predictor(stopped.folder), Request(file, text="text"))
     assert predicted["rows"] == 2
 
 
 def test_decision_rule_and_adapter_zip_are_there(stopped: Run) -> None:
     assert tasks.rule(str(stopped.folder))["labels"] == ["bad", "good"]
-    assert Decision.read(stopped) == PLAIN
+    assert DecisionRule.read(stopped) == PLAIN
     assert zip_of(stopped, "adapter").is_file()
 
 

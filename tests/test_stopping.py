@@ -23,7 +23,7 @@ from batteries.children import Report, fork_child
 from peft_core import results, runs
 from peft_core import train as training_process
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.inference import batching
 from peft_core.inference.predictor import Predictor
 from peft_core.modules import encoder_layers
@@ -95,11 +95,11 @@ def replace_with_long_work(
 @pytest.mark.parametrize(
     ("owner", "name", "stage"),
     [
-        (setup, "load_labelled_text", "reading the data"),
+        (setup, "load_labeled_splits", "reading the data"),
         (setup, "load_base", "loading the base model"),
         (setup, "encode", "encoding the texts"),
         (PlainStep, "__init__", "training"),
-        (lower_layers.LowerLayers, "_write", "training"),
+        (lower_layers.FrozenLayerCache, "_write", "training"),
     ],
     ids=["reading", "loading", "tokenizing", "admission", "frozen layers"],
 )
@@ -142,7 +142,7 @@ def finish(run: Run) -> None:
 
 def measured_accuracy(run: Run) -> float:
     """What the saved adapter reaches on the test rows, predicted anew."""
-    data = load_labelled_text(run.config())
+    data = load_labeled_splits(run.config())
     predictions = Predictor(run.folder).predict(data.eval["text"])
     labels = [data.label_names[label] for label in data.eval["label"]]
     return sum(p.label == label for p, label in zip(predictions, labels, strict=True)) / len(labels)
@@ -404,7 +404,7 @@ def test_stop_while_a_continued_run_reads_leaves_it_as_it_was(
         train(run.folder)
     (run.folder / "stop").unlink()
     adapter = digest(run)
-    replace_with_long_work(monkeypatch, setup, "load_labelled_text", request_stop)
+    replace_with_long_work(monkeypatch, setup, "load_labeled_splits", request_stop)
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().notes[-1] == "Stopped while reading the data. Continue goes on from step 7."

@@ -15,7 +15,7 @@ import pytest
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.disk import usage as disk_usage
-from peft_core.disk.expiry import EXPIRED_FILE, MOST_MARKS
+from peft_core.disk.expiry import EXPIRED_FILE, MAX_MARKS
 from peft_core.disk.storage import Quotas, Storage, Usage
 from peft_core.disk.usage import FolderSizes, describe_bytes, total_bytes
 from peft_core.errors import StorageError
@@ -27,7 +27,7 @@ from peft_core.runs.trash import TRASH
 ALICE, BOB = "a" * 64, "b" * 64
 MB, HOUR, DAY = 1 << 20, 3600.0, 86_400.0
 NOW = 1_800_000_000.0
-QUOTAS = Quotas(visitor_bytes=20 * MB, total_bytes=40 * MB, least_free_bytes=0)
+QUOTAS = Quotas(visitor_bytes=20 * MB, total_bytes=40 * MB, min_free_bytes=0)
 FULL = "This public demo's disk is full; try again in an hour, when older runs go."
 
 
@@ -275,7 +275,7 @@ def test_marks_of_expired_runs_are_bounded_and_may_be_lost(demo: Demo, tmp_path:
     first = expiry.list_overdue(demo.storage._folder.inventory(), ())[0]
     expiry.mark([first])
     assert demo.storage.was_expired(run.run_id)
-    expiry.mark([first._replace(path=Path(f"run-{number}")) for number in range(MOST_MARKS)])
+    expiry.mark([first._replace(path=Path(f"run-{number}")) for number in range(MAX_MARKS)])
     assert not demo.storage.was_expired(run.run_id) and demo.storage.was_expired("run-0")
     (demo.runs_dir / EXPIRED_FILE).write_bytes(b"\xff")
     assert not demo.storage.was_expired("run-0")
@@ -343,7 +343,7 @@ def test_reservation_keeps_what_it_uses(demo: Demo) -> None:
 
 
 def test_floor_of_free_space_is_kept(demo: Demo, tmp_path: Path) -> None:
-    demo = Demo(tmp_path / "floor", replace(QUOTAS, least_free_bytes=10 * MB))
+    demo = Demo(tmp_path / "floor", replace(QUOTAS, min_free_bytes=10 * MB))
     run = demo.run(BOB, 4)
     demo.free = 12 * MB
     demo.storage._free_bytes = lambda: demo.free + (0 if run.folder.exists() else 4 * MB)
@@ -355,9 +355,7 @@ def test_floor_of_free_space_is_kept(demo: Demo, tmp_path: Path) -> None:
 
 
 def test_free_space_is_that_of_the_disk(tmp_path: Path) -> None:
-    storage = Storage(
-        tmp_path / "not" / "yet", replace(QUOTAS, least_free_bytes=shutil.disk_usage("/").total)
-    )
+    storage = Storage(tmp_path / "not" / "yet", replace(QUOTAS, min_free_bytes=shutil.disk_usage("/").total))
     with pytest.raises(StorageError, match="disk is full"):
         storage.reserve(None, 1, "upload")
     Storage(tmp_path / "not" / "yet", QUOTAS).reserve(None, 1, "upload")

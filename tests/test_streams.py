@@ -18,7 +18,7 @@ from peft_core.data import streams, unpacking, workbooks, writers
 from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.data.unpacking import unpacked_bytes
-from peft_core.data.writers import neutral, writer_for
+from peft_core.data.writers import escape_formula, writer_for
 from peft_core.errors import DataError
 
 CASES = Path(__file__).parent / "cases"
@@ -29,7 +29,7 @@ ROWS = [("Grüße, „Welt“", "gut"), ('sie sagte "nein"', "schlecht"), ("", "
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a hundred rows come in many chunks."""
     for module in (streams, writers):
-        monkeypatch.setattr(module, "ROWS", 7)
+        monkeypatch.setattr(module, "CHUNK_ROWS", 7)
 
 
 def written(path: Path, encoding: str = "utf-8") -> Path:
@@ -101,7 +101,7 @@ def test_damage_is_one_sentence(name: str, content: bytes, words: str, tmp_path:
 
 
 def test_a_sheet_that_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(workbooks, "MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr(workbooks, "MAX_UNPACKED_BYTES", 1_000_000)
     pd.DataFrame({"text": ["good"] * 5}).to_excel(tmp_path / "bomb.xlsx", index=False)
     with zipfile.ZipFile(tmp_path / "bomb.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/padding.xml", b" " * 2_000_000)
@@ -148,7 +148,7 @@ def test_a_disk_that_fails_between_rows_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = open_rows(written(tmp_path / name))
-    monkeypatch.setattr(unpacking.DataFile, "open", lambda file, most_bytes: FailingFile())
+    monkeypatch.setattr(unpacking.DataFile, "open", lambda file, max_bytes: FailingFile())
     with pytest.raises(DataError, match=f"^'{name}' cannot be read: Input/output error.$"):
         list(stream.chunks())
 
@@ -303,10 +303,10 @@ def test_parquet_with_objects_keeps_them_when_predicted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "＝1+1"])
 def test_what_a_spreadsheet_would_run_is_text(text: str, tmp_path: Path) -> None:
-    assert neutral(text) == f"'{text}"
+    assert escape_formula(text) == f"'{text}"
     pd.DataFrame({"text": [text, "x"], "label": ["a", "b"]}).to_csv(tmp_path / "b.csv", index=False)
     out, writer = rewritten(tmp_path / "b.csv")
-    assert writer.neutralised == 1
+    assert writer.neutralized == 1
     assert read_table(out).frame["text"].tolist() == [f"'{text}", "x"]
     book = openpyxl.Workbook()
     book.active.append(["text", "label"])
@@ -320,7 +320,7 @@ def test_what_a_spreadsheet_would_run_is_text(text: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["-5", "+3.25", "-1,000.5", "-3 %", "good", "a=b", ""])
 def test_numbers_and_plain_words_stay(text: str) -> None:
-    assert neutral(text) == text
+    assert escape_formula(text) == text
 
 
 @pytest.mark.parametrize(

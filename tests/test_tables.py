@@ -16,12 +16,12 @@ from conftest import copy_of
 from peft_core.data import streams, writers
 from peft_core.errors import DataError, RunError
 from peft_core.inference import tables, trained_labels
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
-from peft_core.inference.tables import Request, look, predict_file
+from peft_core.inference.tables import Request, predict_file, preview_file
 from peft_core.inference.trained_labels import TrainedLabels
 from peft_core.pictures.inference import file_result
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 LABELS = ["bad", "good"]
@@ -31,12 +31,12 @@ CASES = Path(__file__).parent / "cases"
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (streams, writers):
-        monkeypatch.setattr(module, "ROWS", 7)
+        monkeypatch.setattr(module, "CHUNK_ROWS", 7)
 
 
 def file_of(run: Run, folder: Path, suffix: str = ".csv", **changes: Any) -> Path:
     """The run's own test rows as a file with a number beside each."""
-    rows = judged_rows(run)
+    rows = load_evaluation_rows(run)
     columns = {"id": range(len(rows)), "review": rows.texts, "mark": [LABELS[i] for i in rows.labels]}
     frame = pd.DataFrame({**columns, **changes})
     path = folder / f"reviews{suffix}"
@@ -51,14 +51,16 @@ def test_every_row_is_answered_in_order_and_judged(suffix: str, own_run: Run, tm
     heard: list[float] = []
     request = Request(path, "review", label="mark")
     done = predict_file(Predictor(own_run.folder), request, lambda share, what: heard.append(share))
-    rows = judged_rows(own_run)
+    rows = load_evaluation_rows(own_run)
     read = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": pd.read_parquet}[suffix]
     found = read(done["path"])
     assert found["id"].tolist() == list(range(len(rows)))
     assert found["review"].tolist() == rows.texts
     assert found["predicted_label"].tolist() == [LABELS[i] for i in rows.logits.argmax(-1)]
     shares = found[["probability_bad", "probability_good"]].to_numpy()
-    assert np.abs(shares - Decision().probabilities(rows.logits, "single_label_classification")).max() < 1e-5
+    assert (
+        np.abs(shares - DecisionRule().probabilities(rows.logits, "single_label_classification")).max() < 1e-5
+    )
     assert found["confidence"].tolist() == pytest.approx(shares.max(-1).tolist())
     assert done["metrics"]["accuracy"] == own_run.result()["accuracy"]
     assert (done["rows"], done["empty"], done["metrics"]["judged"]) == (len(rows), 0, len(rows))
@@ -66,7 +68,7 @@ def test_every_row_is_answered_in_order_and_judged(suffix: str, own_run: Run, tm
 
 
 def test_a_row_without_text_has_no_answer_and_the_rest_has(own_run: Run, tmp_path: Path) -> None:
-    texts = judged_rows(own_run).texts
+    texts = load_evaluation_rows(own_run).texts
     path = file_of(own_run, tmp_path, review=["", "  ", *texts[2:]])
     done = predict_file(Predictor(own_run.folder), Request(path, "review"))
     found = pd.read_csv(done["path"])
@@ -107,7 +109,7 @@ def test_predict_file_with_one_bad_byte_names_the_row(name: str, row: int, own_r
 
 def test_predict_file_of_a_workbook_says_which_sheet(own_run: Run) -> None:
     path = CASES / "second_sheet.xlsx"
-    looked = look(path, own_run)
+    looked = preview_file(path, own_run)
     assert (looked["sheet"], looked["header_row"], looked["sheets"]) == ("Reviews", 3, ["About", "Reviews"])
     assert looked["text"] == "text"
     done = predict_file(Predictor(own_run.folder), Request(path, "text"))
@@ -125,8 +127,8 @@ def test_predict_file_without_rows_is_one_sentence(name: str, own_run: Run, tmp_
 
 
 def test_the_saved_rule_decides_and_abstains(own_run: Run, tmp_path: Path) -> None:
-    rows = judged_rows(own_run)
-    rule = Decision(temperature=4.0, thresholds=(0.001, 0.999), abstain_below=0.6)
+    rows = load_evaluation_rows(own_run)
+    rule = DecisionRule(temperature=4.0, thresholds=(0.001, 0.999), abstain_below=0.6)
     rule.save(own_run, ("bad", "good"))
     done = predict_file(
         Predictor(own_run.folder), Request(file_of(own_run, tmp_path), "review", label="mark")
@@ -140,7 +142,7 @@ def test_the_saved_rule_decides_and_abstains(own_run: Run, tmp_path: Path) -> No
 
 def test_several_labels_and_numbers(topics: Run, stars: Run, tmp_path: Path) -> None:
     for run, columns in ((topics, {"food", "drink", "room"}), (stars, set())):
-        rows = judged_rows(run)
+        rows = load_evaluation_rows(run)
         names = ["food", "drink", "room"]
         marks = (
             [json.dumps([n for n, y in zip(names, row, strict=True) if y]) for row in rows.labels]
@@ -167,7 +169,7 @@ def test_predict_file_applies_the_remedies_of_the_run_to_its_labels(
     own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that a run was trained on was refused where a remedy had changed its labels."""
-    marks = ["Bad", " good ", "rare", *[LABELS[i] for i in judged_rows(own_run).labels[3:]]]
+    marks = ["Bad", " good ", "rare", *[LABELS[i] for i in load_evaluation_rows(own_run).labels[3:]]]
     path = file_of(own_run, tmp_path, mark=marks)
     request = Request(path, "review", label="mark")
     with pytest.raises(DataError, match="knows no label 'Bad'"):
@@ -190,7 +192,7 @@ def test_labels_of_a_file_lose_those_that_training_left_out(
 
 
 def test_pairs(pairs: Run, tmp_path: Path) -> None:
-    rows = judged_rows(pairs)
+    rows = load_evaluation_rows(pairs)
     path = tmp_path / "pairs.csv"
     pd.DataFrame({"q": rows.texts, "a": rows.pairs}).to_csv(path, index=False)
     done = predict_file(Predictor(pairs.folder), Request(path, "q", "a"))
@@ -208,7 +210,7 @@ def test_pairs(pairs: Run, tmp_path: Path) -> None:
         ({"text": ""}, "No text column is named"),
         ({"text": "review", "label": "id"}, "data row 1.*knows no label '0', only 'bad', 'good'"),
         ({"text": "review", "text_pair": "id"}, "reads one text; name one text column"),
-        ({"text": "review", "most_rows": 10}, "more than 10 rows"),
+        ({"text": "review", "max_rows": 10}, "more than 10 rows"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_leaves_no_file(
@@ -250,12 +252,12 @@ def test_a_full_disk_leaves_no_file(small_disk: Path, finished_run: Run, tmp_pat
 
 
 def test_a_look_finds_the_columns_of_the_run_or_the_longest_text(own_run: Run, tmp_path: Path) -> None:
-    seen = look(file_of(own_run, tmp_path), own_run)
+    seen = preview_file(file_of(own_run, tmp_path), own_run)
     assert seen["columns"] == ["id", "review", "mark"]
     assert (seen["text"], seen["text_pair"], seen["label"]) == ("review", None, None)
     assert len(seen["rows"]) == 5
     (tmp_path / "own.csv").write_text("label,text\nbad,It was bad\n", encoding="utf-8")
-    seen = look(tmp_path / "own.csv", own_run)
+    seen = preview_file(tmp_path / "own.csv", own_run)
     assert (seen["text"], seen["label"]) == ("text", "label")
 
 

@@ -113,7 +113,7 @@ def test_numbers_are_learned_in_their_own_unit(stars: Run) -> None:
     assert result["train_label_range"] == [1, 5]
     errors = (rows["label"] - rows["predicted"]).to_numpy()
     assert result["mae"] == pytest.approx(np.abs(errors).mean())
-    spread = LabelScale.of(number_rows(240, 0)["label"][:]).std
+    spread = LabelScale.from_labels(number_rows(240, 0)["label"][:]).std
     assert result["eval_loss"] == pytest.approx((errors**2).mean() / spread**2, rel=1e-4)
     curve = [row["eval_mae"] for row in stars.metrics() if "eval_mae" in row]
     assert curve[-1] < 0.6 < curve[0] < 4

@@ -14,7 +14,7 @@ from peft_core.config import TrainConfig
 from peft_core.data import files, streams, uploads
 from peft_core.data.files import read_table
 from peft_core.data.formats import FILE_TYPES, SUFFIXES, suffix_of
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.streams import open_rows
 from peft_core.data.unpacking import locate, unpacked_bytes
 from peft_core.data.uploads import store_upload
@@ -58,7 +58,7 @@ def test_read_table_of_a_gz_has_its_40_rows() -> None:
 def test_load_labelled_text_of_a_gz_and_of_a_folder_with_one(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv.gz").write_bytes((CASES / "reviews.csv.gz").read_bytes())
     for name in (tmp_path / "reviews.csv.gz", tmp_path):
-        assert load_labelled_text(TrainConfig(dataset_name=str(name))).label_names == ("neg", "pos")
+        assert load_labeled_splits(TrainConfig(dataset_name=str(name))).label_names == ("neg", "pos")
 
 
 def test_read_table_of_a_zip_ignores_what_is_no_data(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_read_table_of_a_bomb_stops_at_the_limit(
 ) -> None:
     path = bomb(tmp_path / name, 30)
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr(files, "MOST_BYTES", 2_000_000)
-    monkeypatch.setattr(streams, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 2_000_000)
+    monkeypatch.setattr(streams, "MAX_STREAM_BYTES", 2_000_000)
     for read in (read_table, open_rows):
         with pytest.raises(DataError, match="over 2 MB once unpacked"):
             read(path)
@@ -141,9 +141,9 @@ def test_read_table_of_a_damaged_archive_is_one_sentence(
 
 def test_store_upload_counts_packed_files_by_what_they_unpack_to(tmp_path: Path) -> None:
     small = zipped(tmp_path / "small.zip", **{"a.csv": CSV})
-    assert store_upload([small], tmp_path / uploads.UPLOADS, most_bytes=2_000_000).folder.is_dir()
+    assert store_upload([small], tmp_path / uploads.UPLOADS, max_bytes=2_000_000).folder.is_dir()
     with pytest.raises(DataError, match="at most 2 MB are taken"):
-        store_upload([bomb(tmp_path / "a.csv.gz", 5)], tmp_path / uploads.UPLOADS, most_bytes=2_000_000)
+        store_upload([bomb(tmp_path / "a.csv.gz", 5)], tmp_path / uploads.UPLOADS, max_bytes=2_000_000)
 
 
 def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
     run = runs.create(public.runs_dir, TrainConfig())
     try:
         with pytest.raises(DataError, match="this public demo takes at most 10 MB"):
-            public.look_at_file(bomb(tmp_path / "a.zip", 15), run.run_id)
+            public.preview_file(bomb(tmp_path / "a.zip", 15), run.run_id)
     finally:
         public.files.close()
 
@@ -204,7 +204,7 @@ def test_unpacked_bytes_of_a_workbook_refuses_ten_times_the_limit_of_xml(
 def test_store_upload_of_a_workbook_with_too_much_xml_stores_nothing(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.xlsx", **{"xl/sharedStrings.xml": b" " * 10_500_000})
     with pytest.raises(DataError, match="unpacks to over 10 MB"):
-        store_upload([path], tmp_path / uploads.UPLOADS, most_bytes=1_000_000)
+        store_upload([path], tmp_path / uploads.UPLOADS, max_bytes=1_000_000)
     assert not (tmp_path / uploads.UPLOADS).exists()
 
 

@@ -14,11 +14,11 @@ from peft_core.access.address import CLIENT_ADDRESS
 from peft_core.access.gate import GateLimits, PublicGate
 from peft_core.access.rates import Rate
 from peft_core.access.refusals import Refusal
-from peft_core.access.upload_room import LEAST_FILE_BYTES, RoomLimits, UploadRoom
+from peft_core.access.upload_room import MIN_FILE_BYTES, RoomLimits, UploadRoom
 from peft_core.access.visitors import TOKEN_HEADER, new_token
 from peft_core.limits import Limits
 
-LIMITS = RoomLimits(total_bytes=1_000_000, least_free_bytes=2_000_000)
+LIMITS = RoomLimits(total_bytes=1_000_000, min_free_bytes=2_000_000)
 BOUNDARY = "a5b1c8"
 TYPE = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 BODY = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'.encode()
@@ -57,7 +57,7 @@ class Disk:
             asyncio.run(reserve_all())
         except Refusal as refusal:
             assert (refusal.status, refusal.retry_after is not None) == (503, True)
-            return refusal.sentence
+            return refusal.message
         return None
 
 
@@ -128,7 +128,7 @@ def test_room_floor_of_free_disk_holds(disk: Disk) -> None:
 
 
 def test_room_many_small_files_are_bounded(disk: Disk) -> None:
-    for _ in range(1_000_000 // LEAST_FILE_BYTES):
+    for _ in range(1_000_000 // MIN_FILE_BYTES):
         disk.keep(0)
     assert disk.reserve(1) == no_room("10 minutes")
 
@@ -236,6 +236,6 @@ def test_gate_bytes_of_a_visitor_and_of_an_address_have_a_rate(
 
 def test_gate_one_address_alone_cannot_fill_the_room() -> None:
     limits, room = GateLimits().address_bytes, RoomLimits()
-    minutes = (room.seconds_kept + GateLimits().bodies.upload_seconds) / 60
+    minutes = (room.min_age_seconds + GateLimits().bodies.upload_seconds) / 60
     assert limits.burst + limits.per_minute * minutes < 0.8 * room.total_bytes
     assert room.arriving_seconds > GateLimits().bodies.upload_seconds

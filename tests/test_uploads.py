@@ -14,7 +14,7 @@ from small_data import write_csv
 from peft_core import visitor_uploads
 from peft_core.config import TrainConfig
 from peft_core.data import uploads
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.uploads import is_upload, store_upload, upload_label
 from peft_core.errors import ConfigError, DataError, RunError
 from peft_core.limits import Limits
@@ -39,7 +39,7 @@ def test_files_become_a_data_set(file: Path, tmp_path: Path) -> None:
     assert upload_label(str(folder)) == "Meine Daten.csv, test.csv"
     one = store_upload([file], tmp_path / ".uploads").folder
     assert one != folder
-    assert len(load_labelled_text(TrainConfig(dataset_name=str(one))).eval) == 8
+    assert len(load_labeled_splits(TrainConfig(dataset_name=str(one))).eval) == 8
 
 
 def test_the_same_files_are_the_same_data_set(file: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_oldest_unused_are_pruned(file: Path, tmp_path: Path) -> None:
     for i in range(5):
         write_csv(file, ROWS[i:])
         in_use = {str(kept[0])} if kept else ()
-        kept.append(store_upload([file], tmp_path / ".uploads", in_use=in_use, most_uploads=3).folder)
+        kept.append(store_upload([file], tmp_path / ".uploads", in_use=in_use, max_uploads=3).folder)
         os.utime(kept[-1], (i, i))
     left = set((tmp_path / ".uploads").iterdir())
     assert left == {kept[0], kept[3], kept[4]}
@@ -89,7 +89,7 @@ def test_prune_passes_over_a_folder_that_another_app_removes(
     write_csv(file, ROWS[1:])
     with monkeypatch.context() as patches:
         patches.setattr(Path, "is_dir", is_dir_for_the_last_time)
-        second = store_upload([file], tmp_path / ".uploads", most_uploads=1).folder
+        second = store_upload([file], tmp_path / ".uploads", max_uploads=1).folder
     assert list((tmp_path / ".uploads").iterdir()) == [second]
 
 
@@ -150,7 +150,7 @@ def test_what_is_not_taken(names: list[str], words: str, tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text,label\n" * (10 if "big" in name else 1), encoding="utf-8")
     with pytest.raises(DataError, match=words):
-        store_upload([tmp_path / name for name in names], tmp_path / ".uploads", most_bytes=100)
+        store_upload([tmp_path / name for name in names], tmp_path / ".uploads", max_bytes=100)
     assert not (tmp_path / ".uploads").exists()
 
 

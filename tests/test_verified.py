@@ -20,10 +20,10 @@ from peft_core.export.hub.model_card import model_card
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.export.page.webpage import export_page
 from peft_core.inference.batching import check_finite
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.merge import merge
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 GOOD = "The food was excellent."
@@ -126,7 +126,7 @@ def test_adapter_damaged_answers_nothing(name: str, damage: str, own_run: Run) -
         lambda: Predictor(own_run.folder),
         lambda: zip_of(own_run, "adapter"),
         lambda: merge(own_run.folder),
-        lambda: Decision.read(own_run),
+        lambda: DecisionRule.read(own_run),
     ):
         with pytest.raises(RunError) as refusal:
             use()
@@ -137,7 +137,11 @@ def test_adapter_damaged_answers_nothing(name: str, damage: str, own_run: Run) -
 @pytest.mark.parametrize("name", ["result.json", "evaluation.parquet", "validation.parquet"])
 def test_result_and_rows_damaged_are_not_read(name: str, own_run: Run) -> None:
     flip_bit(own_run.results / name, 40)
-    for read in (own_run.result, lambda: judged_rows(own_run), lambda: judged_rows(own_run, "validation")):
+    for read in (
+        own_run.result,
+        lambda: load_evaluation_rows(own_run),
+        lambda: load_evaluation_rows(own_run, "validation"),
+    ):
         with pytest.raises(DamagedError, match=name):
             read()
     assert any(name in sentence for sentence in own_run.damage())
@@ -227,7 +231,7 @@ def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str,
     (listed,) = own_run.damage()
     assert sentence in listed
     other = {"result": "result and test rows", "adapter": "adapter"}[usable]
-    assert own_run.usable() == ["settings", other]
+    assert own_run.usable_parts() == ["settings", other]
     reads = {"result": own_run.result, "adapter": lambda: Predictor(own_run.folder)}
     assert reads.pop(usable)()
     for read in reads.values():

@@ -11,7 +11,7 @@ from peft_core.export.archives import zip_of
 from peft_core.inference.predictor import Predictor
 from peft_core.launcher import Launcher
 from peft_core.merge import merge
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run, find, list_runs
 from peft_core.runs.checkpoints import can_continue, choose_checkpoint
 
@@ -41,7 +41,7 @@ def test_list_runs_reads_both(runs_dir: Path) -> None:
 def test_result_and_rows_are_read(runs_dir: Path) -> None:
     run = find(runs_dir, "finished")
     assert (run.result()["accuracy"], run.result().baseline.label) == (1.0, "bad")
-    assert len(judged_rows(run)) == 40
+    assert len(load_evaluation_rows(run)) == 40
 
 
 def test_adapter_predicts_and_is_zipped(runs_dir: Path) -> None:

@@ -31,7 +31,7 @@ CHANGES = {
     "resume",
     "evaluate",
     "merge",
-    "save_rule",
+    "save_decision_rule",
     "make",
     "push",
     "find_own",
@@ -41,10 +41,10 @@ ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
 ANSWER_FOR_ANY_ID = ("result_of", "holds", "was_expired", "restore")  # also for a run that there is not
 ARGUMENTS: dict[str, Any] = {
     "text": "good", "variant": "adapter", "path": Path("a.csv"), "columns": {}, "kind": "onnx",
-    "query": "good", "true": "", "predicted": "", "most": 5, "number": 0, "rule": {}, "thresholds": False,
-    "percent_right": None, "repo_id": "a/b", "token": "hf_x", "private": True, "overwrite": False,
-    "access": ApiAccess("http://localhost"), "text_pair": None, "label": None, "sheet_name": None,
-    "header_row": None, "name": None, "options": {},
+    "query": "good", "true": "", "predicted": "", "max_rows": 5, "number": 0, "decision_rule": {},
+    "thresholds": False, "percent_right": None, "repo_id": "a/b", "token": "hf_x", "private": True,
+    "overwrite": False, "access": ApiAccess("http://localhost"), "text_pair": None, "label": None,
+    "sheet_name": None, "header_row": None, "name": None, "options": {},
 }  # fmt: skip
 
 

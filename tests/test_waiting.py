@@ -15,7 +15,7 @@ from peft_core.launcher import Launcher
 from peft_core.limits import Limits
 from peft_core.process_identity import own_identity
 from peft_core.runs import RUNNING, Run
-from peft_core.waiting import Queue, QueuePlace, about_duration, remaining_seconds
+from peft_core.waiting import Queue, QueuePlace, describe_duration, remaining_seconds
 from peft_core.workbench import Workbench
 
 ANNA, BERND = "a" * 64, "b" * 64
@@ -180,7 +180,7 @@ def test_training_process_is_that_of_the_run_that_trains(
     ],
 )
 def test_about_duration_is_as_precise_as_a_forecast(seconds: float, words: str) -> None:
-    assert about_duration(seconds) == words
+    assert describe_duration(seconds) == words
 
 
 def test_continued_run_goes_to_the_end_of_the_queue_and_obeys_its_limits(

@@ -19,12 +19,12 @@ from peft_core import tasks
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.page import webpage
-from peft_core.export.page.weblibrary import LIBRARY_URL, described, library_files, read_record
+from peft_core.export.page.weblibrary import LIBRARY_URL, file_integrity, library_files, read_record
 from peft_core.export.page.webpage import default_title, export_page
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 SCRIPT = read_record()["files"][0]["name"]
@@ -53,7 +53,7 @@ def test_the_folder_is_whole_and_its_zip_holds_it(own_export: Run) -> None:
         assert {name: archive.read(name) for name in archive.namelist()} == held
     settings = json.loads(held["page.json"])
     for file in settings["files"]:
-        assert described(folder / file["name"]) == {key: file[key] for key in ("bytes", "integrity")}
+        assert file_integrity(folder / file["name"]) == {key: file[key] for key in ("bytes", "integrity")}
     assert settings["labels"] == ["bad", "good"]
     assert done == json.loads(json.dumps(done))
     assert (done["precision"], done["note"], done["examples"]) == ("int8", "", 4)
@@ -85,7 +85,7 @@ def test_nothing_of_this_machine_and_no_placeholder_is_in_it(own_export: Run) ->
 def test_examples_are_short_rows_of_each_label(own_export: Run) -> None:
     folder = Path(export_page(own_export.folder, examples=3)["folder"])
     shown = [one["text"] for one in json.loads((folder / "page.json").read_text("utf-8"))["examples"]]
-    rows = judged_rows(own_export)
+    rows = load_evaluation_rows(own_export)
     labels = [int(rows.labels[rows.texts.index(text)]) for text in shown]
     assert sorted(labels[:2]) == [0, 1] and len(labels) == 3
     assert all(len(text) <= 280 for text in shown)
@@ -95,7 +95,7 @@ def test_without_examples_no_text_of_the_data_is_published(own_export: Run) -> N
     done = export_page(own_export.folder, examples=0)
     everything = "".join(texts_of(Path(done["folder"])).values())
     assert done["examples"] == 0
-    assert not [text for text in judged_rows(own_export).texts if text in everything]
+    assert not [text for text in load_evaluation_rows(own_export).texts if text in everything]
     assert "No text of the data" in everything
 
 
@@ -109,7 +109,7 @@ def test_a_refused_int8_model_leaves_fp32_and_says_so(own_export: Run) -> None:
 
 
 def test_the_rule_that_was_chosen_travels(own_export: Run) -> None:
-    Decision(1.5, (0.3, 0.7), 0.6).save(own_export, ("bad", "good"))
+    DecisionRule(1.5, (0.3, 0.7), 0.6).save(own_export, ("bad", "good"))
     settings = json.loads((Path(export_page(own_export.folder)["folder"]) / "page.json").read_text("utf-8"))
     assert settings["decision"] == {"temperature": 1.5, "thresholds": [0.3, 0.7], "abstain_below": 0.6}
 
@@ -179,7 +179,7 @@ def test_what_is_lost_gets_one_sentence_and_leaves_nothing(lost: str, words: str
 
 
 def test_a_model_too_large_for_a_browser_is_refused(own_export: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webpage, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(webpage, "MAX_MODEL_BYTES", 50_000)
     with pytest.raises(RunError, match="a browser takes at most"):
         export_page(own_export.folder)
     assert not (own_export.folder / "page").exists()

@@ -18,13 +18,13 @@ from tiny import COMMON_WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from peft_core.data.labelled import cut
-from peft_core.export.page.weblibrary import LIBRARY_URL, PAGE, library_files, read_record
+from peft_core.data.labelled import truncate_text
+from peft_core.export.page.weblibrary import LIBRARY_URL, STATIC_FOLDER, library_files, read_record
 from peft_core.export.page.webpage import export_page
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 
 TOLERANCE = 0.01  # of a probability: the rounding of two machines can tip a value over a step of int8
@@ -96,7 +96,7 @@ def python_logits(folder: Path, rows: list[tuple[str, str | None]], most: int) -
     names = [given.name for given in session.get_inputs()]
     found = []
     for row in rows:
-        sides = [cut(text, most) for text in row if text is not None]
+        sides = [truncate_text(text, most) for text in row if text is not None]
         read = tokenizer(*sides, truncation=True, max_length=most, return_tensors="np")
         found.append(session.run(["logits"], {name: read[name].astype(np.int64) for name in names})[0][0])
     return np.stack(found)
@@ -106,7 +106,7 @@ def test_the_browser_answers_as_python_does(
     each_task: Run, tmp_path: Path, library: Path, visit: Visit
 ) -> None:
     run = copy_of(each_task, tmp_path / "runs")
-    task, rows, rule = run.result()["problem_type"], judged_rows(run), Decision.read(run)
+    task, rows, rule = run.result()["problem_type"], load_evaluation_rows(run), DecisionRule.read(run)
     texts = [*rows.texts, *ODD]
     pairs = [*rows.pairs, *reversed(ODD)] if rows.pairs else [None] * len(texts)
     both = list(zip(texts, pairs, strict=True))
@@ -129,9 +129,9 @@ def test_the_fp32_model_agrees_to_rounding(own_export: Run, library: Path, visit
     assert np.abs(found - python_logits(folder, rows, 64)).max() < 1e-5
 
 
-def _decisions(task: str) -> list[Decision]:
-    plain = [Decision(), Decision(temperature=2.5, abstain_below=0.7)]
-    return plain if task == REGRESSION else [*plain, Decision(0.8, (0.2, 0.5, 0.9), 0.4)]
+def _decisions(task: str) -> list[DecisionRule]:
+    plain = [DecisionRule(), DecisionRule(temperature=2.5, abstain_below=0.7)]
+    return plain if task == REGRESSION else [*plain, DecisionRule(0.8, (0.2, 0.5, 0.9), 0.4)]
 
 
 @pytest.mark.parametrize("task", [SINGLE, MULTI, REGRESSION])
@@ -139,7 +139,7 @@ def test_the_page_decides_as_decision_does(task: str, visit: Visit) -> None:
     rng = np.random.default_rng(0)
     hard = [[0, 0, 0], [1000, -1000, 0], [-800, -800, -800], [2, 2, -2]]
     logits = np.concatenate([hard, rng.normal(0, 2, (200, 3))])[:, : 1 if task == REGRESSION else 3]
-    page, served = visit(PAGE, wait="body")
+    page, served = visit(STATIC_FOLDER, wait="body")
     page.goto(f"{served.url}/page.css")  # a document without a policy
     for rule in _decisions(task):
         settings = {"temperature": rule.temperature, "thresholds": list(rule.thresholds)}
@@ -198,7 +198,7 @@ def test_texts_are_read_and_cut_as_python_does(
     make = {"byte_level": _byte_level, "unigram": _unigram}
     tokenizer = make[kind](words) if kind in make else AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    for path in (PAGE / "tokens.js", library / SCRIPT):
+    for path in (STATIC_FOLDER / "tokens.js", library / SCRIPT):
         shutil.copy(path, tmp_path)
     texts = [*ODD[:7], "the food was good", "very " * 9]
     rows = [(text, pair) for text in texts for pair in (None, *texts)]
@@ -368,7 +368,7 @@ def test_pairs_have_two_fields(
 
 
 def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visit: Visit) -> None:
-    Decision(abstain_below=0.9999).save(own_export, ("bad", "good"))
+    DecisionRule(abstain_below=0.9999).save(own_export, ("bad", "good"))
     page, _ = visit(page_folder(own_export, library))
     page.fill("#text", "The food was awful.")
     page.click("#classify")

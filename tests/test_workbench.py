@@ -269,7 +269,7 @@ def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public:
         lambda: public.compare("\ud800", "any"),
         lambda: public.compare_runs("\ud800", ["any"]),
         lambda: public.explain("\ud800", "any"),
-        lambda: public.neighbours("\ud800", "any"),
+        lambda: public.neighbors("\ud800", "any"),
     ]
     for ask in asks:
         with pytest.raises(DataError, match=r"The text '.*\\ud.*' holds half a character"):

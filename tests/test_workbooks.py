@@ -12,7 +12,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.files import read_table
 from peft_core.data.formats import ReadOptions
 from peft_core.data.inspection import inspect
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import ConfigError, DataError
@@ -90,10 +90,10 @@ def test_config_carries_sheet_and_header_row_to_the_rows(tmp_path: Path) -> None
     path = book(tmp_path / "a.xlsx", A=[*TABLE, *rows], B=[["x", "y"], ["text", "answer"], *rows])
     config = TrainConfig(dataset_name=str(path), sheet_name="B", header_row=2)
     assert TrainConfig.from_dict(config.to_dict()) == config
-    labelled = load_labelled_text(config)
+    labelled = load_labeled_splits(config)
     assert labelled.label_names == ("no", "yes")
     assert labelled.record["files"][0]["sheet"] == "B"
-    other = load_labelled_text(TrainConfig(dataset_name=str(path), remedies=("small_classes",)))
+    other = load_labeled_splits(TrainConfig(dataset_name=str(path), remedies=("small_classes",)))
     assert other.record["files"][0]["sheet"] == "A"
     with pytest.raises(ConfigError, match="header_row is 0"):
         TrainConfig(header_row=0)

@@ -174,7 +174,7 @@ def test_task_in_a_thread_that_nobody_waits_for_holds_up_nobody() -> None:
             asked.append("stopped")
 
     reports = in_thread(upload)
-    assert next(reports).what == "Uploading"
+    assert next(reports).description == "Uploading"
     start = time.monotonic()
     reports.close()
     assert time.monotonic() - start < 5
@@ -196,6 +196,6 @@ def test_named_task_whose_page_was_closed_is_cancelled(worker: Worker) -> None:
 
 def test_task_waits_only_so_long_for_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = Worker(seconds=300.0)
-    monkeypatch.setattr(worker_module, "_MOST_TO_WAIT", 0.1)
+    monkeypatch.setattr(worker_module, "_MAX_WAIT_SECONDS", 0.1)
     with busy._own_turn(), pytest.raises(WorkerError, match="busy with other visitors' work"):
         busy.run("count", {})

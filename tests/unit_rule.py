@@ -1,7 +1,7 @@
 """Which tests are unit tests: those that start no process and no browser and train nothing.
 
 The rule needs no list of tests. A test is read together with its fixtures and with every function of this
-folder that they call; it is no unit test once one of them reaches something in `_HEAVY`.
+folder and of `benchmarks/` that they call; it is no unit test once one of them reaches something in `_HEAVY`.
 """
 
 import functools
@@ -28,7 +28,7 @@ _HEAVY = {
         launcher.Launcher,
     )
 }  # fmt: skip
-_FOLDER = str(Path(__file__).parent)
+_FOLDERS = (str(Path(__file__).parent), str(processes.ROOT / "benchmarks"))
 
 
 def is_unit_test(item: pytest.Item) -> bool:
@@ -83,6 +83,6 @@ def _is_of_this_folder(thing: Any) -> bool:
     if not (inspect.isfunction(thing) or inspect.isclass(thing) or inspect.ismodule(thing)):
         return False
     try:
-        return str(inspect.getsourcefile(thing) or "").startswith(_FOLDER)
+        return str(inspect.getsourcefile(thing) or "").startswith(_FOLDERS)
     except TypeError:
         return False

@@ -1,1 +1,1 @@
-"""Who may use the app, and what a request must show for it; nothing here knows gradio."""
+"""Access control: which requests are answered, and for whom. No module here imports gradio."""

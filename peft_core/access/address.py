@@ -1,16 +1,16 @@
 """The client address of the current request.
 
-Every proxy appends to X-Forwarded-For the address that it was reached from, and what stands to the left of
-its entry is what its client claims. With N proxies in front of the app (`--proxies N`) the N-th entry from
-the right is therefore the last that a client cannot choose, and the only one that is read.
+Every proxy appends to X-Forwarded-For the address from which it was reached; the entries to the left of it
+are what its client claims. With N proxies in front of the app (`--proxies N`), the N-th entry from the right
+is therefore the last that a client cannot choose, and the only one that is read.
 
-Without `--proxies` the address is that of the connection, as uvicorn gives it. If the connection comes from
+Without `--proxies` the address is that of the connection, as uvicorn reports it. If the connection comes from
 127.0.0.1 (or an address in FORWARDED_ALLOW_IPS), uvicorn has replaced it by the rightmost entry that is not
-such an address: that of the one proxy on this machine, as a tunnel is.
+such an address: the entry of the one proxy on this machine, such as a tunnel.
 
-Where fewer entries came than there are proxies, the request went past one of them. The connection's own
-address counts then. If uvicorn has replaced it, it was read from that same header, which the client may have
-written: such a request counts as one from "unknown".
+If the header has fewer entries than there are proxies, the request bypassed a proxy, and the address of the
+connection counts. If uvicorn has replaced that address, it was read from the same header, which the client
+may have written: such a request counts as one from "unknown".
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ UNKNOWN = "unknown"
 
 
 def client_address(scope: Scope, proxies: int) -> str:
-    """The address that a request came from, behind so many proxies that append to X-Forwarded-For."""
+    """Return the client address of a request behind this many proxies that append to X-Forwarded-For."""
     connection = scope["client"][0] if scope.get("client") else UNKNOWN
     if not proxies:
         return connection
@@ -37,9 +37,9 @@ def client_address(scope: Scope, proxies: int) -> str:
 
 
 def network_of(address: str) -> str:
-    """The IPv4 address, or the /64 network of an IPv6 address, which usually belongs to one customer.
+    """Return an IPv4 address itself, or the /64 network of an IPv6 address, usually that of one customer.
 
-    What is no address, as a proxy may pass on, is "unknown".
+    Returns "unknown" for text that is not an address, which a proxy may pass on.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -53,7 +53,7 @@ def network_of(address: str) -> str:
 
 
 def _without_port(entry: str) -> str:
-    """`192.0.2.1:5000` and `[2001:db8::1]:5000` without the port, which some proxies add."""
+    """Strip the port, which some proxies add, from `192.0.2.1:5000` or `[2001:db8::1]:5000`."""
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
     return entry.partition(":")[0] if entry.count(":") == 1 else entry

@@ -1,4 +1,4 @@
-"""The types of an ASGI application, which the layers in front of gradio's share."""
+"""Types of an ASGI application, shared by the layers in front of gradio's application."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

@@ -1,8 +1,8 @@
-"""Bodies of requests, bounded in bytes and in seconds as they arrive.
+"""Limits for the size and duration of request bodies, enforced while they arrive.
 
-A call's body is read before the application sees it. An upload is passed on in pieces, and gradio writes it
-to files. Gradio's parser deletes them if it cannot parse the body, but not if the client goes away, so an
-upload that ends early is ended here by a piece that it cannot parse.
+The body of a call is read before the application sees it. An upload is passed on in chunks, which gradio
+writes to files. Gradio's parser deletes these files if it cannot parse the body, but not if the client
+disconnects. An upload that ends early is therefore terminated here by a chunk that cannot be parsed.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ MULTIPART = b"multipart/form-data"
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What a body may have.
+    """Limits for request bodies.
 
     Attributes:
-        call_bytes: of a call.
-        call_seconds: until a call's body has arrived.
-        large_bytes: from which on a call counts as large.
-        memory_bytes: of all bodies that are in memory; while they have more, no large one is taken.
-        upload_files: of one upload.
-        upload_seconds: until an upload has arrived.
+        call_bytes: Maximum size of a call's body.
+        call_seconds: Maximum time until a call's body has arrived.
+        large_bytes: Size above which a call's body counts as large.
+        memory_bytes: While all bodies in memory exceed this, large ones are refused.
+        upload_files: Maximum number of files of one upload.
+        upload_seconds: Maximum time until an upload has arrived.
     """
 
     call_bytes: int = 100_000
@@ -48,7 +48,9 @@ class CallBodies:
 
     @asynccontextmanager
     async def read(self, headers: Mapping[str, str], receive: Receive) -> AsyncIterator[bytes | None]:
-        """A whole body, or None if the client went away; it counts as in memory until the block ends.
+        """Yield the whole body, or None if the client disconnected.
+
+        The body counts as in memory until the block ends.
 
         Raises:
             Refusal: 413 if it is too large, 408 if it takes too long, 503 if memory is full.
@@ -58,10 +60,10 @@ class CallBodies:
         try:
             try:
                 async with asyncio.timeout(self._limits.call_seconds):
-                    whole = await self._collect(receive, body)
+                    is_complete = await self._collect(receive, body)
             except TimeoutError:
                 raise _too_slow(self._limits.call_seconds) from None
-            yield bytes(body) if whole else None
+            yield bytes(body) if is_complete else None
         finally:
             self._in_memory -= len(body)
 
@@ -70,9 +72,9 @@ class CallBodies:
             message = await receive()
             if message["type"] != "http.request":
                 return False
-            piece = message.get("body", b"")
-            body += piece
-            self._in_memory += len(piece)
+            chunk = message.get("body", b"")
+            body += chunk
+            self._in_memory += len(chunk)
             if len(body) > self._limits.call_bytes:
                 raise _too_large(self._limits.call_bytes)
             if len(body) > self._limits.large_bytes and self._in_memory > self._limits.memory_bytes:
@@ -82,12 +84,12 @@ class CallBodies:
 
 
 class UploadBody:
-    """The body of an upload on its way to the application, which takes it for a `receive`."""
+    """The body of an upload, passed on to the application through `receive`."""
 
     def __init__(
         self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int, limits: BodyLimits
     ) -> None:
-        """`max_bytes` are those that were reserved: `length_of`."""
+        """Prepare to pass on an upload of at most `max_bytes`, the number reserved for it (`length_of`)."""
         self._receive, self._max_bytes, self._limits = receive, max_bytes, limits
         self._deadline = time.monotonic() + limits.upload_seconds
         self._delimiter = b"--" + _boundary(headers)
@@ -97,10 +99,10 @@ class UploadBody:
         self._refusal: Refusal | None = None
 
     async def pass_to(self, app: App, scope: Scope, send: Send) -> None:
-        """Have an application answer it.
+        """Let an application answer the upload.
 
         Raises:
-            Refusal: in place of the answer, if the upload was cut off.
+            Refusal: The upload was cut off; no answer was sent.
         """
 
         async def send_unless_refused(message: Message) -> None:
@@ -116,7 +118,7 @@ class UploadBody:
             raise self._refusal
 
     async def receive(self) -> Message:
-        """The next piece, or one that cannot be parsed where the upload ends early."""
+        """Return the next chunk, or one that cannot be parsed if the upload is cut off."""
         if self._ended:
             return await self._receive()
         try:
@@ -131,49 +133,51 @@ class UploadBody:
         except Refusal as refusal:
             self._refusal = refusal
         self._ended = True
-        unparsable = b"\r\n" * 3 + self._delimiter + b"\r\n\0: \0\r\n"  # in headers, between them and in data
+        unparsable = (
+            b"\r\n" * 3 + self._delimiter + b"\r\n\0: \0\r\n"
+        )  # in headers, between parts and in data
         return {"type": "http.request", "body": unparsable, "more_body": False}
 
-    def _count(self, piece: bytes) -> None:
-        self._bytes += len(piece)
+    def _count(self, chunk: bytes) -> None:
+        self._bytes += len(chunk)
         if self._bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
-        window = self._tail + piece
+        window = self._tail + chunk
         self._delimiters += window.count(self._delimiter)
         self._tail = window[-len(self._delimiter) + 1 :]
-        if self._delimiters > self._limits.upload_files + 1:  # one closes the body
+        if self._delimiters > self._limits.upload_files + 1:  # the last delimiter closes the body
             raise Refusal(413, f"Upload at most {self._limits.upload_files} files at once.")
 
 
 def is_multipart(headers: Mapping[str, str]) -> bool:
-    """Whether a route may look for files in a body: gradio's read only the beginning of its type."""
+    """Return whether a route may look for files in the body; gradio checks only the start of its type."""
     return headers.get("content-type", "").strip().lower().startswith("multipart/")
 
 
 def check_declared_length(headers: Mapping[str, str], max_bytes: int) -> None:
-    """Raise a Refusal for a body that is too large by its own header."""
+    """Raise a Refusal if the Content-Length header exceeds the limit."""
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
 
 
 def length_of(headers: Mapping[str, str], max_bytes: int) -> int:
-    """The bytes that a body may have: those that it declares, else the most that is taken.
+    """Return the bytes to reserve for a body: its declared length, or `max_bytes` if it declares none.
 
     Raises:
-        Refusal: 413 for one that is too large by its own header.
+        Refusal: 413 if the declared length exceeds `max_bytes`.
     """
     check_declared_length(headers, max_bytes)
     length = headers.get("content-length", "")
-    is_declared = length.isdecimal() and "transfer-encoding" not in headers  # which counts if both are there
+    is_declared = length.isdecimal() and "transfer-encoding" not in headers  # which takes precedence
     return int(length[:20]) if is_declared else max_bytes
 
 
 def _boundary(headers: Mapping[str, str]) -> bytes:
-    """What separates the files of a body.
+    """Return the multipart boundary of a body.
 
     Raises:
-        Refusal: 400 if it has no boundary, or an empty one.
+        Refusal: 400 if the boundary is missing or empty.
     """
     content_type, options = parse_options_header(headers.get("content-type", ""))
     if content_type != MULTIPART or not options.get(b"boundary"):

@@ -1,8 +1,8 @@
-"""The gate of a public demo: how much strangers may ask, and that nobody uses another's session.
+"""The gate of a public demo: rate limits for visitors, and protection of each visitor's sessions.
 
-It stands behind `RequestGuard` and in front of gradio. Limits of an address hold for its network (see
-`address.network_of`), since one customer has many addresses of IPv6; limits of a visitor hold for a token,
-which costs nothing to make, so they are there for fairness and those of the address against floods.
+The gate is an ASGI layer between `RequestGuard` and gradio. Limits of an address apply to its network (see
+`address.network_of`), since one customer has many IPv6 addresses. Limits of a visitor apply to a token, which
+anyone can create: they provide fairness, while those of the address protect against floods.
 """
 
 import re
@@ -21,7 +21,7 @@ from peft_core.access.bodies import BodyLimits, CallBodies, UploadBody, is_multi
 from peft_core.access.rates import Rate, Rates
 from peft_core.access.refusals import Refusal, is_upload_route, route_path
 from peft_core.access.sessions import Sender, Sessions, names_in_body, names_in_url, starts_event
-from peft_core.access.upload_room import LEAST_FILE_BYTES, UploadRoom
+from peft_core.access.upload_room import MIN_FILE_BYTES, UploadRoom
 from peft_core.access.visitors import Visitor
 from peft_core.limits import Limits
 
@@ -29,32 +29,34 @@ STATIC = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.c
           "/gradio_api/custom_component/", "/manifest.json", "/pwa_icon", "/robots.txt")  # fmt: skip
 _SLACK = 1_000_000  # bytes of an upload besides its files
 NO_TOKEN = "no token"
-_OPENS_COPY = re.compile(r"/deep_link\b")  # by which gradio keeps what is in a page, or shows what it kept
-_MCP = "mcp"  # what gradio's MCP server calls itself when it calls the app
+_DEEP_LINK = re.compile(
+    r"/deep_link\b"
+)  # gradio's route that stores the state of a page, or shows a stored one
+_MCP = "mcp"  # the user name that gradio's MCP server sends when it calls the app
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """How much a visitor and an address may ask.
+    """Limits for a visitor and for an address.
 
-    A page asks about once a second, and for 150 static files at first.
+    A page sends about one request a second, and loads 150 static files at first.
 
     Attributes:
-        visitor: requests of a visitor, or of all without a token from one address.
-        address: requests of an address: 30 open pages.
-        static: static files for an address.
-        visitor_uploads: uploads of a visitor.
-        address_uploads: uploads of an address.
-        visitor_bytes: bytes of a visitor's uploads; small files count as `LEAST_FILE_BYTES`.
-        address_bytes: the same of an address, which alone cannot fill the room for uploads (`RoomLimits`):
-            in the 15 minutes that an upload may take to arrive and stay, 750 MB.
-        open_per_address: requests that are being answered, streams included.
-        open_in_all: the same of everybody.
-        visitor_pending: what a visitor has asked that waits or is worked on.
-        address_pending: the same of an address.
-        visitor_sessions: sessions that a visitor begins; a page has one.
-        address_sessions: the same of an address.
-        bodies: bytes and seconds of a body.
+        visitor: Requests of a visitor, or of all visitors without a token from one address.
+        address: Requests of an address: 30 open pages.
+        static: Static files for an address.
+        visitor_uploads: Uploads of a visitor.
+        address_uploads: Uploads of an address.
+        visitor_bytes: Bytes of a visitor's uploads; small files count as `MIN_FILE_BYTES`.
+        address_bytes: Bytes of an address's uploads. One address alone cannot fill the upload folder
+            (`RoomLimits`): in the 15 minutes that an upload may take to arrive and stay, 750 MB.
+        open_per_address: Requests being answered for an address, including streams.
+        open_total: Requests being answered in total.
+        visitor_pending: Events of a visitor that are queued or running.
+        address_pending: Events of an address that are queued or running.
+        visitor_sessions: New sessions of a visitor; a page has one.
+        address_sessions: New sessions of an address.
+        bodies: Limits for the size and duration of a request body.
     """
 
     visitor: Rate = Rate(300, 200)
@@ -65,7 +67,7 @@ class GateLimits:
     visitor_bytes: Rate = Rate(20_000_000, 100_000_000)
     address_bytes: Rate = Rate(30_000_000, 300_000_000)
     open_per_address: int = 100
-    open_in_all: int = 2_000
+    open_total: int = 2_000
     visitor_pending: int = 30
     address_pending: int = 60
     visitor_sessions: Rate = Rate(2, 60)
@@ -74,7 +76,7 @@ class GateLimits:
 
 
 class PublicGate:
-    """An ASGI application in front of gradio's: refuses floods, large bodies and other visitors' sessions."""
+    """ASGI layer in front of gradio that refuses floods, large bodies and other visitors' sessions."""
 
     def __init__(
         self,
@@ -86,19 +88,19 @@ class PublicGate:
         pending: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Put it in front of an application.
+        """Wrap an application.
 
         Args:
-            app: gradio's application.
-            limits: of the public demo.
-            gate_limits: of this gate.
-            room: for gradio's folder of uploads; None leaves it without a bound.
-            pending: names the session of each event that waits or is worked on.
-            clock: seconds.
+            app: Gradio's application.
+            limits: Limits of the public demo.
+            gate_limits: Limits of this gate.
+            room: Bounds gradio's folder of uploads; None leaves it unbounded.
+            pending: Returns the session of each event that is queued or running.
+            clock: Returns seconds.
         """
         self._app, self._limits = app, gate_limits or GateLimits()
         self._rates = _GateRates(self._limits, clock)
-        self._slots = _Slots(self._limits.open_per_address, self._limits.open_in_all)
+        self._slots = _Slots(self._limits.open_per_address, self._limits.open_total)
         self._bodies = CallBodies(self._limits.bodies)
         self._sessions, self._room, self._pending = Sessions(), room, pending
         self._max_upload_bytes = self._limits.bodies.upload_files * limits.max_upload_bytes + _SLACK
@@ -110,7 +112,7 @@ class PublicGate:
         try:
             network = network_of(CLIENT_ADDRESS.get())
             self._rates.check(scope, network)
-            with self._slots.take(network):
+            with self._slots.acquire(network):
                 await self._answer(scope, receive, send, network)
         except Refusal as refusal:
             await refusal.send(scope, receive, send)
@@ -118,7 +120,7 @@ class PublicGate:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, network: str) -> None:
         headers = Headers(scope=scope)
         sender = Sender(_party_of(headers), network)
-        if _OPENS_COPY.search(route_path(scope)) or b"deep_link" in scope.get("query_string", b""):
+        if _DEEP_LINK.search(route_path(scope)) or b"deep_link" in scope.get("query_string", b""):
             raise Refusal(404, "This demo keeps no copies of pages. Share a run by its link.")
         self._claim(list(names_in_url(scope)), sender, is_session="upload" not in route_path(scope))
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD"):
@@ -133,7 +135,7 @@ class PublicGate:
     ) -> None:
         length, limits = length_of(headers, self._max_upload_bytes), self._limits.bodies
         upload = UploadBody(headers, receive, max_bytes=length, limits=limits)
-        size = length + limits.upload_files * LEAST_FILE_BYTES
+        size = length + limits.upload_files * MIN_FILE_BYTES
         async with self._room.reserve(size) if self._room else nullcontext():
             self._rates.check_bytes(scope, network, size)
             await upload.pass_to(self._app, scope, send)
@@ -153,18 +155,22 @@ class PublicGate:
             await self._app(scope, _replay(body, receive), send_and_assign)
 
     def _claim(self, names: Sequence[object], sender: Sender, *, is_session: bool = True) -> None:
-        """Let names belong to a sender; a Refusal for one of another party, and for too many new sessions."""
+        """Assign names to a sender.
+
+        Raises:
+            Refusal: A name belongs to another party, or the sender begins too many new sessions.
+        """
         if is_session and any(isinstance(name, str) and self._sessions.owner(name) is None for name in names):
             visitor = sender.network if sender.party == NO_TOKEN else sender.party
             self._rates.check_session(visitor, sender.network)
         self._sessions.check(names, sender)
 
     def _check_pending(self, sender: Sender) -> None:
-        """Raise a Refusal for a visitor, or an address, that has asked too much that is not done."""
+        """Raise a Refusal if a visitor or an address has too many events queued or running."""
         owners = [owner for name in self._pending() if (owner := self._sessions.owner(name))]
-        near = sum(owner.network == sender.network for owner in owners)
-        own = sum(owner.party == sender.party != NO_TOKEN for owner in owners)
-        if own >= self._limits.visitor_pending or near >= self._limits.address_pending:
+        of_address = sum(owner.network == sender.network for owner in owners)
+        of_visitor = sum(owner.party == sender.party != NO_TOKEN for owner in owners)
+        if of_visitor >= self._limits.visitor_pending or of_address >= self._limits.address_pending:
             raise Refusal(429, "Much that you asked is still being worked on. Try again in 10 seconds.", 10)
 
 
@@ -185,7 +191,7 @@ class _GateRates:
         )
 
     def check(self, scope: Scope, network: str) -> None:
-        """Raise a Refusal if an address or a visitor asks too often."""
+        """Raise a Refusal if an address or a visitor sends requests too often."""
         if route_path(scope).startswith(STATIC):
             _refuse_if_early(self._static.check(network), "requests")
             return
@@ -193,9 +199,9 @@ class _GateRates:
         rates = [(self._calls, "requests")]
         if is_upload_route(scope):
             rates.append((self._uploads, "uploads"))
-        for (addresses, visitors), what in rates:
-            _refuse_if_early(addresses.check(network), what)
-            _refuse_if_early(visitors.check(visitor), what)
+        for (addresses, visitors), noun in rates:
+            _refuse_if_early(addresses.check(network), noun)
+            _refuse_if_early(visitors.check(visitor), noun)
 
     def check_bytes(self, scope: Scope, network: str, size: int) -> None:
         """Raise a Refusal if an address or a visitor uploads too much."""
@@ -211,20 +217,20 @@ class _GateRates:
 
 
 class _Slots:
-    """The requests that are being answered."""
+    """Counts the requests that are being answered."""
 
-    def __init__(self, per_address: int, in_all: int) -> None:
-        self._per_address, self._in_all = per_address, in_all
+    def __init__(self, per_address: int, total: int) -> None:
+        self._per_address, self._total = per_address, total
         self._open: Counter[str] = Counter()
 
     @contextmanager
-    def take(self, network: str) -> Iterator[None]:
+    def acquire(self, network: str) -> Iterator[None]:
         """Count a request as open until the block ends.
 
         Raises:
-            Refusal: 429 if its address has too many, 503 if all have.
+            Refusal: 429 if its address has too many open requests, 503 if all addresses together have.
         """
-        if self._open.total() >= self._in_all:
+        if self._open.total() >= self._total:
             raise Refusal(503, "This demo has as many visitors as it can serve. Try again in a minute.", 60)
         if self._open[network] >= self._per_address:
             raise Refusal(
@@ -242,24 +248,24 @@ class _Slots:
                 del self._open[network]
 
 
-def _refuse_if_early(wait: float, what: str) -> None:
+def _refuse_if_early(wait: float, noun: str) -> None:
     if wait:
         seconds = ceil(wait)
         when = "a second" if seconds == 1 else f"{seconds} seconds"
-        raise Refusal(429, f"Too many {what} in a short time. Try again in {when}.", seconds)
+        raise Refusal(429, f"Too many {noun} in a short time. Try again in {when}.", seconds)
 
 
 def _visitor_of(scope: Scope, network: str) -> str:
-    """Whose limits count: a visitor's, or those of all who send no token from one address."""
+    """Return the key of the visitor's limits; all requests without a token from one address share a key."""
     return Visitor.from_headers(Headers(scope=scope)).owner or f"no token, {network}"
 
 
 def _party_of(headers: Headers) -> str:
-    """Whose sessions a request may use.
+    """Return the party whose sessions a request may use.
 
     Gradio's MCP server calls the app through one client of its own, which sends the visitor's token with some
-    requests and without it with others. Its session is therefore one of a party of its own. Whoever claims to
-    be it gains nothing: the name of that session is random and leaves this process in no answer.
+    requests and omits it from others. It is therefore a party of its own. Impersonating it gains nothing: the
+    name of its session is random and never leaves this process in an answer.
     """
     if headers.get("x-gradio-user") == _MCP:
         return _MCP
@@ -267,7 +273,7 @@ def _party_of(headers: Headers) -> str:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body which was read already, and then goes on."""
+    """Return a `receive` that first returns a body which was already read, and then the next messages."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,23 +1,24 @@
-"""Refuse requests that other websites send; answer the app's own page and programs.
+"""Refuse requests from other websites; answer the app's own page and programs.
 
 A website can make its visitor's browser send requests to a server on the visitor's machine, and with DNS
 rebinding it can read the answers too. It cannot set these headers, which the browser writes:
 
 - `Host`: the name under which the server was reached. Only the names of `AllowedHosts` are answered, so that
-  a website's own name that leads to this machine (or `x.localhost`) is refused.
+  a website's own name that resolves to this machine (or `x.localhost`) is refused.
 - `Origin`: the page that sent the request. Browsers omit it from GET and HEAD requests that need no CORS. Any
-  origin but the app's own is refused for every method, `null` and another port of this machine included.
-- `Sec-Fetch-Site`: how that page is related to the server. Browsers send it since March 2023, to loopback and
-  HTTPS addresses only. `same-origin` is answered; `none`, of an address that was typed, bookmarked or clicked
-  in another program, may open the page and nothing else, since it may have been redirected.
+  origin but the app's own is refused for every method, including `null` and other ports of this machine.
+- `Sec-Fetch-Site`: the relation of that page to the server. Browsers send it since March 2023, to loopback
+  and HTTPS addresses only. `same-origin` is answered. `none` (an address that was typed, bookmarked or
+  clicked in another program) may only open the page, since it may have been redirected.
 
 Programs such as curl, gradio_client and MCP clients send neither of the last two. On plain HTTP in a network
-a GET of another website looks like a program's; `/logout`, the one GET with an effect, asks for proof there.
+a GET from another website looks like that of a program; `/logout`, the one GET with an effect, therefore
+requires proof.
 
-Gradio also fetches addresses of the internet for whoever asks (`/file=https://…`), and serves what it got as
-its own page: that is refused to everyone, since a script in it would be the app's.
+Gradio also fetches internet addresses for any client (`/file=https://…`) and serves the content from its own
+origin. This is refused for everyone, since a script in that content would run as the app's.
 
-Sources: W3C Fetch Metadata Request Headers, RFC 6454, and the MCP specification, which demands that servers
+Sources: W3C Fetch Metadata Request Headers, RFC 6454, and the MCP specification, which requires servers to
 validate Origin.
 """
 
@@ -37,11 +38,13 @@ from peft_core.access.hosts import AllowedHosts, is_network_address
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
-SHARED_PAGES = "https://gradio.s3-us-west-2.amazonaws.com"  # gradio loads the page of a share link from there
+SHARED_PAGES = (
+    "https://gradio.s3-us-west-2.amazonaws.com"  # the page of a share link loads its code from here
+)
 HUGGING_FACE = ("https://huggingface.co", "https://*.huggingface.co", "https://hf.co")
 _CORS_PREFIX = "access-control-"
-_MOST_LOGGED = 20
-_FETCHED = re.compile(r"/file[=/]+(https?:|//)", re.IGNORECASE)
+_MAX_LOGGED = 20
+_FETCHES_URL = re.compile(r"/file[=/]+(https?:|//)", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
 
 
@@ -50,9 +53,9 @@ class PagePolicy:
     """What other sites may do with the page.
 
     Attributes:
-        links: whether a link on another site may open it.
-        frames: the origins that may show it in a frame.
-        scripts: the origins besides its own that the page loads its code from.
+        links: Whether a link on another site may open the page.
+        frames: Origins that may show the page in a frame.
+        scripts: Origins besides its own from which the page loads code.
     """
 
     links: bool = False
@@ -60,7 +63,7 @@ class PagePolicy:
     scripts: tuple[str, ...] = ()
 
     def headers(self) -> dict[str, str]:
-        """The response headers that state this policy."""
+        """Return the response headers for this policy."""
         return {
             "Content-Security-Policy": self._content_security_policy(),
             "Cross-Origin-Resource-Policy": "same-origin",
@@ -69,7 +72,7 @@ class PagePolicy:
         }
 
     def _content_security_policy(self) -> str:
-        """The strictest policy under which gradio's page works: it needs an inline script and `eval`."""
+        """Return the strictest policy under which gradio's page works: it needs inline scripts and `eval`."""
         own = " ".join(("'self'", *self.scripts))
         directives = {
             "default-src": own,
@@ -86,7 +89,7 @@ class PagePolicy:
 
 
 class RequestGuard:
-    """The outermost ASGI application: refuses foreign requests, and removes CORS headers from responses."""
+    """Outermost ASGI layer: refuses requests from other sites and removes CORS headers from responses."""
 
     def __init__(self, app: App, hosts: AllowedHosts, policy: PagePolicy, *, proxies: int = 0) -> None:
         self._app, self._hosts, self._policy, self._proxies = app, hosts, policy, proxies
@@ -96,22 +99,22 @@ class RequestGuard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        refusal = self._refuse(scope)
-        if refusal is None:
+        reason = self._refuse(scope)
+        if reason is None:
             CLIENT_ADDRESS.set(client_address(scope, self._proxies))
             await self._app(self._without_foreign_names(scope), receive, self._harden(scope, send))
             return
-        self._log(refusal)
+        self._log(reason)
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it is accepted: 403
             return
-        await PlainTextResponse(refusal, 403, self._policy.headers())(scope, receive, send)
+        await PlainTextResponse(reason, 403, self._policy.headers())(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> str | None:
-        """Why a request is not answered, in one sentence; None if it is."""
+        """Return why a request is refused, in one sentence; None if it is answered."""
         headers = Headers(scope=scope)
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        if len(hosts) != 1 or not self._is_named(scope, hosts[0]):
+        if len(hosts) != 1 or not self._is_allowed_host(scope, hosts[0]):
             return (
                 f"This app does not answer under the name {_quote(hosts)}. If that is its own, start it with "
                 "--allow-host and the name."
@@ -130,21 +133,21 @@ class RequestGuard:
             return "This app does not answer another site's page. Type its address, or open it by a bookmark."
         if scope["path"].startswith("/logout") and not self._is_from_page(scope, headers, hosts[0]):
             return "This app does not answer a link to /logout. Log out on its page."
-        if _FETCHED.search(scope["path"]):
+        if _FETCHES_URL.search(scope["path"]):
             return "This app does not fetch files of the internet. Upload the file."
         return None
 
-    def _is_named(self, scope: Scope, host: str) -> bool:
-        return self._hosts.is_named(host, scope["server"][0] if scope.get("server") else None)
+    def _is_allowed_host(self, scope: Scope, host: str) -> bool:
+        return self._hosts.is_allowed(host, scope["server"][0] if scope.get("server") else None)
 
     def _is_own(self, scope: Scope, origin: str, host: str) -> bool:
-        scheme = scope.get("scheme", "http")
+        scheme: str = scope.get("scheme", "http")
         return self._hosts.is_own_origin(origin, host, {"ws": "http", "wss": "https"}.get(scheme, scheme))
 
     def _is_visit(self, scope: Scope, headers: Headers) -> bool:
-        """Whether an address, a link or a frame, of one that may have them, loads the page at `/`."""
-        linked = self._policy.links or headers["sec-fetch-site"] == "none"
-        targets = {"document"} if linked else set()
+        """Return whether a typed address, or a link or frame that the policy allows, loads the page `/`."""
+        may_open = self._policy.links or headers["sec-fetch-site"] == "none"
+        targets = {"document"} if may_open else set()
         if self._policy.frames:
             targets.add("iframe")
         return (
@@ -156,27 +159,27 @@ class RequestGuard:
         )
 
     def _is_from_page(self, scope: Scope, headers: Headers, host: str) -> bool:
-        """Whether headers prove that the app's own page sent the request."""
+        """Return whether the headers prove that the app's own page sent the request."""
         if "origin" in headers or headers.get("sec-fetch-site") == "same-origin":
             return True
         origin = "/".join(headers.get("referer", "").split("/")[:3])
         return self._is_own(scope, origin, host)
 
     def _without_foreign_names(self, scope: Scope) -> Scope:
-        """The scope without headers by which gradio would take another name for its own."""
+        """Return the scope without headers that would make gradio accept another host name as its own."""
         headers = MutableHeaders(raw=list(scope["headers"]))
         forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()
-        if not self._is_named(scope, forwarded):
+        if not self._is_allowed_host(scope, forwarded):
             del headers["x-forwarded-host"]
         del headers["x-gradio-server"]
         return {**scope, "headers": headers.raw}
 
     def _harden(self, scope: Scope, send: Send) -> Send:
-        """Wrap `send`: remove CORS headers and add the policy's; no script runs in a file that is opened."""
+        """Wrap `send` to remove CORS headers, add the policy's, and forbid scripts in opened files."""
         policy = self._policy.headers()
         if "/file" in scope["path"]:
             policy["Content-Security-Policy"] = "sandbox; default-src 'none'"
-        if not is_network_address(Headers(scope=scope)["host"]):  # where browsers warn that they ignore it
+        if not is_network_address(Headers(scope=scope)["host"]):  # there browsers warn that they ignore it
             policy["Cross-Origin-Opener-Policy"] = "same-origin"
 
         async def send_hardened(message: Message) -> None:
@@ -189,11 +192,11 @@ class RequestGuard:
 
         return send_hardened
 
-    def _log(self, refusal: str) -> None:
-        """Log each reason once, at most `_MOST_LOGGED` of them."""
-        if len(self._logged) < _MOST_LOGGED and refusal not in self._logged:
-            self._logged.add(refusal)
-            _logger.warning("Refused a request. %s", refusal)
+    def _log(self, reason: str) -> None:
+        """Log each reason once, at most `_MAX_LOGGED` of them."""
+        if len(self._logged) < _MAX_LOGGED and reason not in self._logged:
+            self._logged.add(reason)
+            _logger.warning("Refused a request. %s", reason)
 
 
 def guard_lifespan(
@@ -203,21 +206,22 @@ def guard_lifespan(
     *,
     proxies: int = 0,
 ) -> Lifespan:
-    """A lifespan for gradio's `app_kwargs` that wraps the app's middleware in `RequestGuard`.
+    """Return a lifespan for gradio's `app_kwargs` that wraps the app's middleware in `RequestGuard`.
+
+    The server runs it before it listens. Middleware passed in `app_kwargs` would come after gradio's CORS
+    middleware, which answers preflight requests itself.
 
     Args:
-        hosts: the names that are answered.
-        policy: what other sites may do with the page.
-        layers: put more layers between the guard and the app, the outer ones first.
-        proxies: how many proxies in front of the app append to X-Forwarded-For.
-
-    The server runs it before it listens. Middleware that is given to `app_kwargs` would come after gradio's
-    CORS middleware, which answers preflight requests itself.
+        hosts: The host names that are answered.
+        policy: What other sites may do with the page.
+        layers: Further layers between the guard and the app, outermost first.
+        proxies: Number of proxies in front of the app that append to X-Forwarded-For.
     """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        inner = app.middleware_stack
+        inner: App | None = app.middleware_stack
+        assert inner is not None  # Starlette builds it before it runs the lifespan
         for layer in reversed(layers):
             inner = layer(inner)
         app.middleware_stack = RequestGuard(inner, hosts, policy, proxies=proxies)
@@ -227,5 +231,5 @@ def guard_lifespan(
 
 
 def _quote(values: list[str]) -> str:
-    """Header values in an answer or a log: escaped, and only so much of them."""
+    """Return header values for an answer or a log: escaped, and at most 100 characters of them."""
     return repr(", ".join(values)[:100])

@@ -1,4 +1,4 @@
-"""The names under which the app is reached, and the origins that are its own."""
+"""Host names under which the app is reached, and the origins that count as its own."""
 
 import ipaddress
 import re
@@ -14,15 +14,15 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Authority(NamedTuple):
-    """A host's name or address, in lower case, and its port; None stands for the scheme's own port."""
+    """The name or address of a host, in lower case, and its port; None means the scheme's default port."""
 
     name: str
     port: int | None
 
     @classmethod
-    def parse(cls, value: str) -> "Authority | None":
-        """The parts of `name:port`; None for what is not written so (RFC 3986, 3.2)."""
-        match = _AUTHORITY.fullmatch(value.lower())
+    def parse(cls, text: str) -> "Authority | None":
+        """Parse `name:port` (RFC 3986, 3.2); return None if the text has another form."""
+        match = _AUTHORITY.fullmatch(text.lower())
         if match is None:
             return None
         port = match["port"]
@@ -30,7 +30,7 @@ class Authority(NamedTuple):
 
     @classmethod
     def of_origin(cls, origin: str) -> "Authority | None":
-        """The authority of a web origin such as `https://demo.example.org`; None for `null` and the like."""
+        """Return the authority of an origin such as `https://demo.example.org`; None for `null` etc."""
         scheme, colon, rest = origin.partition("://")
         authority = cls.parse(rest) if colon and scheme in _DEFAULT_PORTS else None
         return authority and authority.without_default_port(scheme)
@@ -40,17 +40,25 @@ class Authority(NamedTuple):
 
 
 class AllowedHosts:
-    """The names of one app: the loopback names, the address that it listens on, and those that are added."""
+    """The host names of the app: loopback names, the address it listens on, and added names."""
 
-    def __init__(self, bound: str, added: Iterable[str] = ()) -> None:
-        """`bound` is the address to listen on, such as 127.0.0.1 or 0.0.0.0; ConfigError for a wrong name."""
+    def __init__(self, address: str, added: Iterable[str] = ()) -> None:
+        """Allow the loopback names, an address to listen on, and further names.
+
+        Args:
+            address: The address to listen on, such as 127.0.0.1 or 0.0.0.0.
+            added: Further names, as for `add`.
+
+        Raises:
+            ConfigError: An added name is malformed.
+        """
         self._added_hosts: set[Authority] = set()
-        self._own_names = {*LOOPBACK_NAMES, _in_brackets(bound.lower())}
+        self._own_names = {*LOOPBACK_NAMES, _in_brackets(address.lower())}
         for host in added:
             self.add(host)
 
     def add(self, host: str) -> None:
-        """Allow a name, with its port if it has one that is not the scheme's own."""
+        """Allow a host name, with its port if that is not the scheme's default."""
         authority = Authority.parse(host)
         if authority is None:
             raise ConfigError(
@@ -63,12 +71,12 @@ class AllowedHosts:
         """Allow the host of a public URL, such as a share link."""
         self.add(urlsplit(url).netloc)
 
-    def is_named(self, host: str, local_address: str | None) -> bool:
-        """Whether a `Host` header names this app.
+    def is_allowed(self, host: str, local_address: str | None) -> bool:
+        """Return whether a `Host` header names this app.
 
         Args:
-            host: the header's value.
-            local_address: the address of this machine that the connection came to.
+            host: The header's value.
+            local_address: The address of this machine to which the client connected.
         """
         authority = Authority.parse(host)
         if authority is None:
@@ -82,12 +90,12 @@ class AllowedHosts:
         )
 
     def is_own_origin(self, origin: str, host: str, scheme: str) -> bool:
-        """Whether an origin is the requested host, or an added name, since a proxy may replace `Host`.
+        """Return whether an origin is the requested host, or an added name, since a proxy may replace `Host`.
 
         Args:
-            origin: an `Origin` header.
-            host: the `Host` header.
-            scheme: the request's own. A proxy that serves an added name by HTTPS asks by HTTP.
+            origin: The `Origin` header.
+            host: The `Host` header.
+            scheme: The request's scheme. A proxy that serves an added name by HTTPS forwards by HTTP.
         """
         authority, requested = Authority.of_origin(origin), Authority.parse(host)
         if authority is None or requested is None:
@@ -100,16 +108,16 @@ class AllowedHosts:
         return same_scheme and authority == requested.without_default_port(origin_scheme)
 
 
-def is_loopback(bound: str) -> bool:
-    """Whether nothing but this machine reaches an address to listen on, such as 127.0.0.1 or localhost."""
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches an address to listen on, such as 127.0.0.1 or localhost."""
     try:
-        return ipaddress.ip_address(bound.strip("[]")).is_loopback
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
-        return bound.lower() == "localhost"
+        return address.lower() == "localhost"
 
 
 def is_network_address(host: str) -> bool:
-    """Whether a `Host` header is an IP address of a network, which is served by plain HTTP."""
+    """Return whether a `Host` header is an IP address other than loopback, which is served by plain HTTP."""
     authority = Authority.parse(host)
     try:
         return authority is not None and not ipaddress.ip_address(authority.name.strip("[]")).is_loopback
@@ -118,5 +126,5 @@ def is_network_address(host: str) -> bool:
 
 
 def _in_brackets(address: str) -> str:
-    """An IPv6 address as a URL has it."""
+    """Return an IPv6 address in brackets, as in a URL; other addresses are unchanged."""
     return f"[{address}]" if ":" in address and not address.startswith("[") else address

@@ -1,7 +1,7 @@
-"""Put a script into the page ahead of gradio's own.
+"""Insert a script into the page before gradio's own scripts.
 
-Gradio adds the scripts that it is given (`head`) once it has sent its first requests, of which each has to
-say who the visitor is.
+Gradio adds the scripts of its `head` argument only after its first requests, but each request has to
+identify the visitor.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -13,7 +13,7 @@ _HEAD = b"<head>"
 
 
 class PageScript:
-    """An ASGI layer that begins the head of the HTML page at `/` with a script."""
+    """ASGI layer that inserts a script at the start of the head of the HTML page at `/`."""
 
     def __init__(self, app: App, script: str) -> None:
         self._app, self._tag = app, b"<script>" + script.encode() + b"</script>"
@@ -23,7 +23,7 @@ class PageScript:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(raw=list(scope["headers"]))
-        del headers["accept-encoding"]  # the page must come as it is written
+        del headers["accept-encoding"]  # the page must arrive uncompressed
         await self._app({**scope, "headers": headers.raw}, receive, self._with_script(send))
 
     def _with_script(self, send: Send) -> Send:

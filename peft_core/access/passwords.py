@@ -1,10 +1,10 @@
 """The login of `--auth`: checks one user name and password, and delays further attempts after failures.
 
-Failures are counted for the address that they came from and for the account, so that neither one machine nor
-many guess quickly: an attempt waits up to `MOST_SECONDS` before it is checked. At most 5 attempts of an
-address and 50 of all wait at a time, about 100 guesses a minute; the rest is turned away unchecked. So while
-many addresses attack, somebody new with the right password may be turned away too, and has to try again. An
-address that has logged in before waits for its own failures only.
+Failures are counted per address and for the account, so that neither one machine nor many can guess quickly:
+an attempt waits up to `MAX_WAIT_SECONDS` before it is checked. At most 5 attempts of an address and 50 in
+total wait at a time, about 100 guesses a minute; others are refused unchecked. While many addresses attack, a
+new user with the right password may therefore be refused too, and has to try again. An address that has
+logged in before waits only for its own failures.
 """
 
 import asyncio
@@ -23,25 +23,29 @@ from starlette.exceptions import HTTPException
 from peft_core.access.address import CLIENT_ADDRESS, network_of
 from peft_core.errors import ConfigError
 
-MOST_SECONDS = 30.0
-FORGOTTEN_AFTER = 3600.0  # seconds without a wrong password
+MAX_WAIT_SECONDS = 30.0
+RESET_SECONDS = 3600.0  # without a wrong password, after which failures are forgotten
 _FIRST_WAIT = 0.5  # seconds, doubled by each further wrong password
-_MOST_ADDRESSES = 10_000
-_Value = TypeVar("_Value")
+_MAX_ADDRESSES = 10_000
+_Entry = TypeVar("_Entry")
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """A name and a password."""
+    """A user name and a password."""
 
     user: str
     password: str
 
     @classmethod
-    def parse(cls, value: str, source: str) -> "Credentials":
-        """Of `USER:PASS`; ConfigError, which does not repeat the value, names the source of a wrong one."""
-        user, colon, password = value.partition(":")
+    def parse(cls, text: str, source: str) -> "Credentials":
+        """Parse `USER:PASS`.
+
+        Raises:
+            ConfigError: The text has another form. The message names the source and does not repeat the text.
+        """
+        user, colon, password = text.partition(":")
         if not (user.strip() and colon and password):
             raise ConfigError(f"{source} must be USER:PASS: a name, a colon and a password.")
         return cls(user.strip(), password)
@@ -50,7 +54,7 @@ class Credentials:
     def find(
         cls, argument: str | None, file: str | None, environment: Mapping[str, str]
     ) -> "Credentials | None":
-        """Of `--auth`, else of the first line of `--auth-file`, else of AUTH; None if none is given."""
+        """Read `--auth`, else the first line of `--auth-file`, else AUTH; return None without any of them."""
         if argument is not None:
             return cls.parse(argument, "--auth")
         if file is not None:
@@ -58,33 +62,33 @@ class Credentials:
         return cls.parse(environment["AUTH"], "AUTH") if environment.get("AUTH") else None
 
     def match(self, user: str, password: str) -> bool:
-        """Compare in constant time."""
+        """Return whether name and password are right, comparing in constant time."""
         pairs = ((self.user, user), (self.password, password))
-        same = [hmac.compare_digest(_digest(expected), _digest(value)) for expected, value in pairs]
-        return all(same)
+        matches = [hmac.compare_digest(_digest(expected), _digest(actual)) for expected, actual in pairs]
+        return all(matches)
 
 
 @dataclass
 class _Failures:
-    """The wrong passwords of one address, or of the account."""
+    """Counts the wrong passwords of one address, or of the account."""
 
     allowed_without_wait: int
-    most_waiting: int
+    max_waiting: int
     count: int = 0
     last: float = 0.0
     waiting: int = 0
 
     def seconds(self, now: float) -> float:
-        """How long the next attempt waits."""
-        if now - self.last > FORGOTTEN_AFTER:
+        """Return how long the next attempt waits."""
+        if now - self.last > RESET_SECONDS:
             self.count = 0
         if self.count < self.allowed_without_wait:
             return 0.0
-        return min(MOST_SECONDS, _FIRST_WAIT * 2.0 ** min(self.count - self.allowed_without_wait, 16))
+        return min(MAX_WAIT_SECONDS, _FIRST_WAIT * 2.0 ** min(self.count - self.allowed_without_wait, 16))
 
 
 class Login:
-    """Checks the credentials that somebody gives, as gradio's `auth` asks for it: pass it `login.verify`."""
+    """Checks the credentials of a login. Pass `login.verify` to gradio as `auth`."""
 
     def __init__(
         self,
@@ -94,19 +98,23 @@ class Login:
     ) -> None:
         self._credentials, self._clock, self._sleep = credentials, clock, sleep
         self._addresses: OrderedDict[str, _Failures] = OrderedDict()
-        self._account = _Failures(allowed_without_wait=20, most_waiting=50)
+        self._account = _Failures(allowed_without_wait=20, max_waiting=50)
         self._trusted: OrderedDict[str, None] = OrderedDict()
 
     async def verify(self, user: str, password: str) -> bool:
-        """Whether they are right, after the wait; HTTPException 429 if too many attempts wait already."""
+        """Return whether name and password are right, after the wait.
+
+        Raises:
+            HTTPException: 429 if too many attempts are waiting already.
+        """
         address = network_of(CLIENT_ADDRESS.get())
         of_address = self._failures_of(address)
         counted = [of_address] if address in self._trusted else [of_address, self._account]
         seconds = max(failures.seconds(self._clock()) for failures in counted)
-        if any(failures.waiting >= failures.most_waiting for failures in counted):
-            again = f"{MOST_SECONDS:.0f}"  # by then an attempt that waits now has been checked
+        if any(failures.waiting >= failures.max_waiting for failures in counted):
+            retry_after = f"{MAX_WAIT_SECONDS:.0f}"  # by then an attempt that waits now has been checked
             raise HTTPException(
-                429, f"Too many wrong passwords. Try again in {again} s.", {"Retry-After": again}
+                429, f"Too many wrong passwords. Try again in {retry_after} s.", {"Retry-After": retry_after}
             )
         for failures in counted:
             failures.waiting += 1
@@ -129,15 +137,15 @@ class Login:
         return False
 
     def _failures_of(self, address: str) -> _Failures:
-        failures = self._addresses.get(address) or _Failures(allowed_without_wait=3, most_waiting=5)
+        failures = self._addresses.get(address) or _Failures(allowed_without_wait=3, max_waiting=5)
         _keep_newest(self._addresses, address, failures)
         return failures
 
 
-def _keep_newest(entries: OrderedDict[str, _Value], address: str, value: _Value) -> None:
-    entries[address] = value
+def _keep_newest(entries: OrderedDict[str, _Entry], address: str, entry: _Entry) -> None:
+    entries[address] = entry
     entries.move_to_end(address)
-    if len(entries) > _MOST_ADDRESSES:
+    if len(entries) > _MAX_ADDRESSES:
         entries.popitem(last=False)
 
 

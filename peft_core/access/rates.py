@@ -1,4 +1,4 @@
-"""How often somebody may ask, or how much they may send: one token bucket for each key, in bounded memory."""
+"""Rate limits for requests or bytes: one token bucket per key, in bounded memory."""
 
 import time
 from collections import OrderedDict
@@ -10,7 +10,12 @@ MAX_KEYS = 5_000
 
 @dataclass(frozen=True)
 class Rate:
-    """So many requests, or bytes, a minute in the long run, and so many at once after a pause."""
+    """A rate of requests or bytes.
+
+    Attributes:
+        per_minute: Allowed in the long run.
+        burst: Allowed at once after a pause.
+    """
 
     per_minute: float
     burst: int
@@ -23,10 +28,10 @@ class _Bucket:
 
 
 class Rates:
-    """A token bucket for each key.
+    """One token bucket per key.
 
-    A bucket that is dropped to make room is the one that was asked for the longest time ago. It starts full
-    again, so whoever asks often enough to be refused is not the one who gains by it.
+    To make room, the least recently used bucket is dropped, and starts full again. A client that sends enough
+    requests to be refused therefore gains nothing from it.
     """
 
     def __init__(
@@ -40,10 +45,10 @@ class Rates:
         return len(self._buckets)
 
     def check(self, key: str, count: int = 1) -> float:
-        """Take tokens of this key; more than a bucket holds are lent once it is full.
+        """Take tokens of a key; more tokens than a full bucket holds are lent once it is full.
 
         Returns:
-            0 if there were enough, else the seconds until there will be. A refused request takes none.
+            0 if there were enough tokens, else the seconds until there are. A refused request takes none.
         """
         now, needed = self._clock(), min(count, self._rate.burst)
         bucket = self._buckets.pop(key, _Bucket(self._rate.burst, now))

@@ -1,8 +1,9 @@
-"""The messages that wait for each session of gradio's, in place of gradio's own table.
+"""The pending messages of each gradio session, as a replacement for gradio's own table.
 
-Gradio 6.31 keeps those of 2,000 sessions and drops the oldest, though it may be in use: a page that stays
-open while programs make 2,000 calls, each of which is a session. An event of a dropped session then raises in
-the loop that starts all events, which ends it: nobody is answered any more until the app starts again.
+Gradio 6.31 keeps the messages of 2,000 sessions and drops the oldest session even if it is in use, such as
+that of a page that stays open while programs make 2,000 calls, each of which is a session. An event of a
+dropped session then raises in the loop that starts all events and ends it: no request is answered until the
+app is restarted.
 """
 
 from asyncio import Queue
@@ -10,34 +11,34 @@ from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping, ValuesView
 from typing import Any
 
-MOST_SESSIONS = 5_000
+MAX_SESSIONS = 5_000
 
 
 class SessionMessages(MutableMapping[str, Queue[Any]]):
-    """Queues by session: the one that was used the longest time ago goes; none is missed.
+    """Message queues by session. The least recently used is dropped; reading a dropped one raises no error.
 
-    An open page's stream uses its own at least every ten seconds.
+    The stream of an open page uses its queue at least every ten seconds.
     """
 
-    def __init__(self, most: int = MOST_SESSIONS) -> None:
-        self._most = most
+    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
+        self._max_sessions = max_sessions
         self._queues: OrderedDict[str, Queue[Any]] = OrderedDict()
 
     def __setitem__(self, session: str, messages: Queue[Any]) -> None:
         self._queues[session] = messages
         self._queues.move_to_end(session)
-        while len(self._queues) > self._most:
+        while len(self._queues) > self._max_sessions:
             self._queues.popitem(last=False)
 
     def __getitem__(self, session: str) -> Queue[Any]:
-        """A session's queue, or for one that is gone another that nobody reads."""
+        """Return a session's queue, or for a dropped session a new queue that nobody reads."""
         if session not in self._queues:
             return Queue()
         self._queues.move_to_end(session)
         return self._queues[session]
 
     def __delitem__(self, session: str) -> None:
-        """Let a session go, if it is there: that of a page which closes may be gone already."""
+        """Drop a session if it exists: that of a closing page may have been dropped already."""
         self._queues.pop(session, None)
 
     def __contains__(self, session: object) -> bool:
@@ -50,9 +51,9 @@ class SessionMessages(MutableMapping[str, Queue[Any]]):
         return len(self._queues)
 
     def get(self, session: str, default: Any = None) -> Any:
-        """A session's queue, or the default for one that is gone."""
+        """Return a session's queue, or the default for a dropped session."""
         return self[session] if session in self._queues else default
 
     def values(self) -> ValuesView[Queue[Any]]:
-        """All queues; looking through them is no use of them."""
+        """Return all queues, without marking them as used."""
         return self._queues.values()

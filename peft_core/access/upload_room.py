@@ -1,14 +1,14 @@
-"""Room on the disk for what gradio keeps of uploads.
+"""Limits for gradio's folder of uploads: its total size, and the free space left on the disk.
 
-Gradio writes an upload to files `tmp…` in its folder of uploads, then moves each into a folder there that is
-named by a hash, and removes it after a day. Here the folder gets a bound, and the disk a floor of free space.
+Gradio writes an upload to files `tmp…` in its folder of uploads, moves each into a subfolder named by a hash,
+and removes it after a day.
 
-Why they hold. An upload reserves its bytes before the first one is read, and gets no more. Uploads are
-admitted one after another: each adds up what is reserved, and then what lies in the folder, so that bytes
-whose reservation ends meanwhile are in one of the two sums. A file that still arrives is covered by its
-upload's reservation and not counted a second time. Where room is lacking, what has lain there for some
-minutes goes, the oldest first: by then the page has had it stored as a data set. What the app hands out lies
-beside it under other names, and is neither counted nor removed.
+Why the limits hold: an upload reserves its bytes before the first one is read, and may not exceed them.
+Uploads are admitted one at a time. Each admission adds up the reservations first and the folder's contents
+second, so that bytes whose reservation ends meanwhile are in at least one of the two sums. A file that is
+still arriving is covered by its upload's reservation and not counted a second time. If room is lacking,
+uploads older than a few minutes are removed, oldest first: by then the page has stored them as data sets.
+The app's downloads lie in the same folder under other names, and are neither counted nor removed.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ from pathlib import Path
 
 from peft_core.access.refusals import Refusal
 
-LEAST_FILE_BYTES = 25_000  # what a small file counts as, since files without content cost inodes and time
+MIN_FILE_BYTES = 25_000  # counted for a smaller file, since even empty files cost inodes and time
 _CACHED = re.compile(r"[0-9a-f]{64}")
 _ARRIVING = re.compile(r"tmp\w+")
 
 
 @dataclass(frozen=True)
 class RoomLimits:
-    """How much uploads may take.
+    """Limits for the disk space of uploads.
 
     Attributes:
-        total_bytes: of all that are kept or arrive.
-        least_free_bytes: that stay free on the disk.
-        seconds_kept: that an upload stays at least.
-        arriving_seconds: after which a file does not arrive any more, but was left by an app that was killed.
+        total_bytes: Maximum size of all stored and arriving uploads.
+        min_free_bytes: Free space that must remain on the disk.
+        min_age_seconds: Younger uploads are never removed.
+        arriving_seconds: An unfinished file older than this was left by an app that was killed.
     """
 
     total_bytes: int = 1_000_000_000
-    least_free_bytes: int = 2_000_000_000
-    seconds_kept: float = 600.0
+    min_free_bytes: int = 2_000_000_000
+    min_age_seconds: float = 600.0
     arriving_seconds: float = 400.0
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A folder of gradio's, or a file that was left."""
+    """An upload folder of gradio, or an abandoned file."""
 
     path: Path
     size: int
@@ -66,12 +66,13 @@ class UploadRoom:
         clock: Callable[[], float] = time.time,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
-        """
+        """Manage gradio's folder of uploads.
+
         Args:
-            folder: Gradio's folder of uploads; it need not be there yet.
+            folder: Gradio's folder of uploads; it need not exist yet.
             limits: By default those of `RoomLimits`.
-            clock: Seconds since the epoch.
-            free_bytes: Free space on the disk; by default that of the folder.
+            clock: Returns seconds since the epoch.
+            free_bytes: Returns the free space on the disk; by default that of the folder.
         """
         self._folder, self._limits, self._clock = folder, limits or RoomLimits(), clock
         self._free_bytes = free_bytes or (lambda: _free_bytes(folder))
@@ -80,7 +81,7 @@ class UploadRoom:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Let so many bytes count until the block ends.
+        """Reserve bytes until the block ends.
 
         Raises:
             Refusal: 503 if there is no room for them.
@@ -94,25 +95,25 @@ class UploadRoom:
             self._reserved -= size
 
     def _make_room(self, reserved: int) -> None:
-        """Remove old uploads until the reserved bytes fit, or raise a Refusal: nothing goes in vain."""
+        """Remove old uploads until the reserved bytes fit; if they cannot fit, raise a Refusal first."""
         entries = sorted(self._entries(), key=lambda entry: entry.used)
         lacking = self._lacking(reserved, entries)
         if lacking <= 0:
             return
-        leaving = _first_of_size(entries, lacking)
-        seconds = leaving[-1].used + self._limits.seconds_kept - self._clock() if leaving else 0.0
-        if seconds > 0 or not leaving:
-            raise _no_room(seconds or self._limits.seconds_kept)
-        for entry in leaving:
+        oldest = _first_of_size(entries, lacking)
+        seconds = oldest[-1].used + self._limits.min_age_seconds - self._clock() if oldest else 0.0
+        if seconds > 0 or not oldest:
+            raise _no_room(seconds or self._limits.min_age_seconds)
+        for entry in oldest:
             _remove(entry.path)
-        if self._lacking(reserved, self._entries()) > 0:  # a small file frees less than it counts
+        if self._lacking(reserved, self._entries()) > 0:  # a small file frees less than it counts for
             raise _no_room(0.0)
 
     def _lacking(self, reserved: int, entries: Iterable[_Entry]) -> int:
-        """How many bytes must go before the reserved ones fit; 0 or less if they fit."""
+        """Return how many bytes must be removed before the reserved ones fit; 0 or less if they fit."""
         return max(
             sum(entry.size for entry in entries) + reserved - self._limits.total_bytes,
-            self._limits.least_free_bytes + reserved - self._free_bytes(),
+            self._limits.min_free_bytes + reserved - self._free_bytes(),
         )
 
     def _entries(self) -> Iterator[_Entry]:
@@ -121,21 +122,21 @@ class UploadRoom:
                 if _CACHED.fullmatch(path.name) and not path.is_symlink():
                     yield _entry(path, path.iterdir())
                 elif _ARRIVING.fullmatch(path.name) and path.is_file():
-                    left = _entry(path, [path])
-                    if left.used + self._limits.arriving_seconds < self._clock():
-                        yield left
+                    unfinished = _entry(path, [path])
+                    if unfinished.used + self._limits.arriving_seconds < self._clock():
+                        yield unfinished
 
 
 def _entry(path: Path, files: Iterable[Path]) -> _Entry:
-    """What a folder or a file counts as. A copy of gradio's has the time of its original, its folder not."""
+    """Return the entry of a folder or file, with the latest time of both: gradio's copies keep old times."""
     stats = [file.lstat() for file in files]
-    size = sum(max(stat.st_size, LEAST_FILE_BYTES) for stat in stats)
+    size = sum(max(stat.st_size, MIN_FILE_BYTES) for stat in stats)
     used = max(stat.st_mtime for stat in (*stats, path.lstat()))
-    return _Entry(path, max(size, LEAST_FILE_BYTES), used)
+    return _Entry(path, max(size, MIN_FILE_BYTES), used)
 
 
 def _first_of_size(entries: Iterable[_Entry], size: int) -> list[_Entry]:
-    """The first entries that have so many bytes together; none if all of them have fewer."""
+    """Return the first entries that together have this size; an empty list if all are smaller."""
     first: list[_Entry] = []
     for entry in entries:
         first.append(entry)

@@ -1,1 +1,1 @@
-"""Labelled text from a file or the Hub: read, its columns found, audited, split, made ready to train on."""
+"""Labeled text from a file or the Hub: reading, column inference, audit, splits and tokenization."""

@@ -1,4 +1,4 @@
-"""One cell of a table: what JSON, Parquet and Excel hold, as the types that the rest of the code knows."""
+"""Values of JSON, Parquet and Excel as table cells, and how messages quote them."""
 
 import json
 import math
@@ -7,8 +7,12 @@ from typing import Any
 from peft_core.errors import reason_of
 
 
-def cell(value: Any) -> Any:
-    """A value of JSON, Parquet or Excel as a cell: what is neither text nor number is written out."""
+def to_cell(value: Any) -> Any:
+    """Return a value of JSON, Parquet or Excel as a cell.
+
+    A cell is a str, bool, finite float, 64-bit int, list of cells, or None (also for NaN). Everything else
+    becomes a str: objects as JSON, bytes as UTF-8.
+    """
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, float):
@@ -16,7 +20,7 @@ def cell(value: Any) -> Any:
     if isinstance(value, int):
         return value if abs(value) < 2**63 else str(value)
     if isinstance(value, list | tuple):
-        return [cell(part) for part in value]
+        return [to_cell(entry) for entry in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, dict):
@@ -24,26 +28,42 @@ def cell(value: Any) -> Any:
     return str(value)
 
 
-def shown(value: Any, most: int = 40) -> str:
-    """A cell or name as an error message quotes it: on one line, and short."""
+def is_empty(cell: Any) -> bool:
+    """Return whether a cell is empty; an empty list is not, since it means that no label applies."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def as_text(cell: Any) -> str:
+    """Return a cell as text exactly as typed; 1.0 of a spreadsheet becomes `1`."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
+        return str(int(cell))
+    return "" if cell is None else str(cell)
+
+
+def short_repr(value: Any, max_length: int = 40) -> str:
+    """Return the `repr` of a cell or name for an error message, cut to `max_length` characters."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
-def kind_of(value: Any) -> str:
-    """What a JSON value is, for messages about a file that holds no rows: its content is not quoted."""
+def describe_json_value(value: Any) -> str:
+    """Describe the type of a JSON value, for messages about a file without rows; no content is quoted."""
     if isinstance(value, dict):
-        return f"an object with the keys {shown(list(value))}"
+        return f"an object with the keys {short_repr(list(value))}"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else "true or false"
     return {str: "a text", list: "a list"}.get(type(value), "a number")
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error of a library says, cut to one short line and without folders."""
+def first_error_line(error: BaseException) -> str:
+    """Return the first line of an exception's message without folders, at most 200 characters."""
     return (reason_of(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def is_nested(value: Any) -> bool:
-    """Whether a value is a list that holds objects or lists, which is neither a text nor labels."""
-    return isinstance(value, list | tuple) and any(isinstance(part, dict | list | tuple) for part in value)
+    """Return whether a value is a list of objects or lists, which can be neither a text nor labels."""
+    return isinstance(value, list | tuple) and any(isinstance(entry, dict | list | tuple) for entry in value)

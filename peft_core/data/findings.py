@@ -1,4 +1,4 @@
-"""One doubt about a data set, and what every check of rows needs to describe it."""
+"""`Finding`, one problem of a data set, and the helpers with which checks of rows describe it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,9 +14,15 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One doubt: how many rows, a few of them, one sentence, and a safe remedy's name if there is one.
+    """One problem of a data set.
 
-    `setting` is the one that answers a question. With `blocks` no run starts before it is answered.
+    Attributes:
+        count: Number of affected rows, labels, texts, tokens or columns, depending on `kind`.
+        examples: At most `EXAMPLES` affected rows as text.
+        sentence: Description for the user.
+        remedy: Name of a safe remedy (see `audit.apply_remedies`), if there is one.
+        setting: Name of the setting that answers the question that the finding asks.
+        blocks: Whether no run may start before `setting` is set.
     """
 
     kind: str
@@ -28,37 +34,40 @@ class Finding:
     blocks: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the finding as JSON types."""
         return {**asdict(self), "examples": list(self.examples)}
 
 
-def row_count(rows: pd.DataFrame) -> str:
-    """`1 row` or `1,200 rows`."""
+def format_row_count(rows: pd.DataFrame) -> str:
+    """Return the number of rows with its noun: `1 row` or `1,200 rows`."""
     return f"{len(rows):,} row{'s' * (len(rows) != 1)}"
 
 
-def examples(rows: pd.DataFrame) -> tuple[str, ...]:
-    """A few rows with their places, short enough to be read at a glance."""
-    found = []
+def format_examples(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return up to `EXAMPLES` rows as lines of file, row number, text (at most 60 characters) and label."""
+    lines: list[str] = []
     for index, text, label in zip(rows.index, rows["text"], rows["label"], strict=True):
-        if len(found) == EXAMPLES:
+        if len(lines) == EXAMPLES:
             break
         short = " ".join((text or "").split())
         short = short if len(short) <= 60 else short[:59] + "…"
         words = " + ".join(label) if isinstance(label, tuple) else "no label" if label is None else label
-        found.append(f"{index[0]} row {index[1]}: “{short}” {words}")
-    return tuple(found)
+        lines.append(f"{index[0]} row {index[1]}: “{short}” {words}")
+    return tuple(lines)
 
 
-def names_of(label: Any, problem_type: str) -> tuple[str, ...]:
-    """The label names of one row; none for a number or an empty cell."""
+def label_names_of(label: Any, problem_type: str) -> tuple[str, ...]:
+    """Return the label names of one row; empty for a number or a missing label."""
     if label is None or problem_type == REGRESSION:
         return ()
     return label if problem_type == MULTI else (label,)
 
 
-def judged_texts(splits: Mapping[str, pd.DataFrame]) -> list[tuple[str, set[TextKey]]]:
-    """Roles, each with the texts that must not be in it."""
+def evaluation_text_keys(splits: Mapping[str, pd.DataFrame]) -> list[tuple[str, set[TextKey]]]:
+    """Return the splits that may have leakage, each with the text keys that must not be in it.
+
+    Training rows must not repeat validation or test texts, and validation rows must not repeat test texts.
+    """
     keys = {role: set(splits[role]["key"]) if role in splits else set() for role in ("validation", "test")}
-    found = [("train", keys["validation"] | keys["test"])]
-    return found + [("validation", keys["test"])] * ("validation" in splits)
+    reserved = [("train", keys["validation"] | keys["test"])]
+    return reserved + [("validation", keys["test"])] * ("validation" in splits)

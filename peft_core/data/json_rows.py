@@ -1,7 +1,7 @@
-"""JSON objects as rows of cells: exports of annotation tools are known, objects in objects become columns.
+"""Conversion of JSON objects to rows of cells, with support for exports of annotation tools.
 
-A nested object `{"review": {"text": …}}` is the column `review.text`, as pandas' `json_normalize` names it. A
-list of objects is neither text nor label: it is left out of the table and named, never written as a text.
+A nested object `{"review": {"text": …}}` becomes the column `review.text`, as in `pandas.json_normalize`. A
+list of objects is neither text nor label: it is left out of the table, and its key is reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,46 +10,54 @@ from typing import Any
 
 import pandas as pd
 
-from peft_core.data.annotation_exports import Annotated, ExportFormat, export_format
-from peft_core.data.cells import cell, is_nested, kind_of
-from peft_core.data.columns import as_text
+from peft_core.data.annotation_exports import AnnotatedRecord, ExportFormat, detect_export_format
+from peft_core.data.cells import as_text, describe_json_value, is_nested, to_cell
 from peft_core.errors import DataError
 
-_DEPTH = 5  # objects in objects that become columns
+_MAX_DEPTH = 5  # levels of nested objects that become columns
 
 
 @dataclass(frozen=True)
 class RecordReader:
-    """How a file's records become rows; `single` are label columns whose lists never hold two labels."""
+    """Converts the records of one file to rows.
+
+    Attributes:
+        export: Format of the annotation tool that wrote the file, or None.
+        single_label_columns: Label columns whose lists hold at most one label in every record.
+    """
 
     file_name: str
     export: ExportFormat | None = None
-    single: frozenset[str] = frozenset()
+    single_label_columns: frozenset[str] = frozenset()
 
     def cells(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A record's cells by column."""
-        return self.flat(self.annotated(record).cells)[0]
+        """Return a record's cells by column."""
+        return self.flatten(self.parse_annotations(record).cells)[0]
 
-    def annotated(self, record: Mapping[str, Any]) -> Annotated:
-        """A record as its tool's format reads it; DataError for one that is not of the format."""
+    def parse_annotations(self, record: Mapping[str, Any]) -> AnnotatedRecord:
+        """Parse a record in the format of its annotation tool.
+
+        Raises:
+            DataError: If the record does not follow the format.
+        """
         if self.export is None:
-            return Annotated(dict(record))
+            return AnnotatedRecord(dict(record))
         try:
             return self.export.read(dict(record))
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.file_name!r} is an export of {self.export.name}, but {kind_of(record)} is no record "
-                "of one; export it again, or leave the record out."
+                f"{self.file_name!r} is an export of {self.export.name}, but {describe_json_value(record)} "
+                "is no record of one; export it again, or leave the record out."
             ) from error
 
-    def flat(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Columns of scalars and lists of scalars, and the keys whose values are lists of objects."""
+    def flatten(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Return the cells by column, and the keys left out because they hold lists of objects."""
         if not any(isinstance(value, dict | list) for value in record.values()):
-            return {key: cell(value) for key, value in record.items()}, []
+            return {key: to_cell(value) for key, value in record.items()}, []
         cells: dict[str, Any] = {}
         left_out: list[str] = []
         _flatten(record, "", cells, left_out)
-        for key in self.single & cells.keys():
+        for key in self.single_label_columns & cells.keys():
             if isinstance(cells[key], list) and len(cells[key]) < 2:
                 cells[key] = cells[key][0] if cells[key] else None
         return cells, left_out
@@ -57,49 +65,61 @@ class RecordReader:
 
 @dataclass(frozen=True)
 class RecordTable:
-    """Rows of cells, and what was seen of the file: its tool, keys left out, rows whose annotators differ."""
+    """Rows of cells of one file.
+
+    Attributes:
+        export: Name of the annotation tool that wrote the file, or None.
+        left_out: Keys that hold lists of objects.
+        disagreeing_rows: Numbers of the rows whose annotators gave different labels.
+    """
 
     rows: list[dict[str, Any]]
     export: str | None = None
     left_out: tuple[str, ...] = ()
-    differ: list[int] = field(default_factory=list)
+    disagreeing_rows: list[int] = field(default_factory=list)
 
 
-def reader_of(name: str, records: Sequence[Mapping[str, Any]]) -> RecordReader:
-    """The reader for a file that begins with these records."""
-    reader = RecordReader(name, export_format(records))
+def make_record_reader(name: str, records: Sequence[Mapping[str, Any]]) -> RecordReader:
+    """Return the reader for a file, inferred from its first records."""
+    reader = RecordReader(name, detect_export_format(records))
     if reader.export is None:
         return reader
-    lists: dict[str, int] = {}
+    max_labels: dict[str, int] = {}
     for record in records:
-        annotated = reader.annotated(record)
+        annotated = reader.parse_annotations(record)
         for key in annotated.labels:
-            value = annotated.cells.get(key)
-            lists[key] = max(lists.get(key, 0), len(value) if isinstance(value, list) else 0)
-    single = frozenset(key for key, longest in lists.items() if longest < 2)
+            labels = annotated.cells.get(key)
+            max_labels[key] = max(max_labels.get(key, 0), len(labels) if isinstance(labels, list) else 0)
+    single = frozenset(key for key, longest in max_labels.items() if longest < 2)
     return RecordReader(name, reader.export, single)
 
 
 def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> RecordTable:
-    """The rows of some records, numbered for messages.
+    """Convert records to a table.
 
-    Raises DataError for a row that is no object, and for an export that labels passages instead of texts.
+    Args:
+        name: File name for error messages.
+        numbers: Row number of each record, for error messages.
+        records: Parsed JSON values.
+
+    Raises:
+        DataError: If a record is not an object, or the file is an export that labels spans instead of texts.
     """
     for number, record in zip(numbers, records, strict=True):
         if not isinstance(record, dict):
-            raise DataError(not_an_object(name, number, record))
-    reader = reader_of(name, records)
-    rows, differ, spans, labeled = [], [], set(), False
+            raise DataError(describe_non_object(name, number, record))
+    reader = make_record_reader(name, records)
+    rows, disagreeing_rows, spans, has_labels = [], [], set(), False
     left_out: dict[str, None] = {}
     for number, record in zip(numbers, records, strict=True):
-        annotated = reader.annotated(record)
-        cells, left = reader.flat(annotated.cells)
+        annotated = reader.parse_annotations(record)
+        cells, nested_keys = reader.flatten(annotated.cells)
         rows.append(cells)
-        left_out |= dict.fromkeys(left)
-        differ += [number] * annotated.differ
+        left_out |= dict.fromkeys(nested_keys)
+        disagreeing_rows += [number] * annotated.annotators_disagree
         spans |= annotated.spans
-        labeled = labeled or bool(annotated.labels)
-    if spans and not labeled and reader.export is not None:
+        has_labels = has_labels or bool(annotated.labels)
+    if spans and not has_labels and reader.export is not None:
         kinds = ", ".join(sorted(spans))
         raise DataError(
             f"{name!r} is an export of {reader.export.name} that marks passages ({kinds}); a classifier "
@@ -108,17 +128,20 @@ def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> R
     if left_out:
         rows = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
     export = reader.export.name if reader.export else None
-    return RecordTable(rows, export, tuple(left_out), differ)
+    return RecordTable(rows, export, tuple(left_out), disagreeing_rows)
 
 
-def not_an_object(name: str, number: int, record: Any) -> str:
-    """The sentence for a row of JSON that is no object."""
-    found = kind_of(record)
-    return f'{name!r}, row {number}: {found} is no object; write each row as {{"text": …, "label": …}}.'
+def describe_non_object(name: str, number: int, record: Any) -> str:
+    """Return the error message for a row of JSON that is not an object."""
+    kind = describe_json_value(record)
+    return f'{name!r}, row {number}: {kind} is no object; write each row as {{"text": …, "label": …}}.'
 
 
-def texts_where_mixed(column: pd.Series) -> pd.Series:
-    """A column of texts and numbers as texts: 4000 among texts is "4000"; any other column as it is."""
+def stringify_mixed_column(column: pd.Series) -> pd.Series:
+    """Return a column that mixes texts and numbers as texts only; any other column unchanged.
+
+    A number keeps its usual form: 4000 becomes "4000".
+    """
     kinds = {type(value) for value in column}
     if str not in kinds or not kinds & {int, float, bool}:
         return column
@@ -127,13 +150,14 @@ def texts_where_mixed(column: pd.Series) -> pd.Series:
 
 
 def _flatten(record: Mapping[str, Any], prefix: str, cells: dict[str, Any], left_out: list[str]) -> None:
+    """Add the cells of a record to `cells`, and the keys of nested lists to `left_out`."""
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and set(value) == {"choices"} and isinstance(value["choices"], list):
             value = value["choices"]
-        if isinstance(value, dict) and prefix.count(".") < _DEPTH:
+        if isinstance(value, dict) and prefix.count(".") < _MAX_DEPTH:
             _flatten(value, f"{name}.", cells, left_out)
         elif isinstance(value, dict) or is_nested(value):
             left_out.append(name)
         elif not prefix or name not in cells:
-            cells[name] = cell(value)
+            cells[name] = to_cell(value)

@@ -1,7 +1,7 @@
-"""Where the rows of a JSON text are: one a line, in an array, under a key, or by column as pandas has it.
+"""Location of the rows in a JSON text: one per line, in an array, under a key, or by column as in pandas.
 
-A shape is found once in the parsed text. The same shape then gives each row's own characters, so that a
-file can be written again with the very bytes of its numbers, texts and nested values.
+The shape is detected once in the parsed text. It then also locates the source text of each row, so that a
+file can be rewritten without changing the bytes of its numbers, strings and nested values.
 """
 
 import io
@@ -9,70 +9,88 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from peft_core.data.annotation_exports import export_format
-from peft_core.data.cells import first_line, kind_of, shown
+from peft_core.data.annotation_exports import detect_export_format
+from peft_core.data.cells import describe_json_value, first_error_line, short_repr
 from peft_core.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_TEXTS = ("text", "sentence", "review", "content", "body")  # a text under one of these makes an object a row
-_DEPTH = 4  # objects in objects that are searched for a list of rows
+_TEXT_KEYS = ("text", "sentence", "review", "content", "body")  # an object with a text under one is a row
+_MAX_DEPTH = 4  # levels of nested objects that are searched for a list of rows
 _DECODER = json.JSONDecoder()
+
+Layout = Literal["array", "object", "index", "lists", "columns", "split"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class JsonShape:
     """How a JSON text holds its rows.
 
-    `layout` is `array` (a list of objects), `object` (one row), `index` (an object of rows by key), `lists`
-    (a list a column), `columns` (an object a column) or `split` (column names beside lists of values). `path`
-    are the keys that lead to it.
+    Attributes:
+        layout: `array` (a list of objects), `object` (one row), `index` (an object of rows by key), `lists`
+            (one list per column), `columns` (one object per column) or `split` (column names beside lists of
+            values).
+        path: Keys that lead to the rows.
     """
 
-    layout: str
+    layout: Layout
     path: tuple[str, ...] = ()
 
 
-def parse(name: str, text: str, row: int | None = None) -> Any:
-    """A JSON value; DataError that names the file and the row, or the line, for what is none."""
+def parse_json(name: str, text: str, row: int | None = None) -> Any:
+    """Parse a JSON value.
+
+    Args:
+        name: File name for error messages.
+        row: Row number for error messages; by default the line of the error is given.
+
+    Raises:
+        DataError: If the text is not valid JSON.
+    """
     try:
         return json.loads(text, parse_float=_finite_or_text)
     except (ValueError, RecursionError) as error:
-        where = f"character {error.colno}: {error.msg}" if hasattr(error, "colno") else first_line(error)
+        line, reason = 1, first_error_line(error)
+        if isinstance(error, json.JSONDecodeError):
+            line, reason = error.lineno, f"character {error.colno}: {error.msg}"
         raise DataError(
-            f"{name!r}, row {row or getattr(error, 'lineno', 1)} is no JSON ({where}); correct the row, or "
-            "write one object a line."
+            f"{name!r}, row {row or line} is no JSON ({reason}); correct the row, or write one object a line."
         ) from error
 
 
-def is_lines(text: str) -> bool:
-    """Whether a text has an object a line, the first of which may be damaged, rather than one in all."""
+def is_json_lines(text: str) -> bool:
+    """Return whether a text is JSON Lines rather than a single JSON value; its first line may be damaged."""
     lines = (line.strip() for line in io.StringIO(text, newline=None))
     first, second = [*itertools.islice(filter(None, lines), 2), "", ""][:2]
     if not second or first.startswith("["):
         return False
-    return _is_whole(first) or (first.startswith("{") and first != "{" and _is_whole(second))
+    return _is_object(first) or (first.startswith("{") and first != "{" and _is_object(second))
 
 
-def shape_of(name: str, whole: Any) -> Shape:
-    """Where the rows of a parsed text are. Raises DataError that says what was seen for one without rows."""
-    if isinstance(whole, list):
-        return Shape("array")
-    if not isinstance(whole, dict):
+def detect_shape(name: str, document: Any) -> JsonShape:
+    """Detect where a parsed text holds its rows.
+
+    Raises:
+        DataError: If it holds no rows, or it is ambiguous which they are.
+    """
+    if isinstance(document, list):
+        return JsonShape("array")
+    if not isinstance(document, dict):
         raise DataError(
-            f'{name!r} holds {kind_of(whole)} and no rows; write each row as {{"text": …, "label": …}}.'
+            f"{name!r} holds {describe_json_value(document)} and no rows; "
+            'write each row as {"text": …, "label": …}.'
         )
-    if _is_one_row(whole):
-        return Shape("object")
-    return _tabular(name, whole) or _under_a_key(name, whole) or Shape("object")
+    if _is_one_row(document):
+        return JsonShape("object")
+    return _tabular_shape(name, document) or _nested_shape(name, document) or JsonShape("object")
 
 
-def rows_of(whole: Any, shape: Shape) -> list[Any]:
-    """The rows of a parsed text, objects except where an array holds something else."""
-    value = whole
+def extract_rows(document: Any, shape: JsonShape) -> list[Any]:
+    """Return the rows of a parsed text: objects, except where an array holds other values."""
+    value = document
     for key in shape.path:
         value = value[key]
     if shape.layout == "object":
@@ -82,15 +100,15 @@ def rows_of(whole: Any, shape: Shape) -> list[Any]:
     if shape.layout == "index":
         return list(value.values())
     if shape.layout == "split":
-        return [dict(zip(split_names(value["columns"]), row, strict=True)) for row in value["data"]]
+        return [dict(zip(split_column_names(value["columns"]), row, strict=True)) for row in value["data"]]
     columns = {
         key: cells if isinstance(cells, list) else list(cells.values()) for key, cells in value.items()
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def raw_rows(text: str, shape: Shape) -> list[str]:
-    """Each row's own characters; a row that is put together from columns has those of its cells."""
+def raw_rows(text: str, shape: JsonShape) -> list[str]:
+    """Return the source text of each row; a row of a layout by column is joined from that of its cells."""
     start = _after_space(text, 0)
     for key in shape.path:
         start = next(begin for name, begin, _ in reversed(list(_members(text, start))) if name == key)
@@ -103,32 +121,37 @@ def raw_rows(text: str, shape: Shape) -> list[str]:
     if shape.layout == "split":
         return _raw_split(text, start)
     columns = {key: _raw_cells(text, begin) for key, begin, _ in _last_members(text, start)}
-    return [_object(columns, cells) for cells in zip(*columns.values(), strict=True)]
+    return [_join_object(columns, cells) for cells in zip(*columns.values(), strict=True)]
 
 
-def _is_whole(line: str) -> bool:
+def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _is_one_row(whole: dict[str, Any]) -> bool:
-    return any(isinstance(whole.get(key), str) for key in _TEXTS) or export_format([whole]) is not None
+def _is_one_row(document: dict[str, Any]) -> bool:
+    return (
+        any(isinstance(document.get(key), str) for key in _TEXT_KEYS)
+        or detect_export_format([document]) is not None
+    )
 
 
-def _tabular(name: str, whole: dict[str, Any]) -> Shape | None:
-    """The shapes that pandas' `to_json` writes: a list or an object a column, an object a row, or `split`."""
-    values = list(whole.values())
-    rows = whole.get("data")
-    if isinstance(whole.get("columns"), list) and _all(rows, list):
-        _check_split(name, whole["columns"], whole["data"])
-        return Shape("split")
-    if values and all(isinstance(value, list) and not _all(value, dict) for value in values):
+def _tabular_shape(name: str, document: dict[str, Any]) -> JsonShape | None:
+    """Detect the layouts that `pandas.DataFrame.to_json` writes, and one list per column."""
+    values = list(document.values())
+    rows = document.get("data")
+    if isinstance(document.get("columns"), list) and _is_list_of(rows, list):
+        _check_split(name, document["columns"], document["data"])
+        return JsonShape("split")
+    if values and all(isinstance(value, list) and not _is_list_of(value, dict) for value in values):
         lengths = {len(value) for value in values}
         if len(lengths) == 1:
-            return Shape("lists")
-        sizes = ", ".join(f"{shown(key)} has {len(value):,}" for key, value in list(whole.items())[:5])
+            return JsonShape("lists")
+        sizes = ", ".join(
+            f"{short_repr(key)} has {len(value):,}" for key, value in list(document.items())[:5]
+        )
         raise DataError(
             f"{name!r} holds lists of different lengths: {sizes}; give each column as many cells."
         )
@@ -136,22 +159,24 @@ def _tabular(name: str, whole: dict[str, Any]) -> Shape | None:
         keys = [list(value) for value in values]
         flat = not any(isinstance(cell, dict) for value in values for cell in value.values())
         if all(own == keys[0] for own in keys) and flat and all(key.isdigit() for key in keys[0]):
-            return Shape("columns")
+            return JsonShape("columns")
         holds_cells = all(any(not isinstance(c, dict | list) for c in value.values()) for value in values)
         if holds_cells and set.intersection(*map(set, keys)):
-            return Shape("index")
+            return JsonShape("index")
     return None
 
 
 def _check_split(name: str, columns: list[Any], rows: list[list[Any]]) -> None:
-    """Raise DataError for a column name that is no text or number, a repeated one, or an uneven row."""
+    """Raise DataError for a column name that is a list or an object, a repeated name, or an uneven row."""
     compound = next((column for column in columns if isinstance(column, list | dict)), None)
     if compound is not None:
-        raise DataError(f"{name!r}: the column name {shown(compound)} is no text; write each name as a text.")
-    names = split_names(columns)
+        raise DataError(
+            f"{name!r}: the column name {short_repr(compound)} is no text; write each name as a text."
+        )
+    names = split_column_names(columns)
     repeated = next((own for own, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
-        raise DataError(f"{name!r} has several columns named {shown(repeated)}; give each its own name.")
+        raise DataError(f"{name!r} has several columns named {short_repr(repeated)}; give each its own name.")
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
             raise DataError(
@@ -160,39 +185,39 @@ def _check_split(name: str, columns: list[Any], rows: list[list[Any]]) -> None:
             )
 
 
-def split_names(columns: list[Any]) -> list[str]:
-    """The `columns` of `split` as keys: pandas writes a number for a column without a name, or null."""
+def split_column_names(columns: list[Any]) -> list[str]:
+    """Return the `columns` of the layout `split` as keys; pandas writes no name as a number or null."""
     texts = (column if isinstance(column, str) else json.dumps(column) for column in columns)
     return ["" if column is None else text for column, text in zip(columns, texts, strict=True)]
 
 
-def _under_a_key(name: str, whole: dict[str, Any]) -> Shape | None:
-    """The one list of objects at the least depth; DataError where there are several."""
-    level: list[tuple[tuple[str, ...], Any]] = [((), whole)]
-    for _ in range(_DEPTH):
-        inside = [((*path, key), value) for path, holder in level for key, value in holder.items()]
-        lists = [path for path, value in inside if _all(value, dict)]
+def _nested_shape(name: str, document: dict[str, Any]) -> JsonShape | None:
+    """Return the only list of objects at the smallest depth; raise DataError if there are several."""
+    level: list[tuple[tuple[str, ...], Any]] = [((), document)]
+    for _ in range(_MAX_DEPTH):
+        children = [((*path, key), value) for path, parent in level for key, value in parent.items()]
+        lists = [path for path, value in children if _is_list_of(value, dict)]
         if len(lists) == 1:
-            return Shape("array", lists[0])
+            return JsonShape("array", lists[0])
         if lists:
-            under = ", ".join(shown(".".join(path)) for path in lists[:5])
+            under = ", ".join(short_repr(".".join(path)) for path in lists[:5])
             raise DataError(
                 f"{name!r} holds rows under {under}; save each as a file of its own, such as train.json and "
                 "test.json."
             )
-        empty = next((path for path, value in inside if value == []), None)
-        if empty is not None and len(inside) == 1:
-            return Shape("array", empty)
-        level = [(path, value) for path, value in inside if isinstance(value, dict)]
+        empty = next((path for path, value in children if value == []), None)
+        if empty is not None and len(children) == 1:
+            return JsonShape("array", empty)
+        level = [(path, value) for path, value in children if isinstance(value, dict)]
     return None
 
 
-def _all(value: Any, kind: type) -> bool:
+def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, kind) for part in value)
 
 
 def _finite_or_text(literal: str) -> float | str:
-    """A number, or its digits where no float holds it, such as 1e400."""
+    """Return a number, or its digits if it overflows a float, such as 1e400."""
     number = float(literal)
     return literal if number in (float("inf"), float("-inf")) else number
 
@@ -203,7 +228,7 @@ def _after_space(text: str, index: int) -> int:
 
 
 def _elements(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Where each element of the array at `start` begins and ends."""
+    """Yield the start and end of each element of the array at `start`."""
     index = _after_space(text, start + 1)
     while text[index] != "]":
         _, end = _DECODER.raw_decode(text, index)
@@ -214,7 +239,7 @@ def _elements(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _members(text: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """The key of each member of the object at `start`, and where its value begins and ends."""
+    """Yield the key of each member of the object at `start`, and the start and end of its value."""
     index = _after_space(text, start + 1)
     while text[index] != "}":
         key, end = _DECODER.raw_decode(text, index)
@@ -227,7 +252,7 @@ def _members(text: str, start: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _last_members(text: str, start: int) -> list[tuple[str, int, int]]:
-    """The members as a parser keeps them: the last value of a key, in the place of the first."""
+    """Return the members as a JSON parser keeps them: the last value of a key, at its first position."""
     return list({key: (key, begin, end) for key, begin, end in _members(text, start)}.values())
 
 
@@ -239,11 +264,12 @@ def _raw_cells(text: str, start: int) -> list[str]:
 
 def _raw_split(text: str, start: int) -> list[str]:
     parts = {key: begin for key, begin, _ in _last_members(text, start)}
-    columns = split_names(_DECODER.raw_decode(text, parts["columns"])[0])
+    columns = split_column_names(_DECODER.raw_decode(text, parts["columns"])[0])
     rows = [_raw_cells(text, begin) for begin, _ in _elements(text, parts["data"])]
-    return [_object(columns, cells) for cells in rows]
+    return [_join_object(columns, cells) for cells in rows]
 
 
-def _object(keys: Any, cells: Any) -> str:
+def _join_object(keys: Iterable[str], cells: Iterable[str]) -> str:
+    """Return an object with these keys and the source text of their values."""
     pairs = zip(keys, cells, strict=True)
     return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {raw}" for key, raw in pairs) + "}"

@@ -1,4 +1,4 @@
-"""Lists of labels that a table holds as text: JSON (`["a", "b"]`), Python (`['a']`), numpy (`['a' 'b']`)."""
+"""Parsing of label lists in text cells: JSON (`["a", "b"]`), Python (`['a']`), numpy (`['a' 'b']`)."""
 
 import ast
 import json
@@ -7,52 +7,61 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_LONGEST = 20_000  # characters of a cell that may be a list
+_MAX_CHARACTERS = 20_000  # of a cell that is parsed as a list
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-_ITEM = re.compile(rf"\s*(?:(?P<string>{_STRING})|(?P<comma>,)|(?P<word>[^\s,'\"\[\]]+))", re.DOTALL)
+_TOKEN = re.compile(rf"\s*(?:(?P<string>{_STRING})|(?P<comma>,)|(?P<word>[^\s,'\"\[\]]+))", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
-_ESCAPED = re.compile(  # what repr() writes; Python warns of any other escape
+_ESCAPED = re.compile(  # the escapes that repr() writes; Python warns about any other
     r"(?:[^\\]|\\(?:[\\'\"abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}))*"
 )
-_DIGITS = 300
+_MAX_DIGITS = 300
 _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
+
+Token = tuple[str, str]  # kind (the name of a group of _TOKEN) and text
 
 
 def as_list(cell: Any) -> list[Any] | None:
-    """The items of a cell that is a list, or a text that writes one down; None for any other cell."""
+    """Return the entries of a cell that is a list or a text in the form of one; None for any other cell."""
     if isinstance(cell, list):
         return cell
     text = cell.strip() if isinstance(cell, str) else ""
-    if not (2 <= len(text) <= _LONGEST and text[0] == "[" and text[-1] == "]"):
+    if not (2 <= len(text) <= _MAX_CHARACTERS and text[0] == "[" and text[-1] == "]"):
         return None
     try:
-        items = json.loads(text)
+        entries = json.loads(text)
     except (ValueError, RecursionError):
-        return _items(text[1:-1])
-    return None if any(isinstance(item, list | dict) for item in items) else [_known(item) for item in items]
+        return _parse_entries(text[1:-1])
+    if any(isinstance(entry, list | dict) for entry in entries):
+        return None
+    return [_finite_or_none(entry) for entry in entries]
 
 
 def are_lists(cells: Sequence[Any]) -> bool:
-    """Whether most cells are lists, and not all of these a single word in brackets such as `[NEG]`."""
-    lists = [(cell, items) for cell in cells if (items := as_list(cell)) is not None]
+    """Return whether at least half of the cells are lists, and not only single words such as `[NEG]`."""
+    lists = [(cell, entries) for cell in cells if (entries := as_list(cell)) is not None]
     if 2 * len(lists) < len(cells):
         return False
     return any(
-        isinstance(cell, list) or len(items) > 1 or re.match(r"\[\s*(['\"\]]|[-+]?\d)", cell.strip())
-        for cell, items in lists
+        isinstance(cell, list) or len(entries) > 1 or re.match(r"\[\s*(['\"\]]|[-+]?\d)", cell.strip())
+        for cell, entries in lists
     )
 
 
 def indicator_width(cells: Sequence[Any]) -> int | None:
-    """The common length of lists that hold 0 or 1 for each label, as `[1, 0, 1]` does; None for others.
+    """Return the common length of multi-hot lists such as `[1, 0, 1]`; None for any other lists.
 
-    Lists of labels that happen to be called 0 and 1 hold none of them twice.
+    Lists of labels that are named 0 and 1 hold no label twice, so at least one list must repeat a number.
     """
-    lists = [as_list(cell) for cell in cells]
-    if not lists or any(items is None for items in lists):
+    lists: list[list[Any]] = []
+    for cell in cells:
+        entries = as_list(cell)
+        if entries is None:
+            return None
+        lists.append(entries)
+    if not lists:
         return None
-    widths = {len(items) for items in lists}
-    flags = [[as_flag(item) for item in items] for items in lists]
+    widths = {len(entries) for entries in lists}
+    flags = [[as_flag(entry) for entry in entries] for entries in lists]
     if len(widths) != 1 or any(None in row for row in flags):
         return None
     repeats = any(len(set(row)) < len(row) for row in flags)
@@ -60,7 +69,7 @@ def indicator_width(cells: Sequence[Any]) -> int | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A cell's 0 or 1 (also as true or false) as a bool; None for anything else."""
+    """Return a cell that holds 0, 1, true or false as a bool; None for anything else."""
     if isinstance(value, bool | int | float):
         return bool(value) if value in (0, 1) else None
     return {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}.get(
@@ -68,53 +77,53 @@ def as_flag(value: Any) -> bool | None:
     )
 
 
-def _items(inside: str) -> list[Any] | None:
-    """The items between a list's brackets; None for what is no list, such as nested ones or an open quote."""
-    found: list[tuple[str, str]] = []
+def _parse_entries(body: str) -> list[Any] | None:
+    """Parse the text between a list's brackets; None for invalid syntax such as nesting or an open quote."""
+    tokens: list[Token] = []
     position = 0
-    inside = inside.rstrip()
-    while position < len(inside):
-        match = _ITEM.match(inside, position)
+    body = body.rstrip()
+    while position < len(body):
+        match = _TOKEN.match(body, position)
         if match is None:
             return None
-        found.append((match.lastgroup or "", match[match.lastgroup or 0]))
+        tokens.append((match.lastgroup or "", match[match.lastgroup or 0]))
         position = match.end()
-    kinds = {kind for kind, _ in found}
-    if "comma" not in kinds and (kinds == {"string"} or all(_NUMBER.fullmatch(word) for _, word in found)):
-        return [_value(kind, text) for kind, text in found]  # numpy writes no commas
-    return _between_commas(found)
+    kinds = {kind for kind, _ in tokens}
+    if "comma" not in kinds and (kinds == {"string"} or all(_NUMBER.fullmatch(word) for _, word in tokens)):
+        return [_parse_scalar(kind, text) for kind, text in tokens]  # numpy writes no commas
+    return _split_at_commas(tokens)
 
 
-def _between_commas(found: list[tuple[str, str]]) -> list[Any] | None:
-    """One item between two commas: a quoted text, or words as typed."""
-    parts: list[list[tuple[str, str]]] = [[]]
-    for kind, text in found:
+def _split_at_commas(tokens: list[Token]) -> list[Any] | None:
+    """Return one entry per pair of commas: a quoted text, or words as typed."""
+    parts: list[list[Token]] = [[]]
+    for kind, text in tokens:
         if kind == "comma":
             parts.append([])
         else:
             parts[-1].append((kind, text))
     if not parts[-1]:
         parts.pop()  # a comma at the end
-    items = []
+    entries = []
     for part in parts:
         kinds = {kind for kind, _ in part}
         if not part or (len(part) > 1 and "string" in kinds):
             return None
-        items.append(_value(*part[0]) if len(part) == 1 else " ".join(word for _, word in part))
-    return items
+        entries.append(_parse_scalar(*part[0]) if len(part) == 1 else " ".join(word for _, word in part))
+    return entries
 
 
-def _value(kind: str, text: str) -> Any:
+def _parse_scalar(kind: str, text: str) -> Any:
     if kind == "string":
         escaped = "\\" in text and "\n" not in text and _ESCAPED.fullmatch(text)
         return ast.literal_eval(text) if escaped else text[1:-1]
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _NUMBER.fullmatch(text) and len(text) <= _DIGITS:
-        return int(text) if re.fullmatch(r"[-+]?\d+", text) else _known(float(text))
+    if _NUMBER.fullmatch(text) and len(text) <= _MAX_DIGITS:
+        return int(text) if re.fullmatch(r"[-+]?\d+", text) else _finite_or_none(float(text))
     return None if text == "nan" else text
 
 
-def _known(item: Any) -> Any:
-    """An item, or None for NaN and infinity."""
-    return None if isinstance(item, float) and not math.isfinite(item) else item
+def _finite_or_none(entry: Any) -> Any:
+    """Return an entry, or None for NaN and infinity."""
+    return None if isinstance(entry, float) and not math.isfinite(entry) else entry

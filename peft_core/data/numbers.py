@@ -1,8 +1,8 @@
-"""Numbers as people write them: `1,200.5`, `1.200,5`, `1 200,5`, `1'200.5`, `-3e5`.
+"""Parsing of numbers in any common notation: `1,200.5`, `1.200,5`, `1 200,5`, `1'200.5`, `-3e5`.
 
-One cell does not say whether `1,200` is 1200 or 1.2, so the decimal mark is decided from a whole column:
-`number_style` looks at every cell, `as_number` then reads one. Where the column does not decide either, the
-style says so and the person is asked.
+A single cell cannot tell whether `1,200` is 1200 or 1.2, so the decimal mark is inferred from a whole column:
+`number_style` reads every cell, and `as_number` then parses one. If the column is ambiguous too, the style
+says so and the user is asked.
 """
 
 import re
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 POINT, COMMA = "point", "comma"
-_GROUPING = " \u00a0\u2009\u202f'\u2019"  # spaces and apostrophes: never a decimal mark
-_LARGEST = 1e300
+_GROUPING = " \u00a0\u2009\u202f'\u2019"  # spaces and apostrophes, which are never a decimal mark
+_MAX_NUMBER = 1e300
 
 
-def _pattern(decimal: str, other: str) -> re.Pattern[str]:
-    """Plain digits with an exponent, or groups of three (of two in India) that one separator parts."""
-    groups = rf"[1-9]\d{{0,2}}(?P<by>[{re.escape(other)}{_GROUPING}])\d{{3}}(?:(?P=by)\d{{3}})*"
-    indian = r"|[1-9]\d?(?:,\d{2})+,\d{3}" if other == "," else ""
+def _pattern(decimal: str, separator: str) -> re.Pattern[str]:
+    """Return a pattern for plain digits, also with an exponent, and for digits grouped by one separator.
+
+    Groups have three digits, or two in the Indian system.
+    """
+    groups = rf"[1-9]\d{{0,2}}(?P<by>[{re.escape(separator)}{_GROUPING}])\d{{3}}(?:(?P=by)\d{{3}})*"
+    indian = r"|[1-9]\d?(?:,\d{2})+,\d{3}" if separator == "," else ""
     fraction = rf"(?:{re.escape(decimal)}\d+)?"
     return re.compile(
         rf"[-+\u2212]?(?:\d+{fraction}(?:[eE][-+]?\d+)?|(?:{groups}{indian}){fraction})", re.ASCII
@@ -27,18 +30,21 @@ def _pattern(decimal: str, other: str) -> re.Pattern[str]:
 
 _MARKS = {POINT: ".", COMMA: ","}
 _PATTERNS = {POINT: _pattern(".", ","), COMMA: _pattern(",", ".")}
-_REMOVED = {
-    mark: str.maketrans("\u2212", "-", other + _GROUPING) for mark, other in ((POINT, ","), (COMMA, "."))
+_NORMALIZATION = {
+    mark: str.maketrans("\u2212", "-", separator + _GROUPING)
+    for mark, separator in ((POINT, ","), (COMMA, "."))
 }
 
 
 @dataclass(frozen=True)
 class NumberStyle:
-    """How a column writes its numbers.
+    """Notation of the numbers in a column.
 
-    `decimal_mark` is the best guess. `ambiguous` holds examples that another mark would read as other
-    numbers, where nothing in the column decides. `mixed` holds a number with a decimal point and one with a
-    decimal comma, where the column has both. Without marks (`has_marks`) the decimal mark does not matter.
+    Attributes:
+        decimal_mark: The best guess, `point` or `comma`.
+        ambiguous: Examples that mean another number with the other mark, if the column does not decide.
+        mixed: A number with a decimal point and one with a decimal comma, if the column has both.
+        has_marks: Whether the decimal mark changes how any cell is read.
     """
 
     decimal_mark: str
@@ -48,24 +54,28 @@ class NumberStyle:
 
 
 def as_number(value: Any, decimal_mark: str = POINT) -> float | None:
-    """A cell's number, or None if it holds none.
+    """Parse the number of a cell; None if it holds none.
 
-    A text that can be read with one decimal mark only is read with that one; `decimal_mark` settles the rest.
+    Args:
+        value: The cell.
+        decimal_mark: Used for texts that are valid with either mark; the others are read with the only
+            valid one.
     """
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
         return float(value)
     text = str(value).strip()
-    first = _read(text, decimal_mark)
-    return _read(text, COMMA if decimal_mark == POINT else POINT) if first is None else first
+    number = _parse(text, decimal_mark)
+    return _parse(text, COMMA if decimal_mark == POINT else POINT) if number is None else number
 
 
 def number_style(cells: Iterable[Any]) -> NumberStyle:
-    """The decimal mark of a column, from all of its cells.
+    """Infer the notation of the numbers in a column from all of its cells.
 
-    A number that can be read in one way only decides. Without any, groups parted by spaces or apostrophes say
-    that no other mark parts groups; and whole numbers below 1,000 beside `1,200` say that it is one of them.
+    A number that is valid with only one decimal mark decides. Without any, digits grouped by spaces or
+    apostrophes imply that the other mark is decimal, and whole numbers below 1,000 beside `1,200` imply that
+    its comma groups digits.
     """
     evidence = _Evidence()
     for cell in dict.fromkeys(cell for cell in cells if isinstance(cell, str | int)):
@@ -74,60 +84,61 @@ def number_style(cells: Iterable[Any]) -> NumberStyle:
 
 
 class _Evidence:
-    """What the cells of one column say of its decimal mark."""
+    """Evidence for the decimal mark of one column."""
 
     def __init__(self) -> None:
-        self.only: dict[str, str] = {}  # by mark, the first number that no other mark can read
+        self.unambiguous: dict[str, str] = {}  # by mark, the first number that is valid with it alone
         self.ambiguous: list[str] = []
-        self.grouped_otherwise = False
+        self.has_other_groups = False  # grouped by spaces or apostrophes
         self.small_whole = self.large_whole = False
 
     def add(self, cell: str | int) -> None:
+        """Add a cell of the column."""
         text = str(cell).strip()
-        readings = {mark: _read(text, mark) for mark in _MARKS}
-        marks = [mark for mark, number in readings.items() if number is not None]
-        if isinstance(cell, bool) or not marks:
+        with_point, with_comma = _parse(text, POINT), _parse(text, COMMA)
+        if isinstance(cell, bool) or (with_point is None and with_comma is None):
             return
-        if len(marks) == 1:
-            self.only.setdefault(marks[0], text)
-        elif readings[POINT] != readings[COMMA]:
+        if with_point is None or with_comma is None:
+            self.unambiguous.setdefault(COMMA if with_point is None else POINT, text)
+        elif with_point != with_comma:
             self.ambiguous.append(text)
         elif any(character in _GROUPING for character in text):
-            self.grouped_otherwise = True
+            self.has_other_groups = True
         else:
-            self.small_whole |= abs(readings[POINT]) < 1000
-            self.large_whole |= abs(readings[POINT]) >= 1000
+            self.small_whole |= abs(with_point) < 1000
+            self.large_whole |= abs(with_point) >= 1000
 
     def style(self) -> NumberStyle:
-        mixed = tuple(self.only.values()) if len(self.only) > 1 else ()
-        decimal_mark = self._decided()
+        """Return the notation that the cells imply."""
+        mixed = tuple(self.unambiguous.values()) if len(self.unambiguous) > 1 else ()
+        decimal_mark = self._infer_decimal_mark()
         ambiguous = () if decimal_mark else tuple(self.ambiguous[:3])
-        return NumberStyle(decimal_mark or POINT, ambiguous, mixed, bool(self.only or self.ambiguous))
+        return NumberStyle(decimal_mark or POINT, ambiguous, mixed, bool(self.unambiguous or self.ambiguous))
 
-    def _decided(self) -> str | None:
-        if self.only:
-            return next(iter(self.only)) if len(self.only) == 1 else None
+    def _infer_decimal_mark(self) -> str | None:
+        if self.unambiguous:
+            return next(iter(self.unambiguous)) if len(self.unambiguous) == 1 else None
         used = {mark for mark, sign in _MARKS.items() if any(sign in text for text in self.ambiguous)}
         if len(used) != 1:
             return None
         (mark,) = used
-        if self.grouped_otherwise:
+        if self.has_other_groups:
             return mark
-        return (COMMA if mark == POINT else POINT) if self._are_groups(mark) else None
+        return (COMMA if mark == POINT else POINT) if self._groups_digits(mark) else None
 
-    def _are_groups(self, mark: str) -> bool:
-        """Whether the mark in `1,200` parts groups, from the whole numbers beside it.
+    def _groups_digits(self, mark: str) -> bool:
+        """Return whether the mark in `1,200` groups digits, judged by the whole numbers beside it.
 
-        `950` beside decimals would be written `950,000`. A point in `3.125` beside `2` is still more often a
-        decimal one, unless some fraction ends in a zero that a number without fixed decimals would not have.
+        Beside decimals `950` would be written `950,000`. A point in `3.125` beside `2` is still more often
+        decimal, unless a fraction ends in a zero, which a number without fixed decimals would not have.
         """
         if not self.small_whole or self.large_whole:
             return False
         return mark == COMMA or any(text.endswith("0") for text in self.ambiguous)
 
 
-def _read(text: str, decimal_mark: str) -> float | None:
+def _parse(text: str, decimal_mark: str) -> float | None:
     if not _PATTERNS[decimal_mark].fullmatch(text):
         return None
-    number = float(text.translate(_REMOVED[decimal_mark]).replace(_MARKS[decimal_mark], "."))
-    return number if abs(number) < _LARGEST else None
+    number = float(text.translate(_NORMALIZATION[decimal_mark]).replace(_MARKS[decimal_mark], "."))
+    return number if abs(number) < _MAX_NUMBER else None

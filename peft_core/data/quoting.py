@@ -1,31 +1,32 @@
-"""Quotation marks in delimited text: how a file uses them, and its rows read that way.
+"""Detection of the quoting style of delimited text, and reading of its rows.
 
-Three ways are known: marks doubled inside a quoted cell (RFC 4180), marks after a backslash (what MySQL and
-pandas' `escapechar` write), and marks that are plain text. A wrong choice merges rows or keeps marks in every
-cell, so the choice is made over all rows, by the same function for training and for prediction. Only a way
-that reads every row is taken; if none does, the file is refused at the first row that cannot be read.
+There are three styles: quotation marks doubled inside a quoted cell (RFC 4180), escaped by a backslash (as
+MySQL and pandas' `escapechar` write them), and as plain text. A wrong choice merges rows or keeps marks in
+every cell, so all rows decide, by the same function for training and for prediction. Only a style that parses
+every row is chosen; if none does, the file is rejected at the first row that cannot be parsed.
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from peft_core.data.formats import MOST_BYTES
+from peft_core.data.formats import MAX_FILE_BYTES
 
 _DIALECTS = {"doubled": {"strict": True}, "none": {"quoting": csv.QUOTE_NONE}}
 _QUOTINGS = ("doubled", "backslash", "none")
 _WRAPPED = re.compile(r'"(?:[^"\\]|""|\\[\s\S])*+"')
-_INSIDE = re.compile(r'(?:[^"\\]++|\\["\\]|\\)*+')  # of a quoted cell, up to its closing mark
+_INSIDE = re.compile(r'(?:[^"\\]++|\\["\\]|\\)*+')  # of a quoted cell, up to its closing quotation mark
 _ESCAPED = re.compile(r'\\(["\\])')
-_CUT_ROWS = 10  # rows of a sample after which an error is put down to the cut at its end
+_MIN_SAMPLE_ROWS = 10  # after so many rows an error is attributed to the truncated end of the sample
 
-csv.field_size_limit(MOST_BYTES)  # the module's own limit of 131,072 characters refuses long texts
+csv.field_size_limit(MAX_FILE_BYTES)  # the default limit of 131,072 characters rejects long texts
 
 
 class CellReader(Protocol):
-    """Rows of cells, and the number of lines that were read for them, as `csv.reader` has it."""
+    """An iterator of rows that counts the lines read, with the interface of `csv.reader`."""
 
     line_num: int
 
@@ -35,49 +36,49 @@ class CellReader(Protocol):
 
 
 def cell_rows(lines: Iterable[str], delimiter: str, quoting: str) -> CellReader:
-    """The rows of cells in these lines, which keep their line ends; csv.Error for a stray quotation mark."""
+    """Return a reader of lines, which must keep their line ends; it raises csv.Error for a stray quote."""
     if quoting == "backslash":
         return BackslashReader(lines, delimiter)
     return csv.reader(lines, delimiter=delimiter, **_DIALECTS[quoting])
 
 
 def choose_quoting(open_lines: Callable[[], Iterable[str]], delimiter: str, *, whole: bool = True) -> str:
-    """The first way of quoting that reads every row, else the quoted way that reads the most rows.
+    """Return the first quoting style that parses every row, else the quoted style that parses the most rows.
 
-    In a TSV two stray marks can enclose the rows between them as if they were one cell. Marks are taken as
-    plain text there if each line is a whole row then: texts seldom hold tabs, let alone one in each line.
+    In a TSV two stray marks can enclose the rows between them as if they were one cell. Marks are then read
+    as plain text if that makes each line a complete row: texts rarely contain tabs, let alone in each line.
 
     Args:
-        open_lines: Returns the lines anew with every call.
-        whole: False for the lines of a sample, the last row of which may be cut.
+        open_lines: Returns a new iterable of the lines with every call.
+        whole: False for the lines of a sample, whose last row may be truncated.
     """
-    rows: dict[str, int] = {}
+    parsed_rows: dict[str, int] = {}
     for quoting in _QUOTINGS:
         survey = _survey(open_lines(), delimiter, quoting, whole)
-        if survey.is_right:
+        if survey.is_valid:
             if delimiter == "\t" and survey.lines > survey.rows:  # a cell runs over several lines
                 literal = _survey(open_lines(), delimiter, "none", whole)
-                return "none" if literal.is_right else quoting
+                return "none" if literal.is_valid else quoting
             return quoting
-        rows[quoting] = survey.rows
-    return max(("doubled", "backslash"), key=rows.__getitem__)
+        parsed_rows[quoting] = survey.rows
+    return max(("doubled", "backslash"), key=parsed_rows.__getitem__)
 
 
 def sample_rows(lines: Iterable[str], delimiter: str, *, whole: bool) -> Iterator[list[list[str]]]:
-    """The rows of a sample in each way of quoting that reads it without a stray mark."""
+    """Yield the rows of a sample in each quoting style that parses it without an error."""
     lines = list(lines)
     for quoting in _QUOTINGS:
         reader = cell_rows(lines, delimiter, quoting)
         try:
-            rows = list(_until_cut(reader, whole))
+            rows = list(_until_truncation(reader, whole))
         except csv.Error:
             continue
-        if _has_its_marks(reader):
+        if _has_escaped_marks(reader):
             yield rows
 
 
-def stray_mark(quoting: str) -> str:
-    """What is wrong with a row that cannot be read in a way of quoting, and what to do."""
+def describe_stray_quote(quoting: str) -> str:
+    """Return the error message for a row that cannot be parsed in a quoting style, with advice."""
     if quoting == "backslash":
         return 'its cells end in unclear places; write \\" for a mark inside a text and \\\\ for a backslash.'
     return (
@@ -87,23 +88,23 @@ def stray_mark(quoting: str) -> str:
 
 
 def is_blank(cells: Sequence[str]) -> bool:
-    """Whether a row is a line that holds no delimiter and nothing but spaces."""
+    """Return whether a row is a blank line: no delimiter, and nothing but spaces."""
     return not cells or (len(cells) == 1 and not cells[0].strip())
 
 
-def fitted(cells: list[str], width: int) -> list[str] | None:
-    """A row without the empty cells beyond `width`; None for a blank line, unless one column is all."""
+def fit_to_width(cells: list[str], width: int) -> list[str] | None:
+    """Return a row without the empty cells beyond `width`; None for a blank line of several columns."""
     if is_blank(cells):
         return (cells or [""]) if width == 1 else None
     return cells[:width] if len(cells) > width and not any(cells[width:]) else cells
 
 
 class BackslashReader:
-    """Rows in which a backslash before a quotation mark, or before a backslash, makes it plain text.
+    """Reader of rows in which a backslash escapes a quotation mark or a backslash.
 
-    Unlike `csv.reader` with an `escapechar` it refuses text after a closing mark, which is how a cell that
-    ends in a single backslash runs on into the next row, and keeps a backslash before any other character.
-    In a cell without marks a backslash also makes a delimiter plain text, as `csv.QUOTE_NONE` writes it.
+    Unlike `csv.reader` with an `escapechar` it rejects text after a closing mark: that is how a cell that
+    ends in a single backslash runs on into the next row. It keeps a backslash before any other character.
+    In an unquoted cell a backslash also escapes a delimiter, as `csv.QUOTE_NONE` writes it.
     """
 
     def __init__(self, lines: Iterable[str], delimiter: str) -> None:
@@ -132,23 +133,27 @@ class BackslashReader:
             start = end + 1
 
     def _cell(self, line: str, start: int) -> tuple[str, str, int]:
-        """The cell at `start`, and the line and the place where it ends."""
+        """Return the cell at `start`, and the line and the position at which it ends."""
         if not line.startswith('"', start):
             match = self._bare.match(line, start)
-            return self._text(match.group(), self._bare_escaped), line, match.end()
+            assert match is not None  # the pattern matches the empty string
+            return self._unescape(match.group(), self._bare_escaped), line, match.end()
         parts, start = [], start + 1
-        while (match := _INSIDE.match(line, start)).end() == len(line):
+        while True:
+            match = _INSIDE.match(line, start)
+            assert match is not None  # the pattern matches the empty string
             parts.append(match.group())
-            line, start = next(self._lines, None), 0
-            if line is None:
+            if match.end() < len(line):
+                return self._unescape("".join(parts), _ESCAPED), line, match.end() + 1
+            next_line = next(self._lines, None)
+            if next_line is None:
                 raise csv.Error("a quotation mark is never closed")
+            line, start = next_line, 0
             self.line_num += 1
-        parts.append(match.group())
-        return self._text("".join(parts), _ESCAPED), line, match.end() + 1
 
-    def _text(self, written: str, escaped: re.Pattern[str]) -> str:
-        self.has_escaped_marks = self.has_escaped_marks or '\\"' in written
-        return escaped.sub(r"\1", written) if "\\" in written else written
+    def _unescape(self, raw: str, escaped: re.Pattern[str]) -> str:
+        self.has_escaped_marks = self.has_escaped_marks or '\\"' in raw
+        return escaped.sub(r"\1", raw) if "\\" in raw else raw
 
     def _next_line(self) -> str:
         line = next(self._lines)
@@ -158,20 +163,23 @@ class BackslashReader:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Whether a way of quoting reads every row, and how many rows it reads before the first that is wrong.
+    """How far a quoting style parses a file.
 
-    `lines` are those of these rows; more than rows if a cell holds a line break.
+    Attributes:
+        rows: Number of rows before the first invalid one.
+        is_valid: Whether every row is valid.
+        lines: Number of lines of these rows; more than `rows` if a cell contains a line break.
     """
 
     rows: int
-    is_right: bool
+    is_valid: bool
     lines: int = 0
 
 
 class _LiteralMarks:
-    """Cells that begin with a quotation mark where marks are read as text.
+    """Counter of cells that begin with a quotation mark while marks are read as text.
 
-    If as many of them are wholly wrapped in marks as are not, the marks are quotation and the others are
+    If at least as many of them are wrapped in marks as are not, the marks are quotes and the others are
     mistakes.
     """
 
@@ -180,9 +188,11 @@ class _LiteralMarks:
 
     @property
     def are_text(self) -> bool:
+        """Whether the marks are plain text."""
         return self._wrapped < max(self._broken, 1)
 
     def add(self, cells: Sequence[str]) -> None:
+        """Count the cells of a row."""
         for cell in cells:
             if cell.startswith('"'):
                 is_wrapped = _WRAPPED.fullmatch(cell) is not None
@@ -192,42 +202,40 @@ class _LiteralMarks:
 
 def _survey(lines: Iterable[str], delimiter: str, quoting: str, whole: bool) -> _Survey:
     reader, marks, number, width = cell_rows(lines, delimiter, quoting), _LiteralMarks(), 0, 0
-    rows = _until_cut(reader, whole)
+    rows = _until_truncation(reader, whole)
     try:
         for number, cells in enumerate(rows if whole else _without_last(rows), 1):
             width = width or (0 if is_blank(cells) else len(cells))
-            fit = fitted(cells, width)
-            if width and fit is not None and len(fit) != width:
-                return _Survey(number - 1, is_right=False)
+            fitted = fit_to_width(cells, width)
+            if width and fitted is not None and len(fitted) != width:
+                return _Survey(number - 1, is_valid=False)
             if quoting == "none":
                 marks.add(cells)
     except csv.Error:
-        return _Survey(number, is_right=False)
-    if not _has_its_marks(reader):
-        return _Survey(0, is_right=False)
-    return _Survey(number, is_right=marks.are_text, lines=reader.line_num)
+        return _Survey(number, is_valid=False)
+    if not _has_escaped_marks(reader):
+        return _Survey(0, is_valid=False)
+    return _Survey(number, is_valid=marks.are_text, lines=reader.line_num)
 
 
-def _has_its_marks(reader: CellReader) -> bool:
-    """Whether rows that were read by backslashes have a backslash before a quotation mark at all."""
+def _has_escaped_marks(reader: CellReader) -> bool:
+    """Return whether a backslash reader has met an escaped quotation mark; true for any other reader."""
     return not isinstance(reader, BackslashReader) or reader.has_escaped_marks
 
 
-def _until_cut(reader: Iterator[list[str]], whole: bool) -> Iterator[list[str]]:
-    """Rows of a sample; an error at its very end is the cut's own."""
+def _until_truncation(reader: Iterator[list[str]], whole: bool) -> Iterator[list[str]]:
+    """Yield the rows of a sample; an error at its end is ignored, since the sample is truncated there."""
     count = 0
     try:
         for cells in reader:
             count += 1
             yield cells
     except csv.Error:
-        if whole or count < _CUT_ROWS:
+        if whole or count < _MIN_SAMPLE_ROWS:
             raise
 
 
 def _without_last(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """All rows but the last."""
-    previous = next(rows, None)
-    for cells in rows:
-        yield previous
-        previous = cells
+    """Yield all rows but the last."""
+    for cells, _ in itertools.pairwise(rows):
+        yield cells

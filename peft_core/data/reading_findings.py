@@ -1,4 +1,4 @@
-"""What the readers of files had to decide, as findings beside those of the audit."""
+"""Findings on how files were read, in addition to those of the audit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from peft_core.data.audit import EXAMPLES, Finding
 
 
 def reading_findings(record: Mapping[str, Any]) -> list[Finding]:
-    """A finding for each note of each file that a `RawRows.record` names."""
+    """Return a finding for each reading note of each file in a `RawRows.record`."""
     return [
         Finding(
             note["kind"],

@@ -1,12 +1,12 @@
-"""The one form that texts share which differ in case, spacing or Unicode form alone."""
+"""Keys of texts that are equal up to case, spacing and Unicode form."""
 
 import unicodedata
 
-TextKey = str | tuple[str, str]  # of a text, or of both texts of a pair
+TextKey = str | tuple[str, str]  # key of a text, or of both texts of a pair
 
 
 def text_key(text: str | None) -> str:
-    """Return what two texts share that differ in case, spacing or Unicode form alone."""
+    """Return the key of a text, equal for texts that differ only in case, spacing or Unicode form."""
     text = text or ""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)

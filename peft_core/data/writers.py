@@ -1,7 +1,7 @@
-"""Rows written in the format that they were read in, a chunk at a time, with columns added.
+"""Writers that copy a file in its own format, chunk by chunk, with added columns.
 
-Nothing of the input goes through the cells that a model reads: CSV cells are texts anyway, JSON objects keep
-their own characters, Parquet columns their own arrays, and cells of a sheet their values and formats.
+The input is not converted to cells: JSON objects keep their source text, Parquet columns their Arrow arrays,
+and cells of a sheet their values and number formats. Cells of CSV are texts anyway.
 """
 
 import csv
@@ -17,35 +17,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from openpyxl.cell import WriteOnlyCell
 
-from peft_core.data.columns import as_text
+from peft_core.data.cells import as_text
 from peft_core.data.delimited import unique_names
-from peft_core.data.streams import ROWS, Chunk, DelimitedRows, ExcelRows, ParquetRows, RecordRows, RowStream
+from peft_core.data.streams import (
+    CHUNK_ROWS,
+    Chunk,
+    DelimitedRows,
+    ExcelRows,
+    ParquetRows,
+    RecordRows,
+    RowStream,
+)
 from peft_core.data.workbooks import open_book, written_rows
 from peft_core.errors import DataError
 
-_RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets take for formulas
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # of formulas
 _NUMBER = re.compile(r"[-+]?(\d[\d ., ]*|[.,]\d+)([eE][-+]?\d+)?%?")
-_SHEET_CELL = 32_767  # characters that a cell of a spreadsheet holds
+_MAX_CELL_CHARACTERS = 32_767  # Excel limit of a cell
 _ARROW = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # what no spreadsheet can hold
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # not allowed in a spreadsheet
 
 
 class RowWriter:
-    """Adds columns (a name and str, float or bool) to a stream's rows; a value that is not known is None.
+    """Writes the rows of a stream with added columns; a missing value is None.
 
-    `neutralised` counts cells that a spreadsheet would have run.
+    Args:
+        path: File to create.
+        stream: The rows to copy.
+        added: Type (str, float or bool) of each added column by name.
+
+    Attributes:
+        added: Names of the added columns, numbered where the stream has a column of that name.
+        neutralized: Number of cells that a spreadsheet would have run as formulas.
     """
 
     suffix = ""
 
     def __init__(self, path: Path, stream: RowStream, added: Mapping[str, type]) -> None:
-        self.added = _free(stream.columns, tuple(added))
+        self.added = _unique_names(stream.columns, tuple(added))
         self.columns = [*stream.columns, *self.added]
         self.types = tuple(added.values())
-        self.neutralised = 0
+        self.neutralized = 0
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        """One chunk of the stream and, row by row, the cells of the added columns."""
+        """Write one chunk of the stream with, row by row, the cells of the added columns."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -54,18 +69,22 @@ class RowWriter:
 
 
 def writer_for(stream: RowStream) -> type[RowWriter]:
-    """The writer of the stream's own format."""
-    kinds = {DelimitedRows: DelimitedWriter, ExcelRows: ExcelWriter, ParquetRows: ParquetWriter}
-    return kinds.get(type(stream), JsonLinesWriter)
+    """Return the writer class for the stream's own format."""
+    writers: dict[type[RowStream], type[RowWriter]] = {
+        DelimitedRows: DelimitedWriter,
+        ExcelRows: ExcelWriter,
+        ParquetRows: ParquetWriter,
+    }
+    return writers.get(type(stream), JsonLinesWriter)
 
 
-def neutral(text: str) -> str:
-    """A cell as text that no spreadsheet takes for a formula; numbers stay as they are."""
-    return f"'{text}" if text.startswith(_RUNS) and not _NUMBER.fullmatch(text) else text
+def escape_formula(text: str) -> str:
+    """Prefix a text that a spreadsheet would read as a formula with an apostrophe; numbers are unchanged."""
+    return f"'{text}" if text.startswith(_FORMULA_PREFIXES) and not _NUMBER.fullmatch(text) else text
 
 
 class DelimitedWriter(RowWriter):
-    """CSV or TSV with the delimiter of the input; UTF-8, with a mark where the input was not plain UTF-8."""
+    """Writer of CSV or TSV with the delimiter of the input; UTF-8, with a BOM unless the input was UTF-8."""
 
     def __init__(self, path: Path, stream: DelimitedRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
@@ -73,24 +92,24 @@ class DelimitedWriter(RowWriter):
         encoding = "utf-8" if stream.encoding in ("utf-8", "ascii") else "utf-8-sig"
         self._file = path.open("w", encoding=encoding, newline="")
         self._writer = csv.writer(self._file, delimiter=stream.delimiter)
-        self._writer.writerow([self._neutral(name) for name in self.columns])
+        self._writer.writerow([self._neutralize(name) for name in self.columns])
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        for row, more in zip(rows, added, strict=True):
-            self._writer.writerow([self._neutral(value) for value in (*row, *more)])
+        for row, added_cells in zip(rows, added, strict=True):
+            self._writer.writerow([self._neutralize(value) for value in (*row, *added_cells)])
 
     def close(self) -> None:
         self._file.close()
 
-    def _neutral(self, value: Any) -> str:
+    def _neutralize(self, value: Any) -> str:
         text = f"{value:.6g}" if isinstance(value, float) else as_text(value)
-        safe = neutral(text)
-        self.neutralised += safe is not text
+        safe = escape_formula(text)
+        self.neutralized += safe is not text
         return safe
 
 
 class JsonLinesWriter(RowWriter):
-    """An object a line, whatever the input's shape: its own characters and the added keys."""
+    """Writer of JSON Lines, whatever the input's shape: the source text of each object and the added keys."""
 
     suffix = ".jsonl"
 
@@ -100,37 +119,39 @@ class JsonLinesWriter(RowWriter):
         self._file = path.open("w", encoding="utf-8")
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        for _, more in zip(rows, added, strict=True):
+        for _, added_cells in zip(rows, added, strict=True):
             self._row += 1
-            members = json.dumps(dict(zip(self.added, more, strict=True)), ensure_ascii=False)[1:-1]
+            members = json.dumps(dict(zip(self.added, added_cells, strict=True)), ensure_ascii=False)[1:-1]
             self._file.write(self._with_members(next(self._raw), members))
 
     def close(self) -> None:
         self._file.close()
 
     def _with_members(self, raw: str, members: str) -> str:
-        """An object's line with members added before its closing brace."""
+        """Return the line of an object with members added before its closing brace."""
         inner = raw.rstrip().removesuffix("}").rstrip()
-        own = json.loads(raw).keys() & set(self.added) if any(name in raw for name in self.added) else ()
-        if own:
+        repeated: set[str] = set()
+        if any(name in raw for name in self.added):
+            repeated = json.loads(raw).keys() & set(self.added)
+        if repeated:
             raise DataError(
-                f"{self._name!r}, object {self._row} has a key {min(own)!r}, which the prediction adds and "
-                f"none of the first {ROWS:,} objects has; rename it."
+                f"{self._name!r}, object {self._row} has a key {min(repeated)!r}, which the prediction adds "
+                f"and none of the first {CHUNK_ROWS:,} objects has; rename it."
             )
         return f"{inner}{'' if inner == '{' else ', '}{members}}}\n"
 
 
 class ParquetWriter(RowWriter):
-    """The input's own columns, types and all, read once more beside the rows."""
+    """Writer of Parquet; the input's own columns are read once more, so they keep their types."""
 
     suffix = ".parquet"
 
     def __init__(self, path: Path, stream: ParquetRows, added: Mapping[str, type]) -> None:
         super().__init__(path, stream, added)
         own = unique_names(stream.schema.names)
-        self.columns = [*own, *_free([*own, *stream.columns], tuple(added))]
+        self.columns = [*own, *_unique_names([*own, *stream.columns], tuple(added))]
         self._source = stream.source()
-        self._batches = self._source.iter_batches(ROWS)
+        self._batches = self._source.iter_batches(CHUNK_ROWS)
         self._path, self._writer = path, None
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
@@ -149,7 +170,7 @@ class ParquetWriter(RowWriter):
 
 
 class ExcelWriter(RowWriter):
-    """A workbook of one sheet with the table alone; a text is always text, whatever it begins with."""
+    """Writer of a workbook with one sheet that holds only the table; a text never becomes a formula."""
 
     suffix = ".xlsx"
 
@@ -163,10 +184,10 @@ class ExcelWriter(RowWriter):
         self._sheet.append([self._cell(name) for name in self.columns])
 
     def write(self, rows: Chunk, added: Sequence[Sequence[Any]]) -> None:
-        for _, more in zip(rows, added, strict=True):
+        for _, added_cells in zip(rows, added, strict=True):
             own = [self._cell(value, style) for value, style in next(self._rows)]
             own += [None] * (self._width - len(own))
-            self._sheet.append([*own, *map(self._cell, more)])
+            self._sheet.append([*own, *map(self._cell, added_cells)])
 
     def close(self) -> None:
         self._open.close()
@@ -180,19 +201,19 @@ class ExcelWriter(RowWriter):
             cell = WriteOnlyCell(self._sheet, value)
             cell.number_format = number_format
             return cell
-        text = _CONTROLS.sub("", as_text(value))[:_SHEET_CELL]
+        text = _CONTROLS.sub("", as_text(value))[:_MAX_CELL_CHARACTERS]
         cell = WriteOnlyCell(self._sheet, text)
-        self.neutralised += cell.data_type != "s"
+        self.neutralized += cell.data_type != "s"
         cell.data_type = "s"
         return cell
 
 
-def _free(taken: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names, numbered where a column has one already."""
-    found: list[str] = []
+def _unique_names(existing: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names, numbered where a column of that name exists."""
+    unique: list[str] = []
     for name in names:
-        number, free = 2, name
-        while free in (*taken, *found):
-            free, number = f"{name} ({number})", number + 1
-        found.append(free)
-    return found
+        number, candidate = 2, name
+        while candidate in (*existing, *unique):
+            candidate, number = f"{name} ({number})", number + 1
+        unique.append(candidate)
+    return unique

@@ -1,1 +1,1 @@
-"""The disk of a public demo: what visitors use of it, their quotas, and what goes when it is short."""
+"""Disk space of a public demo: usage of the visitors, their quotas, and removal of old files."""

@@ -1,8 +1,8 @@
-"""What of a public demo's folder of runs may be removed, in which order, and its removal.
+"""Removal of old runs, uploads and cached files of a public demo: what may be removed, and in which order.
 
-A run that waits or trains and the host's own runs and uploads never go, and a shared run only for its age.
-Zips and answered files of any ended run go first, since they are made again when they are asked for. Each
-thing is looked at once more right before its removal, under the lock that whoever starts runs holds: it may
+A run that waits or trains and the host's own runs and uploads are never removed; a shared run is removed only
+for its age. Zips and prediction files of ended runs are removed first, since they are recreated on request.
+Each candidate is checked again right before its removal, under the lock that is held to start runs: it may
 have been shared, continued or trained on since.
 """
 
@@ -22,18 +22,18 @@ from peft_core.files import remove_folder
 from peft_core.records import Record, read_record, write_sealed
 
 EXPIRED_FILE = ".expired.json"
-MOST_MARKS = 2000
+MAX_MARKS = 2000
 
 
 class Candidate(NamedTuple):
-    """Something that may be removed.
+    """A file or folder that may be removed.
 
     Attributes:
-        kind: What it is.
+        kind: What it contains.
         path: Its file or folder.
-        last_used: Since when it is of no use, in seconds since the epoch.
-        size: Its bytes.
-        run: The run whose cache it is.
+        last_used: Time of its last use, in seconds since the epoch.
+        size: Its size.
+        run: For a cache, the folder of its run.
         is_shared: Whether it is a run with a share link.
     """
 
@@ -46,13 +46,13 @@ class Candidate(NamedTuple):
 
 
 class ExpiredRuns(Record):
-    """The ids of runs that were removed, the latest last."""
+    """The ids of removed runs, latest last."""
 
     run_ids: list[str] = []
 
 
 class Expiry:
-    """Lists and removes what may go from one folder of runs."""
+    """Lists and removes the candidates of one folder of runs."""
 
     def __init__(
         self, folder: RunsFolder, quotas: Quotas, clock: Callable[[], float], run_lock: AbstractContextManager
@@ -60,40 +60,42 @@ class Expiry:
         self._folder, self._quotas, self._clock, self._run_lock = folder, quotas, clock, run_lock
 
     def list_overdue(self, inventory: Inventory, used: Collection[Path]) -> list[Candidate]:
-        """Runs and uploads whose time is over, the oldest first; `used` ones stay."""
-        items = [*self._ended_runs(inventory, used), *self._unused_uploads(inventory, used)]
-        return sorted(filter(self._is_overdue, items), key=_by_time)
+        """Return the runs and uploads past their time, oldest first, without `used` ones."""
+        candidates = [*self._ended_runs(inventory, used), *self._unused_uploads(inventory, used)]
+        return sorted(filter(self._is_overdue, candidates), key=_by_time)
 
     def list_spare(self, inventory: Inventory, used: Collection[Path]) -> list[Candidate]:
-        """All that may go to make room, in the order in which it goes; `used` runs and uploads stay."""
-        overdue, present = self.list_overdue(inventory, used), self._clock()
-        caches = (item for item in self._caches(inventory, used) if self._is_old(item, present))
-        items = [*self._ended_runs(inventory, used), *self._unused_uploads(inventory, used)]
-        old = (item for item in items if not item.is_shared and self._is_old(item, present))
+        """Return all candidates to make room, in the order of removal, without `used` runs and uploads."""
+        overdue, now = self.list_overdue(inventory, used), self._clock()
+        caches = (cache for cache in self._caches(inventory, used) if self._is_old(cache, now))
+        candidates = [*self._ended_runs(inventory, used), *self._unused_uploads(inventory, used)]
+        old = (
+            candidate for candidate in candidates if not candidate.is_shared and self._is_old(candidate, now)
+        )
         trashed = self._trashed(inventory, used)
         ordered = [*trashed, *overdue, *sorted(caches, key=_by_time), *sorted(old, key=_by_time)]
-        return list({item.path: item for item in ordered}.values())
+        return list({candidate.path: candidate for candidate in ordered}.values())
 
-    def remove(self, item: Candidate) -> bool:
-        """Remove something unless it is of use by now; whether it is gone."""
+    def remove(self, candidate: Candidate) -> bool:
+        """Remove a candidate unless it is in use by now. Returns whether it is gone."""
         with contextlib.suppress(OSError, RunError), self._run_lock:
-            if self._may_still_go(item):
-                if item.kind == "run":
-                    runs.remove(self._folder.runs_dir, item.path.name)
+            if self._is_still_removable(candidate):
+                if candidate.kind == "run":
+                    runs.remove(self._folder.runs_dir, candidate.path.name)
                 else:
-                    remove_folder(item.path)
-        return not os.path.lexists(item.path)
+                    remove_folder(candidate.path)
+        return not os.path.lexists(candidate.path)
 
     def mark(self, removed: Collection[Candidate]) -> None:
-        """Write down which runs were removed; a disk that is full does not keep them."""
-        run_ids = [item.path.name for item in removed if item.kind == "run"]
+        """Record which runs were removed. A full disk loses the record."""
+        run_ids = [candidate.path.name for candidate in removed if candidate.kind == "run"]
         if run_ids:
-            kept = [*self.read_marks(), *run_ids][-MOST_MARKS:]
+            latest_ids = [*self.read_marks(), *run_ids][-MAX_MARKS:]
             with contextlib.suppress(OSError, RunError):
-                write_sealed(self._folder.runs_dir / EXPIRED_FILE, ExpiredRuns(run_ids=kept))
+                write_sealed(self._folder.runs_dir / EXPIRED_FILE, ExpiredRuns(run_ids=latest_ids))
 
     def read_marks(self) -> list[str]:
-        """The ids of runs that were removed; none if the record is lost."""
+        """Return the ids of removed runs; an empty list if the record is lost."""
         try:
             path = self._folder.runs_dir / EXPIRED_FILE
             return read_record(path, ExpiredRuns, sealed=True).run_ids
@@ -101,11 +103,11 @@ class Expiry:
             return []
 
     def remove_empty_folders(self) -> None:
-        """Remove the folders of visitors who have had no upload for as long as uploads are kept."""
-        last = self._clock() - self._quotas.upload_seconds
+        """Remove the upload folders of visitors that have been empty for as long as uploads are kept."""
+        latest = self._clock() - self._quotas.upload_seconds
         for folder in self._folder.owner_folders():
             with contextlib.suppress(OSError):
-                if folder.stat().st_mtime <= last:
+                if folder.stat().st_mtime <= latest:
                     folder.rmdir()
 
     def _ended_runs(self, inventory: Inventory, used: Collection[Path]) -> Iterator[Candidate]:
@@ -131,29 +133,30 @@ class Expiry:
             if run.folder not in used:
                 yield Candidate("trash", run.folder, run.deleted, sizes.get(run.folder, Size()))
 
-    def _is_overdue(self, item: Candidate) -> bool:
+    def _is_overdue(self, candidate: Candidate) -> bool:
         quotas = self._quotas
-        kept = quotas.shared_run_seconds if item.is_shared else quotas.run_seconds
-        return self._clock() - item.last_used >= (quotas.upload_seconds if item.kind == "upload" else kept)
+        run_seconds = quotas.shared_run_seconds if candidate.is_shared else quotas.run_seconds
+        seconds = quotas.upload_seconds if candidate.kind == "upload" else run_seconds
+        return self._clock() - candidate.last_used >= seconds
 
-    def _is_old(self, item: Candidate, present: float) -> bool:
-        """Whether something may go to make room: nobody has just made it, or is about to use it."""
+    def _is_old(self, candidate: Candidate, now: float) -> bool:
+        """Return whether a candidate may be removed to make room, since its last use is not recent."""
         quotas = self._quotas
-        young = quotas.young_upload_seconds if item.kind == "upload" else quotas.young_run_seconds
-        return present - item.last_used >= young
+        young = quotas.young_upload_seconds if candidate.kind == "upload" else quotas.young_run_seconds
+        return now - candidate.last_used >= young
 
-    def _may_still_go(self, item: Candidate) -> bool:
-        if item.kind == "run":
-            ownership = ownership_of(item.path)
-            return ownership.owner is not None and item.is_shared == (ownership.link_sha256 is not None)
-        return item.kind != "upload" or item.path not in self._folder.uploads_in_use()
+    def _is_still_removable(self, candidate: Candidate) -> bool:
+        if candidate.kind == "run":
+            ownership = ownership_of(candidate.path)
+            return ownership.owner is not None and candidate.is_shared == (ownership.link_sha256 is not None)
+        return candidate.kind != "upload" or candidate.path not in self._folder.uploads_in_use()
 
 
 def bytes_freed(candidates: Collection[Candidate]) -> int:
-    """What the removal of all of them frees at most; a cache goes with its run."""
-    paths = {item.path for item in candidates}
-    return total_bytes(item.size for item in candidates if item.run not in paths)
+    """Return the maximum of bytes that removing all candidates frees; a run's caches count in its size."""
+    paths = {candidate.path for candidate in candidates}
+    return total_bytes(candidate.size for candidate in candidates if candidate.run not in paths)
 
 
-def _by_time(item: Candidate) -> float:
-    return item.last_used
+def _by_time(candidate: Candidate) -> float:
+    return candidate.last_used

@@ -1,4 +1,4 @@
-"""What lies in the folder of runs: whose it is, how large, since when it is of no use, and what must stay."""
+"""Inventory of the folder of runs: owner, size and last use of each run and upload, and what is in use."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from peft_core.runs.run import CONFIG_FILE
 from peft_core.runs.store import TOKENS, UPLOADS
 from peft_core.runs.trash import TRASH
 
-_CACHES = ("downloads", "predictions")  # folders of a run whose content is made again when it is asked for
+_CACHES = ("downloads", "predictions")  # folders of a run whose files are recreated on request
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class StoredRun:
 
     Attributes:
         folder: The run folder.
-        owner: SHA-256 of a visitor's token; None for the host's, or where the record is damaged.
+        owner: SHA-256 of a visitor's token; None for the host, or if the record is damaged.
         is_shared: Whether it has a share link.
-        size: Bytes of all its files.
+        size: Size of all its files.
         ended: When it ended, in seconds since the epoch; None while it waits or trains.
     """
 
@@ -40,7 +40,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class StoredUpload:
-    """A set of uploaded files: its folder, whose it is (None for the host's), and when it was used last."""
+    """A set of uploaded files: its folder, its owner (None for the host), its size, and its last use."""
 
     folder: Path
     owner: str | None
@@ -49,7 +49,7 @@ class StoredUpload:
 
 
 class CachedFile(NamedTuple):
-    """A file or folder that is made again when it is asked for, the ended run it lies in, and its time."""
+    """A file or folder that is recreated on request, the ended run that contains it, and its last use."""
 
     path: Path
     run: Path | None
@@ -58,7 +58,7 @@ class CachedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Inventory:
-    """All that lies in the folder of runs; `rest` is what is neither a run nor an upload."""
+    """The contents of the folder of runs; `rest` is everything that is neither a run nor an upload."""
 
     runs: tuple[StoredRun, ...]
     uploads: tuple[StoredUpload, ...]
@@ -69,8 +69,8 @@ class Inventory:
         return total_bytes(self.sizes().values())
 
     def sizes(self) -> dict[Path, Size]:
-        """The size of each thing by its path."""
-        return {item.folder: item.size for item in (*self.runs, *self.uploads)} | dict(self.rest)
+        """Return the size of each run, upload and other file by its path."""
+        return {stored.folder: stored.size for stored in (*self.runs, *self.uploads)} | dict(self.rest)
 
     def runs_of(self, owner: str | None) -> list[StoredRun]:
         return [run for run in self.runs if run.owner == owner]
@@ -79,12 +79,12 @@ class Inventory:
         return [upload for upload in self.uploads if upload.owner == owner]
 
     def bytes_of(self, owner: str | None) -> int:
-        """The bytes of one visitor's runs and uploads."""
-        return total_bytes(item.size for item in (*self.runs_of(owner), *self.uploads_of(owner)))
+        """Return the bytes of one visitor's runs and uploads."""
+        return total_bytes(stored.size for stored in (*self.runs_of(owner), *self.uploads_of(owner)))
 
 
 class RunsFolder:
-    """Reads the inventory of a folder of runs; sizes and settings are remembered between calls."""
+    """Reads the inventory of a folder of runs. Sizes and settings are cached between calls."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
@@ -93,7 +93,7 @@ class RunsFolder:
         self._dataset_names: dict[Path, str] = {}
 
     def inventory(self) -> Inventory:
-        """What lies there now."""
+        """Return the current contents."""
         stored, rest = [], []
         for entry in list_entries(self.runs_dir):
             if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
@@ -101,17 +101,17 @@ class RunsFolder:
             elif entry.name not in (UPLOADS, TRASH):
                 rest.append((self.runs_dir / entry.name, self.sizes.measure(entry.path)))
         trashed = [self.runs_dir / TRASH / entry.name for entry in list_entries(self.runs_dir / TRASH)]
-        uploads, others = self._uploads()
-        rest += [(path, self.sizes.measure(path)) for path in (*trashed, *others)]
+        uploads, stray_paths = self._uploads()
+        rest += [(path, self.sizes.measure(path)) for path in (*trashed, *stray_paths)]
         return Inventory(tuple(stored), tuple(uploads), tuple(rest))
 
     def uploads_in_use(self) -> set[Path]:
-        """Uploads that a waiting or training run uses."""
+        """Return the uploads that a waiting or training run uses."""
         unfinished = (run for run in self.list_runs() if ended_at(run.state()) is None)
         return {upload for run in unfinished if (upload := self._upload_of(run.folder)) is not None}
 
     def last_uses(self, inventory: Inventory) -> dict[Path, float]:
-        """When each upload was used last: when it was stored, or the latest run on it ended or was made."""
+        """Return the last use of each upload: when it was stored, or its latest run ended or was created."""
         uses = {upload.folder: upload.last_used for upload in inventory.uploads}
         for run in inventory.runs:
             upload = self._upload_of(run.folder)
@@ -125,13 +125,13 @@ class RunsFolder:
                 yield Run(self.runs_dir / entry.name)
 
     def owner_folders(self) -> Iterator[Path]:
-        """The folders of visitors' uploads."""
+        """Yield the upload folders of the visitors."""
         for entry in list_entries(self.runs_dir / UPLOADS):
             if is_owner(entry.name):
                 yield self.runs_dir / UPLOADS / entry.name
 
     def forget_missing(self) -> None:
-        """Forget what was remembered of folders that are gone."""
+        """Drop the cache entries of folders that no longer exist."""
         self.sizes.forget_missing()
         for folder in [folder for folder in list(self._dataset_names) if not folder.is_dir()]:
             self._dataset_names.pop(folder, None)
@@ -139,19 +139,19 @@ class RunsFolder:
             self._ended_runs.pop(name, None)
 
     def list_caches(self, inventory: Inventory) -> Iterator[CachedFile]:
-        """Tokens, and the zips and answered files of ended runs."""
+        """Yield the tokenized texts, and the zips and prediction files of ended runs."""
         yield from _cached_files(self.runs_dir / TOKENS, None)
         for run in inventory.runs:
             for name in _CACHES if run.ended is not None else ():
                 yield from _cached_files(run.folder / name, run.folder)
 
     def _stored_run(self, name: str) -> StoredRun:
-        """A run by its path; an ended one is read again only if its folder has changed."""
-        known = self._ended_runs.get(name)
-        if known is not None and known.size is self.sizes.known_size(name):
-            return known
+        """Return a run by its path; an ended run is cached until its folder changes."""
+        cached = self._ended_runs.get(name)
+        if cached is not None and cached.size is self.sizes.cached_size(name):
+            return cached
         run = Run(Path(name))
-        size = self.sizes.measure(name, keep=ended_at(run.state()) is not None)
+        size = self.sizes.measure(name, cache=ended_at(run.state()) is not None)
         ended, ownership = ended_at(run.state()), ownership_of(run.folder)  # read after the folder's times
         stored = StoredRun(run.folder, ownership.owner, ownership.link_sha256 is not None, size, ended)
         if ended is not None:
@@ -159,22 +159,22 @@ class RunsFolder:
         return stored
 
     def _uploads(self) -> tuple[list[StoredUpload], list[Path]]:
-        """Uploads, and what else lies among them."""
-        stored, others = [], []
+        """Return the uploads, and the other paths in the folder of uploads."""
+        stored, stray_paths = [], []
         for entry in list_entries(self.runs_dir / UPLOADS):
             path = self.runs_dir / UPLOADS / entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
             owner = entry.name if is_folder and is_owner(entry.name) else None
-            for inner in [path / item.name for item in list_entries(path)] if owner else [path]:
-                if inner.name.startswith(".") or not is_folder:
-                    others.append(inner)
+            for upload in [path / child.name for child in list_entries(path)] if owner else [path]:
+                if upload.name.startswith(".") or not is_folder:
+                    stray_paths.append(upload)
                 else:
-                    size = self.sizes.measure(inner)
-                    stored.append(StoredUpload(inner, owner, size, modified_at(inner)))
-        return stored, others
+                    size = self.sizes.measure(upload)
+                    stored.append(StoredUpload(upload, owner, size, modified_at(upload)))
+        return stored, stray_paths
 
     def _upload_of(self, run_dir: Path) -> Path | None:
-        """The upload that a run was made for; None for other data, and for settings that are damaged."""
+        """Return the upload that a run trains on; None for other data sets and for damaged settings."""
         if run_dir not in self._dataset_names:
             with contextlib.suppress(DamagedError):
                 self._dataset_names[run_dir] = str(read_json(run_dir / CONFIG_FILE).get("dataset_name"))
@@ -185,21 +185,21 @@ class RunsFolder:
 
 
 def ownership_of(run_dir: Path) -> Ownership:
-    """Whose a run is; the host's if its record is damaged or cannot be read."""
+    """Return the ownership of a run; that of a run of the host if the record is damaged or unreadable."""
     with contextlib.suppress(OSError):
         return read_ownership(run_dir)
     return Ownership()
 
 
 def ended_at(state: RunState) -> float | None:
-    """When a run ended, or what is known that comes next to it; None if it waits or trains."""
+    """Return when a run ended, or its latest recorded time; None if it waits or trains."""
     if state.status not in ENDED:
         return None
     return max(state.ended or 0.0, state.started or 0.0, state.created)
 
 
 def modified_at(path: Path) -> float:
-    """When a file or a folder's names changed last; 0 if it is gone."""
+    """Return the modification time of a file or folder; 0 if it is gone."""
     try:
         return os.lstat(path).st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""How much of the disk the visitors of a public demo may use, and how long what they leave is kept."""
+"""Quotas of a public demo: how much disk space visitors may use, and how long their files are kept."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ class Quotas:
     """Limits of the disk space of a public demo.
 
     Attributes:
-        visitor_bytes: Most that one visitor's runs and uploads may take.
-        total_bytes: Most that the whole folder of runs may take.
-        least_free_bytes: Free space that must be left on the disk.
+        visitor_bytes: Maximum size of one visitor's runs and uploads.
+        total_bytes: Maximum size of the whole folder of runs.
+        min_free_bytes: Free space that must remain on the disk.
         run_seconds: How long a run is kept after it ended.
-        shared_run_seconds: The same of a run with a share link.
-        upload_seconds: How long an upload is kept after it was used last.
-        young_run_seconds: A run that ended later than this is never removed to make room.
-        young_upload_seconds: The same of an upload, which somebody may be about to train on.
+        shared_run_seconds: The same for a run with a share link.
+        upload_seconds: How long an upload is kept after its last use.
+        young_run_seconds: A run that ended more recently than this is never removed to make room.
+        young_upload_seconds: The same for an upload, since its owner may be about to train on it.
     """
 
     visitor_bytes: int = 4_000_000_000
     total_bytes: int = 20_000_000_000
-    least_free_bytes: int = 2_000_000_000
+    min_free_bytes: int = 2_000_000_000
     run_seconds: float = 7 * _DAY
     shared_run_seconds: float = 30 * _DAY
     upload_seconds: float = 7 * _DAY
@@ -32,21 +32,21 @@ class Quotas:
     young_upload_seconds: float = 600.0
 
     def describe(self) -> str:
-        """One sentence for the page."""
+        """Return the quotas as a sentence for the page."""
         times = (self.run_seconds, self.shared_run_seconds, self.upload_seconds)
-        kept, kept_shared, kept_upload = map(_days, times)
+        run_days, shared_days, upload_days = map(_days, times)
         return (
-            f"You may use {describe_bytes(self.visitor_bytes)}; a run is removed {kept} after it ended, a "
-            f"shared one after {kept_shared}, an upload {kept_upload} after it was used last, and earlier if "
-            "the disk is full."
+            f"You may use {describe_bytes(self.visitor_bytes)}; a run is removed {run_days} after it ended, "
+            f"a shared one after {shared_days}, an upload {upload_days} after it was used last, and earlier "
+            "if the disk is full."
         )
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one visitor's runs and uploads take, in bytes and in number.
+    """Size and number of one visitor's runs and uploads.
 
-    `total_bytes` is less than their sum where files of both are the same on the disk.
+    `total_bytes` is less than the sum of both sizes if they share files by hard links.
     """
 
     run_bytes: int
@@ -57,7 +57,7 @@ class Usage:
     quota_bytes: int
 
     def describe(self) -> str:
-        """One sentence for the page."""
+        """Return the usage as a sentence for the page."""
         used, quota = describe_bytes(self.total_bytes), describe_bytes(self.quota_bytes)
         return f"You use {used} of {quota}: {_count(self.runs, 'run')}, {_count(self.uploads, 'upload')}."
 

@@ -1,13 +1,13 @@
-"""The disk of a public demo: quotas, reservations, and the removal of what is old.
+"""Disk space of a public demo: quotas, reservations, and the removal of old files.
 
-Why the quotas hold. Whatever writes much (an upload, a training, a merge, an export) reserves its bytes
-before. A reservation is granted under one lock, after all that lies in the folder of runs and all that is
-reserved was added up, and it counts until it is released: of many who ask at once only those pass who fit
-together. A training writes for longer than the request that submitted it takes: `keep_until_ended` lets its
-reservation count, less what the run has written, until the run has ended. Reservations are listed before the
-folder is read, so that what was written under one that is released meanwhile is counted.
+Why the quotas hold: every large write (upload, training, merge, export) first reserves its bytes. A
+reservation is granted under one lock, after the contents of the folder of runs and all reservations were
+added up, and it counts until it is released; of many simultaneous requests only those pass that fit together.
+A training writes for longer than the request that submitted it: `keep_until_ended` lets its reservation
+count, less what the run has written, until the run has ended. Reservations are listed before the folder is
+read, so that bytes written under a reservation that is released meanwhile are counted.
 
-If the demo is short of room, reserving removes what is needed least, and nothing if that would not be enough.
+If space is short, a reservation removes the least needed files, or nothing if that would not be enough.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from peft_core.disk.quotas import Quotas, Usage
 from peft_core.disk.usage import describe_bytes, total_bytes
 from peft_core.errors import StorageError
 from peft_core.runs import Run
-from peft_core.runs.trash import SECONDS_KEPT, TRASH
+from peft_core.runs.trash import TRASH, TRASH_SECONDS
 
 __all__ = ["Quotas", "Reservation", "Storage", "Usage"]
 _DEMO_IS_FULL = "This public demo's disk is full; try again in an hour, when older runs go."
@@ -36,13 +36,14 @@ _DEMO_IS_FULL = "This public demo's disk is full; try again in an hour, when old
 
 @dataclass(eq=False)
 class Reservation:
-    """Bytes that somebody is about to write; they count until it is released, as at the end of a `with`.
+    """Reserved bytes, which count until they are released. The end of a `with` block releases them.
 
     Attributes:
         owner: SHA-256 of the visitor's token; None for the host.
         size: Bytes.
-        uses: Folders of runs and uploads that stay meanwhile.
-        run_id: The run that the bytes are for, if the reservation lasts until it has ended.
+        uses: Folders of runs and uploads that are not removed meanwhile.
+        on_release: Called by `release`.
+        run_id: The run that writes the bytes, if the reservation lasts until that run has ended.
     """
 
     owner: str | None
@@ -52,11 +53,11 @@ class Reservation:
     run_id: str | None = None
 
     def keep_until_ended(self, run_id: str) -> None:
-        """Let the bytes count until a run that was just submitted has ended, less what it has written."""
+        """Keep the reservation until a run that was just submitted has ended, less what it has written."""
         self.run_id = run_id
 
     def release(self) -> None:
-        """Let the bytes count no longer."""
+        """End the reservation."""
         self.on_release(self)
 
     def __enter__(self) -> Self:
@@ -70,7 +71,7 @@ class Reservation:
 
 
 class Storage:
-    """Keeps one folder of runs within its quotas. Calls from several threads are safe."""
+    """Keeps one folder of runs within its quotas. Thread-safe."""
 
     def __init__(
         self,
@@ -81,14 +82,15 @@ class Storage:
         free_bytes: Callable[[], int] | None = None,
         run_lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """
+        """Manage the disk space of a folder of runs.
+
         Args:
             runs_dir: The folder of runs.
             quotas: Limits; by default those of `Quotas`.
-            clock: Seconds since the epoch.
-            free_bytes: Free space on the disk; by default that of `runs_dir`.
-            run_lock: Held by whoever starts, deletes or restores runs, such as `Launcher.lock`. Who holds
-                it calls nothing here, or waits for ever.
+            clock: Returns seconds since the epoch.
+            free_bytes: Returns the free space on the disk; by default that of `runs_dir`.
+            run_lock: The lock held to start, delete or restore runs, such as `Launcher.lock`. Calling this
+                class while holding it is a deadlock.
         """
         self.runs_dir, self.quotas = runs_dir.resolve(), quotas or Quotas()
         self._clock = clock
@@ -99,7 +101,7 @@ class Storage:
         self._lock = threading.RLock()
 
     def usage(self, owner: str | None) -> Usage:
-        """What the runs and uploads of a visitor take, or with None those of the host."""
+        """Return the disk usage of a visitor, or with None of the host."""
         inventory = self._folder.inventory()
         own_runs, own_uploads = inventory.runs_of(owner), inventory.uploads_of(owner)
         return Usage(
@@ -112,21 +114,21 @@ class Storage:
         )
 
     def reserve(
-        self, owner: str | None, needed_bytes: int, what: str, *, uses: Collection[Path] = ()
+        self, owner: str | None, needed_bytes: int, noun: str, *, uses: Collection[Path] = ()
     ) -> Reservation:
         """Reserve bytes before they are written, and make room for them.
 
         Args:
-            owner: SHA-256 of the visitor's token; None for the host, whom no quota of a visitor binds.
-            needed_bytes: About how many bytes will be written.
-            what: A noun for the message, such as "upload" or "training".
-            uses: Folders of runs and uploads that are read meanwhile, so that they stay.
+            owner: SHA-256 of the visitor's token; None for the host, who has no quota.
+            needed_bytes: Estimate of the bytes to be written.
+            noun: A noun for the error message, such as "upload" or "training".
+            uses: Folders of runs and uploads that are read meanwhile, and so must not be removed.
 
         Raises:
-            StorageError: It does not fit into the visitor's quota, or the demo is full.
+            StorageError: The bytes do not fit into the visitor's quota, or the demo is full.
         """
         with self._lock:
-            self._refuse_over_quota(owner, needed_bytes, what)
+            self._refuse_over_quota(owner, needed_bytes, noun)
             if not self._make_room(needed_bytes, uses):
                 raise StorageError(_DEMO_IS_FULL)
             return self._add(owner, needed_bytes, uses)
@@ -134,7 +136,8 @@ class Storage:
     def reserve_restore(self, run_id: str) -> Reservation:
         """Reserve a deleted run's bytes in its owner's quota, before the run is restored.
 
-        Raises StorageError if they do not fit any more.
+        Raises:
+            StorageError: They no longer fit.
         """
         trashed = self.runs_dir / TRASH / run_id
         with self._lock:
@@ -143,46 +146,49 @@ class Storage:
             self._refuse_over_quota(owner, size, "run")
             return self._add(owner, size, (trashed,))
 
-    def reserve_copy(self, run: Path, part: Path) -> Reservation:
-        """Reserve the bytes of a copy of a part of a run, which anyone who may read it can ask for.
+    def reserve_copy(self, run: Path, folder: Path) -> Reservation:
+        """Reserve the bytes of a copy of a folder or file of a run, for anyone who may read the run.
 
-        It counts in nobody's quota. Raises StorageError if the demo is full.
+        The copy counts in nobody's quota.
+
+        Raises:
+            StorageError: The demo is full.
         """
-        return self.reserve(None, total_bytes([self._folder.sizes.measure(part)]), "download", uses=(run,))
+        return self.reserve(None, total_bytes([self._folder.sizes.measure(folder)]), "download", uses=(run,))
 
     def expire(self) -> list[str]:
-        """Remove what is past its time; returns the names of the runs and uploads."""
+        """Remove the runs and uploads past their time, and return their names."""
         with self._lock:
-            runs.purge_trash(self.runs_dir, SECONDS_KEPT, now=self._clock())
+            runs.purge_trash(self.runs_dir, TRASH_SECONDS, now=self._clock())
             state = self._read()
             removed = self._remove(self._expiry.list_overdue(state.inventory, state.used))
             self._expiry.remove_empty_folders()
             self._folder.forget_missing()
-            return [item.path.name for item in removed]
+            return [candidate.path.name for candidate in removed]
 
     def was_expired(self, run_id: str) -> bool:
-        """Whether a run that is not there any more was removed for its age or to make room."""
+        """Return whether a run was removed for its age or to make room."""
         return run_id in self._expiry.read_marks()
 
-    def _refuse_over_quota(self, owner: str | None, needed: int, what: str) -> None:
-        most = self.quotas.visitor_bytes
-        if owner is None or self._read().bytes_of(owner) + needed <= most:
+    def _refuse_over_quota(self, owner: str | None, needed: int, noun: str) -> None:
+        quota = self.quotas.visitor_bytes
+        if owner is None or self._read().bytes_of(owner) + needed <= quota:
             return
-        if needed > most:
+        if needed > quota:
             raise StorageError(
-                f"This {what} needs about {describe_bytes(needed)}, and a visitor of this public demo may "
-                f"use {describe_bytes(most)}; take a smaller one."
+                f"This {noun} needs about {describe_bytes(needed)}, and a visitor of this public demo may "
+                f"use {describe_bytes(quota)}; take a smaller one."
             )
         self.expire()
         used = self._read().bytes_of(owner)
-        if used + needed > most:
+        if used + needed > quota:
             raise StorageError(
-                f"You use {describe_bytes(used)} of {describe_bytes(most)} and this {what} needs about "
+                f"You use {describe_bytes(used)} of {describe_bytes(quota)} and this {noun} needs about "
                 f"{describe_bytes(needed)} more; delete a run."
             )
 
     def _make_room(self, needed: int, uses: Collection[Path]) -> bool:
-        """Remove what may go until so many bytes fit; False, and nothing is removed, if they cannot."""
+        """Remove candidates until the bytes fit. Returns False, and removes nothing, if they cannot fit."""
         state = self._read()
         lacking = self._lacking(needed, state)
         if lacking <= 0:
@@ -194,22 +200,22 @@ class Storage:
         return self._lacking(needed, self._read()) <= 0
 
     def _lacking(self, needed: int, state: "_State") -> int:
-        """How many bytes must go before so many more fit; 0 or less if they fit."""
-        more = needed + sum(map(state.outstanding, state.reservations))
+        """Return how many bytes must be removed before the needed ones fit; 0 or less if they fit."""
+        expected = needed + sum(map(state.outstanding, state.reservations))
         return max(
-            state.inventory.total_bytes + more - self.quotas.total_bytes,
-            self.quotas.least_free_bytes + more - self._free_bytes(),
+            state.inventory.total_bytes + expected - self.quotas.total_bytes,
+            self.quotas.min_free_bytes + expected - self._free_bytes(),
         )
 
     def _remove(
-        self, items: Collection[Candidate], is_enough: Callable[[], bool] = lambda: False
+        self, candidates: Collection[Candidate], is_enough: Callable[[], bool] = lambda: False
     ) -> list[Candidate]:
-        """Remove things in their order until it is enough; returns those that are gone."""
+        """Remove candidates in order until `is_enough` returns True; return those that are gone."""
         removed: list[Candidate] = []
         try:
-            for item in items:
-                if self._expiry.remove(item):
-                    removed.append(item)
+            for candidate in candidates:
+                if self._expiry.remove(candidate):
+                    removed.append(candidate)
                     if is_enough():
                         break
         finally:
@@ -217,10 +223,11 @@ class Storage:
         return removed
 
     def _read(self) -> "_State":
-        """The reservations that count, and then the folder; those of runs that have ended are released."""
-        for item in list(self._reservations):
-            if item.run_id is not None and ended_at(Run(self.runs_dir / item.run_id).state()) is not None:
-                item.release()
+        """Release the reservations of ended runs, list the others, and then read the folder."""
+        for reservation in list(self._reservations):
+            run_id = reservation.run_id
+            if run_id is not None and ended_at(Run(self.runs_dir / run_id).state()) is not None:
+                reservation.release()
         return _State(tuple(self._reservations), self._folder.inventory())
 
     def _add(self, owner: str | None, size: int, uses: Collection[Path]) -> Reservation:
@@ -235,28 +242,28 @@ class Storage:
 
 
 class _State(NamedTuple):
-    """What is reserved, and what lay in the folder of runs after that was read."""
+    """The reservations, and the contents of the folder of runs, which were read after them."""
 
     reservations: tuple[Reservation, ...]
     inventory: Inventory
 
     @property
     def used(self) -> frozenset[Path]:
-        return frozenset(path for item in self.reservations for path in item.uses)
+        return frozenset(path for reservation in self.reservations for path in reservation.uses)
 
     def bytes_of(self, owner: str) -> int:
-        """The bytes of a visitor, reserved ones included."""
-        own = (item for item in self.reservations if item.owner == owner)
+        """Return the bytes of a visitor, including reserved ones."""
+        own = (reservation for reservation in self.reservations if reservation.owner == owner)
         return self.inventory.bytes_of(owner) + sum(map(self.outstanding, own))
 
     def outstanding(self, reservation: Reservation) -> int:
-        """The reserved bytes that are not written yet, as far as the run is known that writes them."""
+        """Return the reserved bytes that are not written yet; all of them unless its run is set."""
         written = (run.size for run in self.inventory.runs if run.folder.name == reservation.run_id)
         return max(0, reservation.size - total_bytes(written))
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder, which need not be there yet."""
+    """Return the free space on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,12 +1,12 @@
-"""How many bytes folders take, asked often: a folder is walked again only if one of its folders has changed.
+"""Sizes of folders, cached: a folder is walked again only if one of its subfolders has changed.
 
-A file counts as whole blocks of 4 KB, so that many tiny files are not free, and by its length, so that a file
-with holes counts as what it may become. A file with several names counts once; symlinks are not followed.
-What cannot be read counts as nothing.
+A file counts in whole blocks of 4 KB, so that many tiny files are not free, and by its length, so that a
+sparse file counts with its full size. A file with several hard links counts once; symlinks are not followed.
+What cannot be read counts as 0.
 
-A walk is kept with the times of every folder in it: a file that appears, goes or is replaced changes its
-folder's. A file that grows under its name does not, so folders in which that happens must not be kept; nor
-are those that changed within the last ticks of the file system's clock.
+A walk is cached with the times of every folder in it: creating, removing or replacing a file changes the
+times of its folder. A file that grows in place does not, so folders in which files grow must not be cached;
+folders that changed within the last ticks of the file system's clock are not cached either.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = 4096
-_CLOCK_TICK_NS = 100_000_000  # file systems of Linux give times by ticks of 10 ms or less
+_CLOCK_TICK_NS = 100_000_000  # Linux file systems have a time resolution of 10 ms or less
 
 
 class LinkedFile(NamedTuple):
-    """A file that has several names, and its bytes."""
+    """A file with several hard links, and its size in bytes."""
 
     device: int
     inode: int
@@ -30,7 +30,7 @@ class LinkedFile(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The bytes of a folder's files that have one name each, and its other files."""
+    """The size of a folder: bytes of the files with one name, and the files with several hard links."""
 
     own: int = 0
     linked: frozenset[LinkedFile] = frozenset()
@@ -42,43 +42,45 @@ class _Walk(NamedTuple):
 
 
 class FolderSizes:
-    """Sizes of files and folders, remembered between calls. Calls from several threads are safe."""
+    """Sizes of files and folders, cached between calls. Thread-safe."""
 
     def __init__(self) -> None:
         self._walks: dict[str, _Walk] = {}
 
-    def measure(self, path: str | Path, *, keep: bool = True) -> Size:
-        """The size of a folder, or of a file; nothing for one that is gone.
+    def measure(self, path: str | Path, *, cache: bool = True) -> Size:
+        """Return the size of a folder or a file; 0 if it does not exist.
 
-        `keep` is False where files grow under their names.
+        Args:
+            path: The folder or file.
+            cache: Whether the size may be cached; False for a folder in which files grow in place.
         """
         name = str(path)
-        known = self.known_size(name)
-        if known is not None:
-            return known
+        cached = self.cached_size(name)
+        if cached is not None:
+            return cached
         walk = _walk(name)
-        if keep and walk.folders and not _has_just_changed(walk):
+        if cache and walk.folders and not _has_just_changed(walk):
             self._walks[name] = walk
         else:
             self._walks.pop(name, None)
         return walk.size
 
-    def known_size(self, name: str) -> Size | None:
-        """The size as it was kept; None if a file appeared, went or was replaced since, or none was kept."""
-        known = self._walks.get(name)
-        if known is None or any(_times_of(folder) != times for folder, times in known.folders):
+    def cached_size(self, name: str) -> Size | None:
+        """Return the cached size; None if there is none, or a file was created, removed or replaced since."""
+        walk = self._walks.get(name)
+        if walk is None or any(_times_of(folder) != times for folder, times in walk.folders):
             return None
-        return known.size
+        return walk.size
 
     def forget_missing(self) -> None:
-        """Forget folders that are gone."""
+        """Drop the cached sizes of folders that no longer exist."""
         for name in list(self._walks):
             if not os.path.lexists(name):
                 self._walks.pop(name, None)
 
 
 def total_bytes(sizes: Iterable[Size]) -> int:
-    """The bytes of several folders together; a file that has names in more than one counts once."""
+    """Return the bytes of several folders together; a file with links in more than one counts once."""
     own, linked = 0, set[LinkedFile]()
     for size in sizes:
         own += size.own
@@ -87,7 +89,7 @@ def total_bytes(sizes: Iterable[Size]) -> int:
 
 
 def list_entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder; nothing if it cannot be read."""
+    """Return the entries of a folder; an empty list if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -96,15 +98,15 @@ def list_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def describe_bytes(count: float) -> str:
-    """A number of bytes as people read it, such as "12 MB" or "1.9 GB"."""
+    """Format a number of bytes for display, such as "12 MB" or "1.9 GB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= 0.9995 * size:
-            return f"{_digits(count / size)} {unit}"
-    return f"{_digits(count / 1e3)} KB" if count else "0 MB"
+            return f"{_format_number(count / size)} {unit}"
+    return f"{_format_number(count / 1e3)} KB" if count else "0 MB"
 
 
-def _digits(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0") if value < 10 else f"{value:,.0f}"
+def _format_number(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0") if number < 10 else f"{number:,.0f}"
 
 
 def _walk(name: str) -> _Walk:
@@ -112,7 +114,7 @@ def _walk(name: str) -> _Walk:
     pending = [name]
     while pending:
         folder = pending.pop()
-        times = _times_of(folder)  # before its names are read: what comes later changes them
+        times = _times_of(folder)  # before its entries are read: a later change of them changes the times
         for status, path in _statuses(folder):
             if stat.S_ISDIR(status.st_mode):
                 own += _BLOCK if path == folder else 0
@@ -127,17 +129,17 @@ def _walk(name: str) -> _Walk:
 
 
 def _statuses(folder: str) -> Iterator[tuple[os.stat_result, str]]:
-    """A folder's own status, or a file's, and of what lies in it."""
+    """Yield the status and path of a file, or of a folder and its entries."""
     with contextlib.suppress(OSError):
         status = os.lstat(folder)
         yield status, folder
         for entry in list_entries(folder) if stat.S_ISDIR(status.st_mode) else ():
-            with contextlib.suppress(OSError):  # it has gone meanwhile
+            with contextlib.suppress(OSError):  # removed meanwhile
                 yield entry.stat(follow_symlinks=False), entry.path
 
 
 def _times_of(folder: str) -> tuple[int, int] | None:
-    """When a folder's names changed; None if it is gone, or is a file."""
+    """Return the times of a folder, which change with its entries; None for a file, or if it is gone."""
     try:
         status = os.lstat(folder)
     except OSError:

@@ -1,1 +1,1 @@
-"""What a person takes away from a run, each way in a file of its own."""
+"""Exports of a run: one file or subpackage for each kind."""

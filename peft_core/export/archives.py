@@ -1,7 +1,7 @@
-"""The downloads of a run: each of its folders as one zip, made from verified files and verified itself.
+"""Zip downloads of a run's folders, built from verified files.
 
-A zip lies in `downloads/KIND/` with a manifest of its own, and its comment names the digest of the files that
-it was made from: it is made again whenever either does not fit, whatever the times of the files say.
+A zip lies in `downloads/KIND/` with a manifest of its own. Its comment holds the digest of the files that it
+was built from. It is rebuilt whenever the manifest or the digest does not match; file times play no role.
 """
 
 import zipfile
@@ -13,7 +13,7 @@ from peft_core.files import translate_disk_errors
 from peft_core.manifests import FileEntry, digest_of, entries_of, verify_folder
 from peft_core.runs import Run
 
-# the folder of a run, the files without which there is nothing to download, and what makes them
+# kind (and folder name): glob of the files that a download needs, and what the error message advises
 KINDS: Mapping[str, tuple[str, str]] = {
     "adapter": ("*.safetensors", "train it first"),
     "merged": ("*.safetensors", "merge it first"),
@@ -21,13 +21,15 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "embeddings": ("*.safetensors", "make it first"),
     "page": ("index.html", "make it first"),
 }
-_WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".parquet")  # which do not compress
+_WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".parquet")  # do not compress further
 
 
 def zip_of(run: Run, kind: str) -> Path:
-    """The zip of one of a run's folders, made anew if the folder has changed.
+    """Return the path of the zip of one of a run's folders, and rebuild it if the folder has changed.
 
-    Raises RunError if there is nothing to download, or DamagedError if a file of it is damaged.
+    Raises:
+        RunError: there is nothing to download.
+        DamagedError: a file of the folder is damaged.
     """
     with run.detect_deletion():
         folder = folder_of(run, kind)
@@ -40,19 +42,19 @@ def zip_of(run: Run, kind: str) -> Path:
 
 
 def folder_of(run: Run, kind: str) -> Path:
-    """A run's folder of one of `KINDS`; RunError if it has none, or nothing is called that."""
+    """Return a run's folder of a kind; RunError if the kind is unknown or the folder has no files for it."""
     if kind not in KINDS:
         raise RunError(f"There is no download {kind!r}; it is one of {', '.join(KINDS)}.")
-    folder, (needed, step) = run.folder / kind, KINDS[kind]
-    if not any(folder.glob(needed)):
+    folder, (pattern, advice) = run.folder / kind, KINDS[kind]
+    if not any(folder.glob(pattern)):
         if kind == "adapter":
             run.verify_adapter()
-        raise RunError(f"The run {run.run_id!r} has no {kind} to download; {step}.")
+        raise RunError(f"The run {run.run_id!r} has no {kind} to download; {advice}.")
     return folder
 
 
 def verified_files(run: Run, folder: Path) -> dict[str, FileEntry]:
-    """The files of one of a run's folders, every one as it was written; DamagedError if one is not."""
+    """Verify a folder of a run and return its files; DamagedError if one has changed or is missing."""
     if run.is_version_0:
         return entries_of(folder)
     run.verify(folder)
@@ -60,16 +62,16 @@ def verified_files(run: Run, folder: Path) -> dict[str, FileEntry]:
 
 
 def write_zip(path: Path, folder: Path, files: Mapping[str, FileEntry]) -> None:
-    """Write files of a folder as a zip that names their digest. Weights are stored as they are."""
+    """Write files of a folder as a zip whose comment is their digest; weights are stored uncompressed."""
     with translate_disk_errors(), zipfile.ZipFile(path, "w", strict_timestamps=False) as archive:
         archive.comment = digest_of(dict(files)).encode()
         for name in files:
-            kind = zipfile.ZIP_STORED if name.endswith(_WEIGHTS) else zipfile.ZIP_DEFLATED
-            archive.write(folder / name, name, kind)
+            compression = zipfile.ZIP_STORED if name.endswith(_WEIGHTS) else zipfile.ZIP_DEFLATED
+            archive.write(folder / name, name, compression)
 
 
 def _source_digest(path: Path) -> str | None:
-    """The digest of the files that a zip was made from; None if there is no zip, or it is damaged."""
+    """Return the digest of the files that a zip was built from; None if the zip is missing or damaged."""
     try:
         verify_folder(path.parent)
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The adapted encoder as sentence vectors for retrieval, in the folder that sentence-transformers loads."""
+"""Export of the adapted encoder as a sentence-transformers model, for retrieval."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from peft_core.certificate import TOLERANCE
 from peft_core.errors import DamagedError, MergeError
@@ -18,21 +18,21 @@ from peft_core.inference.vectors import (
     BASE,
     NEAREST,
     RowVectors,
+    check_has_encoder,
     encoder_of,
     label_precision,
     merged_encoder,
-    refuse_vectors,
     vectors,
 )
 from peft_core.manifests import verify_folder
 from peft_core.methods import METHODS
-from peft_core.progress import Progress, unheard
+from peft_core.progress import Progress, no_progress
 from peft_core.records import read_json
 from peft_core.runs import Run
 from peft_core.sources import hub_commit
 
 FOLDER, REPORT_FILE = "embeddings", "report.json"
-_MODULES = (  # in the names that every version of sentence-transformers from 2 on reads
+_MODULES = (  # class names that every version of sentence-transformers from 2 on reads
     ("", "sentence_transformers.models.Transformer"),
     ("1_Pooling", "sentence_transformers.models.Pooling"),
     ("2_Normalize", "sentence_transformers.models.Normalize"),
@@ -40,8 +40,15 @@ _MODULES = (  # in the names that every version of sentence-transformers from 2 
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Vectors (rows, size) of the base, of the adapter beside it, and of what was written, loaded again."""
+class _ComparedVectors:
+    """Vectors of the test rows, each of shape (rows, size).
+
+    Attributes:
+        base: of the base encoder.
+        adapter: of the base encoder with the adapter beside its weights.
+        written: of the exported encoder, loaded from disk.
+        lacks_pooler: whether the exported folder holds no weights for the pooler.
+    """
 
     base: np.ndarray
     adapter: np.ndarray
@@ -49,38 +56,44 @@ class _Made:
     lacks_pooler: bool
 
 
-def export_embeddings(run_dir: str | Path, progress: Progress = unheard) -> dict[str, Any]:
-    """Write the run's `embeddings/` or nothing: the encoder with the adapter in its weights, its tokenizer,
-    and what tells sentence-transformers to take the mean of the tokens and bring it to length 1.
+def export_embeddings(run_dir: str | Path, progress: Progress = no_progress) -> dict[str, Any]:
+    """Write the run's `embeddings/` as a whole or not at all.
 
-    What is written is loaded again and compared on the run's test rows with the adapter beside its base. The
-    answer, in JSON types, also in `embeddings/report.json`: `folder`, `size` (of a vector), `max_length`,
-    `rows`, `max_difference` (of a vector's entries), `precision` (`label_precision` of `base` and `adapted`,
-    None where there is none), `changed` (whether the rows' vectors are others than the base's), `note`, and
-    `fingerprint` (of what all this was made from: an export that stands is not made again).
+    The folder holds the encoder with the adapter merged into its weights, the tokenizer, and the
+    configuration of sentence-transformers for mean pooling and normalization to length 1. The export is
+    loaded from disk and compared on the run's test rows with the unmerged adapter. An existing export with
+    the same fingerprint is kept.
 
-    Raises MergeError (the method leaves no encoder of its own, or what was written is not the adapter),
-    RunError (no adapter, lost rows, a full disk), ModelError or HubError (the base is gone or changed).
+    Returns:
+        The report, as JSON types, which is also in `embeddings/report.json`: `folder`, `size` (of a vector),
+        `max_length`, `rows`, `max_difference` (largest absolute difference of a vector entry), `precision`
+        (`label_precision` of `base` and `adapted`, or None if it is undefined), `changed` (whether the
+        vectors differ from those of the base), `note`, and `fingerprint` (of the inputs of the export).
+
+    Raises:
+        MergeError: the method leaves no encoder of its own, or the export differs from the adapter.
+        RunError: there is no adapter, the test rows are lost, or the disk is full.
+        ModelError, HubError: the base model is missing or has changed.
     """
     run = Run(Path(run_dir))
     classifier = Classifier.read(run)
-    refuse_vectors(run)
-    kept = RowVectors(run)
-    earlier = _earlier(run.folder / FOLDER, kept.fingerprint)
-    if earlier is not None:
-        return earlier
+    check_has_encoder(run)
+    row_vectors = RowVectors(run)
+    existing_report = _existing_report(run.folder / FOLDER, row_vectors.fingerprint)
+    if existing_report is not None:
+        return existing_report
     with run.new_folder(run.folder / FOLDER) as staging:
-        made = _fill(staging, run, classifier, kept.judged.rows.texts, progress)
-        report = _report(made, classifier, kept)
+        compared = _write_and_reload(staging, run, classifier, row_vectors.evaluation.rows.texts, progress)
+        report = _report(compared, classifier, row_vectors)
         write_json(staging / REPORT_FILE, report)
         write_text(staging / "README.md", _readme(report, classifier, run))
-        kept.save({BASE: made.base, ADAPTED: made.written})
+        row_vectors.save({BASE: compared.base, ADAPTED: compared.written})
     progress(1.0, "Written")
     return report
 
 
-def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The report of an export that was made from these very files."""
+def _existing_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the report of an undamaged export with this fingerprint, or None."""
     try:
         verify_folder(folder)
         report = read_json(folder / REPORT_FILE)
@@ -89,61 +102,70 @@ def _earlier(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
 
 
-def _fill(folder: Path, run: Run, classifier: Classifier, texts: list[str], progress: Progress) -> _Made:
-    """Write the encoder, and take the rows' vectors on the way and from what was written."""
+def _write_and_reload(
+    folder: Path, run: Run, classifier: Classifier, texts: list[str], progress: Progress
+) -> _ComparedVectors:
+    """Write the encoder and return the rows' vectors before, with the adapter, and after reloading."""
 
-    def of_rows(model: nn.Module, tokenizer: Any, start: float, what: str) -> np.ndarray:
-        words, most = f"{what}: vectors of {len(texts):,} rows", classifier.max_length
-        return vectors(model, tokenizer, texts, most, lambda share: progress(start + 0.3 * share, words))
+    def encode_rows(model: nn.Module, tokenizer: Any, start: float, stage: str) -> np.ndarray:
+        message, max_length = f"{stage}: vectors of {len(texts):,} rows", classifier.max_length
+        return vectors(
+            model, tokenizer, texts, max_length, lambda share: progress(start + 0.3 * share, message)
+        )
 
     progress(0.0, "Loading the base model")
     base = load_adapter_base(run, classifier)
-    before = of_rows(encoder_of(base.model), base.tokenizer, 0.05, "Base")
+    base_vectors = encode_rows(encoder_of(base.model), base.tokenizer, 0.05, "Base")
     model = load_adapter(run, base)
-    adapter = of_rows(encoder_of(model), base.tokenizer, 0.35, "Adapter")
-    _write(folder, merged_encoder(run, model), base.tokenizer, classifier.max_length)
+    adapter_vectors = encode_rows(encoder_of(model), base.tokenizer, 0.35, "Adapter")
+    encoder = merged_encoder(run, model)
+    assert isinstance(encoder, PreTrainedModel)  # the base class of every encoder in transformers
+    _write(folder, encoder, base.tokenizer, classifier.max_length)
     reloaded, loading = AutoModel.from_pretrained(
         folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    written = of_rows(reloaded.eval(), tokenizer, 0.65, "Written, loaded again")
-    return _Made(before, adapter, written, bool(loading["missing_keys"]))
+    written = encode_rows(reloaded.eval(), tokenizer, 0.65, "Written, loaded again")
+    return _ComparedVectors(base_vectors, adapter_vectors, written, bool(loading["missing_keys"]))
 
 
-def _report(made: _Made, classifier: Classifier, kept: RowVectors) -> dict[str, Any]:
-    base, adapted = (label_precision(rows, kept.judged) for rows in (made.base, made.written))
-    changed = bool(np.abs(made.written - made.base).max() > TOLERANCE)
+def _report(compared: _ComparedVectors, classifier: Classifier, row_vectors: RowVectors) -> dict[str, Any]:
+    base, adapted = (
+        label_precision(rows, row_vectors.evaluation) for rows in (compared.base, compared.written)
+    )
+    changed = bool(np.abs(compared.written - compared.base).max() > TOLERANCE)
     return {
         "folder": FOLDER,
-        "size": made.written.shape[1],
+        "size": compared.written.shape[1],
         "max_length": classifier.max_length,
-        "rows": len(made.written),
-        "max_difference": _checked_difference(made.adapter, made.written),
+        "rows": len(compared.written),
+        "max_difference": _checked_difference(compared.adapter, compared.written),
         "precision": None if base is None else {BASE: base, ADAPTED: adapted},
         "changed": changed,
-        "note": _note(changed, classifier.text_pair, made.lacks_pooler),
-        "fingerprint": kept.fingerprint,
+        "note": _note(changed, classifier.text_pair, compared.lacks_pooler),
+        "fingerprint": row_vectors.fingerprint,
     }
 
 
-def _checked_difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference of an entry; MergeError if rounding does not explain it."""
-    worst = float(np.abs(expected - found).max())
-    if not worst <= TOLERANCE:  # true of NaN too
+def _checked_difference(expected: np.ndarray, written: np.ndarray) -> float:
+    """Return the largest absolute difference of an entry; MergeError if it exceeds `TOLERANCE` or is NaN."""
+    largest = float(np.abs(expected - written).max())
+    if not largest <= TOLERANCE:  # also if NaN
         raise MergeError(
-            f"What was written is not the adapter: an entry of a vector differs by {worst:.2g} (at most "
+            f"What was written is not the adapter: an entry of a vector differs by {largest:.2g} (at most "
             f"{TOLERANCE:g} is allowed); nothing is kept."
         )
-    return worst
+    return largest
 
 
-def _write(folder: Path, encoder: nn.Module, tokenizer: Any, max_length: int) -> None:
-    """The files of sentence-transformers' format."""
+def _write(folder: Path, encoder: PreTrainedModel, tokenizer: Any, max_length: int) -> None:
+    """Write the encoder, the tokenizer and the configuration files of sentence-transformers."""
     encoder.save_pretrained(folder)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(folder)
     modules = [
-        {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(_MODULES)
+        {"idx": i, "name": str(i), "path": path, "type": class_name}
+        for i, (path, class_name) in enumerate(_MODULES)
     ]
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
@@ -155,7 +177,7 @@ def _write(folder: Path, encoder: nn.Module, tokenizer: Any, max_length: int) ->
 
 
 def _note(changed: bool, of_pairs: bool, lacks_pooler: bool) -> str:
-    """What a person should know of these vectors; empty if there is nothing to say."""
+    """Return the caveats of these vectors; empty if there is none."""
     notes = {
         "This method left the encoder as it was, so the vectors are the base model's.": not changed,
         "The run reads pairs of texts; these are vectors of single texts.": of_pairs,
@@ -165,17 +187,17 @@ def _note(changed: bool, of_pairs: bool, lacks_pooler: bool) -> str:
 
 
 def _readme(report: dict[str, Any], classifier: Classifier, run: Run) -> str:
-    """A model card: what the vectors are, how to load them, and what they were measured at."""
+    """Return the model card: what the vectors are, how to load them, and the measured numbers."""
     name = classifier.base_model_name_or_path
     on_hub = hub_commit(classifier.base_revision) is not None
-    shown = name if on_hub else Path(name).name
-    front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
-    front += [f"base_model: {name}"] * on_hub
-    front += ["tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction"]
+    base_name = name if on_hub else Path(name).name
+    metadata = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    metadata += [f"base_model: {name}"] * on_hub
+    metadata += ["tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction"]
     lines = [
-        "---", *front, "---", "", f"# Sentence vectors of {run.run_id}", "",
-        f"The encoder of `{shown}`, adapted by {METHODS[run.config().method].label} while a classifier was "
-        f"trained on it, with the adapter in its weights and without the head. A text's vector has "
+        "---", *metadata, "---", "", f"# Sentence vectors of {run.run_id}", "",
+        f"The encoder of `{base_name}`, adapted by {METHODS[run.config().method].label} while a classifier "
+        f"was trained on it, with the adapter in its weights and without the head. A text's vector has "
         f"{report['size']} entries and the length 1: the mean of its tokens' last hidden states, of at most "
         f"{report['max_length']} tokens.",
         "", "```python", "from sentence_transformers import SentenceTransformer", "",

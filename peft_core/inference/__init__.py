@@ -1,1 +1,1 @@
-"""A run's models at work: loaded, asked, judged and explained."""
+"""Load, run, calibrate and explain the models of a run."""

@@ -1,18 +1,19 @@
-"""Texts to raw outputs, in batches of like length that hold about the same number of tokens."""
+"""Run a model over texts in batches of similar length that hold about the same number of tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from peft_core.data.labelled import cut
+from peft_core.data.labelled import truncate_text
 from peft_core.errors import ModelError
-from peft_core.progress import unheard
+from peft_core.progress import no_progress
 
-BATCH_TEXTS = 256  # the most of a batch
-TOKENIZED_TEXTS = 500  # at a time
-# Tokens of a batch with its padding: on a CPU what its cache holds of the widest layer, elsewhere more.
+BATCH_TEXTS = 256  # most texts of a batch
+TOKENIZED_TEXTS = 500  # texts per call of the tokenizer
+# Tokens of a padded batch: on a CPU as many as its cache holds of the widest layer, elsewhere more.
 CPU_TOKENS, OTHER_TOKENS = 1024, 16384
 
 
@@ -21,13 +22,22 @@ def batched_logits(
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = unheard,
+    progress: Callable[[float], None] = no_progress,
     *,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """A classifier's raw outputs, float32 (texts, labels), in the order of the texts.
+    """Return a classifier's logits, float32 (texts, labels), in the order of the texts.
 
-    Raises ModelError for outputs that are NaN or infinite: no label may be read from them.
+    Args:
+        model: The classifier.
+        tokenizer: Its tokenizer.
+        texts: At least one text.
+        max_length: Tokens after which a text is truncated.
+        progress: Called with the share of tokens done, from 0 to 1.
+        text_pairs: The second text of each row.
+
+    Raises:
+        ModelError: If a logit is NaN or infinite.
     """
     logits = batched_outputs(
         lambda batch: model(**batch).logits,
@@ -43,11 +53,11 @@ def batched_logits(
 
 
 def check_finite(logits: np.ndarray) -> None:
-    """Raise ModelError if a raw output is NaN or infinite."""
-    broken = int((~np.isfinite(logits)).any(-1).sum()) if len(logits) else 0
-    if broken:
+    """Raise ModelError if a logit is NaN or infinite."""
+    invalid = int((~np.isfinite(logits)).any(-1).sum()) if len(logits) else 0
+    if invalid:
         raise ModelError(
-            f"The model's outputs are not finite for {broken:,} of {len(logits):,} texts: its training "
+            f"The model's outputs are not finite for {invalid:,} of {len(logits):,} texts: its training "
             "diverged or a file is damaged; train again with a lower learning rate."
         )
 
@@ -57,23 +67,28 @@ def batched_outputs(
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = unheard,
+    progress: Callable[[float], None] = no_progress,
     *,
     device: torch.device,
     text_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """What `outputs` makes of each padded batch, (texts, width), as one float32 array in the texts' order."""
+    """Apply `outputs` to each padded batch; return float32 (texts, width) in the order of the texts.
+
+    `outputs` maps a batch to a tensor of shape (texts in the batch, width). The other arguments are those of
+    `batched_logits`.
+    """
     rows = _tokenized(tokenizer, texts, text_pairs, max_length, progress)
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=np.int64)
     out, done = None, 0
-    for chosen in batches(lengths, CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS):
-        batch = tokenizer.pad({key: [rows[key][i] for i in chosen] for key in rows}, return_tensors="pt")
+    for indices in batches(lengths, CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS):
+        batch = tokenizer.pad({key: [rows[key][i] for i in indices] for key in rows}, return_tensors="pt")
         with torch.inference_mode():
-            found = outputs(batch.to(device)).float().cpu().numpy()
-        out = np.empty((len(texts), found.shape[1]), dtype=np.float32) if out is None else out
-        out[chosen] = found
-        done += int(lengths[chosen].sum())
+            batch_outputs = outputs(batch.to(device)).float().cpu().numpy()
+        out = np.empty((len(texts), batch_outputs.shape[1]), dtype=np.float32) if out is None else out
+        out[indices] = batch_outputs
+        done += int(lengths[indices].sum())
         progress(done / int(lengths.sum()))
+    assert out is not None  # there is at least one text
     return out
 
 
@@ -84,12 +99,15 @@ def _tokenized(
     max_length: int,
     progress: Callable[[float], None],
 ) -> dict[str, list[list[int]]]:
-    """Unpadded tokens by name, some texts at a time: one call for many of them could not be interrupted."""
+    """Return unpadded model inputs by name; TOKENIZED_TEXTS per call, so that progress can interrupt it."""
     sides = [texts] if text_pairs is None else [texts, text_pairs]
     rows: dict[str, list[list[int]]] = {}
     for start in range(0, len(texts), TOKENIZED_TEXTS):
-        short = [[cut(text, max_length) for text in side[start : start + TOKENIZED_TEXTS]] for side in sides]
-        for name, values in tokenizer(*short, truncation=True, max_length=max_length).items():
+        truncated = [
+            [truncate_text(text, max_length) for text in side[start : start + TOKENIZED_TEXTS]]
+            for side in sides
+        ]
+        for name, values in tokenizer(*truncated, truncation=True, max_length=max_length).items():
             rows.setdefault(name, []).extend(values)
         if start:
             progress(0.0)
@@ -97,15 +115,21 @@ def _tokenized(
 
 
 def batches(
-    lengths: Sequence[int], most_tokens: int = CPU_TOKENS, most: int = BATCH_TEXTS
+    lengths: ArrayLike, max_tokens: int = CPU_TOKENS, max_texts: int = BATCH_TEXTS
 ) -> Iterator[np.ndarray]:
-    """The places of the texts, the longest first, cut so that a padded batch stays within `most_tokens`.
+    """Yield the indices of each batch's texts, longest first.
 
-    A text longer than that is a batch of its own.
+    A padded batch holds at most `max_tokens`; a longer text is a batch of its own.
+
+    Args:
+        lengths: Tokens of each text.
+        max_tokens: Most tokens of a padded batch.
+        max_texts: Most texts of a batch.
     """
-    order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
+    token_counts = np.asarray(lengths)
+    order, start = np.argsort(-token_counts, kind="stable"), 0
     while start < len(order):
-        longest = max(1, lengths[order[start]])
-        stop = start + max(1, min(most, most_tokens // longest))
+        longest = max(1, int(token_counts[order[start]]))
+        stop = start + max(1, min(max_texts, max_tokens // longest))
         yield order[start:stop]
         start = stop

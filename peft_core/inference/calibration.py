@@ -1,101 +1,116 @@
-"""Whether probabilities mean what they say, and what to choose where they do not.
+"""Measure the calibration of a run's probabilities, and fit temperature, thresholds and abstention.
 
-Everything is computed from the raw outputs that a run keeps: choices are made on its validation rows, and
-what they bring is told by its test rows.
+Everything is computed from the logits stored with a run: decision rules are fitted to its validation rows and
+evaluated on its test rows.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from peft_core.errors import RunError
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.metrics import task_metrics
 from peft_core.problems import MULTI, REGRESSION, SINGLE, headline
-from peft_core.rows import TEST, VALIDATION, JudgedRows, judged_rows
+from peft_core.rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
 from peft_core.runs import Run
 
 BINS = 15  # of the reliability diagram, equally wide, as in Guo et al. 2017
-LEAST_ROWS = 30  # of validation, below which nothing is fitted
+MIN_ROWS = 30  # fewest validation rows for a fit
 _POINTS = 60  # of the coverage curve
-_GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)  # thresholds that are tried
+_GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)  # candidate thresholds
 
 
-def report(run: Run, decision: Decision) -> dict[str, Any]:
-    """What a decision is worth on the run's test rows, beside the plain rule, as JSON types.
+def report(run: Run, decision_rule: DecisionRule) -> dict[str, Any]:
+    """Evaluate a decision rule on the run's test rows, beside the plain rule.
 
-    `rows`, `headline`, and for `plain` and `chosen`: `metrics` of the answered rows, `coverage` (their
-    share), `ece`, `brier`, `log_loss`, `bins` as `reliability` gives them; and the `curve` of
-    `coverage_curve`. Raises RunError for a regression, or where rows are lost.
+    Returns:
+        JSON types: `rows`, `headline`, `plain` (plain rule) and `chosen` (this rule), each with `metrics`
+        of the answered rows, `coverage` (their share), `ece`, `brier`, `log_loss` and `bins` from
+        `reliability`; `curve` from `coverage_curve`.
+
+    Raises:
+        RunError: If the run is a regression or has lost its rows.
     """
-    task = _task(run)
-    rows = judged_rows(run, TEST)
+    problem_type = _problem_type(run)
+    rows = load_evaluation_rows(run, TEST)
     return {
         "rows": len(rows),
-        "headline": headline(task),
-        "plain": _judged(rows, Decision(), task),
-        "chosen": _judged(rows, decision, task),
-        "curve": coverage_curve(rows, decision, task),
+        "headline": headline(problem_type),
+        "plain": _evaluate(rows, DecisionRule(), problem_type),
+        "chosen": _evaluate(rows, decision_rule, problem_type),
+        "curve": coverage_curve(rows, decision_rule, problem_type),
     }
 
 
-def suggest(run: Run, *, thresholds: bool = False, at_least: float | None = None) -> Decision:
-    """A decision from the run's validation rows.
+def suggest(run: Run, *, thresholds: bool = False, at_least: float | None = None) -> DecisionRule:
+    """Fit a decision rule to the run's validation rows.
 
-    The temperature with the least log loss; with `thresholds` those with the best (macro-)F1; with
-    `at_least` the lowest confidence from which on that share of the answers is right. Raises RunError where
-    there are too few validation rows, or no bound reaches that share.
+    Args:
+        run: The run.
+        thresholds: Whether to fit the thresholds with the best (macro-)F1 as well as the temperature with the
+            lowest log loss.
+        at_least: Accuracy of the answers, from 0 to 1, to reach with the lowest possible `abstain_below`.
+
+    Raises:
+        RunError: If there are too few validation rows, or no confidence reaches that accuracy.
     """
-    task, rows = _task(run), judged_rows(run, VALIDATION)
-    if len(rows) < LEAST_ROWS:
+    problem_type, rows = _problem_type(run), load_evaluation_rows(run, VALIDATION)
+    if len(rows) < MIN_ROWS:
         raise RunError(
             f"The run {run.run_id!r} has {len(rows)} validation rows, too few to choose by; at least "
-            f"{LEAST_ROWS} are needed."
+            f"{MIN_ROWS} are needed."
         )
-    chosen = Decision(temperature=fit_temperature(rows.logits, rows.labels, task))
+    decision_rule = DecisionRule(temperature=fit_temperature(rows.logits, rows.labels, problem_type))
     if thresholds:
-        chosen = replace(chosen, thresholds=best_thresholds(rows, chosen, task))
+        decision_rule = replace(decision_rule, thresholds=best_thresholds(rows, decision_rule, problem_type))
     if at_least is not None:
-        chosen = replace(chosen, abstain_below=least_confidence(rows, chosen, task, at_least))
-    return chosen
+        decision_rule = replace(
+            decision_rule, abstain_below=least_confidence(rows, decision_rule, problem_type, at_least)
+        )
+    return decision_rule
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, task: str) -> float:
-    """The temperature, from 0.05 to 20, with the least mean log loss (Guo et al. 2017)."""
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """Return the temperature, from 0.05 to 20, with the lowest mean log loss (Guo et al. 2017)."""
 
     def loss(log_temperature: float) -> float:
-        return log_loss(Decision(float(np.exp(log_temperature))).probabilities(logits, task), labels, task)
+        return log_loss(
+            DecisionRule(float(np.exp(log_temperature))).probabilities(logits, problem_type),
+            labels,
+            problem_type,
+        )
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return round(float(np.exp(found.x)), 4)
+    optimum = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return round(float(np.exp(optimum.x)), 4)
 
 
-def log_loss(shares: np.ndarray, labels: np.ndarray, task: str) -> float:
-    """Mean negative log probability of what is true, in nats; of several labels the mean of all labels."""
-    if task == SINGLE:
-        true = np.take_along_axis(shares, labels[:, None], -1)
+def log_loss(probabilities: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """Return the mean negative log probability of the truth, in nats; multi-label: over all labels."""
+    if problem_type == SINGLE:
+        true = np.take_along_axis(probabilities, labels[:, None], -1)
     else:
-        true = np.where(labels == 1, shares, 1 - shares)
+        true = np.where(labels == 1, probabilities, 1 - probabilities)
     return float(-np.log(np.clip(true, 1e-12, None)).mean())
 
 
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The mean distance of confidence and accuracy over the bins, weighted by their rows, from 0 to 1."""
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the mean distance of confidence and accuracy over the bins, weighted by their rows; 0 to 1."""
     return sum(
         row["count"] / len(confidence) * abs(row["confidence"] - row["accuracy"])
-        for row in reliability(confidence, right)
+        for row in reliability(confidence, correct)
     )
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """The bins that hold rows: `low`, `high`, `count`, mean `confidence`, `accuracy`."""
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Return the non-empty bins: `low`, `high`, `count`, mean `confidence`, `accuracy`."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     rows = []
     for i in range(BINS):
-        inside = place == i
+        inside = bins == i
         if inside.any():
             rows.append(
                 {
@@ -103,125 +118,156 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
                     "high": (i + 1) / BINS,
                     "count": int(inside.sum()),
                     "confidence": float(confidence[inside].mean()),
-                    "accuracy": float(right[inside].mean()),
+                    "accuracy": float(correct[inside].mean()),
                 }
             )
     return rows
 
 
-def best_thresholds(rows: JudgedRows, decision: Decision, task: str) -> tuple[float, ...]:
-    """One threshold a label: the best F1 of each label of several, the best macro-F1 where one is given.
+def best_thresholds(
+    rows: EvaluationRows, decision_rule: DecisionRule, problem_type: str
+) -> tuple[float, ...]:
+    """Return one threshold per label, with the best F1 of each label (multi-label) or the best macro-F1.
 
     Ties go to the threshold nearest to the plain rule's.
     """
-    shares = decision.probabilities(rows.logits, task)
-    if task == MULTI:
-        return tuple(_best_of_label(shares[:, i], rows.labels[:, i]) for i in range(shares.shape[1]))
-    labels = shares.shape[1]
+    probabilities = decision_rule.probabilities(rows.logits, problem_type)
+    if problem_type == MULTI:
+        return tuple(
+            _best_threshold(probabilities[:, i], rows.labels[:, i]) for i in range(probabilities.shape[1])
+        )
+    labels = probabilities.shape[1]
     if labels == 2:
-        tried = [(1 - second, second) for second in _nearest_first(_GRID, 0.5)]
-        return max(tried, key=lambda pair: _macro_f1(shares, rows.labels, pair))
-    chosen = np.full(labels, 0.5)
-    for _ in range(2):  # one label after the other, twice round
+        pairs = [(1 - second, second) for second in _nearest_first(_GRID, 0.5)]
+        return max(pairs, key=lambda pair: _macro_f1(probabilities, rows.labels, pair))
+    thresholds = np.full(labels, 0.5)
+    for _ in range(2):  # coordinate ascent, two rounds
         for i in range(labels):
-            tries = [
-                np.where(np.arange(labels) == i, value, chosen) for value in _nearest_first(_GRID, chosen[i])
+            candidates = [
+                np.where(np.arange(labels) == i, threshold, thresholds)
+                for threshold in _nearest_first(_GRID, thresholds[i])
             ]
-            chosen = max(tries, key=lambda t: _macro_f1(shares, rows.labels, t))
-    return tuple(float(value) for value in chosen)
+            thresholds = max(candidates, key=lambda t: _macro_f1(probabilities, rows.labels, t))
+    return tuple(float(threshold) for threshold in thresholds)
 
 
-def coverage_curve(rows: JudgedRows, decision: Decision, task: str) -> list[dict[str, float]]:
-    """From all answers to the surest alone: `threshold`, `coverage`, and the share of right answers
-    (`accuracy`; of several labels the share of texts with all labels right)."""
-    sure, right, ends = _surest_first(rows, decision, task)
-    places = ends[np.unique(np.linspace(0, len(ends) - 1, _POINTS).round().astype(int))]
+def coverage_curve(
+    rows: EvaluationRows, decision_rule: DecisionRule, problem_type: str
+) -> list[dict[str, float]]:
+    """Return accuracy against coverage as `abstain_below` varies, most confident answers first.
+
+    Each point has `threshold` (the confidence), `coverage` (share of rows answered) and `accuracy`
+    (multi-label: the share of texts with all labels correct).
+    """
+    confidence, accuracy, ends = _rank_by_confidence(rows, decision_rule, problem_type)
+    points = ends[np.unique(np.linspace(0, len(ends) - 1, _POINTS).round().astype(int))]
     return [
-        {"threshold": float(sure[i]), "coverage": (i + 1) / len(sure), "accuracy": float(right[i])}
-        for i in places
+        {
+            "threshold": float(confidence[i]),
+            "coverage": (i + 1) / len(confidence),
+            "accuracy": float(accuracy[i]),
+        }
+        for i in points
     ]
 
 
-def _task(run: Run) -> str:
-    task = run.result()["problem_type"]
-    if task == REGRESSION:
+def _problem_type(run: Run) -> str:
+    problem_type = run.result()["problem_type"]
+    if problem_type == REGRESSION:
         raise RunError(f"The run {run.run_id!r} predicts numbers, which have no probability to calibrate.")
-    return task
+    return problem_type
 
 
-def _judged(rows: JudgedRows, decision: Decision, task: str) -> dict[str, Any]:
-    shares = decision.probabilities(rows.logits, task)
-    answered = ~decision.abstains(rows.logits, task)
-    decided = decision.decide(rows.logits, task)
-    sure, right = _calibrated_on(shares, rows.labels, task)
-    metrics = task_metrics(task, decided[answered], rows.labels[answered]) if answered.any() else {}
+def _evaluate(rows: EvaluationRows, decision_rule: DecisionRule, problem_type: str) -> dict[str, Any]:
+    probabilities = decision_rule.probabilities(rows.logits, problem_type)
+    answered = ~decision_rule.abstains(rows.logits, problem_type)
+    predicted = decision_rule.decide(rows.logits, problem_type)
+    confidence, correct = _confidence_and_truth(probabilities, rows.labels, problem_type)
+    metrics = task_metrics(problem_type, predicted[answered], rows.labels[answered]) if answered.any() else {}
     return {
         "metrics": metrics,
         "coverage": float(answered.mean()),
-        "ece": expected_calibration_error(sure, right),
-        "brier": brier_score(shares, rows.labels, task),
-        "log_loss": log_loss(shares, rows.labels, task),
-        "bins": reliability(sure, right),
+        "ece": expected_calibration_error(confidence, correct),
+        "brier": brier_score(probabilities, rows.labels, problem_type),
+        "log_loss": log_loss(probabilities, rows.labels, problem_type),
+        "bins": reliability(confidence, correct),
     }
 
 
-def _calibrated_on(shares: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and truth that calibration compares: the likeliest label's, or every label's yes or no."""
-    if task == SINGLE:
-        return shares.max(-1), (shares.argmax(-1) == labels).astype(np.float64)
-    given = shares >= 0.5
-    return np.where(given, shares, 1 - shares).ravel(), (given == (labels == 1)).ravel().astype(np.float64)
+def _confidence_and_truth(
+    probabilities: np.ndarray, labels: np.ndarray, problem_type: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidence and correctness (0 or 1) of the most probable label; multi-label: of each label."""
+    if problem_type == SINGLE:
+        return probabilities.max(-1), (probabilities.argmax(-1) == labels).astype(np.float64)
+    predicted = probabilities >= 0.5
+    confidence = np.where(predicted, probabilities, 1 - probabilities)
+    return confidence.ravel(), (predicted == (labels == 1)).ravel().astype(np.float64)
 
 
-def brier_score(shares: np.ndarray, labels: np.ndarray, task: str) -> float:
-    """Mean squared distance of probabilities and truth: summed over labels, or their mean for several."""
-    if task == SINGLE:
-        return float(((shares - np.eye(shares.shape[1])[labels]) ** 2).sum(-1).mean())
-    return float(((shares - labels) ** 2).mean())
+def brier_score(probabilities: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """Return the mean squared error of the probabilities, summed over labels; multi-label: averaged."""
+    if problem_type == SINGLE:
+        return float(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(-1).mean())
+    return float(((probabilities - labels) ** 2).mean())
 
 
-def _best_of_label(shares: np.ndarray, labels: np.ndarray) -> float:
+def _best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     if not labels.any():
         return 0.5
-    return float(max(_nearest_first(_GRID, 0.5), key=lambda t: _f1(shares >= t, labels == 1)))
+    return float(max(_nearest_first(_GRID, 0.5), key=lambda t: _f1(probabilities >= t, labels == 1)))
 
 
-def _nearest_first(grid: np.ndarray, value: float) -> np.ndarray:
-    """So that `max`, which keeps the first of equals, changes as little as it must."""
-    return grid[np.argsort(np.abs(grid - value), kind="stable")]
+def _nearest_first(grid: np.ndarray, threshold: float) -> np.ndarray:
+    """Sort the grid by distance, so that `max`, which keeps the first of equals, prefers the nearest."""
+    return grid[np.argsort(np.abs(grid - threshold), kind="stable")]
 
 
-def _f1(given: np.ndarray, true: np.ndarray) -> float:
-    both = (given & true).sum()
-    return float(2 * both / max(1, given.sum() + true.sum()))
+def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    hits = (predicted & true).sum()
+    return float(2 * hits / max(1, predicted.sum() + true.sum()))
 
 
-def _macro_f1(shares: np.ndarray, labels: np.ndarray, thresholds: Sequence[float]) -> float:
-    decided = (shares / np.asarray(thresholds)).argmax(-1)
-    return float(np.mean([_f1(decided == i, labels == i) for i in np.unique(labels)]))
+def _macro_f1(probabilities: np.ndarray, labels: np.ndarray, thresholds: ArrayLike) -> float:
+    predicted = (probabilities / np.asarray(thresholds)).argmax(-1)
+    return float(np.mean([_f1(predicted == i, labels == i) for i in np.unique(labels)]))
 
 
-def least_confidence(rows: JudgedRows, decision: Decision, task: str, at_least: float) -> float:
-    """The lowest confidence (0 to 1) from which on this share of the answers is right; RunError if none."""
-    sure, right, ends = _surest_first(rows, decision, task)
-    enough = [i for i in ends if right[i] >= at_least]
-    if not enough:
+def least_confidence(
+    rows: EvaluationRows, decision_rule: DecisionRule, problem_type: str, at_least: float
+) -> float:
+    """Return the lowest confidence (0 to 1) from which on the accuracy is `at_least`; RunError if none is."""
+    confidence, accuracy, ends = _rank_by_confidence(rows, decision_rule, problem_type)
+    sufficient = [i for i in ends if accuracy[i] >= at_least]
+    if not sufficient:
         raise RunError(
             f"No confidence makes {at_least:.0%} of the answers right on the validation rows; the surest "
-            f"reach {max(right[ends]):.0%}. Ask for less."
+            f"reach {max(accuracy[ends]):.0%}. Ask for less."
         )
-    last = max(enough)
-    return 0.0 if last == len(sure) - 1 else float(np.floor(sure[last] * 1e4) / 1e4)
+    last = max(sufficient)
+    return 0.0 if last == len(confidence) - 1 else float(np.floor(confidence[last] * 1e4) / 1e4)
 
 
-def _surest_first(
-    rows: JudgedRows, decision: Decision, task: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidences in falling order, the share of right answers up to each, and the places where a confidence
-    ends: rows of one confidence are answered together or not at all."""
-    decided = decision.decide(rows.logits, task)
-    right = decided == rows.labels if task == SINGLE else (decided == rows.labels).all(-1)
-    confidence = decision.confidence(rows.logits, task)
+class _Ranking(NamedTuple):
+    """Rows sorted by falling confidence.
+
+    Attributes:
+        confidence: Of each row.
+        accuracy: Share of correct answers up to each row.
+        ends: Index of the last row of each confidence: rows of equal confidence are answered together or not
+            at all.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    ends: np.ndarray
+
+
+def _rank_by_confidence(rows: EvaluationRows, decision_rule: DecisionRule, problem_type: str) -> _Ranking:
+    predicted = decision_rule.decide(rows.logits, problem_type)
+    correct = predicted == rows.labels if problem_type == SINGLE else (predicted == rows.labels).all(-1)
+    confidence = decision_rule.confidence(rows.logits, problem_type)
     order = np.argsort(-confidence, kind="stable")
-    sure, shares = confidence[order], np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    return sure, shares, np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    confidence, accuracy = confidence[order], np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
+    ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
+    return _Ranking(confidence, accuracy, ends)

@@ -13,7 +13,11 @@ CLASSIFIER_FILE = "classifier.json"
 
 @dataclass(frozen=True)
 class Classifier:
-    """What an adapter cannot be used without and `adapter_config.json` does not hold."""
+    """What the use of an adapter needs beside `adapter_config.json`.
+
+    `untrained` are the modules that the base checkpoint has no weights for; `head_is_fresh` says whether the
+    classification head was one of them, `head_change` how labels were mapped to a trained head.
+    """
 
     labels: tuple[str, ...]
     max_length: int
@@ -27,7 +31,7 @@ class Classifier:
 
     @classmethod
     def read(cls, run: Run) -> "Classifier":
-        """From a run's adapter folder; RunError if the run has no adapter, DamagedError if it was lost."""
+        """Read from a run's adapter folder; RunError if there is no adapter, DamagedError if it was lost."""
         if not run.has_adapter:
             run.verify_adapter()
             status = run.state().status
@@ -35,18 +39,18 @@ class Classifier:
         run.verify(run.adapter)
         path = run.adapter / CLASSIFIER_FILE
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            labels = tuple(held.pop("id2label").values())
-            change = held.pop("head_change", None)
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            labels = tuple(fields.pop("id2label").values())
+            change = fields.pop("head_change", None)
             change = HeadChange.from_dict(change) if change else None
-            return cls(labels=labels, untrained=tuple(held.pop("untrained")), head_change=change, **held)
+            return cls(labels=labels, untrained=tuple(fields.pop("untrained")), head_change=change, **fields)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, the labels in the form of a model's config."""
+        """Return JSON types, the labels as `id2label` of a model's config."""
         return {
             "id2label": {str(i): label for i, label in enumerate(self.labels)},
             "problem_type": self.problem_type,

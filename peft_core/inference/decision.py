@@ -1,11 +1,11 @@
-"""How a model's raw outputs become an answer: temperature, thresholds and abstaining (`decision.json`).
+"""Decision rules turn logits into predictions: temperature, thresholds and abstention (`decision.json`).
 
-The rule is saved in `adapter/`, and copied into the folders that are made of the adapter. A folder may be
-made while a rule is saved. `Decision.save` writes `adapter/` first and looks for other folders afterwards;
-whoever makes a folder calls `update_decision` once it has its name. If the folder had its name when `save`
-looked, `save` updates it; otherwise the rule was in `adapter/` before the folder got its name, and its maker
-finds it there. Two rules saved at once end alike in all folders, as each change of a folder is followed by a
-comparison with `adapter/`.
+The rule is saved in `adapter/` and copied into the folders derived from the adapter (`merged/`, `onnx/`). A
+folder may be created while a rule is saved. `DecisionRule.save` writes `adapter/` first and updates the other
+folders afterwards; code that creates a folder calls `update_decision` after renaming it into place. If the
+folder was in place when `save` looked for it, `save` updates it; otherwise the rule was in `adapter/` before
+the rename, and the creator reads it there. Two rules saved at the same time end up the same in all folders,
+because each change of a folder is followed by a comparison with `adapter/`.
 """
 
 import json
@@ -27,13 +27,15 @@ DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What a person chose on validation rows; the defaults are the plain rule.
+class DecisionRule:
+    """How logits become predictions; the defaults are the plain rule. A regression uses none of it.
 
-    `temperature` divides the raw outputs before they become probabilities. With `thresholds` (one a label,
-    between 0 and 1) a text of one label gets the one whose probability is the largest share of its threshold
-    (for two labels whose thresholds sum to 1: the second from its threshold on), a text of several gets each
-    from its threshold on. Below `abstain_below` of confidence there is no answer. A number has none of these.
+    Attributes:
+        temperature: Divides the logits before they become probabilities.
+        thresholds: One per label, between 0 and 1; empty for none. Single label: the label with the largest
+            ratio of probability to threshold is predicted (for two labels whose thresholds sum to 1: the
+            second from its threshold on). Multi-label: each label from its threshold on.
+        abstain_below: Confidence below which there is no answer.
     """
 
     temperature: float = 1.0
@@ -41,31 +43,31 @@ class Decision:
     abstain_below: float = 0.0
 
     @classmethod
-    def read(cls, run: Run) -> "Decision":
-        """The choice saved with a run, or the plain rule; RunError for a damaged file."""
+    def read(cls, run: Run) -> "DecisionRule":
+        """Read the rule saved with a run, or return the plain rule; RunError for a damaged file."""
         if run.adapter.is_dir():
             run.verify(run.adapter)
         path = run.adapter / DECISION_FILE
         if not path.is_file():
             return cls()
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            return cls.of(held, tuple(held["thresholds"]))
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(fields, tuple(fields["thresholds"]))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise RunError(
                 f"The {DECISION_FILE} of {run.run_id!r} is damaged; choose thresholds and temperature again."
             ) from error
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], labels: Sequence[str]) -> "Decision":
-        """Checked values, as `to_dict` gives them; ConfigError for one that is unknown or out of bounds."""
-        given = values.get("thresholds") or {}
-        if given and set(given) != set(labels):
+    def from_dict(cls, values: Mapping[str, Any], labels: Sequence[str]) -> "DecisionRule":
+        """Check and convert the values of `to_dict`; ConfigError for an unknown label or a bad number."""
+        thresholds = values.get("thresholds") or {}
+        if thresholds and set(thresholds) != set(labels):
             raise ConfigError(
-                f"The thresholds are of {', '.join(map(repr, given))}; give one for each of the labels "
+                f"The thresholds are of {', '.join(map(repr, thresholds))}; give one for each of the labels "
                 f"{', '.join(map(repr, labels))}, or none."
             )
-        ordered = [(label, given[label]) for label in labels] if given else []
+        ordered = [(label, thresholds[label]) for label in labels] if thresholds else []
         return cls(
             temperature=_number("temperature", values.get("temperature", 1.0), 0.01, 100.0),
             thresholds=tuple(_number(f"The threshold of {name!r}", t, 0.001, 0.999) for name, t in ordered),
@@ -74,12 +76,14 @@ class Decision:
 
     @property
     def is_plain(self) -> bool:
+        """Whether this is the plain rule."""
         return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
-        """Write it into the adapter, and then beside the merged and the ONNX model where they are.
+        """Write the rule into the adapter, then into the merged and the ONNX model's folders if they exist.
 
-        Raises DamagedError, before anything is written, if a file of these folders is damaged.
+        Raises:
+            DamagedError: If a file of these folders is damaged; nothing is written then.
         """
         for folder in (run.adapter, run.merged, run.onnx):
             if folder.is_dir():
@@ -96,46 +100,51 @@ class Decision:
             write_json(folder / DECISION_FILE, self.to_dict(labels))
 
     def to_dict(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """As JSON types, the thresholds by label (empty for the plain rule)."""
-        named = dict(zip(labels, self.thresholds, strict=True)) if self.thresholds else {}
-        return {**asdict(self), "thresholds": named}
+        """Return JSON types, with the thresholds by label (empty for none)."""
+        thresholds = dict(zip(labels, self.thresholds, strict=True)) if self.thresholds else {}
+        return {**asdict(self), "thresholds": thresholds}
 
     def probabilities(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
-        """Calibrated probabilities (rows, labels), float64; of a number the numbers themselves."""
+        """Return calibrated probabilities, float64 (rows, labels); a regression's numbers as they are."""
         raw = np.asarray(logits, dtype=np.float64)
         return scores(raw if problem_type == REGRESSION else raw / self.temperature, problem_type)
 
     def decide(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
-        """As `problems.decide`, by this rule; abstaining is told by `abstains`."""
-        found = self.probabilities(logits, problem_type)
+        """Return predictions as `problems.decide` does, by this rule; abstention is up to `abstains`."""
+        probabilities = self.probabilities(logits, problem_type)
         if problem_type == REGRESSION:
-            return found[:, 0]
+            return probabilities[:, 0]
         if problem_type == MULTI:
-            return (found >= (self.thresholds or THRESHOLD)).astype(np.int64)
-        return (found / (self.thresholds or 1.0)).argmax(-1)
+            return (probabilities >= (self.thresholds or THRESHOLD)).astype(np.int64)
+        return (probabilities / (self.thresholds or 1.0)).argmax(-1)
 
     def confidence(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
-        """From 0 to 1 (rows,): of the label given; of several, of the yes or no that is least sure."""
-        found = self.probabilities(logits, problem_type)
+        """Return the probability of each row's prediction, from 0 to 1 (rows,).
+
+        Multi-label: the probability of the least certain label's presence or absence. Regression: 1.
+        """
+        probabilities = self.probabilities(logits, problem_type)
         if problem_type == SINGLE:
-            return np.take_along_axis(found, self.decide(logits, problem_type)[:, None], -1)[:, 0]
+            predicted = self.decide(logits, problem_type)
+            return np.take_along_axis(probabilities, predicted[:, None], -1)[:, 0]
         if problem_type == MULTI:
-            given = self.decide(logits, problem_type)
-            return np.where(given == 1, found, 1 - found).min(-1)
-        return np.ones(len(found))
+            predicted = self.decide(logits, problem_type)
+            return np.where(predicted == 1, probabilities, 1 - probabilities).min(-1)
+        return np.ones(len(probabilities))
 
     def abstains(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
-        """True (rows,) where the confidence is too low for an answer."""
+        """Return True (rows,) where the confidence is too low for an answer."""
         return self.confidence(logits, problem_type) < self.abstain_below
 
 
-PLAIN = Decision()
+PLAIN = DecisionRule()
 
 
 def update_decision(run: Run, folder: Path) -> None:
-    """Make the `decision.json` of a folder that was made of the adapter the one that is saved with it.
+    """Copy the adapter's `decision.json` into a folder derived from it, until the two are equal.
 
-    Raises DamagedError if a file of the folder or of the adapter is damaged.
+    Raises:
+        DamagedError: If a file of the folder or of the adapter is damaged.
     """
     while folder.is_dir():
         run.verify(run.adapter)
@@ -146,11 +155,11 @@ def update_decision(run: Run, folder: Path) -> None:
             _replace(run, folder, partial(_write_content, content))
         except DamagedError:
             if folder.is_dir():
-                raise  # otherwise the folder was removed meanwhile, as a merge does with an earlier one
+                raise  # otherwise the folder was removed meanwhile, as a new merge does
 
 
 def _content(folder: Path) -> bytes | None:
-    """The bytes of a folder's `decision.json`; None for the plain rule, which has no file."""
+    """Return the bytes of a folder's `decision.json`; None for the plain rule, which has no file."""
     path = folder / DECISION_FILE
     if not path.is_file():
         return None
@@ -167,14 +176,14 @@ def _write_content(content: bytes | None, path: Path) -> None:
 
 
 def _replace(run: Run, folder: Path, write: Callable[[Path], None]) -> None:
-    """Write or remove `decision.json`, and the manifest with it; of schema version 0 none is verified."""
+    """Write or remove `decision.json` and update the manifest; schema version 0 has no verified manifest."""
     if run.is_version_0:
         write(folder / DECISION_FILE)
     else:
         replace_file(folder, DECISION_FILE, write)
 
 
-def _number(name: str, value: Any, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ConfigError(f"{name} is {value!r}; it must be from {least:g} to {most:g}.")
-    return float(value)
+def _number(name: str, number: Any, lower: float, upper: float) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not lower <= number <= upper:
+        raise ConfigError(f"{name} is {number!r}; it must be from {lower:g} to {upper:g}.")
+    return float(number)

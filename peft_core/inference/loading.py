@@ -1,4 +1,4 @@
-"""A run's base model, its adapter on that base, and its merged model, from their files."""
+"""Load a run's base model, its adapter on that base, or its merged model."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from peft_core.adapters import merged_model
 from peft_core.certificate import verified_certificate
@@ -26,7 +26,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 def load_variant(run: Run, classifier: Classifier, variant: str) -> tuple[Any, Any]:
-    """A model and its tokenizer; RunError, ModelError or HubError for files that are lost or changed."""
+    """Return a model and its tokenizer; RunError, ModelError or HubError for lost or changed files."""
     if variant == MERGED:
         verified_certificate(run)
         return _load_merged(run)
@@ -38,7 +38,11 @@ def load_variant(run: Run, classifier: Classifier, variant: str) -> tuple[Any, A
 
 
 def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> BaseModel:
-    """The very base model of the adapter; ModelError, naming both hashes, if it has changed."""
+    """Load the base model that the adapter was trained on, in 32, 8 or 4 bits.
+
+    Raises:
+        ModelError: If the base model has changed since; the message has both revisions.
+    """
     revision = classifier.base_revision
     base = load_base(
         classifier.base_model_name_or_path,
@@ -59,29 +63,31 @@ def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> Bas
 
 
 def load_adapter(run: Run, base: BaseModel) -> nn.Module:
-    """The run's adapter (or the weights it trained) on its base; RunError if files are lost or damaged."""
+    """Load the run's adapter (or trained weights) into its base; RunError for lost or damaged files."""
     run.verify(run.adapter)
     try:
         if METHODS[run.config().method].peft_config is None:
             return _load_weights(base.model, run.adapter / "adapter_model.safetensors")
         if not (run.adapter / "adapter_config.json").is_file():
-            raise OSError("it holds no adapter_config.json")  # else PEFT asks the Hub for one
+            raise OSError("it holds no adapter_config.json")  # else PEFT would ask the Hub for it
         return PeftModel.from_pretrained(base.model, run.adapter)
     except _DAMAGED as error:
         raise RunError(f"The adapter of {run.run_id!r} has lost or damaged files; train it again.") from error
 
 
-def merged_weights(run: Run, model: nn.Module) -> nn.Module:
-    """The model with the adapter in its weights; MergeError if one of them would not be a number."""
+def merged_weights(run: Run, model: nn.Module) -> PreTrainedModel:
+    """Return the model with the adapter merged; MergeError if a weight would be NaN or infinite."""
     try:
-        return merged_model(model).eval()
+        merged = merged_model(model).eval()
     except ValueError as error:
         raise MergeError(f"The adapter of {run.run_id!r} cannot be merged: {error}.") from error
+    assert isinstance(merged, PreTrainedModel)  # unwrapped, as AutoModel loaded it
+    return merged
 
 
 def _load_weights(model: nn.Module, path: Path) -> nn.Module:
-    trained = load_file(path)
-    unknown = model.load_state_dict(trained, strict=False).unexpected_keys
+    state_dict = load_file(path)
+    unknown = model.load_state_dict(state_dict, strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"it has no {unknown[0]}")
     return model

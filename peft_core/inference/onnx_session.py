@@ -1,4 +1,4 @@
-"""An exported ONNX model at work: texts to raw outputs with ONNX Runtime, without torch's own model."""
+"""Run an exported ONNX model with ONNX Runtime, without the torch model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime import InferenceSession, SessionOptions
-from onnxruntime.capi import onnxruntime_pybind11_state as ort
+from onnxruntime import (
+    InferenceSession,
+    SessionOptions,  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
+)
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as ort,  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
+)
 from transformers import AutoTokenizer
 
-from peft_core.data.labelled import cut
+from peft_core.data.labelled import truncate_text
 from peft_core.errors import RunError
 from peft_core.inference.batching import batches
-from peft_core.progress import unheard
+from peft_core.progress import no_progress
 
 FP32_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
 _DAMAGED = (
@@ -24,7 +29,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A session and the tokenizer that was exported with it, which knows how much of a text is read."""
+    """A session and the tokenizer exported with it, whose `model_max_length` limits the texts."""
 
     session: InferenceSession
     tokenizer: Any
@@ -33,40 +38,53 @@ class OnnxModel:
         self,
         texts: Sequence[str],
         text_pairs: Sequence[str] | None = None,
-        progress: Callable[[float], None] = unheard,
+        progress: Callable[[float], None] = no_progress,
     ) -> np.ndarray:
-        """Raw outputs, float32 (texts, labels) in the order given; batched by length, so little is padded.
+        """Return logits, float32 (texts, labels), in the order of the texts.
 
-        The int8 model scales its numbers by the largest of each batch, so a text's outputs differ a little
-        with the texts beside it.
+        Texts are batched by length. The int8 model quantizes activations by the largest of each batch, so a
+        text's logits depend a little on the other texts of its batch.
+
+        Args:
+            texts: The texts.
+            text_pairs: The second text of each row.
+            progress: Called with the share of texts done, from 0 to 1.
         """
-        most = self.tokenizer.model_max_length
+        max_length = self.tokenizer.model_max_length
         sides = [texts] if text_pairs is None else [texts, text_pairs]
-        short = [[cut(text, most) for text in side] for side in sides]
+        truncated = [[truncate_text(text, max_length) for text in side] for side in sides]
         out = np.empty((len(texts), self.session.get_outputs()[0].shape[-1]), dtype=np.float32)
         if not len(texts):
             return out
-        rows, done = self.tokenizer(*short, truncation=True), 0
-        for chosen in batches([len(ids) for ids in rows["input_ids"]]):
-            out[chosen] = self._run({name: [rows[name][i] for i in chosen] for name in rows})
-            done += len(chosen)
+        rows, done = self.tokenizer(*truncated, truncation=True), 0
+        for indices in batches([len(ids) for ids in rows["input_ids"]]):
+            out[indices] = self._run({name: [rows[name][i] for i in indices] for name in rows})
+            done += len(indices)
             progress(done / len(texts))
         return out
 
     def _run(self, batch: dict[str, list]) -> np.ndarray:
         padded = self.tokenizer.pad(batch, return_tensors="np")
-        wanted = [given.name for given in self.session.get_inputs()]
-        return self.session.run(["logits"], {name: padded[name].astype(np.int64) for name in wanted})[0]
+        names = [model_input.name for model_input in self.session.get_inputs()]
+        (logits,) = self.session.run(["logits"], {name: padded[name].astype(np.int64) for name in names})
+        assert isinstance(logits, np.ndarray)  # the graph's output is a tensor
+        return logits
 
 
 def load_onnx(folder: Path, file: str = FP32_FILE, threads: int = 0) -> OnnxModel:
-    """An exported model from its folder, on `threads` CPU threads (0: ONNX Runtime's own choice).
+    """Load an exported model from its folder.
 
-    Raises RunError if the folder has no such file, or it is damaged.
+    Args:
+        folder: The run's `onnx/` folder.
+        file: FP32_FILE or INT8_FILE.
+        threads: CPU threads; 0 for ONNX Runtime's default.
+
+    Raises:
+        RunError: If the file is missing or damaged.
     """
     options = SessionOptions()
     options.intra_op_num_threads = threads
-    # waiting threads would take the cores from torch and from other processes
+    # spinning threads would take the cores from torch and from other processes
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])

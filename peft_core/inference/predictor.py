@@ -1,4 +1,4 @@
-"""Texts to labels or numbers, from a run's base model, its adapter or its merged model."""
+"""Predict labels or numbers for texts with a run's base model, adapter or merged model."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,25 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from peft_core.data.labelled import cut
+from peft_core.data.labelled import truncate_text
 from peft_core.errors import DataError, HubError, RunError
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import PLAIN, Decision
+from peft_core.inference.decision import PLAIN, DecisionRule
 from peft_core.inference.loading import ADAPTER, BASE, VARIANTS, load_adapter_base, load_variant
-from peft_core.inference.probe import probe_of
-from peft_core.problems import MULTI, REGRESSION, joined
-from peft_core.progress import unheard
+from peft_core.inference.probe import load_or_fit_probe
+from peft_core.problems import MULTI, REGRESSION, join_labels
+from peft_core.progress import no_progress
 from peft_core.runs import Run
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one text, and the milliseconds it took.
+    """A model's prediction for one text.
 
-    One label: `label`, and in `scores` the probability of every label (sum 1). Several: `labels` with a
-    probability over their threshold, joined in `label`, and each label's own probability. A number: `value`,
-    also as text in `label`, and no scores. `abstained` where the confidence is below the run's own bound.
+    Attributes:
+        label: The predicted label; multi-label: the labels joined by commas; regression: the number as text.
+        scores: The probability of every label; single label: they sum to 1. Empty for a regression.
+        ms: Milliseconds that the prediction took.
+        logits: The raw outputs.
+        note: A remark for the user, or an empty text.
+        labels: Multi-label: the labels whose probability reaches their threshold.
+        value: Regression: the number.
+        confidence: Probability of the prediction, from 0 to 1; None for a regression.
+        abstained: Whether the confidence is below the decision rule's `abstain_below`.
     """
 
     label: str
@@ -40,54 +47,64 @@ class Prediction:
     abstained: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: `label`, `scores`, `ms`, `note`, `confidence`, `abstained`, and `labels` or `value`
-        where the task has them."""
-        found = {"label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note}
+        """Return JSON types: `label`, `scores`, `ms`, `note`, and the fields that the problem type has."""
+        fields: dict[str, Any] = {
+            "label": self.label, "scores": self.scores, "ms": self.ms, "note": self.note,
+        }  # fmt: skip
         if self.confidence is not None:
-            found |= {"confidence": self.confidence, "abstained": self.abstained}
+            fields |= {"confidence": self.confidence, "abstained": self.abstained}
         if self.labels is not None:
-            found["labels"] = list(self.labels)
-        return found if self.value is None else {**found, "value": self.value}
+            fields["labels"] = list(self.labels)
+        return fields if self.value is None else {**fields, "value": self.value}
 
 
 class Predictor:
-    """A run's base, adapter or merged model, loaded once. Raises RunError, ModelError or HubError."""
+    """A run's base, adapter or merged model, loaded once.
+
+    Args:
+        run_dir: The run's folder.
+        variant: base, adapter or merged. A base model without a trained head is replaced by a probe, or by a
+            constant prediction if the training rows are gone; `fallback_note` says so.
+
+    Raises:
+        RunError, ModelError or HubError: If files are lost or changed.
+    """
 
     def __init__(self, run_dir: str | Path, variant: str = ADAPTER) -> None:
         if variant not in VARIANTS:
             raise RunError(f"There is no variant {variant!r}; it is one of {', '.join(VARIANTS)}.")
         self.run, self.variant = Run(Path(run_dir)), variant
         self.classifier = Classifier.read(self.run)
-        self.standing_in = ""  # in words, what stands in for a base model whose head was never trained
+        self.fallback_note = ""  # says what replaces a base model without a trained head
         if variant == BASE and self.classifier.head_is_fresh:
-            self.model, self.tokenizer, self.standing_in = self._stand_in()
+            self.model, self.tokenizer, self.fallback_note = self._load_fallback()
         else:
             self.model, self.tokenizer = load_variant(self.run, self.classifier, variant)
         if self.model is not None:
             self.model.eval()
 
     @property
-    def decision(self) -> Decision:
-        """The rule saved with the run, as it is now; it is the adapter's, and says nothing of a base."""
-        return PLAIN if self.variant == BASE else Decision.read(self.run)
+    def decision_rule(self) -> DecisionRule:
+        """The rule saved with the run at present; it is the adapter's, so a base model has the plain rule."""
+        return PLAIN if self.variant == BASE else DecisionRule.read(self.run)
 
     @property
     def shows_baseline(self) -> bool:
-        """Whether the best constant answer stands in: there is no model to ask."""
+        """Whether there is no model and the best constant prediction replaces it."""
         return self.model is None
 
-    def _stand_in(self) -> tuple[Any, Any, str]:
-        """A probe on the frozen base, or nothing but words where the training rows are gone."""
+    def _load_fallback(self) -> tuple[Any, Any, str]:
+        """Return a probe on the frozen base, its tokenizer and a note; only a note if the rows are gone."""
         base = load_adapter_base(self.run, self.classifier)
         try:
-            probe, fitted = probe_of(self.run, base, self.classifier)
+            probe, fitted = load_or_fit_probe(self.run, base, self.classifier)
         except (DataError, HubError):
-            task = self.classifier.problem_type
-            what = {MULTI: "most frequent set of labels", REGRESSION: "median"}.get(task, "majority class")
+            baselines = {MULTI: "most frequent set of labels", REGRESSION: "median"}
+            baseline = baselines.get(self.classifier.problem_type, "majority class")
             return (
                 None,
                 None,
-                f"This base model has no trained head, so the {what} of the training rows is shown.",
+                f"This base model has no trained head, so the {baseline} of the training rows is shown.",
             )
         kind = "ridge" if self.classifier.problem_type == REGRESSION else "logistic"
         return (
@@ -100,9 +117,10 @@ class Predictor:
     def predict(
         self, texts: Sequence[str], text_pairs: Sequence[str | None] | None = None
     ) -> list[Prediction]:
-        """One Prediction a text (and its second text), in order.
+        """Return one Prediction per text (and second text), in order.
 
-        Raises DataError for a text that is empty, or pairs where the run has none and the other way round.
+        Raises:
+            DataError: If a text is empty, or second texts are missing or not expected.
         """
         check_texts(texts)
         pairs = self._checked_pairs(texts, text_pairs)
@@ -111,58 +129,65 @@ class Predictor:
         start = time.perf_counter()
         logits = self.logits(texts, pairs)
         ms = 1000 * (time.perf_counter() - start) / len(texts)
-        return predictions(logits, self.classifier, ms, self.decision, self.standing_in)
+        return predictions(logits, self.classifier, ms, self.decision_rule, self.fallback_note)
 
     def logits(
         self,
         texts: Sequence[str],
         text_pairs: Sequence[str] | None = None,
-        progress: Callable[[float], None] = unheard,
+        progress: Callable[[float], None] = no_progress,
     ) -> np.ndarray:
-        """Raw outputs, float32 of shape (texts, labels), in the order of the texts."""
-        most = self.classifier.max_length
-        return batched_logits(self.model, self.tokenizer, texts, most, progress, text_pairs=text_pairs)
+        """Return logits, float32 of shape (texts, labels), in the order of the texts."""
+        max_length = self.classifier.max_length
+        return batched_logits(self.model, self.tokenizer, texts, max_length, progress, text_pairs=text_pairs)
 
     def note(self, text: str, text_pair: str | None = None) -> str:
-        """What a person should know of how this text was read; empty if there is nothing to say."""
+        """Return a warning for the user if the text is truncated or unknown to the tokenizer; else empty."""
         if self.shows_baseline:
             return ""
         texts = [text] if text_pair is None else [text, text_pair]
-        most = self.classifier.max_length
-        short = [cut(one, most) for one in texts]
-        ids = self.tokenizer(*short, verbose=False)["input_ids"]
+        max_length = self.classifier.max_length
+        truncated = [truncate_text(part, max_length) for part in texts]
+        ids = self.tokenizer(*truncated, verbose=False)["input_ids"]
         unknown = self.tokenizer.unk_token_id
         words = [i for i in ids if i == unknown or i not in self.tokenizer.all_special_ids]
         if words and all(i == unknown for i in words):
             return "The tokenizer knows none of these characters, so the answer means little."
-        if len(ids) > most or short != texts:
-            return f"Only the first {most} tokens were read."
+        if len(ids) > max_length or truncated != texts:
+            return f"Only the first {max_length} tokens were read."
         return ""
 
     def _checked_pairs(
         self, texts: Sequence[str], pairs: Sequence[str | None] | None
     ) -> Sequence[str] | None:
-        given = [pair for pair in pairs or () if pair not in (None, "")]
+        second_texts = [pair for pair in pairs or () if pair is not None and pair != ""]
         if not self.classifier.text_pair:
-            if given:
+            if second_texts:
                 raise DataError(f"The run {self.run.run_id!r} reads one text; leave the second text empty.")
             return None
-        if len(given) != len(texts) or not all(isinstance(pair, str) and pair.strip() for pair in given):
+        are_texts = all(isinstance(pair, str) and pair.strip() for pair in second_texts)
+        if len(second_texts) != len(texts) or not are_texts:
             raise DataError(f"The run {self.run.run_id!r} reads pairs; type the second text too.")
-        return given
+        return second_texts
 
     def _baseline(self) -> Prediction:
         result = self.run.result()
-        best, shares = result["baseline"], result.get("train_label_shares", {})
-        several = self.classifier.problem_type == MULTI
-        labels = tuple(self.classifier.labels[i] for i in best["indices"]) if several else None
+        baseline, shares = result["baseline"], result.get("train_label_shares", {})
+        labels = None
+        if self.classifier.problem_type == MULTI:
+            labels = tuple(self.classifier.labels[i] for i in baseline["indices"])
         return Prediction(
-            best["label"], shares, 0.0, note=self.standing_in, labels=labels, value=best.get("value")
+            baseline["label"],
+            shares,
+            0.0,
+            note=self.fallback_note,
+            labels=labels,
+            value=baseline.get("value"),
         )
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise DataError for a text that is no text, or is empty."""
+    """Raise DataError if a text is empty or not a string."""
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise DataError("The text is empty; type a sentence to classify.")
@@ -172,26 +197,29 @@ def predictions(
     logits: np.ndarray,
     classifier: Classifier,
     ms: float,
-    decision: Decision = PLAIN,
+    decision_rule: DecisionRule = PLAIN,
     note: str = "",
 ) -> list[Prediction]:
-    """What raw outputs (texts, labels) say of each text, by a decision's rule."""
-    task, names = classifier.problem_type, classifier.labels
+    """Turn logits (texts, labels) into one Prediction per text, by a decision rule."""
+    problem_type, names = classifier.problem_type, classifier.labels
     rows = zip(
-        decision.decide(logits, task),
-        decision.probabilities(logits, task).tolist(),
-        decision.confidence(logits, task).tolist(),
+        decision_rule.decide(logits, problem_type),
+        decision_rule.probabilities(logits, problem_type).tolist(),
+        decision_rule.confidence(logits, problem_type).tolist(),
         logits.tolist(),
         strict=True,
     )
-    found = []
-    for decided, shares, sure, raw in rows:
-        if task == REGRESSION:
-            label, each, more = f"{decided:.4g}", {}, {"value": float(decided)}
-        else:
-            given = tuple(names[i] for i in np.flatnonzero(decided)) if task == MULTI else None
-            label = joined(given) if given is not None else names[int(decided)]
-            each = dict(zip(names, shares, strict=True))
-            more = {"labels": given, "confidence": sure, "abstained": sure < decision.abstain_below}
-        found.append(Prediction(label, each, ms, tuple(raw), note, **more))
-    return found
+    predicted = []
+    for decided, probabilities, confidence, raw in rows:
+        if problem_type == REGRESSION:
+            number = float(decided)
+            predicted.append(Prediction(f"{decided:.4g}", {}, ms, tuple(raw), note, value=number))
+            continue
+        labels = None
+        if problem_type == MULTI:
+            labels = tuple(names[i] for i in np.flatnonzero(decided))
+        label = names[int(decided)] if labels is None else join_labels(labels)
+        scores = dict(zip(names, probabilities, strict=True))
+        abstained = confidence < decision_rule.abstain_below
+        predicted.append(Prediction(label, scores, ms, tuple(raw), note, labels, None, confidence, abstained))
+    return predicted

@@ -1,4 +1,4 @@
-"""The rows that a run was judged on, one by one: its hardest mistakes, and a search over them all."""
+"""Inspect a run's test or validation rows: the hardest mistakes, and a search over all rows."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -7,86 +7,97 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from peft_core.errors import ConfigError, RunError
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
-from peft_core.problems import MULTI, NO_LABEL, REGRESSION, SINGLE, joined
-from peft_core.rows import TEST, VALIDATION, JudgedRows, judged_rows
+from peft_core.inference.decision import DecisionRule
+from peft_core.problems import MULTI, NO_LABEL, REGRESSION, SINGLE, join_labels
+from peft_core.rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
 from peft_core.runs import Run
 
-MOST = 500  # rows in one answer
+MAX_ROWS = 500  # rows in one response
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run's test or validation rows under its Decision: calibrated, with its thresholds.
+class Evaluation:
+    """A run's test or validation rows with the predictions of its decision rule.
 
-    The model was not trained on either, so its probabilities are out-of-sample; those of validation rows a
-    little less so, for temperature and thresholds may have been chosen on them.
+    The model was not trained on these rows, so its probabilities are out-of-sample; on validation rows less
+    strictly so, because temperature and thresholds may have been fitted to them.
     """
 
-    rows: JudgedRows
+    rows: EvaluationRows
     labels: tuple[str, ...]
     problem_type: str
-    decision: Decision
+    decision_rule: DecisionRule
 
     @classmethod
-    def read(cls, run: Run, part: str = TEST) -> "Judged":
-        """RunError if the run has no such rows, or no adapter."""
+    def read(cls, run: Run, part: str = TEST) -> "Evaluation":
+        """Load a run's rows; RunError if the run has no such rows, or no adapter."""
         if part not in (TEST, VALIDATION):
             raise RunError(f"There are no {part!r} rows; choose {TEST} or {VALIDATION}.")
         classifier = Classifier.read(run)
-        rows = judged_rows(run, part)
-        return cls(rows, classifier.labels, classifier.problem_type, Decision.read(run))
+        rows = load_evaluation_rows(run, part)
+        return cls(rows, classifier.labels, classifier.problem_type, DecisionRule.read(run))
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Calibrated, float64 (rows, labels); of a number the number itself."""
-        return self.decision.probabilities(self.rows.logits, self.problem_type)
+        """Calibrated probabilities, float64 (rows, labels); a regression's numbers as they are."""
+        return self.decision_rule.probabilities(self.rows.logits, self.problem_type)
 
     @cached_property
     def decided(self) -> np.ndarray:
-        """As `problems.decide`, by the run's Decision."""
-        return self.decision.decide(self.rows.logits, self.problem_type)
+        """Predictions as `problems.decide` returns them, by the run's decision rule."""
+        return self.decision_rule.decide(self.rows.logits, self.problem_type)
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """From 0 to 1 (rows,), as `Decision.confidence`."""
-        return self.decision.confidence(self.rows.logits, self.problem_type)
+        """`DecisionRule.confidence`, from 0 to 1 (rows,)."""
+        return self.decision_rule.confidence(self.rows.logits, self.problem_type)
 
     @cached_property
     def wrong(self) -> np.ndarray:
-        """Bool (rows,): another label, or not the same set of them; no number is wrong."""
+        """Bool (rows,): whether the predicted label or label set is not the true one; regression: False."""
         if self.problem_type == REGRESSION:
             return np.zeros(len(self.rows), dtype=bool)
         return (self.decided != self.rows.labels).reshape(len(self.rows), -1).any(-1)
 
     @cached_property
     def loss(self) -> np.ndarray:
-        """(rows,): -ln of the true label's probability, of several labels its mean; of a number the error."""
+        """Log loss in nats (rows,); multi-label: mean over the labels; regression: absolute error."""
         true, raw = self.rows.labels, self.rows.logits
         if self.problem_type == REGRESSION:
             return np.abs(raw[:, 0] - true)
-        scaled = raw / self.decision.temperature  # from the raw outputs: a probability of 0 or 1 says no more
+        # from logits, because probabilities that round to 0 or 1 lose the difference
+        scaled = raw / self.decision_rule.temperature
         if self.problem_type == MULTI:
             return np.logaddexp(0.0, np.where(true == 1, -scaled, scaled)).mean(-1)
         return np.logaddexp.reduce(scaled, -1) - np.take_along_axis(scaled, true[:, None], -1)[:, 0]
 
-    def named(self, answers: np.ndarray) -> list[str]:
-        """Answers as `problems.decide` gives them, as people read them."""
+    def format_labels(self, labels: np.ndarray) -> list[str]:
+        """Return labels or predictions, in the format of `problems.decide`, as text."""
         if self.problem_type == REGRESSION:
-            return [f"{value:.4g}" for value in answers]
+            return [f"{number:.4g}" for number in labels]
         if self.problem_type == MULTI:
-            return [joined([self.labels[i] for i in np.flatnonzero(held)]) for held in answers]
-        return [self.labels[i] for i in answers]
+            return [join_labels([self.labels[i] for i in np.flatnonzero(row)]) for row in labels]
+        return [self.labels[i] for i in labels]
 
-    def describe(self, places: Sequence[int], reasons: Sequence[str]) -> list[dict[str, Any]]:
-        """These rows as JSON types: `row` (from 1), `text`, `text_pair` (or None), `true`, `predicted`,
-        `confidence` (None for a number), `loss`, `wrong` and `reason`."""
-        at = np.asarray(places, dtype=np.int64)
-        true, predicted = self.named(self.rows.labels[at]), self.named(self.decided[at])
-        pairs, number = self.rows.pairs, self.problem_type == REGRESSION
+    def to_records(self, indices: ArrayLike, reasons: Sequence[str]) -> list[dict[str, Any]]:
+        """Return rows as JSON types.
+
+        Args:
+            indices: Positions of the rows, from 0.
+            reasons: The `reason` of each row.
+
+        Returns:
+            `row` (number, from 1), `text`, `text_pair` (or None), `true`, `predicted`, `confidence` (None for
+            a regression), `loss`, `wrong` and `reason` of each row.
+        """
+        at = np.asarray(indices, dtype=np.int64)
+        true = self.format_labels(self.rows.labels[at])
+        predicted = self.format_labels(self.decided[at])
+        pairs, is_regression = self.rows.pairs, self.problem_type == REGRESSION
         return [
             {
                 "row": int(i) + 1,
@@ -94,7 +105,7 @@ class Judged:
                 "text_pair": pairs[i] if pairs else None,
                 "true": true[n],
                 "predicted": predicted[n],
-                "confidence": None if number else float(self.confidence[i]),
+                "confidence": None if is_regression else float(self.confidence[i]),
                 "loss": float(self.loss[i]),
                 "wrong": bool(self.wrong[i]),
                 "reason": reasons[n],
@@ -103,15 +114,17 @@ class Judged:
         ]
 
 
-def hardest(run: Run, part: str = TEST, most: int = 50) -> list[dict[str, Any]]:
-    """The wrong rows with the largest loss, where the model was surest of another label; of numbers the rows
-    with the largest error. The worst first, as `Judged.describe` gives them; RunError for lost rows."""
-    judged = Judged.read(run, part)
-    order = np.argsort(-judged.loss, kind="stable")
-    if judged.problem_type != REGRESSION:
-        order = order[judged.wrong[order]]
-    order = order[: _count(most)]
-    return judged.describe(order, [why_wrong(judged, i) for i in order])
+def hardest(run: Run, part: str = TEST, max_rows: int = 50) -> list[dict[str, Any]]:
+    """Return the wrong rows with the largest loss (regression: with the largest error), worst first.
+
+    A row has the keys of `Evaluation.to_records`. Raises RunError if the rows are lost.
+    """
+    evaluation = Evaluation.read(run, part)
+    order = np.argsort(-evaluation.loss, kind="stable")
+    if evaluation.problem_type != REGRESSION:
+        order = order[evaluation.wrong[order]]
+    order = order[: _limit(max_rows)]
+    return evaluation.to_records(order, [describe_mistake(evaluation, i) for i in order])
 
 
 def search_rows(
@@ -124,89 +137,108 @@ def search_rows(
     hardest_first: bool = False,
     part: str = TEST,
     start: int = 0,
-    most: int = 50,
+    max_rows: int = 50,
 ) -> dict[str, Any]:
-    """`total`, how many rows match, and `rows`, those from `start` on, as `Judged.describe` gives them.
+    """Search a run's rows by words and labels.
 
-    A row matches if it holds each word of the query, in any case and with or without accents, in one of its
-    texts, and has these labels (of several labels: has this one among them). Raises ConfigError for an
-    unknown label, or for a question that numbers cannot answer, RunError for lost rows.
+    Args:
+        run: The run.
+        query: Words that must all occur in the row's texts; case and accents are ignored.
+        true: True label; multi-label: one of the true labels.
+        predicted: Predicted label; multi-label: one of the predicted labels.
+        only_wrong: Whether to return wrong rows only.
+        hardest_first: Whether to sort by falling loss instead of by row.
+        part: TEST or VALIDATION.
+        start: Number of matching rows to skip.
+        max_rows: Most rows to return, at most MAX_ROWS.
+
+    Returns:
+        `total`, the number of matching rows, and `rows`, with the keys of `Evaluation.to_records`.
+
+    Raises:
+        ConfigError: If a label is unknown, or the run is a regression and cannot be filtered so.
+        RunError: If the rows are lost.
     """
-    judged = Judged.read(run, part)
-    found = np.ones(len(judged.rows), dtype=bool)
-    for label, answers in ((true, judged.rows.labels), (predicted, judged.decided)):
+    evaluation = Evaluation.read(run, part)
+    matches = np.ones(len(evaluation.rows), dtype=bool)
+    for label, labels in ((true, evaluation.rows.labels), (predicted, evaluation.decided)):
         if label is not None:
-            found &= _has(judged, answers, label)
+            matches &= _has_label(evaluation, labels, label)
     if only_wrong:
-        if judged.problem_type == REGRESSION:
+        if evaluation.problem_type == REGRESSION:
             raise ConfigError("A number is never simply wrong; ask for the largest errors instead.")
-        found &= judged.wrong
-    places = _containing(judged.rows, query, np.flatnonzero(found))
+        matches &= evaluation.wrong
+    indices = _filter_by_query(evaluation.rows, query, np.flatnonzero(matches))
     if hardest_first:
-        places = places[np.argsort(-judged.loss[places], kind="stable")]
+        indices = indices[np.argsort(-evaluation.loss[indices], kind="stable")]
     first = max(0, int(start))
-    shown = places[first : first + _count(most)]
-    return {"total": len(places), "rows": judged.describe(shown, [why_wrong(judged, i) for i in shown])}
+    page = indices[first : first + _limit(max_rows)]
+    reasons = [describe_mistake(evaluation, i) for i in page]
+    return {"total": len(indices), "rows": evaluation.to_records(page, reasons)}
 
 
-def why_wrong(judged: Judged, i: int) -> str:
-    """What the model said of a row and what its label is, in a sentence; empty where they are the same."""
-    if judged.problem_type == REGRESSION:
-        value, true = judged.decided[i], judged.rows.labels[i]
-        side = "high" if value > true else "low"
-        return f"{abs(value - true):.4g} too {side}." if value != true else ""
-    if not judged.wrong[i]:
+def describe_mistake(evaluation: Evaluation, i: int) -> str:
+    """Return a sentence on how a row's prediction differs from its label; empty if they are equal."""
+    if evaluation.problem_type == REGRESSION:
+        number, true = evaluation.decided[i], evaluation.rows.labels[i]
+        side = "high" if number > true else "low"
+        return f"{abs(number - true):.4g} too {side}." if number != true else ""
+    if not evaluation.wrong[i]:
         return ""
-    shares = judged.probabilities[i]
-    if judged.problem_type == SINGLE:
-        said, true = judged.decided[i], judged.rows.labels[i]
+    probabilities = evaluation.probabilities[i]
+    predicted, true = evaluation.decided[i], evaluation.rows.labels[i]
+    if evaluation.problem_type == SINGLE:
         return (
-            f"The model says {judged.labels[said]} ({percent(shares[said])}); the row's label "
-            f"{judged.labels[true]} gets {percent(shares[true])}."
+            f"The model says {evaluation.labels[predicted]} ({percent(probabilities[predicted])}); the row's "
+            f"label {evaluation.labels[true]} gets {percent(probabilities[true])}."
         )
-    said, true = judged.decided[i], judged.rows.labels[i]
-    more = [f"{judged.labels[k]} ({percent(shares[k])})" for k in np.flatnonzero(said > true)]
-    less = [f"{judged.labels[k]} ({percent(shares[k])})" for k in np.flatnonzero(said < true)]
-    words = [f"gives {joined(more)} too"] * bool(more) + [f"leaves out {joined(less)}"] * bool(less)
-    return f"The model {' and '.join(words)}."
+    extra = [
+        f"{evaluation.labels[k]} ({percent(probabilities[k])})" for k in np.flatnonzero(predicted > true)
+    ]
+    missing = [
+        f"{evaluation.labels[k]} ({percent(probabilities[k])})" for k in np.flatnonzero(predicted < true)
+    ]
+    parts = [f"gives {join_labels(extra)} too"] * bool(extra)
+    parts += [f"leaves out {join_labels(missing)}"] * bool(missing)
+    return f"The model {' and '.join(parts)}."
 
 
-def percent(share: float) -> str:
-    """A probability as people read it: 98.7 %, above 99.9 %."""
-    if share > 0.999:
+def percent(probability: float) -> str:
+    """Format a probability: 98.7 %, above 99.9 %."""
+    if probability > 0.999:
         return "above 99.9 %"
-    return "below 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+    return "below 0.1 %" if probability < 0.001 else f"{100 * probability:.1f} %"
 
 
-def _count(most: int) -> int:
-    return min(MOST, max(1, int(most)))
+def _limit(max_rows: int) -> int:
+    return min(MAX_ROWS, max(1, int(max_rows)))
 
 
-def _has(judged: Judged, answers: np.ndarray, label: str) -> np.ndarray:
-    """Which answers (rows,) are this label, or have it among theirs."""
-    if judged.problem_type == REGRESSION:
+def _has_label(evaluation: Evaluation, labels: np.ndarray, label: str) -> np.ndarray:
+    """Return bool (rows,): which labels are this one, or include it."""
+    if evaluation.problem_type == REGRESSION:
         raise ConfigError(f"There is no label {label!r}; this run predicts a number.")
-    if judged.problem_type == MULTI and label == NO_LABEL:
-        return ~answers.any(-1)
-    if label not in judged.labels:
-        raise ConfigError(f"There is no label {label!r}; it is one of {', '.join(judged.labels[:20])}.")
-    index = judged.labels.index(label)
-    return answers[:, index] == 1 if judged.problem_type == MULTI else answers == index
+    if evaluation.problem_type == MULTI and label == NO_LABEL:
+        return labels.sum(-1) == 0
+    if label not in evaluation.labels:
+        raise ConfigError(f"There is no label {label!r}; it is one of {', '.join(evaluation.labels[:20])}.")
+    index = evaluation.labels.index(label)
+    return labels[:, index] == 1 if evaluation.problem_type == MULTI else labels == index
 
 
-def _containing(rows: JudgedRows, query: str, places: np.ndarray) -> np.ndarray:
-    """The places whose texts hold every word of the query."""
-    words = _folded(query).split()
+def _filter_by_query(rows: EvaluationRows, query: str, indices: np.ndarray) -> np.ndarray:
+    """Return the indices of the rows whose texts contain every word of the query."""
+    words = _strip_accents_and_case(query).split()
     if not words:
-        return places
-    sides = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
-    texts = ("\n".join(_folded(side[i]) for side in sides) for i in places)
-    return places[[all(word in text for word in words) for text in texts]]
+        return indices
+    columns = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
+    texts = ("\n".join(_strip_accents_and_case(column[i]) for column in columns) for i in indices)
+    return indices[[all(word in text for word in words) for text in texts]]
 
 
-def _folded(text: str) -> str:
-    """Without case and accents."""
+def _strip_accents_and_case(text: str) -> str:
     if text.isascii():
         return text.lower()
-    parted = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(character for character in parted if not unicodedata.combining(character)).casefold()
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    base = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return base.casefold()

@@ -1,5 +1,6 @@
-"""Which labels of the rows that a run was judged on may be wrong, by confident learning."""
+"""Find rows of a run's test or validation split whose labels may be wrong, by confident learning."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,93 +8,125 @@ from cleanlab.filter import find_label_issues
 from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 from cleanlab.regression.rank import get_label_quality_scores
 
-from peft_core.inference.review import MOST, Judged, percent
+from peft_core.inference.review import MAX_ROWS, Evaluation, percent
 from peft_core.problems import MULTI, REGRESSION, SINGLE
 from peft_core.rows import TEST
 from peft_core.runs import Run
 
-# rows that are surely of another class; the other filters leave a class alone that has few rows
-_HOW = {"filter_by": "confident_learning", "n_jobs": 1}
-OUTLYING = 3.0  # robust standard deviations from which on an error is no longer the model's usual one
+# "confident_learning" takes rows whose probability of another class exceeds that class's mean; cleanlab's
+# other filters skip classes that have few rows
+_FILTER_OPTIONS: dict[str, Any] = {"filter_by": "confident_learning", "n_jobs": 1}
+OUTLYING = 3.0  # robust standard deviations from the median error from which a number is suspected
 
 
-def suspected_labels(run: Run, part: str = TEST, most: int = 50) -> list[dict[str, Any]]:
-    """Rows whose given label is probably wrong, the likeliest first, as `Judged.describe` gives them, with
-    `quality` (0 to 1: how well the model and the given label agree) and the reason.
+@dataclass(frozen=True)
+class _Suspect:
+    """A row whose label may be wrong.
 
-    One label and several: confident learning (Northcutt et al. 2021, arXiv:1911.00068) by cleanlab, of
-    several for each label by itself; a label that no row has, or every row, is never suspected. Numbers:
-    ranked by cleanlab's residual score, those whose error lies 3 robust standard deviations or more from the
-    usual one. All from probabilities at the run's temperature, on rows that the model was not trained on.
-    Raises RunError for lost rows.
+    Attributes:
+        index: Of the row, from 0.
+        quality: How well the model agrees with the label, from 0 to 1.
+        reason: A sentence for the user.
     """
-    judged = Judged.read(run, part)
-    found = _FINDERS[judged.problem_type](judged)
-    found = sorted(found, key=lambda one: (one[1], one[0]))[: min(MOST, max(1, int(most)))]
-    rows = judged.describe([i for i, _, _ in found], [reason for _, _, reason in found])
-    return [{**row, "quality": float(quality)} for row, (_, quality, _) in zip(rows, found, strict=True)]
+
+    index: int
+    quality: float
+    reason: str
 
 
-def _wrong_class(judged: Judged) -> list[tuple[int, float, str]]:
-    """Place, quality and reason of each suspected row."""
-    given, shares = judged.rows.labels, judged.probabilities
-    if len(np.unique(given)) < 2:  # nothing to compare with, which cleanlab refuses
+def suspected_labels(run: Run, part: str = TEST, max_rows: int = 50) -> list[dict[str, Any]]:
+    """Return the rows whose label is probably wrong, lowest quality first.
+
+    Single and multi-label: confident learning by cleanlab, for each label separately if multi-label; a label
+    that no row has, or every row, is never suspected. Regression: rows whose error lies OUTLYING robust
+    standard deviations or more from the median error, ranked by cleanlab's residual score. All scores use
+    probabilities at the run's temperature, on rows that the model was not trained on.
+
+    Args:
+        run: The run.
+        part: TEST or VALIDATION.
+        max_rows: Most rows to return, at most MAX_ROWS.
+
+    Returns:
+        The keys of `Evaluation.to_records`, with the `reason` and `quality` (0 to 1: how well the model
+        agrees with the label).
+
+    Raises:
+        RunError: If the rows are lost.
+
+    Source: Northcutt et al. 2021, arXiv:1911.00068.
+    """
+    evaluation = Evaluation.read(run, part)
+    suspects = _FINDERS[evaluation.problem_type](evaluation)
+    suspects = sorted(suspects, key=lambda suspect: (suspect.quality, suspect.index))
+    suspects = suspects[: min(MAX_ROWS, max(1, int(max_rows)))]
+    rows = evaluation.to_records(
+        [suspect.index for suspect in suspects], [suspect.reason for suspect in suspects]
+    )
+    return [{**row, "quality": suspect.quality} for row, suspect in zip(rows, suspects, strict=True)]
+
+
+def _single_label_suspects(evaluation: Evaluation) -> list[_Suspect]:
+    labels, probabilities = evaluation.rows.labels, evaluation.probabilities
+    if len(np.unique(labels)) < 2:  # cleanlab raises for a single class
         return []
-    places = np.flatnonzero(find_label_issues(given, shares, **_HOW))
-    names, best = judged.labels, shares.argmax(-1)
+    indices = np.flatnonzero(find_label_issues(labels, probabilities, **_FILTER_OPTIONS))
+    names, best = evaluation.labels, probabilities.argmax(-1)
     return [
-        (
-            i,
-            shares[i, given[i]],
-            f"Labelled {names[given[i]]} ({percent(shares[i, given[i]])}), but reads like "
-            f"{names[best[i]]} ({percent(shares[i, best[i]])}).",
+        _Suspect(
+            int(i),
+            float(probabilities[i, labels[i]]),
+            f"Labelled {names[labels[i]]} ({percent(probabilities[i, labels[i]])}), but reads like "
+            f"{names[best[i]]} ({percent(probabilities[i, best[i]])}).",
         )
-        for i in places
+        for i in indices
     ]
 
 
-def _wrong_classes(judged: Judged) -> list[tuple[int, float, str]]:
-    given, shares = judged.rows.labels, judged.probabilities
-    varied = np.flatnonzero(given.any(0) & ~given.all(0))
+def _multi_label_suspects(evaluation: Evaluation) -> list[_Suspect]:
+    labels, probabilities = evaluation.rows.labels, evaluation.probabilities
+    varied = np.flatnonzero(labels.any(0) & ~labels.all(0))
     if not len(varied):
         return []
-    sets = [np.flatnonzero(row).tolist() for row in given[:, varied]]
-    issues = np.zeros(given.shape, dtype=bool)
-    issues[:, varied] = find_multilabel_issues_per_class(sets, shares[:, varied], **_HOW)
-    agreement = np.where(given == 1, shares, 1 - shares)
+    sets = [np.flatnonzero(row).tolist() for row in labels[:, varied]]
+    issues = np.zeros(labels.shape, dtype=bool)
+    issues[:, varied] = find_multilabel_issues_per_class(sets, probabilities[:, varied], **_FILTER_OPTIONS)
+    agreement = np.where(labels == 1, probabilities, 1 - probabilities)
     return [
-        (i, agreement[i, issues[i]].min(), _doubts(judged, i, issues[i]))
+        _Suspect(
+            int(i), float(agreement[i, issues[i]].min()), _multi_label_reason(evaluation, int(i), issues[i])
+        )
         for i in np.flatnonzero(issues.any(-1))
     ]
 
 
-def _doubts(judged: Judged, i: int, doubted: np.ndarray) -> str:
-    """What is doubted of one row's labels."""
+def _multi_label_reason(evaluation: Evaluation, i: int, issues: np.ndarray) -> str:
     parts = [
-        f"{judged.labels[k]} is {'given' if judged.rows.labels[i, k] else 'missing'}, and has "
-        f"{percent(judged.probabilities[i, k])}"
-        for k in np.flatnonzero(doubted)
+        f"{evaluation.labels[k]} is {'given' if evaluation.rows.labels[i, k] else 'missing'}, and has "
+        f"{percent(evaluation.probabilities[i, k])}"
+        for k in np.flatnonzero(issues)
     ]
     return f"{'; '.join(parts)}."
 
 
-def _wrong_number(judged: Judged) -> list[tuple[int, float, str]]:
-    given, found = judged.rows.labels, judged.decided
-    errors = found - given
-    usual = np.median(errors)
-    scale = 1.4826 * np.median(np.abs(errors - usual)) or errors.std()  # the MAD of normal errors is 0.6745
+def _regression_suspects(evaluation: Evaluation) -> list[_Suspect]:
+    labels, predicted = evaluation.rows.labels, evaluation.decided
+    errors = predicted - labels
+    median = np.median(errors)
+    scale = 1.4826 * np.median(np.abs(errors - median)) or errors.std()  # the MAD of normal errors is 0.6745
     if not scale:
         return []
-    quality = get_label_quality_scores((given + usual) / scale, found / scale, method="residual")
-    far = np.abs(errors - usual) / scale
+    quality = get_label_quality_scores((labels + median) / scale, predicted / scale, method="residual")
+    distance = np.abs(errors - median) / scale
     return [
-        (
-            i,
-            quality[i],
-            f"Labelled {given[i]:.4g}, but reads like {found[i]:.4g}: {far[i]:.1f} times the usual error.",
+        _Suspect(
+            int(i),
+            float(quality[i]),
+            f"Labelled {labels[i]:.4g}, but reads like {predicted[i]:.4g}: {distance[i]:.1f} times the usual "
+            "error.",
         )
-        for i in np.flatnonzero(far >= OUTLYING)
+        for i in np.flatnonzero(distance >= OUTLYING)
     ]
 
 
-_FINDERS = {SINGLE: _wrong_class, MULTI: _wrong_classes, REGRESSION: _wrong_number}
+_FINDERS = {SINGLE: _single_label_suspects, MULTI: _multi_label_suspects, REGRESSION: _regression_suspects}

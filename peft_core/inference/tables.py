@@ -1,4 +1,4 @@
-"""A file in, the same file out with what a model says of each row; never all rows in memory."""
+"""Predict every row of a data file and write the file with the predictions, streaming the rows."""
 
 import secrets
 import time
@@ -9,99 +9,123 @@ from typing import Any
 
 import numpy as np
 
-from peft_core.data.columns import TEXT_COLUMNS, as_text
-from peft_core.data.files import damage_note, shown
+from peft_core.data.cells import as_text, short_repr
+from peft_core.data.columns import TEXT_COLUMNS
+from peft_core.data.files import damage_note
 from peft_core.data.formats import ReadOptions
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
 from peft_core.files import atomic_file, make_folder, translate_disk_errors
-from peft_core.inference.precision import SAMPLE, WORTH_IT, quicker
+from peft_core.inference.precision import MIN_ROWS, SAMPLE, optimize_for_inference
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.trained_labels import TrainedLabels, trained_data
 from peft_core.metrics import headline_interval, task_metrics
-from peft_core.problems import MULTI, REGRESSION, headline, joined
-from peft_core.progress import Progress, unheard
+from peft_core.problems import MULTI, REGRESSION, headline, join_labels
+from peft_core.progress import Progress, no_progress
 from peft_core.runs import Run
 
-PREDICTIONS = "predictions"  # the folder in a run that keeps what was predicted
-BYTES_A_ROW = 5000  # that rows may unpack to on average, if their number is bounded
-_KEPT = 5  # files in it; older ones go
+PREDICTIONS = "predictions"  # the folder of a run that holds the written files
+BYTES_PER_ROW = 5000  # mean size to which rows may unpack, where their number is limited
+_MAX_FILES = 5  # in PREDICTIONS; older ones are removed
 
 
 @dataclass(frozen=True)
 class Request:
-    """A file's columns to read; `label` only where the rows carry labels to be judged by.
+    """A file and the columns to read.
 
-    `sheet_name` and `header_row` choose the table as `ReadOptions` does.
+    Attributes:
+        path: The file.
+        text: Name of the text column.
+        text_pair: Name of the second text's column, for a run that was trained on pairs.
+        label: Name of the column of true labels, for metrics; None without them.
+        max_rows: Most rows that the file may have; None for no limit.
+        exact: Whether to predict in float32, however long it takes.
+        sheet_name: As in `ReadOptions`.
+        header_row: As in `ReadOptions`.
     """
 
     path: Path
     text: str
     text_pair: str | None = None
     label: str | None = None
-    most_rows: int | None = None
-    exact: bool = False  # answer in float32 whatever the time
+    max_rows: int | None = None
+    exact: bool = False
     sheet_name: str | None = None
     header_row: int | None = None
 
     @property
     def options(self) -> ReadOptions:
-        """How the file is read: where its rows are bounded, what it unpacks to is so as well."""
-        most = None if self.most_rows is None else BYTES_A_ROW * self.most_rows
-        return ReadOptions(self.sheet_name, self.header_row, most)
+        """How the file is read; a limit of rows also limits the size to which it may unpack."""
+        max_bytes = None if self.max_rows is None else BYTES_PER_ROW * self.max_rows
+        return ReadOptions(self.sheet_name, self.header_row, max_bytes)
 
 
-def look(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, Any]:
-    """The `columns` of a file, its first `rows`, and which are `text`, `text_pair` and `label` by the run's
-    own names or by their content (None where none is); of a workbook also its `sheets`, and the `sheet` and
-    `header_row` that are read. Raises DataError."""
+def preview_file(path: Path, run: Run, options: ReadOptions | None = None) -> dict[str, Any]:
+    """Read a file's columns and first rows, and infer the columns' roles.
+
+    Returns:
+        `columns`; `rows`, the first five; `text`, `text_pair` and `label`, the names of these columns by the
+        run's own names or by content, or None; for a workbook also `sheets`, and the `sheet` and `header_row`
+        that are read.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
     stream = open_rows(path, options or ReadOptions())
-    first = next(stream.chunks(), [])
-    trained = trained_data(run).get("columns", {})
-    named = {role: trained.get(f"{role}_column") for role in ("text", "text_pair", "label")}
-    found = {role: name if name in stream.columns else None for role, name in named.items()}
-    found["text"] = found["text"] or _guess_text(stream.columns, first)
-    return {"columns": stream.columns, "rows": first[:5], **found, **stream.facts()}
+    first_rows = next(stream.chunks(), [])
+    trained_columns = trained_data(run).get("columns", {})
+    names = {role: trained_columns.get(f"{role}_column") for role in ("text", "text_pair", "label")}
+    roles = {role: name if name in stream.columns else None for role, name in names.items()}
+    roles["text"] = roles["text"] or _guess_text_column(stream.columns, first_rows)
+    return {"columns": stream.columns, "rows": first_rows[:5], **roles, **stream.facts()}
 
 
-def predict_file(predictor: Predictor, request: Request, progress: Progress = unheard) -> dict[str, Any]:
-    """`path` of the written file, and what it holds: columns, rows, empty, abstained, neutralised, seconds,
-    `metrics` (with `headline`, `interval` and `judged` rows) where the rows carry labels, and the `form` of
-    the model that answered, as `precision.quicker` describes it (None where it was not looked for). `notes`
-    are sentences on rows that could not be read as they are, and `read` tells the sheet of a workbook.
+def predict_file(predictor: Predictor, request: Request, progress: Progress = no_progress) -> dict[str, Any]:
+    """Predict every row of a file, and write the rows with the predictions into the run's folder.
 
-    The file is read twice: first to count and check every row, so that nothing is written of one that cannot
-    be read whole. Raises DataError, one sentence; a full disk gives RunError and leaves nothing.
+    The file is read twice: first to count and check every row, so that nothing is written of a file that
+    cannot be read completely.
+
+    Returns:
+        `path` of the written file, its `columns`, the number of `rows`, of `empty` and `abstained` ones and
+        of `neutralised` cells, `seconds`; `metrics` (with `headline`, `interval` and the number of `judged`
+        rows), or None without labels; `form`, the description of the model from
+        `precision.optimize_for_inference`, or None if it was not optimized; `notes`, sentences on rows with
+        invalid bytes; `read`, the sheet of a workbook.
+
+    Raises:
+        DataError: If the file cannot be read, or has a label that the model does not know.
+        RunError: If the disk is full; nothing is left then.
     """
     start = time.perf_counter()
     if predictor.shows_baseline:
-        raise RunError(f"{predictor.standing_in} It says the same of every row; choose the adapter.")
+        raise RunError(f"{predictor.fallback_note} It says the same of every row; choose the adapter.")
     stream = open_rows(request.path, request.options)
-    job = _Job(predictor, request, stream, progress)
+    job = _FilePrediction(predictor, request, stream, progress)
     job.check()
-    form = job.take_quicker_form()
+    form = job.optimize()
     folder = predictor.run.folder / PREDICTIONS
     with translate_disk_errors():
         make_folder(folder, root=predictor.run.folder)
-    kind = writer_for(stream)
-    suffix = kind.suffix or stream.file.format
+    writer_class = writer_for(stream)
+    suffix = writer_class.suffix or stream.file.format
     name = f"{request.path.name.split('.')[0][:60]}-{predictor.variant}-{secrets.token_hex(3)}{suffix}"
     with atomic_file(folder / name) as staging:
-        writer = kind(staging, stream, job.added)
+        writer = writer_class(staging, stream, job.added)
         try:
             for rows in stream.chunks():
-                writer.write(rows, job.answers(rows))
+                writer.write(rows, job.predict(rows))
         finally:
             writer.close()
-    _forget_old(folder)
+    _remove_old(folder)
     return {
         "path": str(folder / name),
         "columns": writer.columns,
         "rows": job.done,
         "empty": job.empty,
         "abstained": job.abstained,
-        "neutralised": writer.neutralised,
+        "neutralised": writer.neutralized,
         "seconds": time.perf_counter() - start,
         "metrics": job.metrics(),
         "form": form,
@@ -110,15 +134,15 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = un
     }
 
 
-class _Job:
-    """One file under one predictor: what was asked, and what is known of the rows answered so far."""
+class _FilePrediction:
+    """The prediction of one file, with the counts, logits and labels of the rows done so far."""
 
     def __init__(self, predictor: Predictor, request: Request, stream: RowStream, progress: Progress) -> None:
         self.predictor, self.request, self.stream, self.progress = predictor, request, stream, progress
-        self.task, self.names = predictor.classifier.problem_type, predictor.classifier.labels
-        self.rule = predictor.decision
-        self.places = _places(stream, request, predictor)
-        self._trained_labels = TrainedLabels(predictor.run, self.names, self.task)
+        self.problem_type, self.names = predictor.classifier.problem_type, predictor.classifier.labels
+        self.decision_rule = predictor.decision_rule
+        self._columns = _column_indices(stream, request, predictor)
+        self._label_reader = TrainedLabels(predictor.run, self.names, self.problem_type)
         self.total = self.done = self.empty = self.abstained = 0
         self._sample: list[list[str]] = []  # the first rows' texts
         self._logits: list[np.ndarray] = []
@@ -126,167 +150,176 @@ class _Job:
 
     @property
     def added(self) -> dict[str, type]:
-        """The added columns and what they hold."""
-        if self.task == REGRESSION:
+        """The added columns and their types."""
+        if self.problem_type == REGRESSION:
             return {"predicted_value": float}
-        silence = {"abstained": bool} if self.rule.abstain_below > 0 else {}
-        shares = {f"probability_{label}": float for label in self.names}
-        return {"predicted_label": str, "confidence": float, **silence, **shares}
+        abstained = {"abstained": bool} if self.decision_rule.abstain_below > 0 else {}
+        probabilities = {f"probability_{label}": float for label in self.names}
+        return {"predicted_label": str, "confidence": float, **abstained, **probabilities}
 
     def check(self) -> None:
-        """Count the rows; DataError for one that cannot be read, or whose label the model does not know."""
-        most = self.request.most_rows
+        """Count the rows; DataError for a row that cannot be read or has a label unknown to the model."""
+        max_rows = self.request.max_rows
         for rows in self.stream.chunks():
             for number, label in enumerate(self._labels(rows), self.total + 1):
                 self._check_label(number, label)
             self.total += len(rows)
             if len(self._sample) < SAMPLE:
                 self._sample += self._texts(rows)[1][: SAMPLE - len(self._sample)]
-            if most is not None and self.total > most:
+            if max_rows is not None and self.total > max_rows:
                 raise DataError(
-                    f"{self.request.path.name!r} has more than {most:,} rows, the most that this public demo "
-                    "takes; split it."
+                    f"{self.request.path.name!r} has more than {max_rows:,} rows, the most that this public "
+                    "demo takes; split it."
                 )
             self.progress(0.0, f"Reading: {self.total:,} rows")
         if not self.total:
             raise DataError(f"The file {self.request.path.name!r} holds no rows; add some.")
 
-    def take_quicker_form(self) -> dict[str, Any] | None:
-        """Let the rows be answered by a quicker form of the model, where there are enough of them."""
-        if self.request.exact or self.total < WORTH_IT or not self._sample:
+    def optimize(self) -> dict[str, Any] | None:
+        """Optimize the model for inference if there are enough rows; return the description of its form."""
+        if self.request.exact or self.total < MIN_ROWS or not self._sample:
             return None
         self.progress(0.0, "Looking for the fastest way")
         texts, *pair = map(list, zip(*self._sample, strict=True))
-        self.predictor, form = quicker(self.predictor, texts, *pair)
+        self.predictor, form = optimize_for_inference(self.predictor, texts, *pair)
         return form
 
-    def answers(self, rows: Chunk) -> list[list[Any]]:
-        """The added cells of each row; a row without text gets none."""
-        full, sides = self._texts(rows)
+    def predict(self, rows: Chunk) -> list[list[Any]]:
+        """Return the added cells of each row; they are None for a row without text."""
+        indices, texts_of_rows = self._texts(rows)
         cells: list[list[Any]] = [[None] * len(self.added)] * len(rows)
-        if full:
-            texts, *pair = map(list, zip(*sides, strict=True))
-            logits = self.predictor.logits(texts, pair[0] if pair else None, self._heard(len(rows)))
-            for i, answer in zip(full, self._cells(logits), strict=True):
-                cells[i] = answer
-            self._judge([rows[i] for i in full], logits)
+        if indices:
+            texts, *pair = map(list, zip(*texts_of_rows, strict=True))
+            logits = self.predictor.logits(texts, pair[0] if pair else None, self._progress_of(len(rows)))
+            for i, predicted_cells in zip(indices, self._cells(logits), strict=True):
+                cells[i] = predicted_cells
+            self._add_to_metrics([rows[i] for i in indices], logits)
         self.done += len(rows)
-        self.empty += len(rows) - len(full)
+        self.empty += len(rows) - len(indices)
         return cells
 
     def metrics(self) -> dict[str, Any] | None:
-        """The task's metrics over the answered, labelled rows; None without any."""
+        """Return the metrics over the rows that have a label and a prediction; None without any."""
         if not self._truth:
             return None
-        truth = np.asarray(self._truth)
-        decided = self.rule.decide(np.concatenate(self._logits), self.task)
+        true = np.asarray(self._truth)
+        predicted = self.decision_rule.decide(np.concatenate(self._logits), self.problem_type)
         return {
-            **task_metrics(self.task, decided, truth),
-            "headline": headline(self.task),
-            "interval": list(headline_interval(self.task, decided, truth)),
-            "judged": len(truth),
+            **task_metrics(self.problem_type, predicted, true),
+            "headline": headline(self.problem_type),
+            "interval": list(headline_interval(self.problem_type, predicted, true)),
+            "judged": len(true),
         }
 
     def _texts(self, rows: Chunk) -> tuple[list[int], list[list[str]]]:
-        """The rows that have text, and the text of each, or both of its texts."""
-        places = [self.places[side] for side in ("text", "text_pair") if side in self.places]
-        read = [[as_text(row[place]) for place in places] for row in rows]
-        full = [i for i, texts in enumerate(read) if all(text.strip() for text in texts)]
-        return full, [read[i] for i in full]
+        """Return the indices of the rows that have text, and the one or two texts of each of them."""
+        columns = [self._columns[role] for role in ("text", "text_pair") if role in self._columns]
+        texts_of_rows = [[as_text(row[column]) for column in columns] for row in rows]
+        indices = [i for i, texts in enumerate(texts_of_rows) if all(text.strip() for text in texts)]
+        return indices, [texts_of_rows[i] for i in indices]
 
-    def _heard(self, rows: int) -> Callable[[float], None]:
-        before = self.done
+    def _progress_of(self, rows: int) -> Callable[[float], None]:
+        done_before = self.done
 
-        def heard(share: float) -> None:
-            done = before + share * rows
+        def report_progress(share: float) -> None:
+            done = done_before + share * rows
             self.progress(done / self.total, f"{done:,.0f} of {self.total:,} rows")
 
-        return heard
+        return report_progress
 
     def _cells(self, logits: np.ndarray) -> Iterator[list[Any]]:
-        decided = self.rule.decide(logits, self.task)
-        if self.task == REGRESSION:
-            yield from ([float(value)] for value in decided)
+        predicted = self.decision_rule.decide(logits, self.problem_type)
+        if self.problem_type == REGRESSION:
+            yield from ([float(number)] for number in predicted)
             return
-        shares = self.rule.probabilities(logits, self.task).tolist()
-        sure = self.rule.confidence(logits, self.task).tolist()
-        for given, each, confidence in zip(decided, shares, sure, strict=True):
-            several = self.task == MULTI
-            label = joined([self.names[i] for i in np.flatnonzero(given)]) if several else self.names[given]
-            silent = confidence < self.rule.abstain_below
-            flag = [silent] if self.rule.abstain_below > 0 else []
-            yield [None if silent else label, confidence, *flag, *each]
+        probabilities = self.decision_rule.probabilities(logits, self.problem_type).tolist()
+        confidences = self.decision_rule.confidence(logits, self.problem_type).tolist()
+        abstain_below = self.decision_rule.abstain_below
+        for decided, row_probabilities, confidence in zip(predicted, probabilities, confidences, strict=True):
+            if self.problem_type == MULTI:
+                label = join_labels([self.names[i] for i in np.flatnonzero(decided)])
+            else:
+                label = self.names[decided]
+            abstained = confidence < abstain_below
+            flag = [abstained] if abstain_below > 0 else []
+            yield [None if abstained else label, confidence, *flag, *row_probabilities]
 
-    def _judge(self, rows: Chunk, logits: np.ndarray) -> None:
-        """Add rows that have a label and an answer to what the metrics are of."""
-        silent = self.rule.abstains(logits, self.task)
-        self.abstained += int(silent.sum())
-        truth = self._labels(rows)
-        kept = [i for i, label in enumerate(truth) if label is not None and not silent[i]]
-        if kept:
-            self._logits.append(logits[kept])
-            self._truth += [self._index(truth[i]) for i in kept]
+    def _add_to_metrics(self, rows: Chunk, logits: np.ndarray) -> None:
+        """Store the logits and labels of the rows that have a label and a prediction."""
+        abstained = self.decision_rule.abstains(logits, self.problem_type)
+        self.abstained += int(abstained.sum())
+        labels = self._labels(rows)
+        indices = [i for i, label in enumerate(labels) if label is not None and not abstained[i]]
+        if indices:
+            self._logits.append(logits[indices])
+            self._truth += [self._encode_label(labels[i]) for i in indices]
 
     def _labels(self, rows: Chunk) -> list[Any]:
-        """The rows' labels as training read them; none where no label column is named."""
-        if "label" not in self.places:
+        """Return the rows' labels, read as in training; empty without a label column."""
+        if "label" not in self._columns:
             return []
-        return self._trained_labels.read(
-            [row[self.places["label"]] for row in rows], self.request.label or ""
+        return self._label_reader.read(
+            [row[self._columns["label"]] for row in rows], self.request.label or ""
         )
 
     def _check_label(self, number: int, label: Any) -> None:
-        where = f"{self.request.path.name!r}, data row {number:,}, column {shown(self.request.label)}"
-        if self.task == REGRESSION:
+        where = f"{self.request.path.name!r}, data row {number:,}, column {short_repr(self.request.label)}"
+        if self.problem_type == REGRESSION:
             if isinstance(label, str):
                 raise DataError(
-                    f"{where} holds {shown(label)}, which is no number; mend the cell, or name no label."
+                    f"{where} holds {short_repr(label)}, which is no number; mend the cell, or name no label."
                 )
             return
-        given = (label or ()) if self.task == MULTI else (label,)
-        unknown = next((name for name in given if name is not None and name not in self.names), None)
+        labels = (label or ()) if self.problem_type == MULTI else (label,)
+        unknown = next((name for name in labels if name is not None and name not in self.names), None)
         if unknown is not None:
-            has = ", ".join(map(shown, self.names[:20]))
+            names = ", ".join(map(short_repr, self.names[:20]))
             raise DataError(
-                f"{where}: the model knows no label {shown(unknown)}, only {has}; mend the cell, or name no "
-                "label column."
+                f"{where}: the model knows no label {short_repr(unknown)}, only {names}; mend the cell, or "
+                "name no label column."
             )
 
-    def _index(self, label: Any) -> Any:
-        if self.task == MULTI:
+    def _encode_label(self, label: Any) -> Any:
+        """Convert a label to the format of `problems.decide`."""
+        if self.problem_type == MULTI:
             return [int(name in label) for name in self.names]
-        return label if self.task == REGRESSION else self.names.index(label)
+        return label if self.problem_type == REGRESSION else self.names.index(label)
 
 
-def _guess_text(columns: list[str], rows: Chunk) -> str | None:
-    """A usual name, else the column with the longest texts."""
+def _guess_text_column(columns: list[str], rows: Chunk) -> str | None:
+    """Return a column with a usual name, else the one with the longest texts on average."""
     by_name = {name.casefold(): name for name in reversed(columns)}
-    known = next((by_name[name] for name in TEXT_COLUMNS if name in by_name), None)
+    usual = next((by_name[name] for name in TEXT_COLUMNS if name in by_name), None)
     lengths = [
-        np.mean([len(v) if isinstance(v, str) else 0 for v in cells]) for cells in zip(*rows, strict=True)
+        np.mean([len(cell) if isinstance(cell, str) else 0 for cell in cells])
+        for cells in zip(*rows, strict=True)
     ]
-    return known or (columns[int(np.argmax(lengths))] if lengths and max(lengths) > 0 else None)
+    return usual or (columns[int(np.argmax(lengths))] if lengths and max(lengths) > 0 else None)
 
 
-def _places(stream: RowStream, request: Request, predictor: Predictor) -> dict[str, int]:
-    """Where the named columns stand; DataError for one that is not there, or a pair where none is read."""
-    name, has = request.path.name, ", ".join(map(shown, stream.columns[:30]))
+def _column_indices(stream: RowStream, request: Request, predictor: Predictor) -> dict[str, int]:
+    """Return the index of each role's column.
+
+    Raises:
+        DataError: If a column is missing, or the run reads pairs and the request does not, or vice versa.
+    """
+    name, columns = request.path.name, ", ".join(map(short_repr, stream.columns[:30]))
     if not request.text:
-        raise DataError(f"No text column is named for {name!r}; it has {has}.")
-    wanted = {"text": request.text, "text_pair": request.text_pair, "label": request.label}
-    for column in filter(None, wanted.values()):
+        raise DataError(f"No text column is named for {name!r}; it has {columns}.")
+    roles = {"text": request.text, "text_pair": request.text_pair, "label": request.label}
+    for column in filter(None, roles.values()):
         if column not in stream.columns:
-            raise DataError(f"{name!r} has no column {shown(column)}; it has {has}.")
+            raise DataError(f"{name!r} has no column {short_repr(column)}; it has {columns}.")
     if predictor.classifier.text_pair != bool(request.text_pair):
         step = "name the second text's column" if predictor.classifier.text_pair else "name one text column"
         reads = "pairs" if predictor.classifier.text_pair else "one text"
         raise DataError(f"The run {predictor.run.run_id!r} reads {reads}; {step}.")
-    return {role: stream.columns.index(column) for role, column in wanted.items() if column}
+    return {role: stream.columns.index(column) for role, column in roles.items() if column}
 
 
-def _forget_old(folder: Path) -> None:
+def _remove_old(folder: Path) -> None:
     files = sorted(
         (path for path in folder.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime
     )
-    for path in files[:-_KEPT]:
+    for path in files[:-_MAX_FILES]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Sentence vectors of a run's encoder, base and adapted, and the rows that lie nearest to a text."""
+"""Sentence vectors from a run's base and adapted encoders, and nearest-neighbor search over its test rows."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,23 +11,24 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from peft_core.errors import DamagedError, DataError, MergeError
 from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.inference.probe import mean_vectors
-from peft_core.inference.review import Judged
+from peft_core.inference.review import Evaluation
 from peft_core.manifests import verify_folder
 from peft_core.methods import METHODS
 from peft_core.problems import MULTI, REGRESSION
-from peft_core.progress import Progress, unheard
+from peft_core.progress import Progress, no_progress
 from peft_core.runs import Run
 
 BASE, ADAPTED = "base", "adapted"
 VECTORS_FILE = "vectors/vectors.safetensors"
-NEAREST, MOST = 10, 100
-_BLOCK = 1024  # rows whose similarities to all others are held at a time
+NEAREST, MAX_NEIGHBORS = 10, 100
+_BLOCK = 1024  # rows whose similarities to all others are in memory at a time
 
 
 def vectors(
@@ -35,11 +36,16 @@ def vectors(
     tokenizer: Any,
     texts: Sequence[str],
     max_length: int,
-    progress: Callable[[float], None] = unheard,
+    progress: Callable[[float], None] = no_progress,
 ) -> np.ndarray:
-    """Mean of an encoder's last hidden states over each text's tokens, of length 1: float32 (texts, size)."""
+    """Return the normalized mean of an encoder's last hidden states over each text: float32 (texts, size)."""
     return batched_outputs(
-        lambda batch: _mean_pooled(model, batch), tokenizer, texts, max_length, progress, device=model.device
+        lambda batch: _mean_pooled(model, batch),
+        tokenizer,
+        texts,
+        max_length,
+        progress,
+        device=next(model.parameters()).device,
     )
 
 
@@ -48,13 +54,14 @@ def _mean_pooled(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """A classifier without its head; an adapter that stands beside its weights stays there."""
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    return whole.base_model.eval()
+    """Return a classifier's encoder without the head; an unmerged adapter stays in it."""
+    classifier = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(classifier, PreTrainedModel)
+    return classifier.base_model.eval()
 
 
-def refuse_vectors(run: Run) -> None:
-    """Raise MergeError where a run's method leaves no encoder of its own."""
+def check_has_encoder(run: Run) -> None:
+    """Raise MergeError if a run's method cannot merge, so that there is no adapted encoder."""
     method = METHODS[run.config().method]
     if method.cannot_merge:
         raise MergeError(
@@ -64,68 +71,74 @@ def refuse_vectors(run: Run) -> None:
 
 
 def merged_encoder(run: Run, model: nn.Module) -> nn.Module:
-    """The encoder with the adapter in its weights; MergeError if a weight would not be a number."""
+    """Return the encoder with the adapter merged; MergeError if a weight would be NaN or infinite."""
     return merged_weights(run, model).base_model
 
 
-def label_precision(found: np.ndarray, judged: Judged, k: int = NEAREST) -> float | None:
-    """How well neighbours share labels: the mean over all rows of what share of a row's `k` nearest other
-    rows (cosine) has its label; of several labels the mean overlap of the two sets (Jaccard).
+def label_precision(embeddings: np.ndarray, evaluation: Evaluation, k: int = NEAREST) -> float | None:
+    """Return how often near rows share labels, from 0 to 1.
 
-    None for numbers, for pairs, whose label is not that of the first text, and for fewer than two rows.
+    This is the mean over all rows of the share of a row's `k` nearest other rows (cosine) that have its
+    label; multi-label: of the overlap of the two label sets (Jaccard).
+
+    Returns:
+        None for a regression, for pairs (whose label is not that of the first text alone), and for fewer than
+        two rows.
     """
-    k = min(k, len(found) - 1)
-    if judged.problem_type == REGRESSION or judged.rows.pairs is not None or k < 1:
+    k = min(k, len(embeddings) - 1)
+    if evaluation.problem_type == REGRESSION or evaluation.rows.pairs is not None or k < 1:
         return None
-    labels, total = judged.rows.labels, 0.0
-    for start in range(0, len(found), _BLOCK):
-        near = found[start : start + _BLOCK] @ found.T
-        places = np.arange(len(near))
-        near[places, start + places] = -np.inf  # no row is its own neighbour
-        nearest = np.argpartition(-near, k - 1, axis=-1)[:, :k]
-        total += _shared(labels[start + places][:, None], labels[nearest], judged.problem_type).sum()
-    return float(total / (k * len(found)))
+    labels, total = evaluation.rows.labels, 0.0
+    for start in range(0, len(embeddings), _BLOCK):
+        similarity = embeddings[start : start + _BLOCK] @ embeddings.T
+        indices = np.arange(len(similarity))
+        similarity[indices, start + indices] = -np.inf  # a row is not its own neighbor
+        nearest = np.argpartition(-similarity, k - 1, axis=-1)[:, :k]
+        own = labels[start + indices][:, None]
+        total += _label_overlap(own, labels[nearest], evaluation.problem_type).sum()
+    return float(total / (k * len(embeddings)))
 
 
-def _shared(one: np.ndarray, others: np.ndarray, problem_type: str) -> np.ndarray:
-    """How much of their labels rows (n, 1) and their neighbours (n, k) share, from 0 to 1."""
+def _label_overlap(own: np.ndarray, neighbors: np.ndarray, problem_type: str) -> np.ndarray:
+    """Return the label overlap of rows (n, 1) and their neighbors (n, k), from 0 to 1."""
     if problem_type != MULTI:
-        return (one == others).astype(np.float64)
-    either = (one | others).sum(-1)
-    return np.where(either == 0, 1.0, (one & others).sum(-1) / np.maximum(either, 1))
+        return (own == neighbors).astype(np.float64)
+    union = (own | neighbors).sum(-1)
+    return np.where(union == 0, 1.0, (own & neighbors).sum(-1) / np.maximum(union, 1))
 
 
 class RowVectors:
-    """The vectors of a run's test rows under base and adapted encoder, kept in the run's folder.
+    """Vectors of a run's test rows from the base and adapted encoders, saved in the run's folder.
 
-    They are made anew whenever the adapter, the base, the rows or the length are other ones.
+    Saved vectors are ignored if the adapter, the base, the rows or the maximum length have changed.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.path = run, run.folder / VECTORS_FILE
-        self.judged = Judged.read(run)
+        self.evaluation = Evaluation.read(run)
         self.fingerprint = _fingerprint(run, Classifier.read(run))
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """`base` and `adapted`, float32 (rows, size) of length 1; None if they must be made."""
+        """Return `base` and `adapted`, normalized float32 (rows, size); None if they must be computed."""
         try:
             verify_folder(self.path.parent)
             with safe_open(self.path, framework="numpy") as file:
                 if (file.metadata() or {}).get("fingerprint") != self.fingerprint:
                     return None
-                found = {name: file.get_tensor(name) for name in (BASE, ADAPTED)}
+                embeddings = {name: file.get_tensor(name) for name in (BASE, ADAPTED)}
         except (DamagedError, OSError, SafetensorError):
             return None
-        return found if all(len(rows) == len(self.judged.rows) for rows in found.values()) else None
+        n_rows = len(self.evaluation.rows)
+        return embeddings if all(len(rows) == n_rows for rows in embeddings.values()) else None
 
-    def save(self, found: dict[str, np.ndarray]) -> None:
-        """Keep them, whole or not at all."""
+    def save(self, embeddings: dict[str, np.ndarray]) -> None:
+        """Save the vectors under `base` and `adapted`, completely or not at all."""
         with self.run.new_folder(self.path.parent) as staging:
-            save_file(found, staging / self.path.name, metadata={"fingerprint": self.fingerprint})
+            save_file(embeddings, staging / self.path.name, metadata={"fingerprint": self.fingerprint})
 
 
 def _fingerprint(run: Run, classifier: Classifier) -> str:
-    """Of everything that the rows' vectors depend on."""
+    """Return a SHA-256 of everything that the rows' vectors depend on."""
     digest = hashlib.sha256(f"{classifier.base_revision} {classifier.max_length}".encode())
     for path in (run.adapter / "adapter_model.safetensors", run.evaluation):
         with path.open("rb") as file:
@@ -133,60 +146,66 @@ def _fingerprint(run: Run, classifier: Classifier) -> str:
     return digest.hexdigest()
 
 
-class Neighbours:
-    """A search over a run's test rows by meaning: base and adapted encoder, loaded once.
+class NeighborSearch:
+    """Nearest-neighbor search over a run's test rows, with the base and adapted encoders loaded once.
 
-    Raises MergeError for a method without an encoder of its own, and RunError, ModelError or HubError for
-    files that are lost or changed.
+    Raises:
+        MergeError: If the run's method cannot merge.
+        RunError, ModelError or HubError: If files are lost or changed.
     """
 
-    def __init__(self, run_dir: str | Path, progress: Progress = unheard) -> None:
+    def __init__(self, run_dir: str | Path, progress: Progress = no_progress) -> None:
         run = Run(Path(run_dir))
         self._classifier = Classifier.read(run)
-        refuse_vectors(run)
-        kept = RowVectors(run)
-        self._judged = kept.judged
+        check_has_encoder(run)
+        row_vectors = RowVectors(run)
+        self._evaluation = row_vectors.evaluation
         self._encoders, self._tokenizer = _encoders(run, self._classifier)
-        rows = kept.load()
-        if rows is None:
-            rows = {name: self._of_rows(name, progress) for name in (BASE, ADAPTED)}
-            kept.save(rows)
-        self._rows = rows
+        embeddings = row_vectors.load()
+        if embeddings is None:
+            embeddings = {name: self._encode_rows(name, progress) for name in (BASE, ADAPTED)}
+            row_vectors.save(embeddings)
+        self._embeddings = embeddings
 
     def nearest(self, query: str, k: int = NEAREST) -> dict[str, list[dict[str, Any]]]:
-        """The `k` nearest rows under `base` and `adapted`, the nearest first, as `Judged.describe` gives
-        them, with `similarity` (cosine). DataError for an empty query."""
+        """Return the `k` nearest rows under `base` and `adapted`, nearest first.
+
+        A row has the keys of `Evaluation.to_records` and `similarity` (cosine). Raises DataError for an empty
+        query.
+        """
         if not isinstance(query, str) or not query.strip():
             raise DataError("The search is empty; type a few words.")
-        return {name: self._nearest(name, query, min(MOST, max(1, int(k)))) for name in (BASE, ADAPTED)}
+        return {
+            name: self._nearest(name, query, min(MAX_NEIGHBORS, max(1, int(k)))) for name in (BASE, ADAPTED)
+        }
 
     def precision(self) -> dict[str, float | None]:
-        """`label_precision` of `base` and `adapted`."""
-        return {name: label_precision(rows, self._judged) for name, rows in self._rows.items()}
+        """Return `label_precision` of `base` and `adapted`."""
+        return {name: label_precision(rows, self._evaluation) for name, rows in self._embeddings.items()}
 
-    def _vectors(self, name: str, texts: Sequence[str], *progress: Callable[[float], None]) -> np.ndarray:
-        most = self._classifier.max_length
-        return vectors(self._encoders[name], self._tokenizer, texts, most, *progress)
+    def _encode(self, name: str, texts: Sequence[str], *progress: Callable[[float], None]) -> np.ndarray:
+        max_length = self._classifier.max_length
+        return vectors(self._encoders[name], self._tokenizer, texts, max_length, *progress)
 
-    def _of_rows(self, name: str, progress: Progress) -> np.ndarray:
-        texts, start = self._judged.rows.texts, 0.5 * (name == ADAPTED)
-        what = f"Vectors of {len(texts):,} rows, {name} encoder"
-        return self._vectors(name, texts, lambda share: progress(start + 0.5 * share, what))
+    def _encode_rows(self, name: str, progress: Progress) -> np.ndarray:
+        texts, start = self._evaluation.rows.texts, 0.5 * (name == ADAPTED)
+        message = f"Vectors of {len(texts):,} rows, {name} encoder"
+        return self._encode(name, texts, lambda share: progress(start + 0.5 * share, message))
 
     def _nearest(self, name: str, query: str, k: int) -> list[dict[str, Any]]:
-        near = self._rows[name] @ self._vectors(name, [query])[0]
-        places = np.argsort(-near, kind="stable")[:k]
-        rows = self._judged.describe(places, [""] * len(places))
-        return [{**row, "similarity": float(near[i])} for row, i in zip(rows, places, strict=True)]
+        similarity = self._embeddings[name] @ self._encode(name, [query])[0]
+        indices = np.argsort(-similarity, kind="stable")[:k]
+        rows = self._evaluation.to_records(indices, [""] * len(indices))
+        return [{**row, "similarity": float(similarity[i])} for row, i in zip(rows, indices, strict=True)]
 
 
-def neighbours(run_dir: str | Path, query: str, k: int = NEAREST) -> dict[str, list[dict[str, Any]]]:
-    """As `Neighbours.nearest`, for a single question."""
-    return Neighbours(run_dir).nearest(query, k)
+def find_neighbors(run_dir: str | Path, query: str, k: int = NEAREST) -> dict[str, list[dict[str, Any]]]:
+    """Return `NeighborSearch.nearest` for a single query."""
+    return NeighborSearch(run_dir).nearest(query, k)
 
 
 def _encoders(run: Run, classifier: Classifier) -> tuple[dict[str, nn.Module], Any]:
-    """The two encoders, each with its own weights, and the tokenizer of both."""
+    """Return the two encoders, each with its own weights, and their tokenizer."""
     base, adapted = load_adapter_base(run, classifier), load_adapter_base(run, classifier)
     merged = merged_encoder(run, load_adapter(run, adapted))
     return {BASE: encoder_of(base.model), ADAPTED: merged}, base.tokenizer

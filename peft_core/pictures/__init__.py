@@ -1,1 +1,1 @@
-"""What the page shows as HTML, SVG and Vega-Lite; text in, text out, no page needed."""
+"""HTML, SVG and Vega-Lite of the page, rendered without Gradio."""

@@ -1,4 +1,4 @@
-"""What a run measured and what a model answers, as HTML: the result card and the prediction card."""
+"""Result card of a run and prediction card of a text, as HTML."""
 
 import html
 import math
@@ -10,9 +10,9 @@ from peft_core.pictures.pieces import duration, message, settings_line, speed, s
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import FINISHED, KILLED
 
-MATRIX = 20  # labels of a confusion matrix that can still be read
-BARS = 12  # labels of a prediction
-_SHOWN = {  # beside the headline: the second metric, and what the baseline is judged by
+MATRIX = 20  # most labels for which the confusion matrix is drawn
+BARS = 12  # most labels of a prediction that are drawn
+_CARD_METRICS = {  # beside the headline: the second metric, and the two metrics of the baseline
     SINGLE: ("macro_f1", ("accuracy", "macro_f1")),
     MULTI: ("macro_f1", ("micro_f1", "macro_f1")),
     REGRESSION: ("mae", ("mae", "rmse")),
@@ -20,36 +20,36 @@ _SHOWN = {  # beside the headline: the second metric, and what the baseline is j
 
 
 def result_card(description: Mapping[str, Any]) -> str:
-    """What a run that ended measured, against the best constant answer; or why it failed."""
+    """Return the results of a run that ended beside the baseline, or the reason why it failed."""
     result, status = description["result"], description["status"]
     title = f"<h3>{html.escape(description['run_id'])}</h3>{settings_line(description['settings'])}"
     remarks = damage_message(description) + notes_of(description) + speedup_failure(result or description)
-    reason = _reason(description)
+    reason = _failure(description)
     if result is None:
         return f'<div class="result">{title}{reason}{remarks}</div>'
     stopped = "" if status == FINISHED else '<p class="quiet">Stopped early; the adapter so far is kept.</p>'
-    kept = kept_step_line(result)
+    kept_step = kept_step_line(result)
     return f"""<div class="result" data-testid="result">{title}{reason}{stopped}{remarks}
 <div class="figures">{_figures(result)}</div>
 <div class="errors">{errors(result)}</div>
 <p class="quiet">{result["eval_rows"]:,} held-out texts; trained on {result["train_rows"]:,}.
 {result["parameters"]["trainable"]:,} of {result["parameters"]["total"]:,} parameters
 ({result["parameters"]["percent"]:.4f} %).
-Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p>{kept}</div>"""
+Started untrained: {html.escape(", ".join(result["untrained"]) or "nothing")}.</p>{kept_step}</div>"""
 
 
-def _reason(description: Mapping[str, Any]) -> str:
-    """Why a run failed, or left nothing; empty where its result, its notes or its damage say enough."""
-    why = description.get("error")
-    if not (why or description["result"] or description.get("notes") or description.get("damage")):
-        why = "It left nothing to keep."
-    if not why or why in (description.get("damage") or ()):
+def _failure(description: Mapping[str, Any]) -> str:
+    """Return why a run failed or has no result; empty if its result, notes or damage explain it."""
+    error = description.get("error")
+    if not (error or description["result"] or description.get("notes") or description.get("damage")):
+        error = "It left nothing to keep."
+    if not error or error in (description.get("damage") or ()):
         return ""
-    return message(why, "note" if description["status"] == KILLED else "error")
+    return message(error, "note" if description["status"] == KILLED else "error")
 
 
 def damage_message(description: Mapping[str, Any]) -> str:
-    """What of a run is damaged, what can still be used, and what to do; empty for a whole run."""
+    """Return a message about a run's damaged files and those still usable; empty if there is no damage."""
     damage = description.get("damage")
     if not damage:
         return ""
@@ -58,51 +58,51 @@ def damage_message(description: Mapping[str, Any]) -> str:
 
 
 def notes_of(description: Mapping[str, Any]) -> str:
-    """What a training wants the person to know, such as which checkpoint it went on from."""
+    """Return the notes of a training, such as the checkpoint from which it was resumed."""
     return "".join(message(note, "note") for note in description.get("notes") or ())
 
 
 def kept_step_line(result: Mapping[str, Any]) -> str:
-    """Which step was kept and why, with its numbers on all validation rows; nothing for earlier versions."""
+    """Return `describe_kept_step` as HTML; empty for runs of versions that did not record it."""
     if "kept" not in result:
         return ""
-    words = kept_step_words(result)
-    return f'<p class="quiet" data-testid="kept-step">{html.escape(words)}</p>'
+    text = describe_kept_step(result)
+    return f'<p class="quiet" data-testid="kept-step">{html.escape(text)}</p>'
 
 
-def kept_step_words(result: Mapping[str, Any]) -> str:
-    """Which step was kept and why, and what its weights reach on all validation rows, if there are any."""
-    words, validation = KeptStep.from_dict(result["kept"]).describe(), result.get("validation")
+def describe_kept_step(result: Mapping[str, Any]) -> str:
+    """Return which step was kept and why, with its metrics on the validation rows if there are any."""
+    text, validation = KeptStep.from_dict(result["kept"]).describe(), result.get("validation")
     if not validation:
-        return words
-    first = METRICS[result["problem_type"]][0]
+        return text
+    metric = METRICS[result["problem_type"]][0]
     return (
-        f"{words} On all {validation['rows']:,} validation rows the kept weights reach {TITLES[first]} "
-        f"{measured(validation[first])} and loss {measured(validation['eval_loss'])}."
+        f"{text} On all {validation['rows']:,} validation rows the kept weights reach {TITLES[metric]} "
+        f"{format_metric(validation[metric])} and loss {format_metric(validation['eval_loss'])}."
     )
 
 
-def measured(value: float) -> str:
-    """A metric as people read it: 0.787, 12.5, 1,234."""
-    size = abs(value)
-    if 0 < size < 0.001:
+def format_metric(value: float) -> str:
+    """Format a metric: 0.787, 12.5, 1,234."""
+    magnitude = abs(value)
+    if 0 < magnitude < 0.001:
         return f"{value:.2g}"
-    return f"{value:.3f}" if size < 10 else f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
+    return f"{value:.3f}" if magnitude < 10 else f"{value:,.1f}" if magnitude < 1000 else f"{value:,.0f}"
 
 
 def errors(result: Mapping[str, Any]) -> str:
-    """Where a run's errors lie: a confusion matrix, a table by label, or predicted against true numbers."""
+    """Return the error analysis: confusion matrix, metrics by label, or predicted against true numbers."""
     if result["problem_type"] == REGRESSION:
         return scatter(result["points"])
-    labels = label_table(result.get("per_label", ()))
+    by_label = label_table(result.get("per_label", ()))
     if result["problem_type"] == MULTI:
-        return labels
+        return by_label
     matrix, names = result["confusion_matrix"], result["labels"]
-    return (confusion(matrix, names) if len(names) <= MATRIX else mistakes(matrix, names)) + labels
+    return (confusion(matrix, names) if len(names) <= MATRIX else mistakes(matrix, names)) + by_label
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Counts as a table, each row shaded by its share."""
+    """Return the confusion matrix as a table, with cells shaded by their share of the row."""
     head = "".join(f"<th scope=col>{html.escape(label)}</th>" for label in labels)
     rows = []
     for label, counts in zip(labels, matrix, strict=True):
@@ -115,14 +115,14 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     )
 
 
-def mistakes(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int = 10) -> str:
-    """The most frequent confusions, where a matrix would be too large to read; nothing if there is none."""
-    found = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
-    if not found:
+def mistakes(matrix: Sequence[Sequence[int]], labels: Sequence[str], count: int = 10) -> str:
+    """Return a table of the most frequent confusions; empty if there is none."""
+    confusions = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    if not confusions:
         return ""
     rows = "".join(
         f"<tr><td>{html.escape(labels[i])}</td><td>{html.escape(labels[j])}</td><td>{n:,}</td></tr>"
-        for n, i, j in sorted(found, key=lambda one: (-one[0], one[1:]))[:most]
+        for n, i, j in sorted(confusions, key=lambda confusion: (-confusion[0], confusion[1:]))[:count]
     )
     return (
         '<div class="scroll"><table class="by-label" data-testid="mistakes">'
@@ -132,7 +132,7 @@ def mistakes(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int =
 
 
 def label_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Precision, recall, F1 and number of texts of each label; nothing for runs that did not measure it."""
+    """Return precision, recall, F1 and support of each label; empty without rows."""
     if not rows:
         return ""
     body = "".join(
@@ -149,20 +149,22 @@ def label_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def scatter(points: Sequence[Sequence[float]]) -> str:
-    """Predicted against true numbers on one scale; the line is where both are the same."""
+    """Return a scatter plot of predicted against true numbers, with the diagonal, on equal scales."""
     low, high = min(map(min, points)), max(map(max, points))
-    marks = _ticks(low, high)
-    low, high = min(low, marks[0]), max(high, marks[-1])
+    ticks = _ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return 240 * (value - low) / (high - low or 1)
 
-    dots = "".join(f'<circle cx="{60 + place(x):.1f}" cy="{250 - place(y):.1f}" r="4"/>' for x, y in points)
+    dots = "".join(
+        f'<circle cx="{60 + position(x):.1f}" cy="{250 - position(y):.1f}" r="4"/>' for x, y in points
+    )
     axes = "".join(
-        f'<text x="{60 + place(mark):.1f}" y="270">{mark:,g}</text>'
-        f'<text x="50" y="{250 - place(mark):.1f}" class="side">{mark:,g}</text>'
-        f'<path class="grid" d="M{60 + place(mark):.1f} 10V250M60 {250 - place(mark):.1f}H300"/>'
-        for mark in marks
+        f'<text x="{60 + position(tick):.1f}" y="270">{tick:,g}</text>'
+        f'<text x="50" y="{250 - position(tick):.1f}" class="side">{tick:,g}</text>'
+        f'<path class="grid" d="M{60 + position(tick):.1f} 10V250M60 {250 - position(tick):.1f}H300"/>'
+        for tick in ticks
     )
     return f"""<figure class="scatter" data-testid="scatter" aria-label="Predicted against true numbers">
 <svg viewBox="0 0 320 300" role="img"><title>Predicted against true numbers</title>{axes}
@@ -178,8 +180,15 @@ def prediction_card(
     empty: str = "",
     limits: Sequence[float] = (),
 ) -> str:
-    """One variant's answer: a bar for each label on one scale from 0 to 1, or for a number one from the least
-    to the greatest number trained on (`limits`)."""
+    """Return the prediction of one model variant.
+
+    Args:
+        title: title of the card.
+        subtitle: small text beside the title.
+        prediction: the prediction, or None if there is none.
+        empty: text without a prediction.
+        limits: for regression the smallest and largest number of the training rows, the ends of the bar.
+    """
     head = f"<h4>{html.escape(title)} <small>{html.escape(subtitle)}</small></h4>"
     if prediction is None:
         return f'<div class="prediction">{head}<p class="quiet">{html.escape(empty)}</p></div>'
@@ -187,37 +196,45 @@ def prediction_card(
         bars = _label_bars(prediction["scores"])
     else:
         bars = _number_bar(prediction["value"], limits)
-    silent = "Not sure enough for an answer, by the rule saved with the run." * bool(
+    abstained = "Not sure enough for an answer, by the rule saved with the run." * bool(
         prediction.get("abstained")
     )
-    notes = filter(None, (silent, prediction.get("note")))
-    note = "".join(f'<p class="quiet">{html.escape(one)}</p>' for one in notes)
-    took = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
-    label = "?" if silent else html.escape(prediction["label"])
-    return f'<div class="prediction">{head}<p class="answer">{label}</p>{bars}{note}{took}</div>'
+    notes = filter(None, (abstained, prediction.get("note")))
+    note = "".join(f'<p class="quiet">{html.escape(line)}</p>' for line in notes)
+    latency = f'<p class="quiet">{prediction["ms"]:.1f} ms</p>' if prediction["ms"] else ""
+    label = "?" if abstained else html.escape(prediction["label"])
+    return f'<div class="prediction">{head}<p class="answer">{label}</p>{bars}{note}{latency}</div>'
 
 
 def _figures(result: Mapping[str, Any]) -> str:
-    """The headline with its interval, the next metric, the baseline and the time."""
-    task = result["problem_type"]
-    first, *others = METRICS[task]
-    low, high = result[f"{first}_interval"]
-    second, judged = _SHOWN[task]
-    small = " · ".join(
-        f"{TITLES[name]} {measured(result[name])}" for name in others if name != second and name in result
+    """Return the headline metric with its interval, a second metric, the baseline and the training time."""
+    problem_type = result["problem_type"]
+    headline, *secondary = METRICS[problem_type]
+    low, high = result[f"{headline}_interval"]
+    second, baseline_metrics = _CARD_METRICS[problem_type]
+    rest = " · ".join(
+        f"{TITLES[name]} {format_metric(result[name])}"
+        for name in secondary
+        if name != second and name in result
     )
-    base = result["baseline"]
+    baseline = result["baseline"]
     return "".join(
-        f'<div{quiet}><b data-testid="{testid}">{value}</b><span>{what}<small>{detail}</small></span></div>'
-        for quiet, testid, value, what, detail in (
-            ("", first, measured(result[first]), TITLES[first], f"95 % {measured(low)} to {measured(high)}"),
-            ("", second, measured(result[second]), TITLES[second], small),
+        f'<div{quiet}><b data-testid="{testid}">{number}</b><span>{title}<small>{detail}</small></span></div>'
+        for quiet, testid, number, title, detail in (
+            (
+                "",
+                headline,
+                format_metric(result[headline]),
+                TITLES[headline],
+                f"95 % {format_metric(low)} to {format_metric(high)}",
+            ),
+            ("", second, format_metric(result[second]), TITLES[second], rest),
             (
                 ' class="quiet"',
                 "baseline",
-                measured(base[judged[0]]),
-                f"{TITLES[judged[0]]} of always “{html.escape(base['label'])}”",
-                f"{TITLES[judged[1]]} {measured(base[judged[1]])}",
+                format_metric(baseline[baseline_metrics[0]]),
+                f"{TITLES[baseline_metrics[0]]} of always “{html.escape(baseline['label'])}”",
+                f"{TITLES[baseline_metrics[1]]} {format_metric(baseline[baseline_metrics[1]])}",
             ),
             (
                 ' class="quiet"',
@@ -231,17 +248,17 @@ def _figures(result: Mapping[str, Any]) -> str:
 
 
 def _label_bars(shares: Mapping[str, float]) -> str:
-    """A bar a label; of many labels the likeliest ones."""
+    """Return a bar for each label, or for the most likely ones if there are more than `BARS`."""
     rows = list(shares.items())
-    left = len(rows) - BARS
-    if left > 0:
+    rest = len(rows) - BARS
+    if rest > 0:
         rows = sorted(rows, key=lambda row: -row[1])[:BARS]
     bars = "".join(_bar_row(label, share, f"{share:.3f}") for label, share in rows)
-    return bars + (f'<p class="quiet">and {left:,} less likely labels</p>' if left > 0 else "")
+    return bars + (f'<p class="quiet">and {rest:,} less likely labels</p>' if rest > 0 else "")
 
 
 def _number_bar(value: float, limits: Sequence[float]) -> str:
-    """Nothing for a run that was stopped before it kept the limits: the number is the answer already."""
+    """Return a number's bar from `limits[0]` to `limits[1]`; empty for a stopped run, which has no limits."""
     if not limits:
         return ""
     low, high = limits
@@ -257,8 +274,8 @@ def _bar_row(label: str, share: float, number: str) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that reach from `low` to `high`."""
+    """Return about five round numbers that cover the range from `low` to `high`."""
     span = (high - low) or abs(low) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= span / 5)
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= span / 5)
     return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]

@@ -1,4 +1,4 @@
-"""Runs and counts as tidy DataFrames, and the DataFrames as Vega-Lite specifications."""
+"""Tidy DataFrames of runs and parameter counts, and their Vega-Lite specifications."""
 
 import math
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ from peft_core.errors import RunError
 from peft_core.problems import REGRESSION, SINGLE, TITLES, headline
 from peft_core.runs import Run
 
-# Okabe and Ito's palette: told apart by readers with any common colour blindness.
-BLUE, ORANGE, GREY, GREEN = "#0072B2", "#E69F00", "#8A8F98", "#009E73"
-TONES = {"training": GREY, "validation": BLUE, "test": ORANGE}
-_SERIES = {"eval": "validation", "test": "test"}
+# Okabe and Ito's palette, distinguishable with all common forms of color blindness
+BLUE, ORANGE, GRAY, GREEN = "#0072B2", "#E69F00", "#8A8F98", "#009E73"
+SERIES_COLORS = {"training": GRAY, "validation": BLUE, "test": ORANGE}
+_SERIES_BY_PREFIX = {"eval": "validation", "test": "test"}
 PARTS = {
     "adapter": "Adapter",
     "head": "Head",
@@ -24,9 +24,10 @@ Spec = dict[str, Any]
 
 
 def curve_frame(metrics: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Columns step, kind (loss or a metric), series (training, validation, test), value; a row each.
+    """Return the logged values with columns step, kind (loss or a metric), series and value.
 
-    Values that are not finite, as runs of earlier versions logged, are left out.
+    `series` is training, validation or test. Values that are not finite, as logged by early versions, are
+    left out.
     """
     rows = []
     for row in metrics:
@@ -38,15 +39,15 @@ def curve_frame(metrics: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def curve(frame: pd.DataFrame, kind: str, max_steps: int, problem_type: str = SINGLE) -> Spec:
-    """Lines of one kind over the steps, the test as a point; the x axis spans the whole run from the start.
+    """Return a chart of one kind over the steps, with the test value as a point.
 
-    `problem_type` tells what the loss is of.
+    The x axis spans the whole run up to `max_steps`. `problem_type` decides the unit of the loss.
     """
-    rows = frame[frame["kind"] == kind]
-    tones = TONES if kind == "loss" else {name: TONES[name] for name in ("validation", "test")}
+    rows = _select(frame, "kind", kind)
+    series = ("training", "validation", "test") if kind == "loss" else ("validation", "test")
     point = {"type": "point", "filled": True, "strokeWidth": 0, "tooltip": True}
     return {
-        **framed(rows, 190),
+        **base_spec(rows, 190),
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2, "tooltip": True}},
             {
@@ -71,17 +72,17 @@ def curve(frame: pd.DataFrame, kind: str, max_steps: int, problem_type: str = SI
                 "title": _unit(kind, problem_type),
                 "scale": _y_scale(kind, rows),
             },
-            "color": colors("series", tones),
+            "color": color_encoding("series", {name: SERIES_COLORS[name] for name in series}),
         },
     }
 
 
 def _series_of(key: str) -> tuple[str | None, str]:
-    """Series and kind of a key such as loss, eval_loss or test_accuracy; no series for what is not drawn."""
+    """Return series and kind of a key such as `eval_loss`; the series is None if the key is not drawn."""
     if key == "loss":
         return "training", "loss"
-    before, _, kind = key.partition("_")
-    return (_SERIES.get(before) if kind in ("loss", *TITLES) else None), kind
+    prefix, _, kind = key.partition("_")
+    return (_SERIES_BY_PREFIX.get(prefix) if kind in ("loss", *TITLES) else None), kind
 
 
 def _unit(kind: str, problem_type: str) -> str:
@@ -95,11 +96,11 @@ def _unit(kind: str, problem_type: str) -> str:
 def _y_scale(kind: str, rows: pd.DataFrame) -> Spec:
     if kind == "loss" and not rows.empty:
         return {"zero": False}
-    return {"domain": [-1 if (rows["value"] < 0).any() else 0, 1]}
+    return {"domain": [-1 if (rows["value"].to_numpy() < 0).any() else 0, 1]}
 
 
 def parts_frame(counts: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Columns name, part, parameters: each count split into its parts, those of no size left out."""
+    """Return the parts of each count with columns name, part and parameters; empty parts are left out."""
     rows = []
     for count in counts:
         encoder = count["trainable"] - count["adapter"] - count["head"]
@@ -111,14 +112,14 @@ def parts_frame(counts: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
-    """Bars of parameters, a row for each configuration, a tone for each part."""
+    """Return a bar chart of parameters, with a row for each configuration and a color for each part."""
     names = list(dict.fromkeys(frame["name"]))
     axis: Spec = (
         {"format": "~s", "values": [10**power for power in range(2, 10)]} if log else {"format": "~s"}
     )
     scale: Spec = {"type": "log", "domainMin": 100, "nice": True} if log else {"type": "linear", "zero": True}
     return {
-        **framed(frame, 20 + 30 * len(names)),
+        **base_spec(frame, 20 + 30 * len(names)),
         "mark": {"type": "bar", "tooltip": True, "strokeWidth": 0},
         "encoding": {
             "y": {
@@ -138,19 +139,23 @@ def parts_chart(frame: pd.DataFrame, *, log: bool) -> Spec:
                 "title": "parameters (log scale)" if log else "parameters",
             },
             "x2": {"datum": 100 if log else 0},
-            "color": colors("part", dict(zip(PARTS.values(), (BLUE, ORANGE, GREY, GREEN), strict=True))),
+            "color": color_encoding(
+                "part", dict(zip(PARTS.values(), (BLUE, ORANGE, GRAY, GREEN), strict=True))
+            ),
         },
     }
 
 
-def runs_frame(found: Iterable[Run]) -> pd.DataFrame:
-    """Columns run, model, metric (the task's headline), score, trainable (parameters), seconds; one row a run
-    with a result."""
+def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each run with a result.
+
+    Columns: run, model, metric (title of the headline), score, trainable (parameters) and seconds.
+    """
     rows = []
-    for run in found:
+    for run in runs:
         try:
             result, config = run.result(), run.config()
-        except RunError:  # not ended yet, or files are lost
+        except RunError:  # it has not ended, or its files are lost
             continue
         metric = headline(result["problem_type"])
         rows.append(
@@ -167,9 +172,9 @@ def runs_frame(found: Iterable[Run]) -> pd.DataFrame:
 
 
 def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
-    """A point for each run that is judged by this metric: its score over trainable parameters, log scale."""
+    """Return a chart of the runs with this headline metric: score over trainable parameters, log scale."""
     return {
-        **framed(frame[frame["metric"] == metric], 220),
+        **base_spec(_select(frame, "metric", metric), 220),
         "mark": {"type": "point", "size": 90, "filled": True, "tooltip": {"content": "data"}},
         "encoding": {
             "x": {
@@ -191,17 +196,25 @@ def runs_chart(frame: pd.DataFrame, metric: str) -> Spec:
     }
 
 
-def framed(rows: pd.DataFrame, height: int) -> Spec:
-    """The data, the height in pixels, and the page's own background behind it."""
+def base_spec(rows: pd.DataFrame, height: int) -> Spec:
+    """Return the data, the height in pixels and a transparent background."""
     return {"data": {"values": rows.to_dict("records")}, "height": height, "background": "transparent"}
 
 
-def colors(field: str, tones: dict[str, str]) -> Spec:
-    # "ordinal", because the page's chart component repaints nominal colours with its own
+def _select(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """Return the rows whose column has this value."""
+    rows = frame[frame[column] == value]
+    assert isinstance(rows, pd.DataFrame)  # a boolean mask selects rows
+    return rows
+
+
+def color_encoding(field: str, colors: dict[str, str]) -> Spec:
+    """Return a color encoding with a fixed color for each value of a field."""
+    # "ordinal", because Gradio's chart component replaces nominal colors with its own
     return {
         "field": field,
         "type": "ordinal",
         "title": None,
         "legend": {"orient": "top"},
-        "scale": {"domain": list(tones), "range": list(tones.values())},
+        "scale": {"domain": list(colors), "range": list(colors.values())},
     }

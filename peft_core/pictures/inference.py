@@ -1,4 +1,4 @@
-"""What the Inference tab draws: other runs' answers, a file's result, and how far answers can be trusted."""
+"""HTML and charts of the Inference tab: answers of several runs, file predictions and calibration."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from peft_core.pictures.cards import measured
-from peft_core.pictures.charts import BLUE, GREY, ORANGE, Spec, colors, framed
+from peft_core.pictures.cards import format_metric
+from peft_core.pictures.charts import BLUE, GRAY, ORANGE, Spec, base_spec, color_encoding
 from peft_core.pictures.pieces import duration
 from peft_core.problems import TITLES
 
-_JUDGED = (
+_CALIBRATION_METRICS = (
     ("coverage", "texts answered", "{:.0%}"),
     ("ece", "calibration error (ECE)", "{:.3f}"),
     ("log_loss", "log loss, nats", "{:.3f}"),
@@ -20,10 +20,13 @@ _JUDGED = (
 
 
 def runs_table(answers: Sequence[Mapping[str, Any]]) -> str:
-    """What several runs say of one text: a row a run; nothing without any."""
+    """Return the predictions of several runs for one text, with a row for each run; empty without runs."""
     if not answers:
         return ""
-    rows = "".join(f"<tr><th scope=row>{html.escape(one['run_id'])}</th>{_said(one)}</tr>" for one in answers)
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(answer['run_id'])}</th>{_answer_cells(answer)}</tr>"
+        for answer in answers
+    )
     return (
         '<div class="scroll"><table class="by-label" data-testid="other-runs">'
         f"<tr><th></th><th scope=col>says</th><th scope=col>confidence</th><th scope=col>ms</th></tr>{rows}"
@@ -31,37 +34,37 @@ def runs_table(answers: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def file_result(done: Mapping[str, Any], variant: str) -> str:
-    """A predicted file in one glance: rows, time, what was left out, and metrics where it had labels."""
-    speed = done["rows"] / max(done["seconds"], 1e-9)
+def file_result(summary: Mapping[str, Any], variant: str) -> str:
+    """Return the summary of a predicted file: rows, time, unanswered rows, and metrics if it has labels."""
+    speed = summary["rows"] / max(summary["seconds"], 1e-9)
     parts = [
-        f"<b>{done['rows']:,}</b> rows by the {html.escape(variant)} in {duration(done['seconds'])} "
+        f"<b>{summary['rows']:,}</b> rows by the {html.escape(variant)} in {duration(summary['seconds'])} "
         f"({speed:,.0f} rows/s).",
-        f"{done['empty']:,} without text have no answer." if done["empty"] else "",
-        f"{done['abstained']:,} were not sure enough for an answer." if done["abstained"] else "",
-        f"{done['neutralised']:,} cells that a spreadsheet would run begin with ' now."
-        if done["neutralised"]
+        f"{summary['empty']:,} without text have no answer." if summary["empty"] else "",
+        f"{summary['abstained']:,} were not sure enough for an answer." if summary["abstained"] else "",
+        f"{summary['neutralised']:,} cells that a spreadsheet would run begin with ' now."
+        if summary["neutralised"]
         else "",
-        _form(done["form"]),
-        *(html.escape(note) for note in done["notes"]),
-        _sheet(done["read"]),
+        _arithmetic(summary["form"]),
+        *(html.escape(note) for note in summary["notes"]),
+        _sheet(summary["read"]),
     ]
     return (
         f'<div class="result" data-testid="file-result"><p>{" ".join(filter(None, parts))}</p>'
-        f"{_file_metrics(done['metrics'])}</div>"
+        f"{_file_metrics(summary['metrics'])}</div>"
     )
 
 
 def _sheet(read: Mapping[str, Any]) -> str:
-    """Which sheet of a workbook was read, and where its header is."""
+    """Return the sheet of a workbook that was read, and its header row."""
     if "sheet" not in read:
         return ""
     header = f", header in row {read['header_row']}" if read["header_row"] else ", without a header"
     return f"Read from the sheet {html.escape(read['sheet'])}{header}."
 
 
-def _form(form: Mapping[str, Any] | None) -> str:
-    """What is to be known of the numbers in which a file was answered; nothing of float32."""
+def _arithmetic(form: Mapping[str, Any] | None) -> str:
+    """Return the reduced precision of a file's predictions and its measured effect; empty for float32."""
     if form is None or form["dtype"] == "float32":
         return ""
     return (
@@ -71,14 +74,17 @@ def _form(form: Mapping[str, Any] | None) -> str:
     )
 
 
-def trust_table(report: Mapping[str, Any]) -> str:
-    """The plain rule beside the chosen one, on the test rows."""
-    both = (report["plain"], report["chosen"])
+def calibration_table(report: Mapping[str, Any]) -> str:
+    """Return the metrics of the default and the chosen decision rule on the test rows."""
+    rules = (report["plain"], report["chosen"])
     lines = [
-        (TITLES[name], [measured(one["metrics"][name]) if one["metrics"] else "–" for one in both])
+        (TITLES[name], [format_metric(rule["metrics"][name]) if rule["metrics"] else "–" for rule in rules])
         for name in report["plain"]["metrics"]
     ]
-    lines += [(title, [form.format(one[name]) for one in both]) for name, title, form in _JUDGED]
+    lines += [
+        (title, [template.format(rule[name]) for rule in rules])
+        for name, title, template in _CALIBRATION_METRICS
+    ]
     body = "".join(
         f"<tr><th scope=row>{html.escape(title)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         for title, cells in lines
@@ -91,36 +97,36 @@ def trust_table(report: Mapping[str, Any]) -> str:
 
 
 def reliability_chart(report: Mapping[str, Any]) -> Spec:
-    """Accuracy against confidence by both rules, and the line on which probabilities mean what they say."""
+    """Return the reliability diagram of both decision rules, with the line of perfect calibration."""
     names = {"plain": "plain rule", "chosen": "your choice"}
     bins = [{**row, "rule": title} for name, title in names.items() for row in report[name]["bins"]]
     low = min(row["low"] for row in bins)
     rows = [{key: row[key] for key in ("confidence", "accuracy", "count", "rule")} for row in bins]
     ideal = [{"confidence": end, "accuracy": end, "count": 0, "rule": "ideal"} for end in (low, 1.0)]
-    measured_bins = {"filter": "datum.rule != 'ideal'"}
+    without_ideal = {"filter": "datum.rule != 'ideal'"}
     return {
-        **framed(pd.DataFrame([*rows, *ideal]), 230),
+        **base_spec(pd.DataFrame([*rows, *ideal]), 230),
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 2, "tooltip": True}},
             {
-                "transform": [measured_bins],
+                "transform": [without_ideal],
                 "mark": {"type": "point", "filled": True, "size": 45, "tooltip": True},
             },
         ],
         "encoding": {
             "x": _axis("confidence", "confidence (probability)", {"domain": [low, 1]}),
             "y": _axis("accuracy", "share that is right", {"domain": [0, 1]}),
-            "color": colors("rule", {"plain rule": GREY, "your choice": BLUE, "ideal": ORANGE}),
+            "color": color_encoding("rule", {"plain rule": GRAY, "your choice": BLUE, "ideal": ORANGE}),
         },
     }
 
 
 def coverage_chart(report: Mapping[str, Any], abstain_below: float) -> Spec:
-    """The share of right answers as ever fewer, surer ones are given; the chosen bound is a point."""
+    """Return the accuracy over the share of texts answered; the chosen threshold is a point."""
     rows = [{**row, "what": "least confidence"} for row in report["curve"]]
-    kept = [row for row in rows if row["threshold"] >= abstain_below] or rows[:1]
+    above = [row for row in rows if row["threshold"] >= abstain_below] or rows[:1]
     return {
-        **framed(pd.DataFrame([*rows, {**kept[-1], "what": "your choice"}]), 230),
+        **base_spec(pd.DataFrame([*rows, {**above[-1], "what": "your choice"}]), 230),
         "layer": [
             {
                 "transform": [{"filter": "datum.what != 'your choice'"}],
@@ -137,7 +143,7 @@ def coverage_chart(report: Mapping[str, Any], abstain_below: float) -> Spec:
                 "axis": {"format": "%"},
             },
             "y": {**_axis("accuracy", "share that is right", {"zero": False}), "axis": {"format": "%"}},
-            "color": colors("what", {"least confidence": BLUE, "your choice": ORANGE}),
+            "color": color_encoding("what", {"least confidence": BLUE, "your choice": ORANGE}),
         },
     }
 
@@ -146,28 +152,28 @@ def _axis(field: str, title: str, scale: Spec) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "scale": scale}
 
 
-def _said(answer: Mapping[str, Any]) -> str:
+def _answer_cells(answer: Mapping[str, Any]) -> str:
     if "error" in answer:
         return f'<td colspan=3 class="quiet">{html.escape(answer["error"])}</td>'
-    sure = answer.get("confidence")
+    confidence = answer.get("confidence")
     label = "not sure" if answer.get("abstained") else answer["label"]
-    confidence = "" if sure is None else f"{sure:.3f}"
-    return f"<td>{html.escape(label)}</td><td>{confidence}</td><td>{answer['ms']:.1f}</td>"
+    number = "" if confidence is None else f"{confidence:.3f}"
+    return f"<td>{html.escape(label)}</td><td>{number}</td><td>{answer['ms']:.1f}</td>"
 
 
 def _file_metrics(metrics: Mapping[str, Any] | None) -> str:
     if metrics is None:
         return ""
     low, high = metrics["interval"]
-    first = metrics["headline"]
+    headline = metrics["headline"]
     rest = " · ".join(
-        f"{TITLES[name]} {measured(value)}"
+        f"{TITLES[name]} {format_metric(value)}"
         for name, value in metrics.items()
-        if name in TITLES and name != first
+        if name in TITLES and name != headline
     )
     return (
-        f'<div class="figures"><div><b data-testid="file-{first}">{measured(metrics[first])}</b>'
-        f"<span>{TITLES[first]} on {metrics['judged']:,} labelled rows"
-        f"<small>95 % {measured(low)} to {measured(high)}</small></span></div>"
+        f'<div class="figures"><div><b data-testid="file-{headline}">{format_metric(metrics[headline])}</b>'
+        f"<span>{TITLES[headline]} on {metrics['judged']:,} labelled rows"
+        f"<small>95 % {format_metric(low)} to {format_metric(high)}</small></span></div>"
         f'<div class="quiet"><span>{rest}</span></div></div>'
     )

@@ -1,4 +1,4 @@
-"""Run folders: create, find, list, delete and restore them; all else reads and writes runs through `Run`."""
+"""Run folders: create, find, list, delete and restore them. Other code uses a run through `Run`."""
 
 from peft_core.runs.records import (
     ENDED,

@@ -1,7 +1,7 @@
-"""The checkpoints of a run as files: which there are, which are whole, and which one a run continues from.
+"""The checkpoint folders of a run: list them, verify them, and choose the one that a run continues from.
 
-A checkpoint appears by one rename, with a manifest of its files and the run's inputs among them. Before one
-is used every file is compared with that manifest, and the next older one stands in where it is damaged.
+A checkpoint appears by one rename. It holds a manifest of its files and a record of the run's inputs. Before
+a checkpoint is used, every file is compared with that manifest; a damaged one is skipped for the next older.
 """
 
 import re
@@ -14,13 +14,13 @@ from peft_core.manifests import verify_folder
 from peft_core.runs.run import Run
 
 STATE_FILE, INPUTS_FILE = "trained.safetensors", "inputs.json"
-KEPT = 2  # checkpoints of a run: one may be damaged
+MAX_CHECKPOINTS = 2  # of a run: one may be damaged
 _NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    """The newest undamaged checkpoint, and a message for each newer one that is damaged."""
 
     checkpoint: Path
     skipped: tuple[str, ...]
@@ -31,20 +31,22 @@ class CheckpointChoice:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
+    """Return the checkpoint folders, newest first."""
     paths = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps that a checkpoint has behind it."""
+    """Return the number of optimizer steps at which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def choose_checkpoint(run: Run) -> CheckpointChoice | None:
-    """The checkpoint that a run continues from, or None if it has none yet.
+    """Return the checkpoint that a run continues from, or None if it has no checkpoint yet.
 
-    Raises DamagedError if there are checkpoints and none is whole, RunError for those of schema version 0.
+    Raises:
+        DamagedError: There are checkpoints, and all of them are damaged.
+        RunError: The checkpoints are of schema version 0.
     """
     checkpoints = list_checkpoints(run.checkpoints)
     if checkpoints and run.is_version_0:
@@ -68,17 +70,17 @@ def choose_checkpoint(run: Run) -> CheckpointChoice | None:
 
 
 def can_continue(run: Run) -> bool:
-    """Whether a whole checkpoint is left to go on from."""
+    """Return whether the run has an undamaged checkpoint to continue from."""
     try:
         return choose_checkpoint(run) is not None
     except RunError:
         return False
 
 
-def remove_older(folder: Path, keep: int = KEPT) -> None:
+def remove_older(folder: Path, keep: int = MAX_CHECKPOINTS) -> None:
     """Remove all checkpoints but the newest `keep`."""
-    for older in list_checkpoints(folder)[keep:]:
-        remove_tree(older)
+    for checkpoint in list_checkpoints(folder)[keep:]:
+        remove_tree(checkpoint)
 
 
 def _verify(checkpoint: Path) -> None:
@@ -88,8 +90,8 @@ def _verify(checkpoint: Path) -> None:
             raise DamagedError(f"it holds no {name}.")
 
 
-def note_of_early_stop(run: Run, stage: str) -> str:
-    """What a run says that was stopped before its first step since it was started or continued."""
+def describe_early_stop(run: Run, stage: str) -> str:
+    """Return the note of a run that was stopped before its first step since it was started or continued."""
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
         return f"Stopped while {stage}; there was nothing to keep."

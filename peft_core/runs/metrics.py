@@ -1,9 +1,9 @@
-"""`metrics.jsonl`: what a training logged, one row a line, each line bound to those before it.
+"""The training log `metrics.jsonl`: one row per line, each line chained to the lines before it.
 
-A line holds a row and `check`, the first 16 hex digits of the SHA-256 of the previous line's `check` and the
-row. A line that was changed, or that follows a lost one, does not fit, and reading ends before it. A cut at
-the very end between two lines is noticed by the run's state, which names the `check` of a line that was
-there, and by the result, which names that of the last one.
+A line holds a row and `check`: the first 16 hex digits of the SHA-256 of the previous line's `check` and the
+row. A line that was changed, or whose predecessor is lost, does not match its `check`, and reading stops
+before it. A file that was cut exactly between two lines is detected by the run's state, which stores the
+`check` of a line that was written, and by the result, which stores that of the last line.
 """
 
 import hashlib
@@ -15,11 +15,18 @@ from peft_core.files import Stamp, fsync, open_regular, stamp_of, translate_disk
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"
-_MOST_READ = 1024  # logs that are kept as they were read
+_MAX_CACHED = 1024  # logs
 
 
 class MetricsLog(NamedTuple):
-    """The rows that can be read, the last one's check, what is damaged (or empty), and all their checks."""
+    """The readable rows of `metrics.jsonl`.
+
+    Attributes:
+        rows: The rows, up to the first damaged line.
+        check: The check of the last of them; empty without rows.
+        damage: A message if a line is damaged, else empty.
+        checks: The checks of all rows.
+    """
 
     rows: list[dict[str, Any]]
     check: str
@@ -27,22 +34,22 @@ class MetricsLog(NamedTuple):
     checks: frozenset[str] = frozenset()
 
 
-_read: dict[str, tuple[Stamp | None, MetricsLog]] = {}
+_cache: dict[str, tuple[Stamp | None, MetricsLog]] = {}
 
 
 def read_metrics(folder: Path) -> MetricsLog:
-    """The rows so far; a last line that is half-written is left for later.
+    """Return the rows so far, without a last line that is only half written.
 
-    The file is read again only if its time, size or inode changed since; the rows are not to be changed.
+    The log is cached until the file's time, size or inode changes; callers must not modify its rows.
     """
     stamp, key = stamp_of(f"{folder}/{METRICS_FILE}"), str(folder)
-    known = _read.get(key)
-    if known is None or stamp is None or known[0] != stamp:
-        known = (stamp, _read_log(folder))
-        if len(_read) >= _MOST_READ:
-            _read.clear()
-        _read[key] = known
-    return known[1]
+    cached = _cache.get(key)
+    if cached is None or stamp is None or cached[0] != stamp:
+        cached = (stamp, _read_log(folder))
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        _cache[key] = cached
+    return cached[1]
 
 
 def _read_log(folder: Path) -> MetricsLog:
@@ -55,10 +62,10 @@ def _read_log(folder: Path) -> MetricsLog:
         return MetricsLog([], "", f"{METRICS_FILE} cannot be read: {error.strerror}.")
     rows: list[dict[str, Any]] = []
     checks: list[str] = []
-    check, checked = "", any(b'"check"' in line for line in lines)  # rows of schema version 0 have none
+    check, has_checks = "", any(b'"check"' in line for line in lines)  # rows of schema version 0 have none
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is None or (checked and row.pop(_CHECK, None) != _check(check, row)):
+        row = _parse_row(line)
+        if row is None or (has_checks and row.pop(_CHECK, None) != _check(check, row)):
             return MetricsLog(
                 rows,
                 check,
@@ -71,35 +78,35 @@ def _read_log(folder: Path) -> MetricsLog:
 
 
 def append_metrics(folder: Path, row: dict[str, Any], check: str) -> str:
-    """Append a row after the line that has this check; returns the new line's."""
-    path, new = folder / METRICS_FILE, _check(check, row)
+    """Append a row after the line with this check, and return the check of the new line."""
+    path, new_check = folder / METRICS_FILE, _check(check, row)
     with translate_disk_errors(), path.open("a", encoding="utf-8") as file:
-        file.write(_line(row, new))
-    return new
+        file.write(_format_line(row, new_check))
+    return new_check
 
 
 def sync_metrics(folder: Path) -> None:
-    """Wait until the rows so far are on disk; nothing if there are none."""
+    """Wait until the rows so far are on disk. Does nothing without a log."""
     if (folder / METRICS_FILE).exists():
         with translate_disk_errors():
             fsync(folder / METRICS_FILE)
 
 
-def keep_metrics(folder: Path, rows: list[dict[str, Any]]) -> str:
-    """Write these rows anew and no others; returns the last one's check."""
+def rewrite_metrics(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """Replace the log by these rows, and return the check of the last one."""
     check, lines = "", []
     for row in rows:
         check = _check(check, row)
-        lines.append(_line(row, check))
+        lines.append(_format_line(row, check))
     write_text(folder / METRICS_FILE, "".join(lines))
     return check
 
 
-def _line(row: dict[str, Any], check: str) -> str:
+def _format_line(row: dict[str, Any], check: str) -> str:
     return json.dumps({**row, _CHECK: check}, allow_nan=False) + "\n"
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _parse_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -107,5 +114,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _check(before: str, row: dict[str, Any]) -> str:
-    return hashlib.sha256(f"{before}{json.dumps(row, sort_keys=True)}".encode()).hexdigest()[:16]
+def _check(previous_check: str, row: dict[str, Any]) -> str:
+    return hashlib.sha256(f"{previous_check}{json.dumps(row, sort_keys=True)}".encode()).hexdigest()[:16]

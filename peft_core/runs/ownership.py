@@ -1,6 +1,7 @@
-"""Whose a run of a public demo is, and who else may read it: `owner.json` in the run's folder.
+"""The owner of a run of a public demo and its share link, stored as `owner.json` in the run folder.
 
-A run without this file is of the host: it was made on a page that is not public, or before there were owners.
+A run without this file belongs to the host: it was created by an app that is not public, or by a version
+without owners.
 """
 
 import hmac
@@ -16,11 +17,11 @@ _OWNER = re.compile(r"[0-9a-f]{64}")
 
 
 class Ownership(Record):
-    """An owner, and the share link of a run if it has one.
+    """The owner of a run, and its share link if it has one.
 
     Attributes:
         owner: SHA-256 of the owner's token; None for the host.
-        link_nonce: what the link's secret is derived from, beside the owner's token.
+        link_nonce: The nonce from which, with the owner's token, the link's secret is derived.
         link_sha256: SHA-256 of the link's secret.
     """
 
@@ -32,12 +33,12 @@ class Ownership(Record):
         return _is_same(self.owner, owner)
 
     def is_shared_with(self, link: str | None) -> bool:
-        """Whether a link with a secret of this SHA-256 shares the run."""
+        """Return whether `link`, the SHA-256 of a link's secret, is the run's share link."""
         return _is_same(self.link_sha256, link)
 
 
 def read_ownership(folder: Path) -> Ownership:
-    """Whose a run folder is; a damaged record is nobody's."""
+    """Read the owner of a run folder. A damaged record reads as one without an owner and without a link."""
     path = f"{folder}/{OWNER_FILE}"
     if stamp_of(path) is None:
         return Ownership()
@@ -48,14 +49,14 @@ def read_ownership(folder: Path) -> Ownership:
 
 
 def write_ownership(folder: Path, ownership: Ownership) -> None:
-    """Replace the record, whole or not at all."""
+    """Replace `owner.json` atomically."""
     write_sealed(folder / OWNER_FILE, ownership)
 
 
 def is_owner(name: str) -> bool:
-    """Whether a name is the SHA-256 of a token, such as that of a folder of one visitor's uploads."""
+    """Return whether a name is the SHA-256 of a token, as the folder of a visitor's uploads is named."""
     return _OWNER.fullmatch(name) is not None
 
 
-def _is_same(kept: str | None, given: str | None) -> bool:
-    return kept is not None and given is not None and hmac.compare_digest(kept, given)
+def _is_same(stored: str | None, candidate: str | None) -> bool:
+    return stored is not None and candidate is not None and hmac.compare_digest(stored, candidate)

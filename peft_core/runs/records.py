@@ -12,7 +12,7 @@ Status = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-_BY_PROBLEM_TYPE = {
+_REQUIRED_ENTRIES = {
     "single_label_classification": (
         "accuracy", "accuracy_interval", "macro_f1", "confusion_matrix", "labels", "train_label_shares",
     ),
@@ -27,16 +27,17 @@ _BY_PROBLEM_TYPE = {
 
 
 class RunState(Record):
-    """What a run does now, or how it ended. Times are seconds since the epoch.
+    """The current state of a run, or how it ended. Times are seconds since the epoch.
 
-    `process` is the identity of the training process under `pid` (`process_identity`). `notes` are sentences
-    for the person about this training: what was skipped, kept or fallen back to. `evaluate_only`: the next
-    training process takes no step, and evaluates the newest checkpoint as it is. `metrics_check` is the check
-    of a row that metrics.jsonl must hold. `queued` is when a run was continued last; until then it queues by
-    `created`. `forecast_seconds` is what the whole training was forecast to take
-    when it was submitted. `train_seconds` is the time of all trainings of this run together,
-    steps included that a kill undid. `damage`, which is never on disk, is why the state could not be
-    read.
+    Attributes:
+        queued: When the run was last continued; the queue orders other runs by `created`.
+        process: Identity of the training process under `pid` (see `process_identity`).
+        train_seconds: Time of all trainings of this run together, including steps that a kill undid.
+        forecast_seconds: Forecast for the whole training when it was submitted.
+        notes: Messages to the user about this training: what was skipped, kept or fallen back to.
+        evaluate_only: Whether the next training process takes no step, and evaluates the newest checkpoint.
+        metrics_check: The check of a row that metrics.jsonl must contain.
+        damage: Why the state could not be read; never written to disk.
     """
 
     status: Status
@@ -65,14 +66,14 @@ class RunState(Record):
 
 
 class Baseline(Record):
-    """The best constant answer; its metrics beside it by their names."""
+    """The best constant prediction, with its metrics as further entries."""
 
     model_config = ConfigDict(extra="allow")
     label: str
 
 
 class Parameters(Record):
-    """What `counts.ParameterCount` says of the trained model."""
+    """Parameter counts of the trained model, as in `counts.ParameterCount`."""
 
     model_config = ConfigDict(extra="allow")
     trainable: Count
@@ -81,10 +82,10 @@ class Parameters(Record):
 
 
 class RunResult(Record):
-    """What a run measured on its test rows. `result["accuracy"]` and its kin read any entry by its name.
+    """The metrics of a run on its test rows. `result["accuracy"]` reads any entry by its name.
 
-    Which metrics there are depends on the problem type (`problems.METRICS`); entries that are not named here
-    are kept as they are. `adapter_sha256` is the hash of the adapter that was measured.
+    The metrics depend on the problem type (`problems.METRICS`); entries without a field here are stored as
+    they are. `adapter_sha256` is the hash of the adapter that was evaluated.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -118,8 +119,8 @@ class RunResult(Record):
     points: list[Interval] | None = None
 
     @model_validator(mode="after")
-    def _has_what_its_problem_type_measures(self) -> Self:
-        for name in _BY_PROBLEM_TYPE[self.problem_type]:
+    def _has_metrics_of_problem_type(self) -> Self:
+        for name in _REQUIRED_ENTRIES[self.problem_type]:
             if getattr(self, name) is None:
                 raise ValueError(f"it has lost its {name}")
         return self
@@ -131,11 +132,11 @@ class RunResult(Record):
         return name in self.to_dict()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An entry by its name, or the default."""
+        """Return an entry by its name, or the default."""
         return self.to_dict().get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, without the entries of other problem types."""
+        """Return the entries as JSON types, without those of other problem types."""
         entries = self.model_dump(mode="json")
         return {name: entry for name, entry in entries.items() if entry is not None or name not in _FIELDS}
 

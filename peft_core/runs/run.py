@@ -1,9 +1,9 @@
-"""One run folder: where its files lie, and its state, settings, metrics and result as they are read from it.
+"""One run folder: the paths of its files, and readers for its state, settings, metrics and result.
 
-Nothing here is trusted because a file exists. `manifest.json` names `config.json` and `inputs.json`,
-`evaluation/manifest.json` names the result and its rows, `adapter/manifest.json` the adapter, and
-`status.json` carries its own digest: each is verified as it is read. Looking at a run never takes its lock;
-whether its process lives is told by the process's identity.
+No file is trusted because it exists. `manifest.json` lists `config.json` and `inputs.json`,
+`evaluation/manifest.json` the result and its rows, `adapter/manifest.json` the adapter, and `status.json`
+carries its own digest; each is verified as it is read. Reading a run never takes its lock: whether the
+training process is alive follows from the process's identity (`process_identity`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from peft_core.process_identity import command_line, is_same_process
 from peft_core.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
 from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
-from peft_core.runs.signatures import remember
+from peft_core.runs.signatures import read_cached
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
 _FOLDERS = (
@@ -34,7 +34,7 @@ _FOLDERS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, named by its id. It holds no state; parsed records are cached by their files' times."""
+    """One run folder, named by its id. The object holds no state; parsed records are cached by file times."""
 
     folder: Path
 
@@ -60,23 +60,23 @@ class Run:
 
     @property
     def results(self) -> Path:
-        """The folder of the result and its rows; of schema version 0 they lie in the run folder."""
+        """Folder of the result and its rows: `evaluation/`, or the run folder for schema version 0."""
         folder = self.folder / "evaluation"
         return folder if folder.is_dir() or not self.is_version_0 else self.folder
 
     @property
     def evaluation(self) -> Path:
-        """Parquet of the test rows, as `rows.write_rows` writes it."""
+        """Parquet of the test rows, as `rows.write_evaluation_rows` writes it."""
         return self.results / "evaluation.parquet"
 
     @property
     def validation(self) -> Path:
-        """The same of the validation rows, where there were any."""
+        """Parquet file of the validation rows, if there were any."""
         return self.results / "validation.parquet"
 
     @property
     def certificate(self) -> Path:
-        """The certificate of the merged model, inside its folder."""
+        """Certificate of the merged model, inside the model's folder."""
         return self.merged / "certificate.json"
 
     @property
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def is_version_0(self) -> bool:
-        """Whether the run was made before files were verified: it has no manifest and says no version."""
+        """Whether the run is of schema version 0: it has no manifest, and its config has no version."""
         if (self.folder / manifests.MANIFEST_FILE).exists():
             return False
         try:
@@ -95,33 +95,33 @@ class Run:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether an adapter is there; `verify` tells whether it is whole."""
+        """Whether adapter weights exist; `verify` checks that they are undamaged."""
         return (self.adapter / "adapter_model.safetensors").is_file()
 
     @property
     def was_evaluated(self) -> bool:
-        """Whether there was a result, and so an adapter, which is saved before it; `verify` tells whether
-        they are whole."""
+        """Whether the run once had a result, and so an adapter, which is saved first; both may be lost."""
         return (self.folder / "evaluation").is_dir() or self.state().status == FINISHED
 
     def verify_adapter(self) -> None:
-        """Raise DamagedError if an adapter was saved and is lost, or not as it was written."""
+        """Raise DamagedError if an adapter was saved and is lost or damaged."""
         if self.adapter.is_dir():
             self.verify(self.adapter)
         if not self.has_adapter and self.was_evaluated:
             raise DamagedError(f"{self._damage_prefix}it has lost its adapter; train it again.")
 
     def verify(self, folder: Path) -> None:
-        """Raise DamagedError, with the run's name, unless a folder of this run is as it was written."""
+        """Raise DamagedError, with the run's id, if a folder of this run differs from its manifest."""
         if not self.is_version_0:
             with self._with_run_name():
                 manifests.verify_folder(folder)
 
     @contextlib.contextmanager
     def new_folder(self, folder: Path) -> Iterator[Path]:
-        """A staging folder to fill; at the end it gets a manifest and takes the place of `folder`.
+        """Yield a staging folder to fill; at the end it gets a manifest and replaces `folder`.
 
-        Raises RunError if the run is deleted before that.
+        Raises:
+            RunError: The run was deleted before the end.
         """
         with self.detect_deletion(), atomic_folder(folder, root=self.folder) as staging:
             yield staging
@@ -129,10 +129,10 @@ class Run:
 
     @contextlib.contextmanager
     def detect_deletion(self) -> Iterator[None]:
-        """Raise RunError, in place of any other error, if the run is deleted before the block ends.
+        """Raise RunError, instead of any other error, if the run is deleted before the block ends.
 
-        Libraries create missing folders when they save, and so the folder of a deleted run again, but never
-        its records: a folder that has lost both is removed.
+        Libraries create missing folders when they save, so they may recreate the folder of a deleted run, but
+        never its records. A folder that has lost both records is removed.
         """
         if not self.folder.is_dir():
             raise RunError(f"There is no run {self.run_id!r}; it may have been deleted.")
@@ -153,8 +153,8 @@ class Run:
         return any(os.path.lexists(self.folder / name) for name in (CONFIG_FILE, STATUS_FILE))
 
     def config(self) -> TrainConfig:
-        """The settings; RunError if the file is missing or damaged."""
-        return remember("config", self.folder, self._read_config)
+        """Return the settings. Raises DamagedError if `config.json` is missing or damaged."""
+        return read_cached("config", self.folder, self._read_config)
 
     def _read_config(self) -> TrainConfig:
         try:
@@ -167,8 +167,8 @@ class Run:
             raise DamagedError(f"The run {self.run_id!r} has no usable {CONFIG_FILE}: {error}") from error
 
     def result(self) -> RunResult:
-        """What a finished (or stopped) run measured; RunError if there is none, or it is damaged."""
-        return remember("result", self.folder, self._read_result)
+        """Return the result of a finished or stopped run. Raises RunError if it is missing or damaged."""
+        return read_cached("result", self.folder, self._read_result)
 
     def _read_result(self) -> RunResult:
         if not (self.results / RESULT_FILE).is_file() and not (self.folder / "evaluation").is_dir():
@@ -181,14 +181,14 @@ class Run:
         with self._with_run_name():
             if not self.is_version_0:
                 manifests.verify_folder(self.results)
-            result = read_record(self.results / RESULT_FILE, RunResult)
-            measured, present = result.adapter_sha256, self._adapter_sha256()
-            if measured and present and measured != present:
+            record = read_record(self.results / RESULT_FILE, RunResult)
+            evaluated, present = record.adapter_sha256, self._adapter_sha256()
+            if evaluated and present and evaluated != present:
                 raise DamagedError("its result is of another adapter than the one in adapter/; continue it.")
-        return result
+        return record
 
     def refuse_unevaluated(self) -> None:
-        """Raise RunError for a stopped run that keeps an adapter, but never evaluated its test rows."""
+        """Raise RunError for a stopped run that has an adapter, but never evaluated its test rows."""
         if self.has_adapter and not self.evaluation.is_file() and self.state().status == KILLED:
             raise RunError(
                 f"The run {self.run_id!r} was stopped before its test rows were evaluated; evaluate or "
@@ -196,25 +196,28 @@ class Run:
             )
 
     def state(self) -> RunState:
-        """What the run does now. A run whose process died without a word, or whose status is lost, reads
-        FAILED, with `error` (and `damage`) saying why."""
+        """Return the current state.
+
+        A run whose process died, or whose status file is lost, is returned as FAILED, with the reason in
+        `error` (and in `damage`).
+        """
         try:
             state = self._read_state()
             if state.status == RUNNING and not self._is_alive(state):
-                state = self._read_state()  # it may have ended between the two looks
+                state = self._read_state()  # it may have ended between the two reads
                 if state.status == RUNNING and not self._is_alive(state):
-                    return state.changed(status=FAILED, error=_died_message(state))
+                    return state.replace(status=FAILED, error=_died_message(state))
             return state
         except DamagedError as error:
             damage = f"The state of the run {self.run_id!r} is lost: {error}"
             return RunState(status=FAILED, created=self._created_fallback(), error=damage, damage=damage)
 
     def damage(self) -> list[str]:
-        """What is damaged, a sentence each, as far as it can be told without hashing large files.
+        """Return one message for each damaged part.
 
-        The files are compared again only once one of them has another time, size or inode.
+        The files are verified again only after one of them has another time, size or inode.
         """
-        return list(remember("damage", self.folder, self._find_damage))
+        return list(read_cached("damage", self.folder, self._find_damage))
 
     def _find_damage(self) -> list[str]:
         checks: tuple[Callable[[], Any], ...] = (
@@ -233,42 +236,42 @@ class Run:
                 problems.append(str(error).removeprefix(self._damage_prefix))
         return list(dict.fromkeys([*problems, *filter(None, [self.metrics_damage()])]))
 
-    def usable(self) -> list[str]:
-        """The parts of a run that are there and whole, as people call them."""
-        parts: dict[str, Callable[[], Any]] = {
+    def usable_parts(self) -> list[str]:
+        """Return the display names of the parts of a run that exist and are undamaged."""
+        checks: dict[str, Callable[[], Any]] = {
             "settings": self.config,
             "adapter": lambda: manifests.read_manifest(self.adapter) and self.verify(self.adapter),
             "result and test rows": self.result,
         }
         usable = []
-        for name, read in parts.items():
+        for name, check in checks.items():
             with contextlib.suppress(RunError):
-                read()
+                check()
                 usable.append(name)
         return usable
 
     def update(self, **changes: Any) -> None:
-        """Change entries of the state, whole or not at all; DamagedError if the present one is lost."""
-        write_sealed(self.folder / STATUS_FILE, self._read_state().changed(**changes))
+        """Change fields of the state, atomically. Raises DamagedError if the current state is lost."""
+        write_sealed(self.folder / STATUS_FILE, self._read_state().replace(**changes))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl so far, up to the first line that is half-written or damaged."""
+        """Return the rows of metrics.jsonl up to the first line that is half written or damaged."""
         return [dict(row) for row in read_metrics(self.folder).rows]
 
     def metrics_damage(self) -> str:
-        """A sentence if rows of metrics.jsonl are lost; empty if none are."""
+        """Return a message if rows of metrics.jsonl are lost, else an empty string."""
         log = read_metrics(self.folder)
         if log.damage:
             return log.damage
-        written = self._last_metrics_check()
-        if written is None or written in log.checks:
+        expected_check = self._last_metrics_check()
+        if expected_check is None or expected_check in log.checks:
             return ""
         return "metrics.jsonl has lost its last rows; the curve is not whole."
 
     def _last_metrics_check(self) -> str | None:
-        """The check of the last row that the state knows of or, where that is lost, of the result's last.
+        """Return the check of the last row from the state or, if that is lost, from the result.
 
-        The result of a run that is continued is of an earlier training, whose rows may be gone.
+        The result of a continued run is of an earlier training, whose rows may be gone.
         """
         try:
             return self._read_state().metrics_check
@@ -278,14 +281,14 @@ class Run:
             return None
 
     def request_stop(self, reason: str = "") -> None:
-        """Ask the training process to stop; a reason, which is a sentence, begins the note of the run."""
+        """Ask the training process to stop. `reason` is a full sentence; the run's note begins with it."""
         with translate_disk_errors():
             (self.folder / "stop").touch()
             if reason:
                 (self.folder / "stop").write_text(reason, encoding="utf-8")
 
     def stop_reason(self) -> str:
-        """The sentence that `request_stop` was given; empty if it was none."""
+        """Return the reason passed to `request_stop`, or an empty string."""
         try:
             return (self.folder / "stop").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -296,9 +299,11 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the training process; the system releases it when the process exits, even if it is killed.
+        """Hold the lock of the training process; the system releases it when the process exits or is killed.
 
-        Raises RunError if another process trains this run, DamagedError if the lock is no file.
+        Raises:
+            RunError: Another process trains this run.
+            DamagedError: The lock is not a regular file.
         """
         lock = FileLock(self.folder / LOCK_FILE, timeout=0)
         try:
@@ -317,11 +322,11 @@ class Run:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the state, as it was written last, is of a run that waits or trains."""
+        """Whether the state on disk is that of a run that waits or trains."""
         return self._read_state().status not in ENDED
 
     def training_process(self) -> int | None:
-        """The pid of the process that trains this run now, proven by start time and command line."""
+        """Return the pid of the process that trains this run, verified by start time and command line."""
         state = self._read_state()
         if state.status != RUNNING or state.pid is None or state.pid <= 1 or not self._is_alive(state):
             return None
@@ -333,7 +338,7 @@ class Run:
         return f"The run {self.run_id!r} is damaged: "
 
     def _verify_own_files(self) -> None:
-        """Raise DamagedError unless the files that the run's own manifest names are as they were written."""
+        """Raise DamagedError if a file that the run folder's manifest lists is missing or damaged."""
         if self.is_version_0:
             return
         with self._with_run_name():
@@ -341,7 +346,7 @@ class Run:
                 manifests.verify_file(self.folder, name)
 
     def _verify_file_types(self) -> None:
-        """Raise DamagedError if the lock is not a file, or the name of a folder belongs to something else."""
+        """Raise DamagedError if the lock is not a regular file, or an expected folder is not a folder."""
         lock = self.folder / LOCK_FILE
         if os.path.lexists(lock) and not lock.is_file():
             raise DamagedError(f"{LOCK_FILE} cannot be used: {NOT_REGULAR}.")
@@ -360,7 +365,7 @@ class Run:
         return read_record(f"{self.folder}/{STATUS_FILE}", RunState, sealed=True)
 
     def _adapter_sha256(self) -> str | None:
-        """The hash of the adapter's weights as its manifest has it; None if there is no such manifest."""
+        """Return the hash of the adapter's weights from its manifest; None without a readable manifest."""
         try:
             entry = manifests.read_manifest(self.adapter).files.get("adapter_model.safetensors")
         except DamagedError:
@@ -368,7 +373,7 @@ class Run:
         return entry.sha256 if entry else None
 
     def _created_fallback(self) -> float:
-        """About when the run was made, for one whose state is lost: its settings are written once."""
+        """Return the time of `config.json`, which is written once, as creation time if the state is lost."""
         for path in (self.folder / CONFIG_FILE, self.folder):
             with contextlib.suppress(OSError):
                 return max(0.0, path.stat().st_mtime)

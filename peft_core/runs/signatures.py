@@ -1,9 +1,9 @@
-"""What a run's files look like from outside: what was read from them is read again only if that changed.
+"""Cache what was read from a run folder until the signature of its files changes.
 
 A signature is the time, size and inode of every file that `Run.damage` reads: those of the run folder itself,
-of the adapter and of the result. Taking one costs a tenth of what it spares, and each open page asks once a
-second. A file that is changed in place within the clock's grain and keeps its size is not noticed; nothing
-that the app writes is changed in place but metrics.jsonl, which grows.
+of the adapter and of the result. Computing it costs a tenth of the reads that it saves, and each open page
+polls once a second. A file that is changed in place within the clock's resolution and keeps its size is not
+noticed; the app changes no file in place except metrics.jsonl, which grows.
 """
 
 import os
@@ -12,42 +12,47 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Signature = tuple[tuple[str, int, int, int], ...]
-_READ_WHOLE = ("adapter", "evaluation")  # folders of a run whose files are verified
-_MOST_REMEMBERED = 4096
-_remembered: dict[tuple[str, str], tuple[Signature, Any]] = {}
-Read = TypeVar("Read")
+_VERIFIED_FOLDERS = ("adapter", "evaluation")  # of a run
+_MAX_CACHED = 4096
+_cache: dict[tuple[str, str], tuple[Signature, Any]] = {}
+Content = TypeVar("Content")
 
 
-def remember(what: str, folder: Path, read: Callable[[], Read]) -> Read:
-    """What `read` returned for this run folder when its files were as they are now; reads it if it never did.
+def read_cached(kind: str, folder: Path, read: Callable[[], Content]) -> Content:
+    """Return the cached result of `read` for a run folder; call it again if the signature has changed.
 
-    The signature is taken before the files are read: what changes meanwhile is read again next time.
+    The signature is taken before the files are read, so that a change during the read is noticed next time.
+
+    Args:
+        kind: Name of the content, part of the cache key.
+        folder: The run folder.
+        read: Reads the content from the folder.
     """
-    key, signature = (what, str(folder)), signature_of(folder)
-    known = _remembered.get(key)
-    if known is None or known[0] != signature:
-        known = (signature, read())
-        if len(_remembered) >= _MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[key] = known
-    return known[1]
+    key, signature = (kind, str(folder)), signature_of(folder)
+    cached = _cache.get(key)
+    if cached is None or cached[0] != signature:
+        cached = (signature, read())
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        _cache[key] = cached
+    return cached[1]
 
 
 def signature_of(folder: Path) -> Signature:
-    """Name, time, size and inode of the files of a run folder that tell what is damaged."""
-    return tuple(sorted(_entries(str(folder), "", _READ_WHOLE)))
+    """Return name, time, size and inode of the files of a run folder that are verified."""
+    return tuple(sorted(_entries(str(folder), "", _VERIFIED_FOLDERS)))
 
 
-def _entries(folder: str, prefix: str, inner: tuple[str, ...] | None) -> list[tuple[str, int, int, int]]:
-    """The entries of a folder, and those of its folders: of the ones named in `inner`, or of all."""
+def _entries(folder: str, prefix: str, subfolders: tuple[str, ...] | None) -> list[tuple[str, int, int, int]]:
+    """Return the entries of a folder and, recursively, of its subfolders: of these, or of all if None."""
     entries = []
     try:
         with os.scandir(folder) as scanned:
             for entry in scanned:
                 status, name = entry.stat(follow_symlinks=False), f"{prefix}{entry.name}"
                 entries.append((name, status.st_mtime_ns, status.st_size, status.st_ino))
-                if entry.is_dir() and (inner is None or entry.name in inner):
+                if entry.is_dir() and (subfolders is None or entry.name in subfolders):
                     entries += _entries(entry.path, f"{name}/", None)
-    except OSError:  # removed meanwhile, or not a folder: what reads it says so
+    except OSError:  # removed meanwhile, or not a folder: `read` reports it
         entries.append((f"{prefix}?", 0, 0, 0))
     return entries

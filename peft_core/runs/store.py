@@ -24,24 +24,34 @@ from peft_core.records import SCHEMA_VERSION, write_sealed
 from peft_core.runs.ownership import Ownership, is_owner, write_ownership
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, LOCK_FILE, STATUS_FILE, Run
-from peft_core.runs.trash import SECONDS_KEPT, TRASH, discard, free_disk, purge_trash, take_back
+from peft_core.runs.trash import (
+    TRASH,
+    TRASH_SECONDS,
+    free_disk,
+    move_to_trash,
+    purge_trash,
+    restore_from_trash,
+)
 
-UPLOADS, TOKENS = ".uploads", ".tokens"  # beside the runs: uploaded files, texts that were tokenized before
+UPLOADS, TOKENS = ".uploads", ".tokens"  # beside the runs: uploaded files, cached tokenized texts
 _SHARED_FOLDERS = (UPLOADS, TOKENS, TRASH)
 _FOLDERS_WITH_STAGING = ("", "checkpoints", "downloads", "predictions")  # of a run
 _STAGING_OF_VERSION_0 = (".adapter", ".merged", ".onnx", ".page", ".embeddings", "checkpoints/.staging")
-_SETTLED = 1_000_000_000  # ns after which a second change cannot have the same time as the one before
-_listed: dict[str, tuple[Stamp, tuple[Run, ...]]] = {}  # runs by folder, with the folder's stamp
+_SETTLED_NS = 1_000_000_000  # after which a second change cannot have the same time as the one before
+_cache: dict[str, tuple[Stamp, tuple[Run, ...]]] = {}  # the runs of each folder, with the folder's stamp
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 
 
 def create(
     runs_dir: Path, config: TrainConfig, *, owner: str | None = None, forecast_seconds: float | None = None
 ) -> Run:
-    """A new run folder with its config, status SCHEDULED; it appears whole or not at all.
+    """Create a run folder with its config and status SCHEDULED, atomically.
 
-    `owner` is the SHA-256 of a visitor's token; None for the host. `forecast_seconds` is how long the
-    training probably takes.
+    Args:
+        runs_dir: The folder of runs.
+        config: The settings.
+        owner: SHA-256 of a visitor's token; None for the host.
+        forecast_seconds: Forecast for the training.
     """
     make_folder(runs_dir)
     run_id = _new_id(runs_dir, config)
@@ -58,7 +68,7 @@ def create(
 
 
 def _new_id(runs_dir: Path, config: TrainConfig) -> str:
-    """An id that no run has, nor one that was deleted and can come back."""
+    """Return an id that neither a run has nor a deleted run that can still be restored."""
     while True:
         run_id = f"{_slug(config)}-{secrets.token_hex(3)}"
         if not any(os.path.lexists(folder / run_id) for folder in (runs_dir, runs_dir / TRASH)):
@@ -66,14 +76,18 @@ def _new_id(runs_dir: Path, config: TrainConfig) -> str:
 
 
 def find(runs_dir: Path, run_id: str) -> Run:
-    """The run of an id; RunError if there is none (ids are names, never paths)."""
+    """Return the run with an id. An id is a name, never a path.
+
+    Raises:
+        RunError: There is no such run.
+    """
     if not _is_run_id(run_id) or not (runs_dir / run_id).is_dir():
         raise unknown_run(run_id)
     return Run(runs_dir / run_id)
 
 
 def unknown_run(run_id: str) -> RunError:
-    """The error of an id that names no run."""
+    """Return the error for an id that no run has."""
     return RunError(f"There is no run {run_id!r}; ask for the list of runs.")
 
 
@@ -82,19 +96,19 @@ def _is_run_id(name: object) -> bool:
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
-    """All runs, the newest first.
+    """Return all runs, newest first.
 
-    The folder is read again only once its time has changed, as it does when a run is made, deleted or
-    restored: each page asks every second, and the launcher three times.
+    The list is cached until the folder's time changes, as it does when a run is created, deleted or restored:
+    each page polls every second, and the launcher three times a second.
     """
     key, stamp, now = str(runs_dir), stamp_of(runs_dir), time.time_ns()
-    known = _listed.get(key)
-    if known is not None and known[0] == stamp:
-        return list(known[1])
-    listed = _read_list(runs_dir)
-    if stamp is not None and now - stamp.mtime_ns > _SETTLED:
-        _listed[key] = (stamp, tuple(listed))
-    return listed
+    cached = _cache.get(key)
+    if cached is not None and cached[0] == stamp:
+        return list(cached[1])
+    runs = _read_list(runs_dir)
+    if stamp is not None and now - stamp.mtime_ns > _SETTLED_NS:
+        _cache[key] = (stamp, tuple(runs))
+    return runs
 
 
 def _read_list(runs_dir: Path) -> list[Run]:
@@ -105,20 +119,24 @@ def _read_list(runs_dir: Path) -> list[Run]:
 
 
 def delete(runs_dir: Path, run_id: str) -> None:
-    """Move a run into the trash; it leaves the list at once. RunError while it waits or trains.
+    """Move a run into the trash, from where `restore` brings it back for an hour.
 
-    `restore` brings it back for an hour, unless the disk is short of room: then it is removed for good.
+    If the disk is nearly full, the run is removed permanently.
+
+    Raises:
+        RunError: The run waits or trains.
     """
     run = _find_ended(runs_dir, run_id)
-    discard(run.folder)
-    purge_trash(runs_dir, SECONDS_KEPT)
+    move_to_trash(run.folder)
+    purge_trash(runs_dir, TRASH_SECONDS)
     free_disk(runs_dir)
 
 
 def restore(runs_dir: Path, run_id: str) -> Run:
-    """Bring a deleted run back as it was.
+    """Restore a deleted run.
 
-    Raises RunError if it is not in the trash any more, or if there is a run of this id.
+    Raises:
+        RunError: It is no longer in the trash, or there is a run with this id.
     """
     folder = runs_dir / run_id if _is_run_id(run_id) else None
     if folder is None or not (runs_dir / TRASH / run_id).is_dir():
@@ -126,12 +144,16 @@ def restore(runs_dir: Path, run_id: str) -> Run:
             f"The run {run_id!r} cannot be restored: deleted runs are kept for an hour, or less where the "
             "disk is full."
         )
-    take_back(folder)
+    restore_from_trash(folder)
     return Run(folder)
 
 
 def remove(runs_dir: Path, run_id: str) -> None:
-    """Remove a run for good; RunError while it waits or trains."""
+    """Remove a run permanently.
+
+    Raises:
+        RunError: The run waits or trains.
+    """
     remove_folder(_find_ended(runs_dir, run_id).folder)
 
 
@@ -140,26 +162,26 @@ def _find_ended(runs_dir: Path, run_id: str) -> Run:
     state = run.state()
     if state.status not in ENDED:
         raise RunError(f"The run {run_id!r} is {state.status}; stop it before you delete it.")
-    if os.path.lexists(run.folder / LOCK_FILE):  # else nobody holds it, and a full disk has no room for it
-        with contextlib.suppress(DamagedError), run.lock():  # RunError if a training has just begun
-            pass  # and DamagedError if the lock is no file, which nobody can hold
+    if os.path.lexists(run.folder / LOCK_FILE):  # without it no process trains, and a full disk has no room
+        with contextlib.suppress(DamagedError), run.lock():  # RunError if a training has just begun;
+            pass  # DamagedError if the lock is not a regular file, which no process can hold
     return run
 
 
 def sweep(runs_dir: Path) -> int:
-    """Remove what dead processes left half-written beside the runs and in each run; returns how many.
+    """Remove what dead processes left half written beside the runs and in each run; return the count.
 
-    Runs that were deleted more than an hour ago are removed for good, and not counted.
+    Runs that were deleted more than an hour ago are removed permanently, and not counted.
     """
     visitors = (path for path in (runs_dir / UPLOADS).glob("*") if is_owner(path.name))
     shared = (runs_dir / name for name in _SHARED_FOLDERS)
     swept = sum(map(sweep_staging, [runs_dir, *shared, *visitors]))
-    purge_trash(runs_dir, SECONDS_KEPT)
+    purge_trash(runs_dir, TRASH_SECONDS)
     for run in list_runs(runs_dir):
         swept += sum(sweep_staging(run.folder / name) for name in _FOLDERS_WITH_STAGING)
         status = run.state().status
         if status == FINISHED and run.checkpoints.is_dir() and not run.is_version_0:
-            remove_tree(run.checkpoints)  # of a process that died just after it had finished
+            remove_tree(run.checkpoints)  # the process died just after it had finished
             swept += 1
         if status in ENDED:
             for name in _STAGING_OF_VERSION_0:
@@ -170,6 +192,6 @@ def sweep(runs_dir: Path) -> int:
 
 
 def _slug(config: TrainConfig) -> str:
-    """A readable start for an id, such as rotten-tomatoes-r8."""
+    """Return the readable prefix of an id, such as rotten-tomatoes-r8."""
     name = re.sub(r"[^a-z0-9]+", "-", Path(config.dataset_name).name.lower()).strip("-")[:40]
     return f"{name or 'run'}-r{config.r}"

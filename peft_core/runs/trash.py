@@ -1,12 +1,12 @@
-"""Deleted runs: each waits in `.trash` beside the runs, from where it can be restored until it is purged.
+"""Deleted runs: the folder `.trash` beside the runs, from which they can be restored until they are purged.
 
-Why no run is lost or seen half. A run goes into the trash, and back, by one rename; both folders are fsynced
-after it. A run is purged by a rename to a staging name, and its files are removed under that name: a process
-that dies leaves the run in the list, in the trash, or as a staging folder that the next sweep removes. The
-folder's own time is set just before the run goes into the trash, and says since when it has been there.
+Why no run is lost or half visible: a run moves into the trash, and back, by one rename, and both folders are
+fsynced after it. A run is purged by a rename to a staging name, and its files are removed under that name. A
+process that dies therefore leaves the run in the list, in the trash, or as a staging folder that the next
+sweep removes. The folder's modification time is set just before the move; it is the time of deletion.
 
-A full disk does not keep a run from being deleted. Where it has no room for a new name, the trash is emptied
-and the run is removed for good; and while little space is left, the oldest deleted runs go at once.
+A full disk does not prevent a deletion. If there is no room for a new name, the trash is emptied and the run
+is removed permanently. While little space is free, the oldest deleted runs are removed at once.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from peft_core.errors import RunError
 from peft_core.files import NO_ROOM, fsync, make_folder, remove_folder, translate_disk_errors
 
 TRASH = ".trash"
-SECONDS_KEPT = 3600.0
-LEAST_FREE = 2_000_000_000  # bytes; with less free disk space deleted runs are not kept
+TRASH_SECONDS = 3600.0  # that a deleted run can be restored
+MIN_FREE_BYTES = 2_000_000_000  # with less free disk space deleted runs are not kept
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ class TrashedRun(NamedTuple):
 
 
 def list_trash(runs_dir: Path) -> list[TrashedRun]:
-    """Deleted runs, the oldest first."""
+    """Return the deleted runs, oldest first."""
     trashed = []
     with contextlib.suppress(OSError):  # no run was deleted yet
         for path in (runs_dir / TRASH).iterdir():
@@ -44,11 +44,11 @@ def list_trash(runs_dir: Path) -> list[TrashedRun]:
     return sorted(trashed, key=lambda run: (run.deleted, run.folder))
 
 
-def discard(folder: Path) -> None:
-    """Move a run's folder into the trash, or remove it for good where the disk has no room for that."""
+def move_to_trash(folder: Path) -> None:
+    """Move a run's folder into the trash, or remove it permanently if the disk has no room for that."""
     with translate_disk_errors():
         try:
-            _move_to_trash(folder)
+            _rename_into_trash(folder)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -57,8 +57,12 @@ def discard(folder: Path) -> None:
             fsync(folder.parent)
 
 
-def take_back(folder: Path) -> None:
-    """Move a run from the trash to its folder. RunError if that exists, or the run is not in the trash."""
+def restore_from_trash(folder: Path) -> None:
+    """Move a run from the trash back to `folder`.
+
+    Raises:
+        RunError: `folder` exists, or the run is not in the trash.
+    """
     trashed = folder.parent / TRASH / folder.name
     if os.path.lexists(folder):
         raise RunError(f"There is a run {folder.name!r} already; the deleted one cannot be restored.")
@@ -72,28 +76,28 @@ def take_back(folder: Path) -> None:
 
 
 def purge_trash(runs_dir: Path, older_than_seconds: float = 0.0, *, now: float | None = None) -> int:
-    """Remove runs for good that were deleted at least so many seconds ago; returns how many.
+    """Permanently remove runs that were deleted at least this long ago; return the number removed.
 
     Args:
         runs_dir: The folder of runs.
-        older_than_seconds: 0 for all of them, whatever the clock says.
-        now: Seconds since the epoch; by default the present.
+        older_than_seconds: 0 removes all of them, whatever their deletion times.
+        now: Seconds since the epoch; by default the current time.
     """
-    last = (time.time() if now is None else now) - older_than_seconds
-    old = [run for run in list_trash(runs_dir) if not older_than_seconds or run.deleted <= last]
-    return sum(_is_purged(run.folder) for run in old)
+    latest = (time.time() if now is None else now) - older_than_seconds
+    old = [run for run in list_trash(runs_dir) if not older_than_seconds or run.deleted <= latest]
+    return sum(_try_purge(run.folder) for run in old)
 
 
 def free_disk(runs_dir: Path) -> None:
-    """While the disk is nearly full, remove the oldest deleted runs for good."""
+    """While the disk is nearly full, permanently remove the oldest deleted runs."""
     for run in list_trash(runs_dir):
-        if shutil.disk_usage(runs_dir).free >= LEAST_FREE:
+        if shutil.disk_usage(runs_dir).free >= MIN_FREE_BYTES:
             return
-        _is_purged(run.folder)
+        _try_purge(run.folder)
 
 
-def _is_purged(folder: Path) -> bool:
-    """Remove a deleted run for good; False for one that the disk does not let go, which is tried again."""
+def _try_purge(folder: Path) -> bool:
+    """Permanently remove a deleted run. Returns False if the disk refuses; the next purge tries again."""
     try:
         remove_folder(folder)
     except OSError:
@@ -102,13 +106,13 @@ def _is_purged(folder: Path) -> bool:
     return True
 
 
-def _move_to_trash(folder: Path) -> None:
+def _rename_into_trash(folder: Path) -> None:
     trashed = folder.parent / TRASH / folder.name
     make_folder(trashed.parent, folder.parent)
-    remove_folder(trashed)  # an earlier run of the same id
+    remove_folder(trashed)  # an earlier run with the same id
     with contextlib.suppress(OSError):  # of a folder that belongs to another user
         os.utime(folder)
-    fsync(folder)  # in which a lock was perhaps made just now
+    fsync(folder)  # a lock may just have been created in it
     folder.rename(trashed)
     fsync(trashed.parent)
     fsync(folder.parent)

@@ -1,1 +1,1 @@
-"""What stands around Trainer: batches, checkpoints, reports, and what makes a step fast."""
+"""Training with transformers' Trainer: setup, batches, checkpoints, progress and step optimizations."""

@@ -1,4 +1,7 @@
-"""Batches of texts of like length that cost about the same, in an order that seed and epoch decide."""
+"""Batches of texts of similar length with about equal cost, in an order determined by seed and epoch.
+
+Exported scripts contain the source of this module's constants, functions and `TokenBatches`.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -36,7 +39,7 @@ class TokenBatches(Sampler[list[int]]):
         return self.batches // self.processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer says which epoch comes next."""
+        """Set the epoch that the next iteration is of; Trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -45,24 +48,24 @@ class TokenBatches(Sampler[list[int]]):
         if len(order) < self.batches:  # more processes than texts: some are read twice
             order = np.resize(order, self.batches)
         stops = even_stops(self.lengths[order], self.batches, MOST_TEXTS * self.mean_size)
-        found = [part.tolist() for part in np.split(order, stops)]
+        rows_of_batches = [part.tolist() for part in np.split(order, stops)]
         longest = int(self.lengths[order].argmax())
         first = int(np.searchsorted(stops, longest, side="right"))
-        rounds = self._rounds(found)
+        rounds = self._rounds(rows_of_batches)
         shuffled = [rounds[i] for i in torch.randperm(len(rounds), generator=generator).tolist()]
         shuffled.sort(key=lambda batches: first not in batches)
-        yield from (found[batches[self.rank]] for batches in shuffled)
+        yield from (rows_of_batches[batches[self.rank]] for batches in shuffled)
 
-    def _rounds(self, found: list[list[int]]) -> list[list[int]]:
-        """Which batches the processes take at the same time: those that cost the most alike."""
-        order = list(range(len(found)))
+    def _rounds(self, rows_of_batches: list[list[int]]) -> list[list[int]]:
+        """Return the batches that the processes take at the same time: those of the most similar cost."""
+        order = list(range(len(rows_of_batches)))
         if self.processes > 1:
-            order.sort(key=lambda i: len(found[i]) * int(self.lengths[found[i]].max()))
+            order.sort(key=lambda i: len(rows_of_batches[i]) * int(self.lengths[rows_of_batches[i]].max()))
         return [order[i : i + self.processes] for i in range(0, len(order), self.processes)]
 
 
 class UnpaddedCollator(DataCollatorWithPadding):
-    """Pads a batch to its longest text, and leaves out an attention mask that would mask nothing."""
+    """Pad a batch to its longest text, and omit an attention mask that would mask nothing."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().__call__(features)

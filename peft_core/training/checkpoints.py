@@ -1,4 +1,4 @@
-"""What training changes, saved to a checkpoint and put back: the trained weights and the ranks of AdaLoRA."""
+"""Save and load what training changes: the trained weights, and AdaLoRA's ranks and importances."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,22 @@ _IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as PEFT's RankAllocator 
 
 
 def save_trained(model: nn.Module, path: Path) -> None:
-    """What training changes, by the model's own names: all that an adapter holds, and what PEFT leaves out of
-    one, as the network behind P-tuning's vectors and the importances and ranks of AdaLoRA."""
+    """Save everything that training changes, under the model's own parameter names.
+
+    This includes what PEFT omits from an adapter: P-tuning's prompt encoder network and AdaLoRA's importances
+    and ranks.
+    """
     state, ranks = trained_state(model), None
     allocator = rank_allocator(model)
     if allocator:
         ranks = allocator.peft_config.rank_pattern
         for kind in _IMPORTANCES:
-            state |= {f"{kind}:{name}": value for name, value in getattr(allocator, kind).items()}
+            state |= {f"{kind}:{name}": tensor for name, tensor in getattr(allocator, kind).items()}
     save_file(state, path, metadata={"format": "pt", "rank_pattern": json.dumps(ranks)})
 
 
 def load_trained(model: nn.Module, path: Path) -> None:
-    """Put what `save_trained` saved into a model that was built from the same settings."""
+    """Load what `save_trained` saved into a model with the same settings."""
     state = load_file(path, device=str(next(model.parameters()).device))
     with safe_open(path, framework="pt") as file:
         ranks = json.loads(file.metadata()["rank_pattern"])
@@ -38,5 +41,5 @@ def load_trained(model: nn.Module, path: Path) -> None:
     if allocator:
         allocator.peft_config.rank_pattern = ranks
         for kind in _IMPORTANCES:
-            held = {name: value for name, value in state.items() if name.startswith(f"{kind}:")}
-            setattr(allocator, kind, {name.partition(":")[2]: value for name, value in held.items()})
+            saved = {name: tensor for name, tensor in state.items() if name.startswith(f"{kind}:")}
+            setattr(allocator, kind, {name.partition(":")[2]: tensor for name, tensor in saved.items()})

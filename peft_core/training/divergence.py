@@ -1,4 +1,4 @@
-"""A loss, gradient or weight that is not finite ends training at that step, before it reaches a file."""
+"""Detect a loss, gradient or weight that is not finite, and end training before it reaches a file."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,37 +11,42 @@ from peft_core.errors import ModelError
 
 
 def divergence_error(
-    what: str, step: int, model: nn.Module, learning_rate: float, checkpoints: Sequence[int]
+    event: str, step: int, model: nn.Module, learning_rate: float, checkpoints: Sequence[int]
 ) -> ModelError:
-    """The error of a run in which `what` (such as "the loss is nan") happened at a step, with advice.
+    """Return the error of a run that diverged, with advice.
 
-    `checkpoints` are the steps of those that are left.
+    Args:
+        event: What happened, such as "the loss is nan".
+        step: The step at which it happened.
+        model: The model; if it has half-precision weights, the advice mentions them.
+        learning_rate: The learning rate of the run.
+        checkpoints: The steps of the remaining checkpoints.
     """
-    plain = ", or with plain arithmetic (this run computed in half-width numbers)" if _is_half(model) else ""
-    left = f" The checkpoint of step {max(checkpoints):,} is kept." if checkpoints else ""
+    advice = ", or with plain arithmetic (this run computed in half-width numbers)" if _is_half(model) else ""
+    remaining = f" The checkpoint of step {max(checkpoints):,} is kept." if checkpoints else ""
     return ModelError(
-        f"Training diverged at step {step:,}: {what}. Train again with a learning rate below "
-        f"{learning_rate:g}{plain}.{left}"
+        f"Training diverged at step {step:,}: {event}. Train again with a learning rate below "
+        f"{learning_rate:g}{advice}.{remaining}"
     )
 
 
-def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity, or None."""
-    return next((name for name, tensor in named if not _is_finite(tensor)), None)
+def first_not_finite(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first tensor that contains NaN or infinity, or None."""
+    return next((name for name, tensor in named_tensors if not _is_finite(tensor)), None)
 
 
 def named_values(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that a checkpoint holds: what is trained, and what the optimizer, if any, keeps of it."""
+    """Yield the tensors of a checkpoint: the trained parameters and the state of the optimizer, if any."""
     yield from ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
-    for kept in optimizer.state.values() if optimizer else ():
-        yield from ((f"optimizer.{key}", v) for key, v in kept.items() if torch.is_tensor(v))
+    for state in optimizer.state.values() if optimizer else ():
+        yield from ((f"optimizer.{key}", v) for key, v in state.items() if torch.is_tensor(v))
 
 
 def not_finite(values: dict[str, Any]) -> list[str]:
-    """The names of numbers that are NaN or infinite."""
-    return [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    """Return the names of the numbers that are NaN or infinite."""
+    return [name for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""What a run was trained on (`inputs.json`), so that it continues on the same rows, labels and base model.
+"""The inputs of a training run (`inputs.json`), so that it continues on the same rows, labels and base model.
 
-The record is written when a run first starts and again into each checkpoint. A run that continues computes it
-anew and compares it with the checkpoint's: whatever differs would give the weights another meaning (labels in
-another order, rows trained on before among the test rows), so the run is refused and nothing is changed.
+The record is written when a run starts, and into each checkpoint. A run that continues computes it again and
+compares it with the checkpoint's record. Any difference would change the meaning of the weights (labels in
+another order, training rows among the test rows), so the run is refused and nothing is changed.
 """
 
 import json
@@ -16,11 +16,12 @@ import torch
 import transformers
 
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import LabelledText
+from peft_core.data.labelled import LabeledSplits
 from peft_core.data.tokens import rows_digest, tokenizer_digest
 from peft_core.encoder import BaseModel
 from peft_core.errors import InputsChangedError
 from peft_core.files import write_json
+from peft_core.heads import label_names
 from peft_core.manifests import sha256_of, write_manifest
 from peft_core.records import Record, read_record
 from peft_core.runs import Run
@@ -31,14 +32,14 @@ _SPLITS = ("train", "validation", "test")
 
 
 class SplitDigest(Record):
-    """The rows of a split: how many, and the SHA-256 of their texts and labels in order."""
+    """The number of rows of a split, and the SHA-256 of their texts and labels in order."""
 
     rows: int
     sha256: str
 
 
 class RunInputs(Record):
-    """Everything that decides which weights a training ends with, as digests and names."""
+    """Everything that determines the trained weights, as digests and names."""
 
     splits: dict[str, SplitDigest]
     problem_type: str
@@ -51,13 +52,13 @@ class RunInputs(Record):
     versions: dict[str, str]
 
 
-def inputs_of(config: TrainConfig, data: LabelledText, base: BaseModel) -> RunInputs:
-    """The record of a run that would start now."""
+def inputs_of(config: TrainConfig, data: LabeledSplits, base: BaseModel) -> RunInputs:
+    """Return the inputs of a run that starts now."""
     rows = zip(_SPLITS, (data.train, data.validation, data.eval), strict=True)
     return RunInputs(
         splits={name: SplitDigest(rows=len(split), sha256=rows_digest(split)) for name, split in rows},
         problem_type=data.problem_type,
-        label_names=list(base.model.config.id2label.values()),
+        label_names=label_names(base.model.config),
         base_model_name_or_path=base.source.name,
         base_revision=base.source.revision,
         base_config_sha256=sha256_of(base.source.folder / "config.json"),
@@ -79,12 +80,12 @@ def begin_inputs(run: Run, inputs: RunInputs) -> None:
 
 
 def read_inputs(folder: Path) -> RunInputs:
-    """The record of a checkpoint, whose files are verified already."""
+    """Read the inputs of a checkpoint whose files have been verified."""
     return read_record(folder / INPUTS_FILE, RunInputs)
 
 
 def check_inputs(before: RunInputs, now: RunInputs) -> None:
-    """Raise InputsChangedError, which names the first difference, unless both are the same."""
+    """Raise InputsChangedError, which names the first difference, unless both are equal."""
     difference = next(differences(before, now), None)
     if difference:
         raise InputsChangedError(
@@ -94,7 +95,7 @@ def check_inputs(before: RunInputs, now: RunInputs) -> None:
 
 
 def differences(before: RunInputs, now: RunInputs) -> Iterator[str]:
-    """What differs, in words, the most important first."""
+    """Yield a description of each difference, the most important first."""
     if before.problem_type != now.problem_type:
         yield f"the labels were read as {before.problem_type}, and are read as {now.problem_type} now"
     if before.label_names != now.label_names:

@@ -1,14 +1,14 @@
-"""Two operations of a training step as autograd functions that do less work than the plain modules."""
+"""LoRA layers and attention as autograd functions that do less work than the plain modules."""
 
 from itertools import repeat
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-_CACHED = 250_000  # scores that are computed together
-_LONG = 64  # tokens, from which softmax in bfloat16 is as fast as in float32 with a copy there and back
+_CACHED_SCORES = 250_000  # attention scores that are computed together, so that they stay in the cache
+_LONG = 64  # tokens from which softmax in bfloat16 is as fast as in float32 with two copies
 
 
 def lora_linear(
@@ -19,10 +19,10 @@ def lora_linear(
     lora_b: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """x W^T + bias + scaling (x A^T) B^T of a frozen W: (..., in) to (..., out), in W's dtype or autocast's.
+    """Return x W^T + bias + scaling (x A^T) B^T with a frozen W, (..., in) to (..., out), as one operation.
 
-    `lora_a` (r, in) and `lora_b` (out, r) may be wider numbers; their gradients are. LoRA: Hu et al. 2021,
-    arXiv:2106.09685, equation 3.
+    The result has W's dtype, or autocast's. `lora_a` (r, in) and `lora_b` (out, r) may be wider, and their
+    gradients have their dtype. LoRA: Hu et al. 2021, arXiv:2106.09685, equation 3.
     """
     return _LoraLinear.apply(x, weight, bias, lora_a, lora_b, scaling)
 
@@ -35,14 +35,17 @@ def attention(
     scaling: float,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """softmax(scaling Q K^T) V for (texts, heads, tokens, width) of each; `mask` is True where K counts.
+    """Return softmax(scaling Q K^T) V; each of Q, K and V is (texts, heads, tokens, width).
 
-    In bfloat16 on a processor by plain matrix products, of as many texts at once as a cache holds scores of;
-    for few tokens they are several times as fast as PyTorch's flash kernel and its backward pass, for some
-    hundreds up to twice. Else by PyTorch's own choice.
+    In bfloat16 on a CPU it uses plain matrix products, over as many texts at once as have scores that fit
+    into the cache. For few tokens they are several times as fast as PyTorch's flash kernel with its backward
+    pass, for some hundreds up to twice as fast. Otherwise PyTorch chooses the kernel.
+
+    Args:
+        mask: True where a key counts, or a bias that is added to the scores.
     """
-    plain = not dropout and (mask is None or mask.dtype == torch.bool)
-    if plain and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    is_simple = not dropout and (mask is None or mask.dtype == torch.bool)
+    if is_simple and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _Attention.apply(query, key, value, mask, scaling)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout)
 
@@ -50,7 +53,7 @@ def attention(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # FunctionCtx, whose type does not allow attributes of its own
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -60,7 +63,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        rows, weight, a, b = (one.to(dtype) for one in (x.reshape(-1, x.shape[-1]), weight, lora_a, lora_b))
+        rows = x.reshape(-1, x.shape[-1])
+        rows, weight, a, b = (tensor.to(dtype) for tensor in (rows, weight, lora_a, lora_b))
         bias = None if bias is None else bias.to(dtype)
         with torch.autocast(kind, enabled=False):
             low = rows @ a.t()
@@ -71,7 +75,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # once_differentiable's type makes ctx positional-only
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = (grad @ b).mul_(ctx.scaling)
@@ -86,7 +90,7 @@ class _LoraLinear(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # FunctionCtx, whose type does not allow attributes of its own
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -95,46 +99,48 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         dtype = torch.float32 if key.shape[2] < _LONG else query.dtype
         q, k, v = (query * scaling).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-        shares, out = q.new_empty(*q.shape[:2], k.shape[1]), torch.empty_like(q)
-        few = _together(shares, len(query))
-        unseen = repeat(None) if mask is None else _unseen(mask, query).split(few)
-        for share, q_, k_, v_, out_, unseen_ in zip(*_split(few, shares, q, k, v, out), unseen, strict=False):
+        weights, out = q.new_empty(*q.shape[:2], k.shape[1]), torch.empty_like(q)
+        chunk = _chunk_size(weights, len(query))
+        bias = repeat(None) if mask is None else _mask_bias(mask, query).split(chunk)
+        chunks = zip(*_split(chunk, weights, q, k, v, out), bias, strict=False)
+        for weights_, q_, k_, v_, out_, bias_ in chunks:
             scores = torch.bmm(q_, k_.transpose(1, 2))
-            if unseen_ is not None:
-                scores.add_(unseen_)
-            share.copy_(torch.softmax(scores, -1, dtype=dtype))
-            torch.bmm(share, v_, out=out_)
-        ctx.save_for_backward(q, k, v, shares)
-        ctx.few, ctx.scaling, ctx.heads, ctx.dtype = few, scaling, query.shape[1], dtype
+            if bias_ is not None:
+                scores.add_(bias_)
+            weights_.copy_(torch.softmax(scores, -1, dtype=dtype))
+            torch.bmm(weights_, v_, out=out_)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.chunk, ctx.scaling, ctx.heads, ctx.dtype = chunk, scaling, query.shape[1], dtype
         return out.unflatten(0, (-1, ctx.heads))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, shares = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # once_differentiable's type makes ctx positional-only
+        q, k, v, weights = ctx.saved_tensors
         grad = grad.flatten(0, 1)
-        grads = [torch.empty_like(one) for one in (q, k, v)]
-        parts = zip(*_split(ctx.few, shares, grad, q, k, v, *grads), strict=True)
-        for share, grad_, q_, k_, v_, grad_q, grad_k, grad_v in parts:
-            torch.bmm(share.transpose(1, 2), grad_, out=grad_v)
+        grads = [torch.empty_like(tensor) for tensor in (q, k, v)]
+        chunks = zip(*_split(ctx.chunk, weights, grad, q, k, v, *grads), strict=True)
+        for weights_, grad_, q_, k_, v_, grad_q, grad_k, grad_v in chunks:
+            torch.bmm(weights_.transpose(1, 2), grad_, out=grad_v)
             scores = torch.bmm(grad_, v_.transpose(1, 2)).to(ctx.dtype)
-            scores = torch._softmax_backward_data(scores, share.to(ctx.dtype), -1, ctx.dtype).to(q.dtype)
+            weights_ = weights_.to(ctx.dtype)
+            scores = torch._softmax_backward_data(scores, weights_, -1, ctx.dtype).to(q.dtype)  # pyright: ignore[reportPrivateImportUsage]  # torch exports it untyped
             torch.bmm(scores, k_, out=grad_q)
             torch.bmm(scores.transpose(1, 2), q_, out=grad_k)
         grads[0].mul_(ctx.scaling)
-        return *(one.unflatten(0, (-1, ctx.heads)) for one in grads), None, None
+        return *(tensor.unflatten(0, (-1, ctx.heads)) for tensor in grads), None, None
 
 
-def _together(shares: torch.Tensor, texts: int) -> int:
-    """How many of the (texts * heads, queries, keys) are computed together, so that they stay in a cache."""
-    return len(shares) // texts * max(1, _CACHED * texts // shares.numel())
+def _chunk_size(weights: torch.Tensor, texts: int) -> int:
+    """Return how many rows of (texts * heads, queries, keys) are computed together to stay in the cache."""
+    return len(weights) // texts * max(1, _CACHED_SCORES * texts // weights.numel())
 
 
-def _split(few: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    return [one.split(few) for one in tensors]
+def _split(size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    return [tensor.split(size) for tensor in tensors]
 
 
-def _unseen(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """What is added to scores, (texts * heads, queries or 1, keys): very negative for what is masked."""
-    added = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    return added.expand(len(query), query.shape[1], -1, -1).flatten(0, 1)
+def _mask_bias(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Return the bias of the scores, (texts * heads, queries or 1, keys): very negative for masked keys."""
+    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return bias.expand(len(query), query.shape[1], -1, -1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What a training leaves: the result with its test rows (`evaluation/`) and the adapter (`adapter/`)."""
+"""Write a training's outputs: the result with the test rows (`evaluation/`) and the adapter (`adapter/`)."""
 
 import platform
 from collections.abc import Mapping
@@ -25,10 +25,17 @@ from peft_core.training.stopping import StopCheck
 
 
 def evaluate_and_save(setup: TrainingSetup, trained: Mapping[str, Any], stop: StopCheck) -> None:
-    """Measure the model on every test row, and save result and adapter; `trained` comes from the training.
+    """Evaluate the model on all test rows, and save the result and the adapter.
 
-    The result names the adapter's hash and appears after it, so that it is never of another adapter. Raises
-    `Stopped` during the evaluation, which leaves neither.
+    The result names the adapter's hash and is written after it, so that it never describes another adapter.
+
+    Args:
+        setup: The run.
+        trained: The fields of the result that the training determined.
+        stop: Checked during the evaluation.
+
+    Raises:
+        Stopped: During the evaluation; neither result nor adapter is written.
     """
     run = setup.run
     run.update(stage="evaluating")
@@ -44,9 +51,9 @@ def evaluate_and_save(setup: TrainingSetup, trained: Mapping[str, Any], stop: St
 
 
 def evaluate(folder: Path, setup: TrainingSetup, stop: StopCheck) -> dict[str, Any]:
-    """The result on every test row, whose outputs are written into the folder, and what made it.
+    """Return the result on all test rows, whose outputs are written into the folder, and its provenance.
 
-    Raises `Stopped`.
+    Raises `Stopped` once the user asks for it.
     """
     base, length = setup.base, setup.config.max_length
     return {
@@ -64,7 +71,7 @@ def evaluate(folder: Path, setup: TrainingSetup, stop: StopCheck) -> dict[str, A
 
 
 def save_adapter(setup: TrainingSetup) -> None:
-    """Write `adapter/`: the adapter and what started untrained, the tokenizer, and `classifier.json`."""
+    """Write `adapter/`: the adapter with all trained modules, the tokenizer, and `classifier.json`."""
     base, data, model = setup.base, setup.data, setup.model
     classifier = Classifier(
         labels=tuple(model.config.id2label.values()),
@@ -79,7 +86,7 @@ def save_adapter(setup: TrainingSetup) -> None:
     )
     with setup.run.new_folder(setup.run.adapter) as staging:
         if isinstance(model, peft.PeftModel):
-            model.save_pretrained(staging, save_embedding_layers=False)
+            model.save_pretrained(str(staging), save_embedding_layers=False)
         else:
             save_file(trained_state(model), staging / "adapter_model.safetensors", metadata={"format": "pt"})
         base.tokenizer.save_pretrained(staging)

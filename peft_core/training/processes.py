@@ -1,69 +1,73 @@
-"""What differs where several processes train one run: one of them leads, and alone writes.
+"""Distributed training: several processes train one run, and only the main process writes.
 
-They are started by `accelerate launch` or torchrun, which number them in RANK and WORLD_SIZE.
+`accelerate launch` or torchrun start the processes and number them in RANK and WORLD_SIZE.
 """
 
 import contextlib
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from peft_core.runs import RunInTraining
 
+T = TypeVar("T")
+
 
 def launch_command(count: int, arguments: list[str]) -> list[str]:
-    """The command that runs `peft_core.train` with these arguments in `count` processes, a GPU each."""
+    """Return the command that runs `peft_core.train` in `count` processes, one per GPU."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     return [*launch, "--num_processes", str(count), "-m", "peft_core.train", *arguments]
 
 
 def is_shared() -> bool:
-    """Whether something has started this process as one of several."""
+    """Whether a launcher started this process as one of several."""
     return "WORLD_SIZE" in os.environ
 
 
 def processes() -> int:
-    """How many processes train this run."""
+    """Return how many processes train this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_device() -> torch.device:
-    """This process's GPU, or the processor."""
+    """Return this process's GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
 def rank() -> int:
-    """The number of this process among them; 0 leads."""
+    """Return the rank of this process; the main process has rank 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main_process() -> bool:
+    """Whether this is the process that writes."""
     return rank() == 0
 
 
-def broadcast_from_main(answer: Any) -> Any:
-    """Return the main process's answer in every process, once all have called this."""
+def broadcast_from_main(obj: T) -> T:
+    """Return the main process's object in every process, once all processes have called this."""
     if processes() == 1:
-        return answer
-    told = [answer]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+        return obj
+    objects = [obj]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
 
 
 def leave_process_group() -> None:
-    """Leave the process group, whose members would abort when one ends; only the main process goes on."""
+    """Leave the process group, so that the main process can continue alone after the others have ended."""
     if processes() > 1 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-class FollowedRun(RunInTraining):
-    """A run's folder as a process that follows has it: it reads everything and writes nothing."""
+class ReadOnlyRun(RunInTraining):
+    """A run's folder for a process that is not the main process: it reads everything and writes nothing."""
 
     def begin(self) -> None: ...
 
@@ -75,5 +79,6 @@ class FollowedRun(RunInTraining):
 
     def forget_metrics_after(self, step: int) -> None: ...
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        yield

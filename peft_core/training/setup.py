@@ -1,5 +1,6 @@
-"""What a training needs before its first step: rows, base model, method, tokens and loss, all checked."""
+"""Prepare a training before its first step: rows, base model, method, tokens and loss, all checked."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import set_seed
 
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import LabelledText, load_labelled_text
+from peft_core.data.labelled import LabeledSplits, load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
 from peft_core.losses import LabelScale, Loss, check_objective, task_loss
@@ -25,26 +26,27 @@ from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inp
 from peft_core.training.processes import is_main_process, processes
 from peft_core.training.stopping import Stopped
 
-TOKENS = ".tokens"  # beside the runs: texts that were tokenized before
+TOKENS = ".tokens"  # folder of the token cache, beside the runs
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A run that is ready for its first step, or for the next one after `choice`.
+    """A run that is ready for its first step, or for the next step after a checkpoint.
 
     Attributes:
         model: The base model with the method applied.
         rows: Tokens of the training rows.
-        curve_rows: Tokens of the validation rows of an evaluation, the longest first; None if there are none.
+        curve_rows: Tokens of the validation rows of an evaluation, longest first; None if there are none.
         loss: A loss of this project, or None for the model's own.
-        scale: Mean and spread of the labels of a regression, in which its head learns.
+        scale: The scale of a regression's labels, which its head learns standardized.
         choice: The checkpoint to continue from, or None.
-        inputs: What the run is trained on, for its checkpoints.
+        inputs: The inputs of the run, for its checkpoints.
     """
 
     run: RunInTraining
     config: TrainConfig
-    data: LabelledText
+    data: LabeledSplits
     base: BaseModel
     model: Any
     rows: datasets.Dataset
@@ -56,16 +58,19 @@ class TrainingSetup:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer of the base model."""
         return self.base.tokenizer
 
 
 def prepare_training(run: RunInTraining, config: TrainConfig) -> TrainingSetup:
-    """Read, load and check everything; a run that continues is held to the inputs that it began with.
+    """Read, load and check everything; a run that continues must have the inputs that it began with.
 
-    Raises PeftCoreError for what a person can mend, and `Stopped` between two stages.
+    Raises:
+        PeftCoreError: An error that the user can fix.
+        Stopped: Between two stages, once the user asks for it.
     """
     begin_stage(run, "reading the data")
-    data = load_labelled_text(config)
+    data = load_labeled_splits(config)
     check_objective(config, data.problem_type)
     begin_stage(run, "loading the base model")
     set_seed(config.seed)
@@ -88,19 +93,19 @@ def prepare_training(run: RunInTraining, config: TrainConfig) -> TrainingSetup:
 
 
 def begin_stage(run: RunInTraining, name: str) -> None:
-    """Write what begins now, unless the user asked for Stop: then raise `Stopped`."""
+    """Write the name of the stage that begins; raise `Stopped` if the user has asked for it."""
     if run.stop_requested():
         raise Stopped
     run.update(stage=name)
 
 
-def _load_base(config: TrainConfig, data: LabelledText, before: RunInputs | None) -> BaseModel:
-    """The base model; of a run that continues at the commit on the Hub that it began with."""
+def _load_base(config: TrainConfig, data: LabeledSplits, before: RunInputs | None) -> BaseModel:
+    """Load the base model; a run that continues uses the commit on the Hub that it began with."""
     return load_base(
         config.model_name_or_path,
         (before and hub_commit(before.base_revision)) or config.revision,
         data.label_names,
-        named=data.named,
+        has_label_names=data.has_label_names,
         problem_type=data.problem_type,
         bits=bits_of(config.to_dict()),
         base_head=config.base_head,
@@ -110,8 +115,7 @@ def _load_base(config: TrainConfig, data: LabelledText, before: RunInputs | None
 def _begin_or_check(
     run: RunInTraining, choice: CheckpointChoice | None, before: RunInputs | None, now: RunInputs
 ) -> None:
-    """Record the inputs of a run that starts; of one that continues, see that they are the same and say from
-    where it goes on."""
+    """Record the inputs of a run that starts, or check those of a run that continues and note its step."""
     if not is_main_process():
         return
     if choice is None or before is None:
@@ -119,18 +123,18 @@ def _begin_or_check(
         run.update(notes=[])
         return
     check_inputs(before, now)
-    run.update(notes=[])  # a run that is refused keeps what it said before
+    run.update(notes=[])  # only now: a run that is refused keeps its notes
     if not run.current.evaluate_only:
         run.note(f"Continued from the checkpoint of step {choice.step}.")
     for sentence in choice.skipped:
         run.note(sentence)
-        print(sentence)
+        logger.warning("%s", sentence)
 
 
 def _encoded(
-    config: TrainConfig, data: LabelledText, tokenizer: Any, cache: Path
+    config: TrainConfig, data: LabeledSplits, tokenizer: Any, cache: Path
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The tokens of the training rows, and of the rows of the curve, the longest first, if there are any."""
+    """Return the tokens of the training rows, and of the curve's validation rows (longest first), if any."""
     rows = encode(data.train, tokenizer, config.max_length, cache)
     evaluated = evaluation_rows(config, len(data.train), len(data.validation), processes())
     curve = data.validation.select(range(evaluated))
@@ -142,11 +146,11 @@ def _encoded(
 
 
 def _objective(
-    config: TrainConfig, model: Any, base: BaseModel, data: LabelledText
+    config: TrainConfig, model: Any, base: BaseModel, data: LabeledSplits
 ) -> tuple[Loss | None, LabelScale | None]:
-    """Return the loss, and a regression's label scale, to which a head that the base brings is adjusted."""
+    """Return the loss, and a regression's label scale, to which a base model's head is converted."""
     labels = label_array(data.train, data.problem_type)
-    scale = LabelScale.of(labels) if data.problem_type == REGRESSION else None
+    scale = LabelScale.from_labels(labels) if data.problem_type == REGRESSION else None
     if scale and not base.head_is_fresh:
-        scale.take_out_of(model)
+        scale.unfold_from(model)
     return task_loss(config, data.problem_type, labels, model.config.num_labels), scale

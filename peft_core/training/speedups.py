@@ -1,6 +1,7 @@
-"""Makes a model's training step faster for as long as it trains, and checks that it stays the same step."""
+"""Optimize a model's training step, and check that its gradient stays the same."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,143 +16,155 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_core.config import TrainConfig
-from peft_core.machine import gains_by_half, seconds
+from peft_core.machine import is_bfloat16_faster, measure_seconds
 from peft_core.methods import METHODS, TRAINS_LAYERS
-from peft_core.modules import encoder_layers
+from peft_core.modules import config_of, encoder_layers
 from peft_core.training.admission import PlainStep, gradient
-from peft_core.training.fallback import AppliedSpeedups, Speedups
+from peft_core.training.fallback import AppliedOptimizations, TrainingOptimizations
 from peft_core.training.first_token import first_token_forward
 from peft_core.training.kernels import attention, lora_linear
-from peft_core.training.lower_layers import LowerLayers, Texts, frozen_below
+from peft_core.training.lower_layers import FrozenLayerCache, TextsToCache, frozen_below
 
-WORTH_IT = 1_000_000  # frozen weights in the layers from which half-width numbers are tried
-EXACT, HALF = 1e-4, 0.1  # the most that a step's gradient may move, by norm, against the plain step's
+WORTH_IT = 1_000_000  # frozen weights in the layers from which bfloat16 is tried
+EXACT, HALF = 1e-4, 0.1  # largest change of a step's gradient, in norms of the plain gradient
 COMPILING_TAKES, COMPILED_SAVES = 150.0, 0.3  # seconds, and the share of a step; on a GPU
 _ATTENTION = "peft_core"
+logger = logging.getLogger(__name__)
 
 Undo = Callable[[], None]
 Change = Callable[[nn.Module, str], tuple[Undo | None, Any]]
 
 
 def uncompiled() -> contextlib.AbstractContextManager[None]:
-    """Layers that are compiled run as they are: a few batches are not worth a compilation of their own."""
+    """Run compiled layers eagerly in this block: a few batches are not worth another compilation."""
     return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager
-def faster(
+def optimize_training(
     model: nn.Module,
     config: TrainConfig,
     batch: dict[str, torch.Tensor],
     steps: int,
-    before: Speedups | None = None,
-    texts: Texts | None = None,
-) -> Iterator[AppliedSpeedups]:
-    """The model with every speed-up that leaves a step's gradient as it is; plain again at the end.
+    before: TrainingOptimizations | None = None,
+    texts: TextsToCache | None = None,
+) -> Iterator[AppliedOptimizations]:
+    """Apply every optimization that preserves a step's gradient; undo all at the end of the block.
 
-    The gradients are compared on texts of this batch, with and without an attention mask.
+    The gradients are compared on texts of `batch`, with and without an attention mask. An optimization that
+    changes the gradient by more than its limit is undone.
 
-    The last layer runs for the first token alone, and plain LoRA layers as one operation each: both move a
-    gradient by rounding alone (EXACT). Where the machine multiplies bfloat16 faster, the layers' frozen
-    weights go there; what is trained stays float32 (HALF). Frozen layers below all that is trained run once
-    for each of the `texts`, where those are read more than once. On a GPU the layers are compiled where that
-    pays within so many `steps`. A change that moves the gradient by more is taken back, whatever the reason.
-    `before`, from a run that is continued, allows those of that run alone. With the arithmetic "plain" there
-    is none.
+    * The last layer runs for the first token only, and plain LoRA layers run as one operation each: both
+      change a gradient by rounding only (EXACT).
+    * If the machine multiplies bfloat16 faster, the layers' frozen weights are bfloat16; trained parameters
+      stay float32 (HALF).
+    * Frozen layers below all trained layers run once for each of the `texts`, if these are read repeatedly.
+    * On a GPU, the layers are compiled if that pays within `steps` steps.
+
+    Args:
+        model: The model with the method applied.
+        config: The settings; `arithmetic` "plain" turns all optimizations off.
+        batch: The batch on which the gradients are compared.
+        steps: Number of forward passes of the training.
+        before: Of a run that continues: the only optimizations that are allowed.
+        texts: The texts for which outputs of frozen layers may be cached.
     """
     with contextlib.ExitStack() as stack:
-        done = Speedups()
+        record = TrainingOptimizations()
         if config.arithmetic == "fast":
             compiles = config.torch_compile == "on" or (
                 config.torch_compile == "auto" and _compiling_pays(model, batch, steps)
             )
-            again = config.num_train_epochs > 1 and not config.dropout
-            changes = [
-                *UNCOMPILED_CHANGES,
-                *[("lower_layers", partial(_lower_layers, texts))] * bool(texts and again),
-                *[("compiled", _compiled)] * compiles,
-            ]
-            done = _all_that_hold(stack, model, config.method, batch, changes, before)
-        yield AppliedSpeedups(model, done, stack)
+            changes = list(UNCOMPILED_CHANGES)
+            if texts is not None and config.num_train_epochs > 1 and not config.dropout:
+                changes.append(("lower_layers", partial(_lower_layers, texts)))
+            if compiles:
+                changes.append(("compiled", _compiled))
+            record = _apply_admitted(stack, model, config.method, batch, changes, before)
+        yield AppliedOptimizations(model, record, stack)
 
 
-def _all_that_hold(
+def _apply_admitted(
     stack: contextlib.ExitStack,
     model: nn.Module,
     method: str,
     batch: dict[str, torch.Tensor],
     changes: list[tuple[str, Change]],
-    before: Speedups | None,
-) -> Speedups:
+    before: TrainingOptimizations | None,
+) -> TrainingOptimizations:
+    """Apply the changes that preserve the gradient, register their undoing, and return the record."""
     if before is not None and before.failed:
         return before
-    plain, done = PlainStep(model, batch), Speedups()
+    plain, record = PlainStep(model, batch), TrainingOptimizations()
     for name, change in changes:
-        if before is not None and getattr(before, name) == getattr(done, name):
+        if before is not None and getattr(before, name) == getattr(record, name):
             continue
-        undo, value = change(model, method)
+        undo, setting = change(model, method)
         if undo is None:
             continue
         error = plain.gradient_error(model)
-        rounds = name in ("dtype", "compiled") or done.dtype != "float32"
+        rounds = name in ("dtype", "compiled") or record.dtype != "float32"
         if error <= (HALF if rounds else EXACT):
             stack.callback(undo)
-            done = replace(done, gradient_error=error, **{name: value})
+            record = replace(record, gradient_error=error, **{name: setting})
         else:
-            moved = f"the change would move the gradient by {error:.1e}" if error < math.inf else "it fails"
-            print(f"{name} stays as it is: {moved}")
+            reason = f"the change would move the gradient by {error:.1e}" if error < math.inf else "it fails"
+            logger.info("%s stays as it is: %s", name, reason)
             undo()
-    return replace(done, autocast=done.dtype == "float32" and next(model.parameters()).is_cuda)
+    return replace(record, autocast=record.dtype == "float32" and next(model.parameters()).is_cuda)
 
 
 def _first_token(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
     layers = encoder_layers(model)
-    forward = first_token_forward(layers[-1]) if layers else None
-    if forward is None or method == "prefix_tuning":  # which gives each layer keys and values of its own
+    if not layers or method == "prefix_tuning":  # which gives each layer keys and values of its own
         return None, None
-    return _replaced([(layers[-1], forward)]), True
+    forward = first_token_forward(layers[-1])
+    if forward is None:
+        return None, None
+    return _replace_forwards([(layers[-1], forward)]), True
 
 
 def _lora_layers(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
-    chosen = [m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear) and _is_plain(m)]
-    if not chosen:
+    plain = [m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear) and _is_plain(m)]
+    if not plain:
         return None, None
-    return _replaced([(layer, _one_operation(layer)) for layer in chosen]), len(chosen)
+    return _replace_forwards([(layer, _fused_forward(layer)) for layer in plain]), len(plain)
 
 
 def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
-    """The layers' frozen weights, and what flows between the layers, in bfloat16."""
+    """Convert the layers' frozen weights and the hidden states between the layers to bfloat16."""
     layers = encoder_layers(model)
     if layers is None or method in TRAINS_LAYERS or getattr(model, "is_quantized", False):
         return None, None
-    own = getattr(model.base_model, "prefix", None)  # in the names of a method's own parameters
+    prefix = getattr(model.base_model, "prefix", None)  # in the names of a method's own parameters
     frozen = [
         parameter
         for name, parameter in layers.named_parameters()
-        if not parameter.requires_grad and not (own and own in name)
+        if not parameter.requires_grad and not (prefix and prefix in name)
     ]
     device = next(model.parameters()).device
-    if sum(p.numel() for p in frozen) < WORTH_IT or not gains_by_half(device):
+    if sum(p.numel() for p in frozen) < WORTH_IT or not is_bfloat16_faster(device):
         return None, None
-    wide = [parameter.data for parameter in frozen]  # which lie in the file that was loaded, not in memory
+    originals = [parameter.data for parameter in frozen]  # memory-mapped from the file that was loaded
     for parameter in frozen:
         parameter.data = parameter.data.to(torch.bfloat16)
     hooks = _narrow_hooks(layers)
-    implementation = model.config._attn_implementation
+    config = config_of(model)
+    implementation = config._attn_implementation
     if implementation == "sdpa":
-        model.config._attn_implementation = _ATTENTION
+        config._attn_implementation = _ATTENTION
 
     def undo() -> None:
-        model.config._attn_implementation = implementation
+        config._attn_implementation = implementation
         for hook in hooks:
             hook.remove()
-        for parameter, data in zip(frozen, wide, strict=True):
+        for parameter, data in zip(frozen, originals, strict=True):
             parameter.data = data
 
     return undo, "bfloat16"
 
 
-# What changes a step in itself, in this order; a model without weights can take it, too.
+# The changes of a single step, in this order; a model without weights can have them, too.
 UNCOMPILED_CHANGES: tuple[tuple[str, Change], ...] = (
     ("first_token", _first_token),
     ("lora_layers", _lora_layers),
@@ -159,73 +172,78 @@ UNCOMPILED_CHANGES: tuple[tuple[str, Change], ...] = (
 )
 
 
-def _lower_layers(texts: Texts, model: nn.Module, method: str) -> tuple[Undo | None, Any]:
-    """The frozen layers below all that is trained run once for each text; what they make lies on the disk."""
+def _lower_layers(texts: TextsToCache, model: nn.Module, method: str) -> tuple[Undo | None, Any]:
+    """Cache the outputs of the frozen layers below all trained layers, which then run once per text."""
     count = frozen_below(model) if "num_virtual_tokens" not in METHODS[method].settings else 0
-    if not count:
+    layers = encoder_layers(model)
+    if not count or layers is None:
         return None, None
-    bytes_a_token = model.config.hidden_size * next(encoder_layers(model).parameters()).element_size()
-    if not texts.fit(bytes_a_token):
-        print("The frozen layers run in each epoch: the disk has no room for what they make of the texts.")
+    if not texts.fit(config_of(model).hidden_size * next(layers.parameters()).element_size()):
+        message = "The frozen layers run in each epoch: the disk has no room for what they make of the texts."
+        logger.info(message)
         return None, None
-    lower = LowerLayers(model, count, texts.folder)
+    cache = FrozenLayerCache(model, count, texts.folder)
     try:
-        lower.fill(texts)
-    except OSError:  # the disk is full: they run each time, as ever
-        lower.close()
+        cache.fill(texts)
+    except OSError:  # the disk is full: the layers run in each epoch
+        cache.close()
         return None, None
     except BaseException:
-        lower.close()
+        cache.close()
         raise
-    return lower.close, count
+    return cache.close, count
 
 
 def _compiled(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
-    """Each layer compiled for batches of any shape: one compilation serves them all."""
+    """Compile each trained layer for batches of any shape, so that one compilation serves them all."""
     layers = encoder_layers(model)
     if layers is None or getattr(model, "is_quantized", False):
         return None, None
-    layers = [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
-    for layer in layers:
+    trained = [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
+    for layer in trained:
         layer.compile(dynamic=True)
 
     def undo() -> None:
-        for layer in layers:
+        for layer in trained:
             layer._compiled_call_impl = None
 
     return undo, True
 
 
 def _compiling_pays(model: nn.Module, batch: dict[str, torch.Tensor], steps: int) -> bool:
-    """Whether a GPU, if it holds the batch, would save more of so many steps than the compilation takes."""
+    """Whether a GPU would save more time over `steps` steps than the compilation takes.
+
+    False if the batch does not fit into its memory.
+    """
     if not next(model.parameters()).is_cuda:
         return False
     try:
         gradient(model, batch)
     except torch.OutOfMemoryError:
         return False
-    return steps * COMPILED_SAVES * seconds(lambda: gradient(model, batch)) > COMPILING_TAKES
+    return steps * COMPILED_SAVES * measure_seconds(lambda: gradient(model, batch)) > COMPILING_TAKES
 
 
 def _narrow_hooks(layers: nn.ModuleList) -> list[Any]:
-    """What flows into the layers becomes bfloat16, what leaves them float32 again.
+    """Convert the inputs of the layers to bfloat16, and the output of the last layer to float32.
 
-    Every layer is hooked, because some models give each a float32 mask or position bias (MPNet, DeBERTa).
+    Every layer has a hook, because some models give each a float32 mask or position bias (MPNet, DeBERTa).
     """
     hooks = [layer.register_forward_pre_hook(_narrow, with_kwargs=True) for layer in layers]
     return [*hooks, layers[-1].register_forward_hook(_widen)]
 
 
-def _narrow(_: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return tuple(map(_to_half, given)), {name: _to_half(value) for name, value in named.items()}
+def _narrow(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return tuple(map(_to_bfloat16, args)), {name: _to_bfloat16(arg) for name, arg in kwargs.items()}
 
 
-def _to_half(value: Any) -> Any:
-    if not (isinstance(value, torch.Tensor) and value.dtype == torch.float32):
-        return value
-    # float32's lowest number, which a mask holds, would become -inf
+def _to_bfloat16(arg: Any) -> Any:
+    """Convert a float32 tensor to bfloat16, and return anything else unchanged."""
+    if not (isinstance(arg, torch.Tensor) and arg.dtype == torch.float32):
+        return arg
+    # float32's lowest number, which masks contain, would become -inf
     lowest = torch.finfo(torch.bfloat16).min
-    return (value.clamp_min(lowest) if value.dim() == 4 else value).to(torch.bfloat16)
+    return (arg.clamp_min(lowest) if arg.dim() == 4 else arg).to(torch.bfloat16)
 
 
 def _widen(_: nn.Module, __: tuple, output: Any) -> Any:
@@ -240,12 +258,12 @@ def _attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **named: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`kernels.attention` as transformers calls it; what it does not do goes to transformers' own."""
-    if scaling is None or named.get("position_bias") is not None:
+    """Run `kernels.attention` with the interface of transformers, or transformers' own where it is needed."""
+    if scaling is None or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     return attention(query, key, value, attention_mask, scaling, dropout).transpose(1, 2).contiguous(), None
 
@@ -255,7 +273,7 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a LoRA layer adds scaling B A to a linear layer's weight and nothing else."""
+    """Whether a LoRA layer only adds scaling B A to the frozen weight of a linear layer."""
     name = layer.active_adapters[0]
     return (
         len(layer.active_adapters) == 1
@@ -268,7 +286,8 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _one_operation(layer: Any) -> Callable[..., torch.Tensor]:
+def _fused_forward(layer: Any) -> Callable[..., torch.Tensor]:
+    """Return a `forward` of a LoRA layer as one operation."""
     base, name = layer.get_base_layer(), layer.active_adapters[0]
 
     def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -278,8 +297,8 @@ def _one_operation(layer: Any) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _replaced(forwards: list[tuple[nn.Module, Callable]]) -> Undo:
-    """Give each module another `forward`, and return what takes it away again."""
+def _replace_forwards(forwards: list[tuple[nn.Module, Callable]]) -> Undo:
+    """Replace the `forward` of each module, and return the function that undoes it."""
     for module, forward in forwards:
         module.forward = forward
 

@@ -1,4 +1,4 @@
-"""What a run that was stopped keeps, and what it says of that."""
+"""Run the trainer until it ends or is stopped, and record what a stopped run keeps."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ from peft_core.files import remove_tree
 from peft_core.runs import KILLED, RunInTraining
 from peft_core.runs.checkpoints import list_checkpoints, step_of
 from peft_core.training.processes import processes
-from peft_core.training.reporting import SMALL, RunProgress, trained_numbers
+from peft_core.training.reporting import SMALL, RunProgress, count_trained
 from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer
 
@@ -17,18 +17,20 @@ from peft_core.training.trainer import RunTrainer
 def train_until_stopped(
     trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None, stop: StopCheck
 ) -> bool:
-    """Run the trainer, from a checkpoint if there is one; whether it was stopped after one step or more.
+    """Run the trainer, from a checkpoint if there is one; return whether it was stopped after a step.
 
-    A run that is to be evaluated only takes no step: it has the checkpoint's weights.
+    A run that is only evaluated takes no step: it has the checkpoint's weights.
 
-    One process alone stops within a step, too; processes that share a run stop together, between two steps.
-    Raises `Stopped` where there is no step to keep.
+    A single process also stops within a step; processes that share a run stop together, between two steps.
+
+    Raises:
+        Stopped: Before the first step.
     """
-    alone, compiled = processes() == 1, trainer.speedups.record.compiled
-    if alone:
+    is_single, compiled = processes() == 1, trainer.optimizations.record.compiled
+    if is_single:
         trainer.check_stop = stop
     # hooks that read the disk would break the compiled graph; steps that are worth compiling are short
-    layers = stop.between_layers(trainer.model) if alone and not compiled else contextlib.nullcontext()
+    layers = stop.between_layers(trainer.model) if is_single and not compiled else contextlib.nullcontext()
     try:
         with layers:
             if progress.run.current.evaluate_only:
@@ -38,14 +40,14 @@ def train_until_stopped(
     except Stopped:
         if not trainer.state.global_step:
             raise
-        small = trained_numbers(trainer.model) <= SMALL
-        trainer.save_stopped(progress.tokens, progress.random, small=small)
+        small = count_trained(trainer.model) <= SMALL
+        trainer.save_stopped(progress.tokens, progress.rng_state, small=small)
         return True
     return False
 
 
 def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None) -> None:
-    """Bring model and trainer to where a checkpoint left them. RunError if there is none."""
+    """Restore model and trainer from a checkpoint. Raises RunError if there is none."""
     if checkpoint is None:
         raise RunError("There is no checkpoint to evaluate; continue the run, or train it anew.")
     trainer.restore(checkpoint)
@@ -56,13 +58,13 @@ def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None
     progress.run.note(f"Evaluated without a further step, from the checkpoint of step {step:,}.{rest}")
 
 
-def forget_result(run: RunInTraining) -> None:
-    """Remove what an earlier adapter of the run measured, because this one's test rows are not evaluated."""
+def remove_evaluation(run: RunInTraining) -> None:
+    """Remove the result of an earlier adapter, because the test rows are not evaluated with the new one."""
     remove_tree(run.folder / "evaluation")
 
 
 def mark_stopped(run: RunInTraining, note: str) -> None:
-    """Set the status to KILLED with a note; signals that arrive while it is written are ignored."""
+    """Set the status to KILLED with a note; ignore signals that arrive while it is written."""
     note = " ".join(filter(None, (run.stop_reason(), note)))
     while True:
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
@@ -73,7 +75,7 @@ def mark_stopped(run: RunInTraining, note: str) -> None:
 
 
 def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
-    """For a run whose adapter is kept as it was after `step` of `max_steps` steps."""
+    """Return the note of a run that was stopped and keeps the adapter after `step` of `max_steps` steps."""
     if step < max_steps:
         words = f"Stopped at step {step:,} of {max_steps:,}. The adapter of that step is kept"
     else:

@@ -1,16 +1,16 @@
-"""How a training process notices a stop request within two seconds, whatever it is doing.
+"""Notice a stop request within two seconds, in every stage of a training process.
 
-Stop is a file in the run folder. Three ways of checking for it cover every stage:
+A stop request is a file in the run folder. Three ways of checking for it cover every stage:
 
-* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: between two reads of the disk, a
-  tenth of a second apart, it only compares two numbers. Tokenization, the validation curve and the test
-  evaluation call it.
-* `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every one,
-  so that a step of a minute is left within a layer's time. The weights are those of the last whole step then,
-  because an optimizer step is never interrupted.
-* `StopCheck.interruptible` raises `Stopped` in the middle of code that knows nothing of it: reading files,
-  loading a model. It is used only where nothing but the end of the run follows, because an exception at any
-  line may leave a library's state half-changed.
+* `StopCheck.__call__` raises `Stopped`. It is cheap enough for any loop: it reads the disk every tenth of a
+  second, and only compares two numbers in between. Tokenization, the validation curve and the test evaluation
+  call it.
+* `StopCheck.between_layers` calls it before every encoder layer and, in the backward pass, after every layer,
+  so that a step of a minute ends within the time of a layer. The weights are then those of the last complete
+  step, because an optimizer step is never interrupted.
+* `StopCheck.interruptible` raises `Stopped` in the middle of code that does not check: reading files, loading
+  a model. It is used only where the run ends afterwards, because an exception at an arbitrary line may leave
+  a library in an inconsistent state.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from torch import nn
 
 from peft_core.modules import encoder_layers
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 INTERVAL = 0.1  # seconds between two reads of the disk
 GRACE = 1.0  # seconds after which an exception that the interrupted code swallowed is raised again
 
 
 class Stopped(BaseException):
-    """The user asked the run to stop. No Exception, so that no handler on the way takes it for a failure."""
+    """The user asked the run to stop. A BaseException, so that no handler treats it as a failure."""
 
 
 class StopCheck:
-    """Raises `Stopped` when called once `requested` is true; it asks at most every `INTERVAL` seconds."""
+    """Raises `Stopped` when called once `requested` is true; checks at most every `INTERVAL` seconds."""
 
     def __init__(self, requested: Callable[[], bool]) -> None:
         self._requested = requested
@@ -49,7 +49,7 @@ class StopCheck:
             self.check_now()
 
     def check_now(self) -> None:
-        """As a call, but without waiting for the interval."""
+        """Like a call, but regardless of the interval."""
         if self._requested():
             self._next_check = 0.0  # so that the next caller checks again
             raise Stopped
@@ -75,12 +75,12 @@ class StopCheck:
         if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
             hidden.register_hook(self._before_layer)
 
-    def interruptible(self, work: Callable[[], Answer]) -> Answer:
-        """Return what `work` returns; raise `Stopped` at whatever line it has reached when Stop is asked for.
+    def interruptible(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; raise `Stopped` at the line that it has reached when Stop is requested.
 
-        One call into C is not interrupted; the exception comes when it returns to Python. This is a function
-        and no `with` block: an exception may come at any line, also at those by which `contextlib` enters a
-        block, and nothing would end the watch then.
+        A call into C is not interrupted; the exception is raised when it returns to Python. This is a
+        function and not a `with` block, because the exception may be raised at any line, including those by
+        which `contextlib` enters a block, and the watch would then never end.
         """
         self.check_now()
         watch = _Watch(self._requested, threading.get_ident())
@@ -92,16 +92,16 @@ class StopCheck:
             finally:
                 _end(watch)
         except Stopped:
-            _end(watch)  # once more: the exception may have come before the first time could begin
+            _end(watch)  # again: the exception may have been raised before the first call
             raise
 
 
 class _Watch(threading.Thread):
-    """Asks every `INTERVAL` seconds, and raises `Stopped` in another thread from `begin` to `end`.
+    """Checks every `INTERVAL` seconds, and raises `Stopped` in another thread between `begin` and `end`.
 
-    Both are called by the other thread. The two share plain attributes, and nothing is raised while the other
-    one still waits for this one to start: an exception that came while it takes a lock or gives it back would
-    leave the lock in a wrong state.
+    The other thread calls both. The threads share plain attributes instead of locks, and nothing is raised
+    while the other thread still waits for this one to start: an exception while it acquires or releases a
+    lock would leave the lock in a wrong state.
     """
 
     def __init__(self, requested: Callable[[], bool], thread: int) -> None:
@@ -114,7 +114,7 @@ class _Watch(threading.Thread):
         while not self._has_ended:
             time.sleep(wait)
             if self._may_raise and self._requested():
-                self._is_raising = True  # before the next look at `_may_raise`: see `end`
+                self._is_raising = True  # before `_may_raise` is read again: see `end`
                 if self._may_raise:
                     _raise_in(self._thread, Stopped)
                 self._is_raising = False
@@ -125,21 +125,21 @@ class _Watch(threading.Thread):
         self._may_raise = True
 
     def end(self) -> None:
-        """Return when no exception is on its way any more; one that was is raised by then.
+        """Return when no exception is pending any more; a pending exception has been raised by then.
 
-        An exception that is on its way is awaited. Taking it back (`PyThreadState_SetAsyncExc` with NULL)
-        would leave Python 3.11 in the belief that one is still to come: each call is slower from then on, and
-        under `sys.settrace`, which debuggers and coverage use, the next one never returns.
+        A pending exception is awaited. Canceling it (`PyThreadState_SetAsyncExc` with NULL) would leave
+        Python 3.11 expecting one: each later call would be slower, and under `sys.settrace`, which debuggers
+        and coverage use, the next one would never return.
         """
         self._may_raise = False
         self._has_ended = True
         while self._is_raising:
             time.sleep(0.001)
-        time.sleep(0)  # Python raises what is on its way after a call
+        time.sleep(0)  # Python raises a pending exception after a call
 
 
 def _end(watch: _Watch) -> None:
-    """End a watch, whose exception may come while that is done; it is raised afterwards."""
+    """End a watch; if its exception is raised meanwhile, raise it again afterwards."""
     interrupted = False
     while True:
         try:
@@ -152,5 +152,5 @@ def _end(watch: _Watch) -> None:
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:
-    """Have a thread raise an error at its next line."""
+    """Make a thread raise an error at its next line."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -1,24 +1,30 @@
-"""Trainer with this project's batches, checkpoints and loss: every text counts the same.
+"""Trainer with this project's batches, checkpoints and loss: every text has the same weight.
 
-A step whose loss or gradient is not finite raises before the optimizer's step, so the weights in memory and
-every checkpoint stay finite; what the optimizer itself makes of them is checked when a checkpoint is written.
+A step whose loss or gradient is not finite raises before the optimizer's step, so that the weights in memory
+and every checkpoint stay finite. The optimizer's results are checked when a checkpoint is written.
 """
+
+# pyright: reportOperatorIssue=false
+# `compute_loss`, which exported scripts contain, scales a loss whose type in Trainer includes a tuple.
 
 import contextlib
 import gc
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from peft_core.adapters import optimizer_of, without_regularizer
+from peft_core.adapters import loraplus_optimizer, without_regularizer
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
 from peft_core.files import atomic_folder
@@ -28,52 +34,69 @@ from peft_core.machine import is_out_of_memory
 from peft_core.manifests import write_manifest
 from peft_core.metrics import task_metrics
 from peft_core.problems import decide
-from peft_core.runs import Run
 from peft_core.runs.checkpoints import STATE_FILE, list_checkpoints, remove_older, step_of
-from peft_core.schedule import eval_steps, first_comparable_step, loss_steps, save_steps, total_steps
+from peft_core.schedule import first_comparable_step, total_steps
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
 from peft_core.training.best import TRAINER_STATE, BestStep, StepKeeper
 from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.divergence import divergence_error, first_not_finite, named_values, not_finite
-from peft_core.training.fallback import AppliedSpeedups, Speedups, random_state, set_random_state
+from peft_core.training.fallback import (
+    AppliedOptimizations,
+    TrainingOptimizations,
+    random_state,
+    set_random_state,
+)
 from peft_core.training.inputs import RunInputs, write_inputs
 from peft_core.training.processes import broadcast_from_main, is_main_process, processes, rank
 from peft_core.training.speedups import uncompiled
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
-EVAL_TOKENS, EVAL_TEXTS = 4096, (8, 64)  # of a batch of the curve: about so many, and no fewer or more
+logger = logging.getLogger(__name__)
 
 
 class RunTrainer(Trainer):
-    """Trainer on batches of about as many tokens each, whose checkpoints are whole or not there.
+    """Trainer on batches of about as many tokens each, with atomic checkpoints.
 
-    Its batches hold unlike numbers of texts, so a batch's mean loss counts by its texts: over an epoch every
-    text weighs the same, also where the gradients of several batches accumulate. Stock Trainer writes
-    checkpoints in place: a process killed while it saves leaves one that cannot be used; here one appears
-    under `output_dir` when every file of it is on disk.
+    The batches have different numbers of texts, so the mean loss of a batch is weighted by its texts: over an
+    epoch every text has the same weight, also if the gradients of several batches are accumulated. Stock
+    Trainer writes checkpoints in place, so a process that is killed meanwhile leaves an unusable one. Here a
+    checkpoint appears under `output_dir` once all of its files are on disk.
+
+    Attributes:
+        parts: Parts into which each batch is split; doubled if memory is short.
+        on_parts_change: Called with the new number of parts.
+        optimizations: The optimizations of the step.
+        check_stop: Called before each evaluation batch; raises `Stopped` to end the run.
     """
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
     loss_is_scaled_for_ga = True
     _staging: Path | None = None
 
     def __init__(
         self,
-        *given: Any,
+        *args: Any,
         loader: DataLoader,
         keeper: StepKeeper,
         inputs: RunInputs | None = None,
         parts: int = 1,
-        **named: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*given, **named)
+        super().__init__(*args, **kwargs)
         self._loader, self.inputs, self.keeper = loader, inputs, keeper
         self.parts = parts
-        self.tell_parts: Callable[[int], None] = lambda parts: None
-        self.speedups = AppliedSpeedups(self.model, Speedups(), contextlib.ExitStack())
+        self.on_parts_change: Callable[[int], None] = lambda parts: None
+        self.optimizations = AppliedOptimizations(self.model, TrainingOptimizations(), contextlib.ExitStack())
         self.check_stop: Callable[[], None] = lambda: None
-        self._step_texts, self._step_loss = 0, torch.tensor(0.0)  # of the present step, once it has begun
-        self._step_batches: list[Any] = []  # of the present step, those whose gradients are computed
+        self._step_texts, self._step_loss = 0, torch.tensor(0.0)  # of the current step, once it has begun
+        self._step_batches: list[Any] = []  # of the current step, with gradients
         self.add_callback(MissedEvaluationCallback(self))
+
+    @property
+    def _checkpoints_folder(self) -> Path:
+        assert self.args.output_dir is not None  # `training_arguments` sets it
+        return Path(self.args.output_dir)
 
     def get_train_dataloader(self) -> DataLoader:
         return prepare_data_loader(  # whose batches are this process's own already
@@ -84,29 +107,33 @@ class RunTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         texts = len(inputs["labels"])
-        found = super().compute_loss(model, inputs, return_outputs)
+        loss = super().compute_loss(model, inputs, return_outputs)
         mean_texts = self.args.train_batch_size * self.args.gradient_accumulation_steps  # of a step
-        return found * (texts / mean_texts) if model.training else found
+        return loss * (texts / mean_texts) if model.training else loss
 
-    def get_batch_samples(self, *given: Any) -> tuple[list[Any], Any]:
-        batches, items = super().get_batch_samples(*given)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step_texts = sum(len(batch["labels"]) for batch in batches)
         self._step_loss, self._step_batches = torch.tensor(0.0), []
         return batches, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's; repeated in the plain form if it fails in a faster one.
+        """Override Trainer's step, and repeat it in the plain form if it fails in the optimized form.
 
-        Returns the batch's share of the mean loss of the step's texts: the training curve is of one unit.
+        Returns:
+            The batch's share of the mean loss over the step's texts, so that the training curve has one unit.
         """
-        return self.speedups.run(lambda: self._step_in_parts(model, inputs), self.state.global_step)
+        return self.optimizations.run(lambda: self._step_in_parts(model, inputs), self.state.global_step)
 
     def _step_in_parts(self, model: Any, inputs: Any) -> torch.Tensor:
-        """In as many parts as memory wants: their gradients add up to the whole batch's.
+        """Run a step in as many parts as memory requires; their gradients add up to the whole batch's.
 
-        Several processes do not split: each step of one has to meet a step of every other.
+        Several processes do not split batches, because their steps are synchronized.
 
-        Returns the batch's share of the mean loss of the step's texts.
+        Returns:
+            The batch's share of the mean loss over the step's texts.
         """
         step, texts, gradients_lost = super().training_step, len(inputs["labels"]), False
         while True:
@@ -125,103 +152,106 @@ class RunTrainer(Trainer):
                 largest = max(len(batch["labels"]) for batch in [*self._step_batches, inputs])
                 if not is_out_of_memory(error) or self.parts >= largest or processes() > 1:
                     raise
-            model.zero_grad()  # of the parts that fitted
+            model.zero_grad()  # of the parts that did fit
             gc.collect()
             torch.cuda.empty_cache()
             self.parts *= 2
-            print(f"Memory is short: each batch is read in {self.parts} parts from here on.")
-            self.tell_parts(self.parts)
-            gradients_lost = True  # those of the step's earlier batches, with those of the parts
+            logger.warning("Memory is short: each batch is read in %d parts from here on.", self.parts)
+            self.on_parts_change(self.parts)
+            gradients_lost = True  # also those of the step's earlier batches
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """As Trainer's, which calls it before the optimizer's step: a divergence ends here."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        loss = self.accelerator.reduce(self._step_loss, "mean") if processes() > 1 else self._step_loss
+        """Override Trainer's method, called before the optimizer's step, to detect a divergence."""
+        norm, loss = super()._get_grad_norm(model, grad_norm), self._step_loss
+        assert norm is not None  # Trainer computes it if it is None
+        if processes() > 1:
+            loss = self.accelerator.reduce(loss, "mean")
+            assert isinstance(loss, torch.Tensor)  # as its argument
         measured = {"the loss": float(loss), "the gradient's norm": float(norm)}
         for name in not_finite(measured):
             raise self._divergence(f"{name} is {measured[name]}", self.state.global_step + 1)
         return norm
 
     def _check_values(self) -> None:
-        """Raise if the optimizer made a value that is not finite: in every process alike, so none waits.
+        """Raise if a value is not finite after the optimizer's step; in every process alike, so none waits.
 
-        A loss does not always show it: torch's attention returns numbers for a query of NaN.
+        The loss does not always show it: torch's attention returns finite numbers for a query of NaN.
         """
         damaged = first_not_finite(named_values(self.model, self.optimizer))
         if damaged:
             raise self._divergence(f"{damaged} is not finite", self.state.global_step)
 
     def finish(self) -> KeptStep:
-        """After training: leave the model with the weights to keep, and say which they are."""
+        """Load the weights to keep into the model after training, and return their step."""
         self._check_values()
         return self.keeper.finish(self.model, self.state)
 
-    def _divergence(self, what: str, step: int) -> ModelError:
-        kept = [step_of(checkpoint) for checkpoint in list_checkpoints(Path(self.args.output_dir))]
-        return divergence_error(what, step, self.model, self.args.learning_rate, kept)
+    def _divergence(self, event: str, step: int) -> ModelError:
+        checkpoints = [step_of(path) for path in list_checkpoints(self._checkpoints_folder)]
+        return divergence_error(event, step, self.model, self.args.learning_rate, checkpoints)
 
-    def prediction_step(self, *given: Any, **named: Any) -> Any:
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         self.check_stop()
         step = super().prediction_step
-        return self.speedups.run(lambda: step(*given, **named), self.state.global_step)
+        return self.optimizations.run(lambda: step(*args, **kwargs), self.state.global_step)
 
-    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
-        """Override Trainer's evaluation so that training's random numbers stay as they were.
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Override Trainer's evaluation to preserve the random state of the training.
 
-        Its DataLoader draws one. A run that was stopped in an evaluation evaluates before Trainer restores
-        the random state, and would go on from other numbers than a run that nothing disturbed.
+        Its DataLoader draws a number. A run that was stopped in an evaluation evaluates before Trainer
+        restores the random state, and would otherwise continue with other numbers than an uninterrupted run.
         """
-        random = random_state()
+        rng_state = random_state()
         with uncompiled(), without_regularizer(self.model):
-            metrics = super().evaluate(*given, **named)
-        set_random_state(random)
+            metrics = super().evaluate(*args, **kwargs)
+        set_random_state(rng_state)
         if not_finite({"loss": metrics["eval_loss"]}):
-            what = f"the loss on validation rows is {metrics['eval_loss']}"
-            raise self._divergence(what, self.state.global_step)
+            event = f"the loss on validation rows is {metrics['eval_loss']}"
+            raise self._divergence(event, self.state.global_step)
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Override Trainer's choice of the best step; stops early, too, then without another checkpoint."""
+        """Override Trainer's choice of the best step; also stop early, then without another checkpoint."""
         self._check_values()
         keeper, step = self.keeper, self.state.global_step
-        keeper.evaluated(self.model, self.state, metrics)
+        keeper.record_evaluation(self.model, self.state, metrics)
         self.state.best_metric, self.state.best_global_step = keeper.best.value, keeper.best.step or None
         if keeper.best.exhausted:
             self.control.should_training_stop, self.control.should_save = True, False
         return keeper.best.step == step
 
     def restore(self, checkpoint: Path) -> None:
-        """Bring the model, the trainer's state and the best step to where a verified checkpoint left them."""
+        """Restore the model, the trainer's state and the best step from a verified checkpoint."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
 
     def run_missed_evaluation(self) -> None:
-        """Evaluate at the step that the run continues from, if Stop came before that evaluation was done."""
+        """Evaluate at the step that the run continues from, if it was stopped before that evaluation."""
         state = self.state
         is_due = (
             state.global_step > 0
             and self.args.eval_strategy != "no"
             and (state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps)
         )
-        done = (logged["step"] for logged in state.log_history if "eval_loss" in logged)
-        if is_due and state.global_step not in done:
+        evaluated = (row["step"] for row in state.log_history if "eval_loss" in row)
+        if is_due and state.global_step not in evaluated:
             self._determine_best_metric(self.evaluate(), None)
 
-    def save_stopped(self, tokens: int, random: list[torch.Tensor], *, small: bool) -> None:
-        """Save a checkpoint of the last whole step, unless an earlier one exists and saving takes long.
+    def save_stopped(self, tokens: int, rng_state: list[torch.Tensor], *, small: bool) -> None:
+        """Save a checkpoint of the last complete step, unless an earlier one exists and saving takes long.
 
         Args:
-            tokens: Seen after that step. A step or a curve that was left in the middle may have changed the
-            count.
-            random: The state of the random numbers after that step, for the same reason.
+            tokens: Number of tokens after that step; an interrupted step or evaluation may have changed the
+                trainer's count.
+            rng_state: The random state after that step, for the same reason.
             small: Whether a checkpoint takes a fraction of a second.
         """
         self.model.zero_grad()
-        folder, state = Path(self.args.output_dir), self.state
+        folder, state = self._checkpoints_folder, self.state
         saved = [step_of(path) for path in list_checkpoints(folder)]
         if state.global_step not in saved and (small or not saved):
             state.num_input_tokens_seen = tokens
-            set_random_state(random)
+            set_random_state(rng_state)
             self._save_checkpoint(self.model, None)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -230,7 +260,7 @@ class RunTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not is_main_process():
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir) if output_dir else self._checkpoints_folder
         save_trained(self.model, folder / STATE_FILE)
         self.keeper.save_into(folder, self.state.global_step)
 
@@ -239,17 +269,19 @@ class RunTrainer(Trainer):
         self.keeper.restore(Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        self.state.best_model_checkpoint = None  # Trainer has just put a path in the staging folder there
+        self.state.best_model_checkpoint = None  # Trainer has set it to a path in the staging folder
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_values()
-        folder = Path(self.args.output_dir)
+        folder = self._checkpoints_folder
         final = folder / f"checkpoint-{self.state.global_step}"
         try:
             with atomic_folder(final) if is_main_process() else contextlib.nullcontext() as staging:
-                self._staging = Path(broadcast_from_main(str(staging.parent) if staging else None))
-                super()._save_checkpoint(model, trial)  # of the others only their random numbers
+                shared = broadcast_from_main(str(staging.parent) if staging else None)
+                assert shared is not None  # the main process has a staging folder
+                self._staging = Path(shared)
+                super()._save_checkpoint(model, trial)  # other processes save only their random state
                 self.accelerator.wait_for_everyone()
                 if staging:
                     if self.inputs:
@@ -262,7 +294,7 @@ class RunTrainer(Trainer):
 
 
 class MissedEvaluationCallback(TrainerCallback):
-    """Has a run that continues evaluate first where it was stopped before an evaluation was done."""
+    """Evaluates first in a run that continues, if it was stopped before an evaluation ended."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = weakref.proxy(trainer)
@@ -272,9 +304,9 @@ class MissedEvaluationCallback(TrainerCallback):
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
-    """A batch's texts in about equal parts, as many as it has texts for."""
+    """Split a batch into about equal parts, at most one per text."""
     parts = min(parts, len(batch["labels"]))
-    pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
+    pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
@@ -285,63 +317,27 @@ def batch_loader(
     share: tuple[int, int] = (1, 0),
     **options: Any,
 ) -> DataLoader:
-    """The padded training batches of an epoch.
+    """Return the padded training batches of an epoch.
 
-    `share`: how many processes share them, and the number of this one. `options` are DataLoader's.
+    Args:
+        share: The number of processes that share the batches, and the rank of this process.
+        options: Arguments of `DataLoader`.
     """
     lengths = [len(tokens) for tokens in rows["input_ids"][:]]
     batches = TokenBatches(lengths, config.per_device_train_batch_size, config.seed, *share)
-    return DataLoader(rows, batch_sampler=batches, collate_fn=UnpaddedCollator(tokenizer), **options)
-
-
-def prefetch_options() -> dict[str, Any]:
-    """DataLoader's options: on a GPU processes that stay for all epochs prepare the batches."""
-    if not torch.cuda.is_available():
-        return {}
-    return {"num_workers": GPU_WORKERS, "persistent_workers": True, "pin_memory": True}
-
-
-def training_arguments(
-    run: Run, config: TrainConfig, rows: int, *, curve: datasets.Dataset | None, autocast: bool
-) -> TrainingArguments:
-    """Trainer's own arguments for a run of so many rows; `curve`: the tokens that it is measured on."""
-    steps, gpu = total_steps(config, rows, processes()), torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(run.folder / "checkpoints"),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        max_grad_norm=config.max_grad_norm,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        per_device_eval_batch_size=_eval_batch_size(curve),
-        eval_strategy="steps" if curve else "no",
-        eval_steps=eval_steps(config, steps),
-        save_strategy="steps",
-        save_steps=save_steps(steps),
-        logging_steps=loss_steps(steps),
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        report_to=[],
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=not gpu,
-        ddp_broadcast_buffers=False,  # nothing writes into them
-        ddp_find_unused_parameters=False,
-        bf16=autocast and gpu and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=gpu,
+    return DataLoader(
+        rows,  # pyright: ignore[reportArgumentType]  # any object with len() and [] will do
+        batch_sampler=batches,
+        collate_fn=UnpaddedCollator(tokenizer),
+        **options,
     )
 
 
-def _eval_batch_size(curve: datasets.Dataset | None) -> int:
-    """Texts of a batch of the curve: long ones in larger batches take longer each, and more memory."""
-    least, most = EVAL_TEXTS
-    if not curve or torch.cuda.is_available():
-        return most
-    lengths = [len(tokens) for tokens in curve["input_ids"][:]]
-    return max(least, min(most, EVAL_TOKENS * len(lengths) // sum(lengths)))
+def prefetch_options() -> dict[str, Any]:
+    """Return DataLoader's options: with a GPU, worker processes that persist over epochs prepare batches."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"num_workers": GPU_WORKERS, "persistent_workers": True, "pin_memory": True}
 
 
 def build_trainer(
@@ -351,16 +347,21 @@ def build_trainer(
     tokenizer: Any,
     rows: datasets.Dataset,
     curve_rows: datasets.Dataset | None,
-    loss: Loss | None,
-    scale: LabelScale | None,
     *,
+    loss: Loss | None = None,
+    scale: LabelScale | None = None,
     inputs: RunInputs | None = None,
     parts: int = 1,
 ) -> RunTrainer:
-    """The trainer of a run; `loss` stands in for the model's own, `scale` brings numbers to their unit.
+    """Return the trainer of a run.
 
-    Each batch is read in `parts` from the start; each checkpoint records the run's `inputs`,
-    without which no run continues from it.
+    Args:
+        rows: Tokenized training rows.
+        curve_rows: Tokenized validation rows, if there are any.
+        loss: A loss that replaces the model's own.
+        scale: The label scale of a regression.
+        inputs: The run's inputs, recorded in each checkpoint; without them no run continues from it.
+        parts: Parts into which each batch is split from the start.
     """
     steps = total_steps(config, len(rows), processes())
     best = BestStep(
@@ -369,11 +370,12 @@ def build_trainer(
         config.early_stopping_threshold,
         first_comparable_step(config, steps),
     )
+    assert arguments.output_dir is not None  # `training_arguments` sets it
     optimizer_class, optimizer_arguments = Trainer.get_optimizer_cls_and_kwargs(arguments)
     return RunTrainer(
         model,
         arguments,
-        optimizers=(optimizer_of(model, config, optimizer_class, **optimizer_arguments), None),
+        optimizers=(loraplus_optimizer(model, config, optimizer_class, **optimizer_arguments), None),
         data_collator=UnpaddedCollator(tokenizer),
         train_dataset=rows,
         loader=batch_loader(rows, tokenizer, config, (processes(), rank()), **prefetch_options()),
@@ -385,12 +387,14 @@ def build_trainer(
         eval_dataset=curve_rows,
         processing_class=tokenizer,
         compute_loss_func=loss,
-        compute_metrics=lambda seen: _curve_metrics(seen, model.config.problem_type, scale),
+        compute_metrics=lambda prediction: _curve_metrics(prediction, model.config.problem_type, scale),
     )
 
 
 def _curve_metrics(
-    seen: transformers.EvalPrediction, problem_type: str, scale: LabelScale | None
+    prediction: transformers.EvalPrediction, problem_type: str, scale: LabelScale | None
 ) -> dict[str, float]:
-    decided = decide(seen.predictions, problem_type)
-    return task_metrics(problem_type, scale.real(decided) if scale else decided, seen.label_ids)
+    logits, labels = prediction.predictions, prediction.label_ids
+    assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)  # the model has a single output
+    decided = decide(logits, problem_type)
+    return task_metrics(problem_type, scale.inverse_transform(decided) if scale else decided, labels)

@@ -1,1 +1,1 @@
-"""The page: one file for each tab, one for the form, one for the look; all of it calls peft_core."""
+"""The page: one file for each tab, one for the form, one for the theme; all of it calls peft_core."""

@@ -1,12 +1,15 @@
-"""The named endpoints, for gradio_client and MCP: each takes and returns JSON."""
+"""The named API endpoints, for gradio_client and MCP; each takes and returns JSON."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
-from peft_core.downloads import describe_os_errors
+from peft_core.downloads import translate_os_errors
 from peft_core.ui.downloads import download_cache
-from peft_core.ui.events import sentence
+from peft_core.ui.events import show_errors
 from peft_core.workbench import Workbench
 
 
@@ -105,16 +108,17 @@ class Endpoints:
             run_id: a run's id, from /train or /runs.
             kind: adapter, merged, onnx, embeddings, page, or script (a program that trains the same run).
         """
-        with describe_os_errors(f"The {kind} of {run_id!r}"):
+        with translate_os_errors(f"The {kind} of {run_id!r}"):
             path = download_cache().publish(self._workbench.archive(run_id, kind))
         return gr.FileData(path=path, orig_name=Path(path).name)
 
 
 def build_api(workbench: Workbench) -> None:
     """Register the endpoints under their plain names."""
-    ends = Endpoints(workbench)
-    for endpoint in (
-        ends.train, ends.status, ends.stop, ends.runs, ends.count, ends.merge, ends.predict, ends.download,
-        ends.delete, ends.restore,
-    ):  # fmt: skip
-        gr.api(sentence(endpoint), api_name=endpoint.__name__)
+    methods = Endpoints(workbench)
+    endpoints: list[Callable[..., Any]] = [
+        methods.train, methods.status, methods.stop, methods.runs, methods.count, methods.merge,
+        methods.predict, methods.download, methods.delete, methods.restore,
+    ]  # fmt: skip
+    for endpoint in endpoints:
+        api(show_errors(endpoint), api_name=endpoint.__name__)

@@ -1,4 +1,4 @@
-"""Code to copy: a plain program, and the app's own API in three languages."""
+"""Code to copy: a plain script, and calls of the app's API in Python, curl and MCP."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +14,18 @@ _LANGUAGES = {"curl": "shell", "mcp": "json"}
 
 
 def code_kinds(plain: str, elem_id: str) -> gr.Radio:
-    """What there is to copy, under the names that `code` takes; `plain` is the label of the program."""
+    """Return the choice of code by the kinds that `Workbench.code` takes; `plain` labels the script."""
     choices = [(plain, "script"), *((title, name) for name, title in _API.items())]
     return gr.Radio(choices, value="script", show_label=False, elem_id=elem_id)
 
 
 def code_view(elem_id: str) -> gr.Code:
-    """Where it is shown, with a button that copies it."""
+    """Return the component that shows the code, with a copy button."""
     return gr.Code(language="python", interactive=False, show_label=False, elem_id=elem_id, max_lines=24)
 
 
-def shown(write: Callable[[], str], kind: str) -> Any:
-    """An update with what `write` gives, in the colours of its language; an error is a comment."""
+def code_update(write: Callable[[], str], kind: str) -> Any:
+    """Return an update with the code that `write` returns, highlighted; a PeftCoreError becomes a comment."""
     try:
         return gr.update(value=write(), language=_LANGUAGES.get(kind, "python"))
     except PeftCoreError as error:
@@ -33,7 +33,8 @@ def shown(write: Callable[[], str], kind: str) -> Any:
 
 
 def api_access(workbench: Workbench, request: gr.Request) -> ApiAccess:
-    """How a program reaches this app at the address that the visitor's browser has for it."""
+    """Return how a program reaches this app at the address that the visitor's browser uses."""
+    assert request.request is not None  # gradio passes a handler the request of the browser
     return ApiAccess(
         url=str(request.request.base_url).rstrip("/"),
         login=bool(request.username),

@@ -1,6 +1,7 @@
-"""The Compare parameters tab: what each configuration costs, exactly, and what one's own runs reached."""
+"""The Compare parameters tab: exact parameter counts of configurations, and the scores of finished runs."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
 from peft_core.methods import METHODS
 from peft_core.pictures.charts import parts_chart, parts_frame, runs_chart, runs_frame
-from peft_core.pictures.pieces import message, size, working
+from peft_core.pictures.pieces import message, size, task_progress
 from peft_core.presets import MODELS
 from peft_core.problems import TITLES
 from peft_core.ui.downloads import download_cache
-from peft_core.ui.events import FOLLOWING, PRIVATE, download_by_click, plot, sentence_each
+from peft_core.ui.events import FOLLOWING, PRIVATE, download_by_click, plot, show_stream_errors
 from peft_core.ui.fields import Form
 from peft_core.ui.form import fill
 from peft_core.workbench import Workbench
@@ -31,7 +32,7 @@ TARGETS = (
     "all-linear",
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-MOST = 200  # configurations in one table
+MAX_CONFIGURATIONS = 200  # in one table
 COLUMNS = {
     "model": "Model",
     "method": "Method",
@@ -46,26 +47,29 @@ COLUMNS = {
     "file": "On disk",
 }
 WIDTHS = (186, 118, 38, 134, 95, 80, 90, 58, 102, 104, 82)  # of the columns, in pixels
-SHOWN = ("lora", "head_only", "full")
-FIRST = ("sentence-transformers/all-MiniLM-L6-v2", "nlptown/bert-base-multilingual-uncased-sentiment")
+INITIAL_METHODS = ("lora", "head_only", "full")
+INITIAL_MODELS = (
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "nlptown/bert-base-multilingual-uncased-sentiment",
+)
 
 
 def build_compare(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
-    """Choices, one table and one chart; below, finished runs."""
+    """Build the choices with a table and a chart of counts, and below them the finished runs."""
     _build_counts(workbench, form, tabs)
     _build_own_runs(workbench, tabs)
 
 
 def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
-    """Count what is chosen. A click on a row loads it into Train."""
-    inputs = _build_choices(free=workbench.limits is None)
+    """Build the counts of the chosen configurations; a click on a row loads it into Train."""
+    inputs = _build_choices(allow_custom=workbench.limits is None)
     with gr.Row():
         go = gr.Button("Count", variant="primary", elem_id="count", scale=0)
         log = gr.Checkbox(
             True, label="Log scale", container=False, elem_id="log-scale", scale=0, min_width=140
         )
         csv = gr.Button("Download CSV", elem_id="get-csv", scale=0)
-    told = gr.HTML(elem_id="compare-told", visible=False)
+    status = gr.HTML(elem_id="compare-told", visible=False)
     rows = gr.State([])
     headers = list(COLUMNS.values())
     table = gr.Dataframe(
@@ -78,46 +82,52 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
     )
     chart = gr.Plot(show_label=False, elem_id="parts", container=False)
 
-    @sentence_each
-    def count(names: list, kinds: list, widths: list, sets: list, labels: float) -> Any:
-        asked = combinations(names, kinds, widths, sets, labels)
-        settings = [workbench.config(config).to_dict() for config in asked]
-        counted: list[dict[str, Any]] = []
+    @show_stream_errors
+    def count(
+        models: list, methods: list, ranks: list, targets: list, num_labels: float
+    ) -> Iterator[dict[Any, Any]]:
+        configurations = combinations(models, methods, ranks, targets, num_labels)
+        settings = [workbench.config(configuration).to_dict() for configuration in configurations]
+        counts: list[dict[str, Any]] = []
         for report in workbench.worker.stream("count_all", settings):
-            yield {told: gr.update(visible=True, value=working(report.share, report.what))}
-            counted = report.result or counted
-        found, refused = join(settings, counted)
+            yield {status: gr.update(visible=True, value=task_progress(report.share, report.description))}
+            counts = report.result or counts
+        counted_rows, refusals = join(settings, counts)
         yield {
-            rows: found,
-            table: frame_of(found),
-            told: gr.update(visible=bool(refused), value=message(" ".join(refused), "note")),
+            rows: counted_rows,
+            table: frame_of(counted_rows),
+            status: gr.update(visible=bool(refusals), value=message(" ".join(refusals), "note")),
         }
 
-    def redraw(found: list, use_log: bool) -> Any:
-        return plot(parts_chart(parts_frame(found), log=use_log)) if found else gr.skip()
+    def redraw(counted_rows: list, use_log: bool) -> Any:
+        return plot(parts_chart(parts_frame(counted_rows), log=use_log)) if counted_rows else gr.skip()
 
-    def load_row(found: list, event: gr.SelectData) -> dict[Any, Any]:
-        config = config_of(found[event.index[0]])
+    def load_row(counted_rows: list, event: gr.SelectData) -> dict[Any, Any]:
+        config = config_of(counted_rows[event.index[0]])
         facts = workbench.describe_model(config.model_name_or_path)
         return {**fill(form, config, facts["modules"]), tabs: gr.update(selected="train")}
 
-    counted = go.click(count, inputs, [rows, table, told], **PRIVATE)
-    for changed in (counted.success, log.change):  # drawn by the scale that is chosen when it is drawn
-        changed(redraw, [rows, log], chart, **FOLLOWING)
+    counted = go.click(count, inputs, [rows, table, status], **PRIVATE)
+    for event in (counted.success, log.change):  # the scale is read when the chart is drawn
+        event(redraw, [rows, log], chart, **FOLLOWING)
     table.select(load_row, rows, [*form.values(), tabs], **PRIVATE)
     download_by_click(csv, write_csv, [rows], "file-csv")
 
 
-def _build_choices(*, free: bool) -> list[Any]:
-    """Models, methods, ranks, target modules and the number of labels, in the order of `combinations`."""
+def _build_choices(*, allow_custom: bool) -> list[Any]:
+    """Build models, methods, ranks, target modules and number of labels, in the order of `combinations`.
+
+    `allow_custom` is whether models other than the presets can be entered.
+    """
     with gr.Row():
         models = gr.Dropdown(
-            [(preset.label, name) for name, preset in MODELS.items()], value=list(FIRST), multiselect=True,
-            label="Base models", allow_custom_value=free, elem_id="compare-models", scale=3,
+            [(preset.label, name) for name, preset in MODELS.items()], value=list(INITIAL_MODELS),
+            multiselect=True, label="Base models", allow_custom_value=allow_custom, scale=3,
+            elem_id="compare-models",
         )  # fmt: skip
         methods = gr.Dropdown(
-            [(method.label, name) for name, method in METHODS.items()], value=list(SHOWN), multiselect=True,
-            label="Methods", elem_id="compare-methods", scale=2,
+            [(method.label, name) for name, method in METHODS.items()], value=list(INITIAL_METHODS),
+            multiselect=True, label="Methods", elem_id="compare-methods", scale=2,
         )  # fmt: skip
     with gr.Row():
         ranks = gr.CheckboxGroup(
@@ -133,95 +143,102 @@ def _build_choices(*, free: bool) -> list[Any]:
 
 
 def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
-    """One chart of the runs that one metric judges, and one table of them all."""
+    """Build a chart of the runs with one metric, and a table of all finished runs."""
     gr.HTML("<h3>Your runs: score against trainable parameters</h3>")
     metric = gr.Radio(
         [TITLES["accuracy"]], value=TITLES["accuracy"], label="Judged by", visible=False, elem_id="own-metric"
     )
-    none = gr.HTML(message("No run has ended yet: train one and it stands here.", "note"))
-    with gr.Row(visible=False) as seen:
+    empty = gr.HTML(message("No run has ended yet: train one and it stands here.", "note"))
+    with gr.Row(visible=False) as results:
         chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
         table = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)
 
     def own_runs(chosen: str) -> list[Any]:
         frame = runs_frame(workbench.list_runs())
         metrics = list(dict.fromkeys(frame["metric"]))
-        shown = chosen if chosen in metrics or not metrics else metrics[0]
+        selected = chosen if chosen in metrics or not metrics else metrics[0]
         return [
             gr.update(visible=not metrics),
             gr.update(visible=bool(metrics)),
-            gr.update(choices=metrics or [shown], value=shown, visible=len(metrics) > 1),
-            plot(runs_chart(frame, shown)) if len(frame) else gr.skip(),
+            gr.update(choices=metrics or [selected], value=selected, visible=len(metrics) > 1),
+            plot(runs_chart(frame, selected)) if len(frame) else gr.skip(),
             frame.round({"score": 4}),
         ]
 
     def redraw(chosen: str) -> Any:
         return plot(runs_chart(runs_frame(workbench.list_runs()), chosen))
 
-    tabs.change(own_runs, metric, [none, seen, metric, chart, table], **PRIVATE)
+    tabs.change(own_runs, metric, [empty, results, metric, chart, table], **PRIVATE)
     metric.input(redraw, metric, chart, **FOLLOWING)
 
 
 def config_of(row: dict[str, Any]) -> TrainConfig:
-    """The settings behind a row of the table, trained on data with whatever labels it has."""
+    """Return the settings of a table row, without `num_labels`, which depends on the data."""
     return TrainConfig.from_dict(
-        {name: value for name, value in row["asked"].items() if name != "num_labels"}
+        {name: setting for name, setting in row["settings"].items() if name != "num_labels"}
     )
 
 
-def combinations(names: list, kinds: list, widths: list, sets: list, labels: float) -> list[dict[str, Any]]:
-    """Settings for every model × method, × rank where the method has one, × modules where it takes any."""
-    asked: list[dict[str, Any]] = []
-    for name, kind in itertools.product(names, kinds):
-        base = {"model_name_or_path": name, "method": kind, "num_labels": labels}
-        ranks = [{"r": width} for width in sorted(widths)] if has_rank(kind) else [{}]
-        chosen = sets if METHODS[kind].takes_target_modules else [PRESET_TARGETS]
-        for targets, rank in itertools.product(chosen, ranks):
-            asked.append({**base, **rank, "target_modules": targets_for(name, targets)})
-    if not asked:
+def combinations(
+    models: list, methods: list, ranks: list, targets: list, num_labels: float
+) -> list[dict[str, Any]]:
+    """Return settings for each model and method, and for each rank and target modules that the method takes.
+
+    Raises PeftCoreError if there are none, or over `MAX_CONFIGURATIONS`.
+    """
+    settings: list[dict[str, Any]] = []
+    for name, method in itertools.product(models, methods):
+        base = {"model_name_or_path": name, "method": method, "num_labels": num_labels}
+        rank_settings = [{"r": rank} for rank in sorted(ranks)] if has_rank(method) else [{}]
+        target_choices = targets if METHODS[method].takes_target_modules else [PRESET_TARGETS]
+        for choice, rank_setting in itertools.product(target_choices, rank_settings):
+            settings.append({**base, **rank_setting, "target_modules": targets_for(name, choice)})
+    if not settings:
         raise PeftCoreError(
             "Nothing is chosen; pick at least one base model and one method (and a rank for LoRA)."
         )
-    if len(asked) > MOST:
-        raise PeftCoreError(f"These choices make {len(asked)} configurations; choose fewer than {MOST + 1}.")
-    return asked
+    if len(settings) > MAX_CONFIGURATIONS:
+        raise PeftCoreError(
+            f"These choices make {len(settings)} configurations; choose fewer than {MAX_CONFIGURATIONS + 1}."
+        )
+    return settings
 
 
 def has_rank(method: str) -> bool:
-    """Whether a method reads `r`."""
+    """Return whether a method reads `r`."""
     return "r" in METHODS[method].settings
 
 
 def targets_for(name: str, targets: str) -> list[str]:
-    """Module names of a choice of targets; the preset's own where there is a preset."""
+    """Return the module names of a choice of target modules for a model."""
     if targets != PRESET_TARGETS:
         return [part.strip() for part in targets.split(",")]
     return list(MODELS[name].target_modules) if name in MODELS else ["query", "value"]
 
 
-def join(settings: list[dict], counted: list[dict]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of settings and counts, and a sentence for each combination that cannot be."""
-    rows, refused = [], []
-    for one, count in zip(settings, counted, strict=True):
-        model = one["model_name_or_path"]
+def join(settings: list[dict], counts: list[dict]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the table's rows, and an error message for each combination that is not possible."""
+    rows, refusals = [], []
+    for config, count in zip(settings, counts, strict=True):
+        model, method = config["model_name_or_path"], config["method"]
         title = MODELS[model].label if model in MODELS else model
         if "error" in count:
-            refused.append(f"{title}: {count['error']}")
+            refusals.append(f"{title}: {count['error']}")
             continue
-        takes = METHODS[one["method"]].takes_target_modules
-        targets = ", ".join(one["target_modules"]) if takes else ""
-        rank = one["r"] if has_rank(one["method"]) else None
-        name = f"{title} · {METHODS[one['method']].label}" + (f" r {rank}" if rank else "")
-        if takes and one["target_modules"] != targets_for(model, PRESET_TARGETS):
+        takes_targets = METHODS[method].takes_target_modules
+        targets = ", ".join(config["target_modules"]) if takes_targets else ""
+        rank = config["r"] if has_rank(method) else None
+        name = f"{title} · {METHODS[method].label}" + (f" r {rank}" if rank else "")
+        if takes_targets and config["target_modules"] != targets_for(model, PRESET_TARGETS):
             name += f" · {targets}"
-        row = {"name": name, "model": model, "method": one["method"], "r": rank, "targets": targets}
-        rows.append({**row, "asked": one, **count})
-    return rows, list(dict.fromkeys(refused))
+        row = {"name": name, "model": model, "method": method, "r": rank, "targets": targets}
+        rows.append({**row, "settings": config, **count})
+    return rows, list(dict.fromkeys(refusals))
 
 
 def frame_of(rows: list[dict[str, Any]]) -> Styler:
-    """The table as people read it."""
-    shown = [
+    """Return the table with labels, sizes and formatted numbers."""
+    labeled_rows = [
         {
             **row,
             "model": MODELS[row["model"]].label if row["model"] in MODELS else row["model"],
@@ -231,13 +248,16 @@ def frame_of(rows: list[dict[str, Any]]) -> Styler:
         }
         for row in rows
     ]
-    frame = pd.DataFrame(shown, columns=list(COLUMNS)).rename(columns=COLUMNS)
+    frame = pd.DataFrame(labeled_rows, columns=list(COLUMNS)).rename(columns=COLUMNS)
     counts = [COLUMNS[part] for part in ("adapter", "head", "head_copy", "trainable", "total")]
-    return frame.style.format(thousands=",", subset=counts).format(precision=4, subset=[COLUMNS["percent"]])
+    style = frame.style
+    style.format(thousands=",", subset=counts)
+    style.format(precision=4, subset=[COLUMNS["percent"]])
+    return style
 
 
 def write_csv(rows: list[dict[str, Any]]) -> Path:
-    """The table as a CSV file of plain numbers."""
+    """Write the table as a CSV file of plain numbers and return its path."""
     if not rows:
         raise PeftCoreError("Press Count first; then there is a table to download.")
     columns = [column for column in COLUMNS if column != "file"] + ["file_bytes"]

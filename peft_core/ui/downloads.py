@@ -1,4 +1,4 @@
-"""Where the page keeps what it hands out: in gradio's own cache, which its file route reads."""
+"""The cache of downloadable files, inside gradio's own cache, which gradio's file route serves."""
 
 import functools
 from pathlib import Path
@@ -12,5 +12,5 @@ FOLDER = "downloads"
 
 @functools.cache
 def download_cache() -> DownloadCache:
-    """The cache of this process; the first call removes what earlier processes left."""
+    """Return the cache of this process; the first call removes the files of earlier processes."""
     return DownloadCache(Path(get_upload_folder()).resolve() / FOLDER)

@@ -1,51 +1,76 @@
-"""What every tab's handlers share: errors as one sentence, charts as components, files by a click."""
+"""Event wiring that every tab shares: listener options, error messages, plots, and downloads."""
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 
 import gradio as gr
 from gradio.components.plot import AltairPlotData
+from gradio.events import Dependency
 
-from peft_core.downloads import describe_os_errors
+from peft_core.downloads import translate_os_errors
 from peft_core.errors import PeftCoreError, shorten
 from peft_core.pictures.charts import Spec
 from peft_core.pictures.pieces import message
 from peft_core.ui.downloads import download_cache
 
 PICK_A_RUN = message("Pick a finished run at the side first.", "note")
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-# For what follows its inputs: else a change that comes while an earlier one is answered would be dropped.
-FOLLOWING = {**PRIVATE, "trigger_mode": "always_last"}
-# Saves the file that a handler answered, as a click on a link to it would.
+# Save the file that a handler returned, as a click on a link to it would.
 SAVE_FILE = """(file) => {
   const link = Object.assign(document.createElement('a'), { href: file.url, download: file.orig_name });
   link.click();
 }"""
+Trigger = Callable[..., Dependency]  # an event of a component, such as `button.click`
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
-def sentence(handler: Callable) -> Callable:
-    """The handler with domain errors shown as the one sentence that they hold; bugs pass through."""
+class PrivateOptions(TypedDict):
+    """Options of an event listener that is not part of the API and shows no progress animation."""
+
+    api_visibility: Literal["private"]
+    show_progress: Literal["hidden"]
+
+
+class FollowingOptions(PrivateOptions):
+    """Options of a listener that follows its inputs."""
+
+    trigger_mode: Literal["always_last"]
+
+
+PRIVATE: PrivateOptions = {"api_visibility": "private", "show_progress": "hidden"}
+# Without `always_last` gradio drops a change that comes while an earlier one is being answered.
+FOLLOWING: FollowingOptions = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+}
+
+
+def show_errors(handler: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Return the handler with domain errors shown as a message on the page; bugs pass through."""
 
     @functools.wraps(handler)
-    def wrapped(*arguments: Any, **named: Any) -> Any:
+    def wrapped(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         try:
-            return handler(*arguments, **named)
+            return handler(*arguments, **options)
         except PeftCoreError as error:
             raise gr.Error(shorten(str(error)), print_exception=False) from error
 
     return wrapped
 
 
-def sentence_each(handler: Callable[..., Iterator]) -> Callable:
-    """As `sentence`, for a handler that yields."""
+def show_stream_errors(
+    handler: Callable[Arguments, Iterator[Answer]],
+) -> Callable[Arguments, Iterator[Answer]]:
+    """Return the handler as `show_errors` does, for a handler that yields."""
 
     @functools.wraps(handler)
-    def wrapped(*arguments: Any, **named: Any) -> Iterator:
+    def wrapped(*arguments: Arguments.args, **options: Arguments.kwargs) -> Iterator[Answer]:
         try:
-            yield from handler(*arguments, **named)
+            yield from handler(*arguments, **options)
         except PeftCoreError as error:
             raise gr.Error(shorten(str(error)), print_exception=False) from error
 
@@ -53,51 +78,62 @@ def sentence_each(handler: Callable[..., Iterator]) -> Callable:
 
 
 def plot(spec: Spec) -> AltairPlotData:
-    """A Vega-Lite specification as the value of a gr.Plot, in the page's type and colours."""
+    """Return a Vega-Lite specification as the value of a gr.Plot, in the page's font and colors."""
     return AltairPlotData(chart="scatter", plot=json.dumps(spec))
 
 
-def then_at_once(
-    triggers: list[Any], handler: Callable, inputs: Any, outputs: Any, clear: Mapping[Any, Any] | None = None
-) -> gr.events.Dependency:
-    """Put values into components in the browser, then run a handler; returns the handler's dependency.
+def set_values_then(
+    triggers: Sequence[Trigger],
+    handler: Callable[..., Any],
+    inputs: Any,
+    outputs: Any,
+    clear: Mapping[Any, Any] | None = None,
+) -> Dependency:
+    """Set component values in the browser, then run a handler; return the handler's dependency.
 
-    Gradio's page runs the listeners of one event one after another, each when the one before has its
-    answer. A listener that clears a place would so come after a slow neighbor, and wipe out what was
-    answered in the meantime. Values that are put in by JavaScript take no time, and what follows by
-    `then` delays no neighbor.
+    Gradio's page runs the listeners of one event in turn, each once the one before it is answered. A
+    listener that clears an output would wait for a slow one before it, and clear what was answered in the
+    meantime. Values set by JavaScript take no time, and a handler attached by `then` delays no other
+    listener.
 
     Args:
         triggers: events such as `button.click`.
-        handler: runs after each of them; what comes while it is answered is answered last (`always_last`).
+        handler: runs after each event, with the options `FOLLOWING`.
         inputs: as in gradio.
         outputs: as in gradio.
-        clear: the components to change at once, with their values or `gr.update` dictionaries.
+        clear: the components to set in the browser, with their values or `gr.update` dictionaries.
     """
-    return at_once(triggers, clear or {}).then(handler, inputs, outputs, **FOLLOWING)
+    return set_values(triggers, clear or {}).then(handler, inputs, outputs, **FOLLOWING)
 
 
-def at_once(triggers: list[Any], values: Mapping[Any, Any]) -> gr.events.Dependency:
-    """Put constant values into components in the browser, without asking the app."""
+def set_values(triggers: Sequence[Trigger], values: Mapping[Any, Any]) -> Dependency:
+    """Set components to constant values in the browser, without a request to the app."""
     constants = list(values.values())
     js = f"() => ({json.dumps(constants[0] if len(constants) == 1 else constants)})" if values else "() => {}"
     return gr.on(triggers, None, None, list(values), js=js, **PRIVATE)
 
 
-def drop_answers(trigger: Any, *pending: gr.events.Dependency) -> None:
-    """Have the page forget what it waits for: an answer about one run must not appear under another."""
+def cancel_pending(trigger: Trigger, *pending: Dependency) -> None:
+    """Cancel pending events on a trigger: an answer about one run must not appear under another."""
     gr.on([trigger], None, cancels=list(pending), **PRIVATE)
 
 
 def download_by_click(
     button: gr.Button, prepare: Callable[..., Path], inputs: list[Any], name: str
 ) -> gr.DownloadButton:
-    """Wire a button to make a file and hand it to the browser; `prepare` returns the file's path."""
+    """Wire a button to write a file and download it.
+
+    Args:
+        button: the button to click.
+        prepare: writes the file and returns its path.
+        inputs: components whose values `prepare` takes.
+        name: elem_id of the hidden download button, which is returned.
+    """
     hidden = gr.DownloadButton(elem_id=name, visible="hidden")
 
-    @sentence
+    @show_errors
     def publish(*values: Any) -> str:
-        with describe_os_errors("The file"):
+        with translate_os_errors("The file"):
             return download_cache().publish(prepare(*values))
 
     button.click(publish, inputs, hidden, api_visibility="private").success(

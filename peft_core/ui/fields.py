@@ -1,4 +1,4 @@
-"""One component for each setting of TrainConfig, made from its type, label, help and choices."""
+"""Form components for the settings of TrainConfig, built from their type, label, help and choices."""
 
 from typing import Any, get_args, get_type_hints
 
@@ -8,7 +8,8 @@ from peft_core.config import SETTINGS, TrainConfig
 from peft_core.problems import TITLES
 
 DEFAULTS = TrainConfig()
-Form = dict[str, gr.components.Component]
+Field = gr.Checkbox | gr.CheckboxGroup | gr.Dropdown | gr.Number | gr.Textbox
+Form = dict[str, Field]  # by the name of the setting
 _KINDS = get_type_hints(TrainConfig)
 _CHOICES: dict[str, list[tuple[str, int]] | list[tuple[str, str]]] = {
     "load_in_bits": [("32, as they are", 32), ("8, quantised", 8), ("4, quantised", 4)],
@@ -19,25 +20,25 @@ _CHOICES: dict[str, list[tuple[str, int]] | list[tuple[str, str]]] = {
 }
 
 
-def field(name: str, **options: Any) -> gr.components.Component:
-    """A checkbox, several of them, a drop-down, a number or a text; `options` go to the component."""
-    what, value = SETTINGS[name], getattr(DEFAULTS, name)
-    shared = {"label": what.label, "info": what.help, "elem_id": name, **options}
+def field(name: str, **options: Any) -> Field:
+    """Return the component of a setting; `options` are passed to its constructor."""
+    setting, default = SETTINGS[name], getattr(DEFAULTS, name)
+    shared = {"label": setting.label, "info": setting.help, "elem_id": name, **options}
     kinds = get_args(_KINDS[name]) or (_KINDS[name],)
-    choices = _CHOICES.get(name) or list(what.choices)
+    choices = _CHOICES.get(name) or list(setting.choices)
     if bool in kinds:
-        return gr.Checkbox(value, **shared)
-    if isinstance(value, tuple):
-        return gr.CheckboxGroup(choices, value=list(value), **shared)
+        return gr.Checkbox(default, **shared)
+    if isinstance(default, tuple):
+        return gr.CheckboxGroup(choices, value=list(default), **shared)
     if choices:
-        return gr.Dropdown(choices, value="" if value is None and name in _CHOICES else value, **shared)
+        return gr.Dropdown(choices, value="" if default is None and name in _CHOICES else default, **shared)
     if int in kinds or float in kinds:
-        return gr.Number(value, **shared)
-    return gr.Textbox(value or "", **shared)
+        return gr.Number(default, **shared)
+    return gr.Textbox(default or "", **shared)
 
 
 def fields(form: Form, *rows: tuple[str, ...], **options: Any) -> None:
-    """The settings of each row side by side, put into the form by their names."""
+    """Build the components of each row side by side and add them to the form."""
     for row in rows:
         with gr.Row():
             for name in row:

@@ -1,4 +1,4 @@
-"""The form: one component for each setting of TrainConfig, in four numbered cards."""
+"""The form: the components of the settings of TrainConfig, in four numbered cards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
 from peft_core.methods import ALL_LINEAR, METHODS
-from peft_core.pictures.pieces import cost, message, method_picture, method_words, quantity
+from peft_core.pictures.pieces import cost, describe_method, message, method_picture, quantity
 from peft_core.presets import DATASETS, DEFAULT_ROWS, MODELS, RECIPES
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import FOLLOWING
@@ -28,12 +28,12 @@ from peft_core.ui.method_card import (
 from peft_core.ui.model_card import build_model_card, model_facts
 from peft_core.workbench import Workbench
 
-_EMPTY_TEXT = (*GUESSED, "metric_for_best_model")  # fields in which an empty text stands for None
+_EMPTY_TEXT = (*GUESSED, "metric_for_best_model")  # fields in which an empty text means None
 
 
 @dataclass(frozen=True)
 class Cards:
-    """The four cards, and what three of them show beside their fields."""
+    """The four cards, and the components of three of them beside their fields."""
 
     accordions: list[gr.Accordion]
     facts: gr.HTML
@@ -42,12 +42,11 @@ class Cards:
 
 
 def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
-    """Four cards; what comes back are the fields by their setting's name, the recipes and the cards."""
-    free = workbench.limits is None
+    """Build the four cards; return the fields by the name of the setting, the recipes and the cards."""
     recipe = gr.Radio(list(RECIPES), value=next(iter(RECIPES)), label="Start from", elem_id="recipe")
     form: Form = {}
     with gr.Accordion(open=False, elem_classes="card") as model:
-        facts = build_model_card(form, free=free)
+        facts = build_model_card(form, allow_custom=workbench.limits is None)
     with gr.Accordion(open=False, elem_classes="card") as data:
         data_card = build_data_card(form, workbench)
     with gr.Accordion(open=False, elem_classes="card") as method:
@@ -77,22 +76,26 @@ def build_form(workbench: Workbench) -> tuple[Form, gr.Radio, Cards]:
 
 
 def settings_of(form: Form, values: Mapping[Any, Any]) -> dict[str, Any]:
-    """The settings by name, from what a handler with `inputs={...}` gets.
+    """Return the settings by name, from the values that a handler with `inputs={...}` gets.
 
-    What the chosen method does not read keeps its default, whatever a hidden field holds.
+    Settings that the chosen method does not read are left out, so that they keep their defaults.
     """
-    named = {name: values[component] for name, component in form.items()}
+    settings = {name: values[component] for name, component in form.items()}
     for name in ("num_labels", "eval_steps", "header_row"):
-        named[name] = named[name] or None  # an empty number field reads 0
-    read = METHODS[named["method"]].settings
-    return {name: value for name, value in named.items() if name in read or name not in OWN_SETTINGS}
+        settings[name] = settings[name] or None  # an empty number field has the value 0
+    method_settings = METHODS[settings["method"]].settings
+    return {
+        name: setting
+        for name, setting in settings.items()
+        if name in method_settings or name not in OWN_SETTINGS
+    }
 
 
 def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict[Any, Any]:
-    """Updates that put a config into the form; `choices` are the model's modules."""
+    """Return updates that put a config into the form; `choices` are the model's modules."""
     updates: dict[Any, Any] = {
-        form[name]: gr.update(value="" if value is None and name in _EMPTY_TEXT else value)
-        for name, value in config.to_dict().items()
+        form[name]: gr.update(value="" if setting is None and name in _EMPTY_TEXT else setting)
+        for name, setting in config.to_dict().items()
         if name in form
     }
     updates[form["method"]] = gr.update(choices=method_choices(""), value=config.method)
@@ -104,7 +107,7 @@ def fill(form: Form, config: TrainConfig, choices: list[dict[str, Any]]) -> dict
 
 
 def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str]:
-    """A line for each card, read while it is closed."""
+    """Return the title line of each card, which summarizes its settings."""
     s = {**DEFAULTS.to_dict(), **settings}
     name = s["model_name_or_path"]
     model = MODELS[name].label if name in MODELS else name
@@ -114,7 +117,7 @@ def summaries(settings: Mapping[str, Any], total: int | None = None) -> list[str
     return [
         f"1  Model    {model}{size}",
         f"2  Data    {data} · {most}{s['max_train_samples']:,} rows",
-        f"3  Method    {method_words(s)}",
+        f"3  Method    {describe_method(s)}",
         f"4  Training    {_epochs(s['num_train_epochs'])} · rate {s['learning_rate']:g} · seed {s['seed']}",
     ]
 
@@ -125,49 +128,48 @@ def wire_form(
     form: Form,
     recipe: gr.Radio,
     cards: Cards,
+    *,
     strip: gr.HTML,
     picture: gr.HTML,
 ) -> None:
-    """Every change updates cost strip, picture and the cards' lines; a model brings its own modules."""
+    """Wire changes to the cost strip, the picture and the cards' titles, and the model to its modules."""
 
     def show_cost(values: dict) -> list[Any]:
         settings = settings_of(form, values)
         try:
             config = workbench.config(settings)
-            counted = workbench.cost(config.to_dict())
-            drawn = _picture(workbench, config)
+            forecast = workbench.cost(config.to_dict())
+            method_svg = _picture(workbench, config)
         except PeftCoreError as error:
             return [message(str(error)), gr.skip(), *[gr.skip()] * len(cards.accordions)]
-        lines = summaries(config.to_dict(), _base_size(counted))
-        return [cost(counted), drawn, *[gr.update(label=line) for line in lines]]
+        lines = summaries(config.to_dict(), _base_size(forecast))
+        return [cost(forecast), method_svg, *[gr.update(label=line) for line in lines]]
 
-    def read_model(name: str, revision: str, method: str, chosen: list[str], rows: int) -> dict[Any, Any]:
+    def read_model(name: str, revision: str, method: str, modules: list[str], rows: int) -> dict[Any, Any]:
         try:
             facts = workbench.describe_model(name, revision)
-        except PeftCoreError:  # the cost strip says why
+        except PeftCoreError:  # the cost strip shows it
             return {cards.facts: ""}
-        offered = _offer(form, cards, name, facts, method, chosen, rows)
+        offered = _offer(form, cards, name, facts, method=method, modules=modules, rows=rows)
         return {cards.facts: model_facts(name, facts), **offered}
 
-    def take_recipe(name: str) -> dict[Any, Any]:
+    def fill_recipe(name: str) -> dict[Any, Any]:
         config = TrainConfig.from_dict(RECIPES[name])
         facts = workbench.describe_model(config.model_name_or_path)
         return {cards.data.rows: DEFAULT_ROWS, **fill(form, config, facts["modules"])}
 
-    every = list(form.values())
-    changes = [page.load, *[component.change for component in every]]
-    outputs = [strip, picture, *cards.accordions]
-    gr.on(changes, show_cost, set(every), outputs, **FOLLOWING)
+    all_fields = list(form.values())
+    changes = [page.load, *[component.change for component in all_fields]]
+    gr.on(changes, show_cost, set(all_fields), [strip, picture, *cards.accordions], **FOLLOWING)
     model = [form[name] for name in ("model_name_or_path", "revision")]
-    told = [cards.facts, cards.method.missing, *every]
     gr.on(
         [page.load, *[component.change for component in model]],
         read_model,
         [*model, form["method"], form["target_modules"], cards.data.rows],
-        told,
+        [cards.facts, cards.method.missing, *all_fields],
         **FOLLOWING,
     )
-    recipe.input(take_recipe, recipe, [cards.data.rows, *every], **FOLLOWING)
+    recipe.input(fill_recipe, recipe, [cards.data.rows, *all_fields], **FOLLOWING)
     wire_method_card(cards.method, form, workbench, cards.data.rows)
 
 
@@ -176,29 +178,30 @@ def _offer(
     cards: Cards,
     name: str,
     facts: Mapping[str, Any],
+    *,
     method: str,
-    chosen: list[str],
+    modules: list[str],
     rows: int,
 ) -> dict[Any, Any]:
-    """Updates that offer the methods and modules of a model; what was chosen stays where it can."""
+    """Return updates that offer the methods and modules of a model; valid choices stay."""
     names = [module["name"] for module in facts["modules"]]
-    kept = [module for module in chosen if module in names] or default_targets(name, facts["modules"])
+    valid = [module for module in modules if module in names] or default_targets(name, facts["modules"])
     methods, missing = method_choices(facts["model_type"]), not_offered(facts["model_type"])
-    able = method in [key for _, key in methods]
+    is_offered = method in [key for _, key in methods]
     return {
-        **({} if able else method_values(form, DEFAULTS.method, rows)),
-        form["method"]: gr.update(choices=methods, value=method if able else DEFAULTS.method),
-        form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=kept),
+        **({} if is_offered else method_values(form, DEFAULTS.method, rows)),
+        form["method"]: gr.update(choices=methods, value=method if is_offered else DEFAULTS.method),
+        form["target_modules"]: gr.update(choices=_choice_pairs(facts["modules"]), value=valid),
         cards.method.missing: gr.update(value=missing, visible=bool(missing)),
     }
 
 
 def _picture(workbench: Workbench, config: TrainConfig) -> str:
-    """What the method does to the first chosen matrix; a model without matrices has a sentence at most."""
+    """Return the picture of what the method does to the first of its target modules."""
     facts = workbench.describe_model(config.model_name_or_path, config.revision)
-    one_by_one = {*config.target_modules} - {ALL_LINEAR}
-    named = [module for module in facts["modules"] if module["name"] in one_by_one]
-    first = next(iter(named or facts["modules"]), {"name": "", "shapes": [[1, 1]]})
+    names = {*config.target_modules} - {ALL_LINEAR}
+    targets = [module for module in facts["modules"] if module["name"] in names]
+    first = next(iter(targets or facts["modules"]), {"name": "", "shapes": [[1, 1]]})
     return method_picture(config.to_dict(), first["name"], first["shapes"][0])
 
 
@@ -206,9 +209,9 @@ def _choice_pairs(choices: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(choice["label"], choice["name"]) for choice in choices]
 
 
-def _base_size(counted: Mapping[str, Any]) -> int:
-    """Parameters of the base model and its head, without what the method adds."""
-    return counted["total"] - counted["adapter"] - counted["head_copy"]
+def _base_size(counts: Mapping[str, Any]) -> int:
+    """Return the parameters of the base model with its head, without those that the method adds."""
+    return counts["total"] - counts["adapter"] - counts["head_copy"]
 
 
 def _epochs(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The third card: the method, its own settings alone, and the matrices it works on."""
+"""The third card of the form: the method, the settings that it reads, and its target modules."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of
-from peft_core.presets import MODELS, STARTING, starting_point
-from peft_core.ui.events import FOLLOWING, PRIVATE, sentence
+from peft_core.presets import MODELS, RECOMMENDED_SETTINGS, recommended_settings
+from peft_core.ui.events import FOLLOWING, PRIVATE, show_errors
 from peft_core.ui.fields import DEFAULTS, Form, field
 from peft_core.workbench import Workbench
 
@@ -20,17 +20,27 @@ OWN_SETTINGS = tuple(
     for name in SETTINGS
     if name != "target_modules" and any(name in method.settings for method in METHODS.values())
 )
-# Settings of any card that some method wants otherwise than the rest, such as the learning rate.
-DEFAULTED = tuple(dict.fromkeys((*STARTING, *(name for m in METHODS.values() for name in m.defaults))))
+# Settings of any card whose default depends on the method, such as the learning rate.
+DEFAULTED = tuple(
+    dict.fromkeys((*RECOMMENDED_SETTINGS, *(name for m in METHODS.values() for name in m.defaults)))
+)
 QUICK = {"Usual": "usual", "Attention only": "attention", "All linear": "all"}
 _GROUPS = ("", "virtual tokens", "the model's own weights")
 
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What the card shows beside its fields: what the method is, what is not offered, and quick choices."""
+    """The card's components beside the form's fields.
 
-    line: gr.HTML
+    Attributes:
+        description: of the method.
+        missing: the methods that are not offered for the model.
+        settings: the row of the method's settings.
+        quick: the row of `buttons`.
+        buttons: quick choices of target modules.
+    """
+
+    description: gr.HTML
     missing: gr.HTML
     settings: gr.Row
     quick: gr.Row
@@ -38,12 +48,12 @@ class MethodCard:
 
 
 def build_method_card(form: Form) -> MethodCard:
-    """The method, its line, a field for each setting of any method (seen only where it is read), targets."""
+    """Build the method, its description, a field per setting of any method, and the target modules."""
     method = DEFAULTS.method
     form["method"] = gr.Dropdown(
         method_choices(""), value=method, label=SETTINGS["method"].label, elem_id="method"
     )
-    line = gr.HTML(method_line(method), elem_id="method-line")
+    description = gr.HTML(method_line(method), elem_id="method-line")
     missing = gr.HTML(visible=False, elem_id="method-missing")
     with gr.Row(elem_classes="settings") as settings:
         for name in OWN_SETTINGS:
@@ -60,53 +70,54 @@ def build_method_card(form: Form) -> MethodCard:
         elem_id="target_modules",
         elem_classes="modules",
     )
-    return MethodCard(line, missing, settings, quick, buttons)
+    return MethodCard(description, missing, settings, quick, buttons)
 
 
 def wire_method_card(card: MethodCard, form: Form, workbench: Workbench, rows: gr.State) -> None:
-    """A method brings its fields and its defaults; a button chooses modules. `rows` are the data's."""
+    """Wire the method to its fields and defaults, and the buttons to modules; `rows` are training rows."""
     method, modules = form["method"], form["target_modules"]
     model = [form["model_name_or_path"], form["revision"]]
-    shown = [card.line, card.settings, card.quick, modules, *[form[name] for name in OWN_SETTINGS]]
-    method.change(lambda chosen: method_fields(card, form, chosen), method, shown, **PRIVATE)
+    outputs = [card.description, card.settings, card.quick, modules]
+    outputs += [form[name] for name in OWN_SETTINGS]
+    method.change(lambda chosen: method_fields(card, form, chosen), method, outputs, **PRIVATE)
     filled = [form[name] for name in dict.fromkeys((*OWN_SETTINGS, *DEFAULTED)) if name in form]
     method.input(partial(method_values, form), [method, rows], filled, **FOLLOWING)
     rate = form["learning_rate"]
     modules.input(rate_for, [method, modules, rate, rows], rate, **FOLLOWING)
     for button, kind in zip(card.buttons, QUICK.values(), strict=True):
 
-        def take(
+        def select_modules(
             name: str, revision: str, chosen: str, rate: float, rows: int, kind: str = kind
         ) -> list[Any]:
             facts = workbench.describe_model(name, revision)
             names = quick_targets(kind, name, facts["modules"])
             return [names, rate_for(chosen, names, rate, rows)]
 
-        button.click(sentence(take), [*model, method, rate, rows], [modules, rate], **PRIVATE)
+        button.click(show_errors(select_modules), [*model, method, rate, rows], [modules, rate], **PRIVATE)
 
 
 def method_choices(model_type: str) -> list[tuple[str, str]]:
-    """Label and name of each method that this kind of encoder can take, the model's own weights last."""
-    able = [(name, method) for name, method in METHODS.items() if not method.cannot(model_type)]
-    able.sort(key=lambda pair: _GROUPS.index(_group(pair[1])))
-    return [(_label(method), name) for name, method in able]
+    """Return label and name of each method that this model type supports, those without PEFT last."""
+    supported = [name for name, method in METHODS.items() if not method.unsupported_reason(model_type)]
+    supported.sort(key=lambda name: _GROUPS.index(_group(METHODS[name])))
+    return [(_label(METHODS[name]), name) for name in supported]
 
 
 def method_line(name: str) -> str:
-    """What the method does, where it is from, whether it merges, and what to know before."""
+    """Return HTML with what the method does, its source, whether it merges, and a note."""
     method = METHODS[name]
     merge = f"Cannot be merged: {method.cannot_merge}." if method.cannot_merge else ""
-    more = "".join(f"<p>{html.escape(words)}</p>" for words in (merge, method.note) if words)
+    more = "".join(f"<p>{html.escape(text)}</p>" for text in (merge, method.note) if text)
     source = f'<span class="quiet">{html.escape(method.source)}</span>'
     return f'<div class="facts"><p>{html.escape(method.help)} {source}</p>{more}</div>'
 
 
 def not_offered(model_type: str) -> str:
-    """Which methods this kind of encoder cannot take and why, each reason once; empty if it takes all."""
+    """Return HTML with the methods that a model type does not support, by reason; "" if there are none."""
     reasons: dict[str, list[str]] = {}
     for method in METHODS.values():
-        if method.cannot(model_type):
-            reasons.setdefault(method.cannot(model_type), []).append(method.label)
+        if method.unsupported_reason(model_type):
+            reasons.setdefault(method.unsupported_reason(model_type), []).append(method.label)
     lines = "".join(
         f"<p><b>{html.escape(', '.join(labels))}</b>: {html.escape(reason)}</p>"
         for reason, labels in reasons.items()
@@ -115,24 +126,24 @@ def not_offered(model_type: str) -> str:
 
 
 def method_fields(card: MethodCard, form: Form, name: str) -> dict[Any, Any]:
-    """Updates that show the settings of a method and hide the rest."""
+    """Return updates that show the settings of a method and hide the others."""
     method = METHODS[name]
     updates: dict[Any, Any] = {form[own]: gr.update(visible=own in method.settings) for own in OWN_SETTINGS}
     for part in (form["target_modules"], card.quick):
         updates[part] = gr.update(visible=method.takes_target_modules)
     updates[card.settings] = gr.update(visible=any(own in method.settings for own in OWN_SETTINGS))
-    return {**updates, card.line: method_line(name)}
+    return {**updates, card.description: method_line(name)}
 
 
 def method_values(form: Form, name: str, rows: int) -> dict[Any, Any]:
-    """Updates that fill in a method's own defaults, and what it wants to begin with on so many rows."""
-    own = {**_plain(), **defaults_of(name), **starting_point(name, rows)}
+    """Return updates that fill in a method's defaults and its recommended settings for so many rows."""
+    own = {**_defaults(), **defaults_of(name), **recommended_settings(name, rows)}
     names = dict.fromkeys((*METHODS[name].settings, *DEFAULTED))
-    return {form[key]: gr.update(value=_listed(own[key])) for key in names if key in form and key in own}
+    return {form[key]: gr.update(value=_as_list(own[key])) for key in names if key in form and key in own}
 
 
 def default_targets(name: str, modules: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The usual modules of a model: the preset's, else attention's query and value."""
+    """Return the default target modules of a model: the preset's, else attention's query and value."""
     names = [module["name"] for module in modules]
     preset = [module for module in MODELS[name].target_modules if module in names] if name in MODELS else []
     usual = [m["name"] for m in modules if _role_in(m, ("attention query", "attention value"))]
@@ -140,7 +151,7 @@ def default_targets(name: str, modules: Sequence[Mapping[str, Any]]) -> list[str
 
 
 def quick_targets(kind: str, name: str, modules: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The modules behind a button: the usual ones, all of attention, or all-linear."""
+    """Return the target modules of a button: the defaults, all of attention, or all-linear."""
     if kind == "all":
         return [ALL_LINEAR]
     if kind == "attention":
@@ -149,25 +160,25 @@ def quick_targets(kind: str, name: str, modules: Sequence[Mapping[str, Any]]) ->
 
 
 def rate_for(method: str, target_modules: Sequence[str], rate: float, rows: int) -> float:
-    """The rate that these modules want, unless a person has chosen one."""
-    wanted = [starting_point(LORA, rows, names)["learning_rate"] for names in ((), [ALL_LINEAR])]
-    if method != LORA or rate not in wanted:
+    """Return LoRA's recommended learning rate for these modules, or `rate` if it was chosen by hand."""
+    recommended = [recommended_settings(LORA, rows, names)["learning_rate"] for names in ((), [ALL_LINEAR])]
+    if method != LORA or rate not in recommended:
         return rate
-    return starting_point(LORA, rows, target_modules)["learning_rate"]
+    return recommended_settings(LORA, rows, target_modules)["learning_rate"]
 
 
 def _role_in(module: Mapping[str, Any], starts: tuple[str, ...]) -> bool:
-    """Whether all that a name takes has a role that begins so."""
+    """Return whether every module that a name matches has a role with such a start."""
     return all(role.startswith(starts) for role in module["roles"])
 
 
-def _plain() -> dict[str, Any]:
-    """TrainConfig's defaults, without the modules, which are the model's."""
-    return {name: value for name, value in TrainConfig().to_dict().items() if name != "target_modules"}
+def _defaults() -> dict[str, Any]:
+    """Return TrainConfig's defaults without the target modules, which depend on the model."""
+    return {name: setting for name, setting in TrainConfig().to_dict().items() if name != "target_modules"}
 
 
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _as_list(setting: Any) -> Any:
+    return list(setting) if isinstance(setting, tuple) else setting
 
 
 def _group(method: Method) -> str:

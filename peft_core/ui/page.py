@@ -1,4 +1,4 @@
-"""The page: the runs at the side, three tabs, and the endpoints, over one workbench."""
+"""The page: the sidebar of runs, three tabs, and the API endpoints, over one workbench."""
 
 import os
 
@@ -16,16 +16,16 @@ from peft_core.ui.theme import TOGGLE_THEME
 from peft_core.ui.train import build_train
 from peft_core.workbench import Workbench
 
-# The picked run stands in the address, so that a reload or a copied link opens it again.
+# Writes the picked run into the address, so that a reload or a copied link opens it again.
 REMEMBER_RUN = """(run) => {
   const url = new URL(window.location);
   if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
   window.history.replaceState(null, '', url);
 }"""
 
-# Seconds between looks of gradio's queue for something to do: its own on Windows. Elsewhere it looks 1,000
-# times a second: a twentieth of a core for nothing, and each time a training is interrupted.
-LOOKS, PROGRESS_LOOKS = 0.05, 0.1
+# Seconds that gradio's queue sleeps between checks for work; gradio's own values on Windows. Elsewhere it
+# checks 1,000 times a second, which takes a twentieth of a core and interrupts a training each time.
+QUEUE_SLEEP, PROGRESS_SLEEP = 0.05, 0.1
 
 # On a narrow screen the open list of runs would cover the page.
 FOLD_SIDEBAR = """() => {
@@ -34,7 +34,7 @@ FOLD_SIDEBAR = """() => {
 
 
 def build_page(workbench: Workbench) -> gr.Blocks:
-    """The whole app; nothing is started or written until somebody opens it."""
+    """Build the whole app; nothing is started or written until somebody opens it."""
     refuse_downloads()
     keep_no_values()
     with gr.Blocks(title="PEFT Workbench", fill_width=True, delete_cache=(3600, 86400)) as page:
@@ -46,17 +46,17 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         build_api(workbench)  # before the tabs, so that the endpoints get the plain names
         sidebar = build_sidebar()
         picker = sidebar.picker
-        standing = gr.State("")  # the picked run and how it stands: what is asked of it follows both
+        run_version = gr.State("")  # the picked run and its status; the Inference tab follows its changes
         with gr.Tabs(selected="train") as tabs:
             with gr.Tab("Train", id="train"):
-                form = build_train(page, workbench, sidebar, standing, tabs)
+                form = build_train(page, workbench, sidebar, run_version, tabs)
             with gr.Tab("Compare parameters", id="compare"):
                 build_compare(workbench, form, tabs)
             with gr.Tab("Inference", id="inference"):
-                build_inference(workbench, picker, standing)
+                build_inference(workbench, picker, run_version)
 
         def open_run(request: gr.Request) -> list:
-            """The run in the address, else the one that trains now; and the disk that is used."""
+            """Pick the run in the address, else the current run, and show the disk usage."""
             workbench.start()
             first = _first_run(workbench, request)
             runs = gr.update(choices=run_choices(workbench, first), value=first)
@@ -66,18 +66,18 @@ def build_page(workbench: Workbench) -> gr.Blocks:
         dark.click(fn=None, js=TOGGLE_THEME)
         page.load(open_run, None, [picker, sidebar.usage], **PRIVATE)
         picker.change(fn=None, inputs=picker, js=REMEMBER_RUN)
-    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = LOOKS, PROGRESS_LOOKS
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = QUEUE_SLEEP, PROGRESS_SLEEP
     return page
 
 
 def _first_run(workbench: Workbench, request: gr.Request) -> str | None:
-    asked = request.query_params.get("run")
-    if asked:
+    run_id = request.query_params.get("run")
+    if run_id:
         try:
-            return workbench.find(asked).run_id
+            return workbench.find(run_id).run_id
         except RunError:
-            why = " It was removed to make room." if workbench.was_expired(asked) else ""
-            gr.Warning(f"The run in the address is not here any more.{why}")
+            reason = " It was removed to make room." if workbench.was_expired(run_id) else ""
+            gr.Warning(f"The run in the address is not here any more.{reason}")
     current = workbench.current_run()
     return current.run_id if current else None
 

@@ -1,4 +1,4 @@
-"""Who sent the request that is being answered, and what gradio may do for one."""
+"""The sender of the current request, and limits on what gradio does for a request."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,29 +8,29 @@ import gradio as gr
 from gradio import processing_utils
 from gradio.context import LocalContext
 from gradio.queueing import Queue
-from gradio.server_messages import ServerMessage
+from gradio_client.utils import ServerMessage
 
 from peft_core.access.visitors import LOCAL_USER, Visitor
 
-MOST_UNREAD = 100  # messages of a session; a page fetches each as it comes
+MOST_UNREAD = 100  # messages of a session; an open page fetches each as it arrives
 
 
 def refuse_downloads() -> None:
-    """Have gradio fetch no file by its address.
+    """Prevent gradio from downloading a file by its URL.
 
-    A request may give an address of the internet where a component takes a file. Gradio then downloads it
-    into memory, however large, before any handler runs.
+    A request may give a URL where a component takes a file. Gradio then downloads it into memory, whatever
+    its size, before any handler runs.
     """
-    processing_utils.async_ssrf_protected_get = _refuse_download  # by which gradio fetches every such file
+    processing_utils.async_ssrf_protected_get = _refuse_download  # gradio's one function for such downloads
 
 
 async def _refuse_download(url: str) -> NoReturn:
-    sentence = f"This app fetches no file from an address, such as {url[:100]!r}. Upload the file."
-    raise gr.Error(sentence, print_exception=False)
+    refusal = f"This app fetches no file from an address, such as {url[:100]!r}. Upload the file."
+    raise gr.Error(refusal, print_exception=False)
 
 
 def local_visitor() -> Visitor:
-    """The one user of an app that is not public; outside a request it is the app itself that asks."""
+    """Return the only user of an app that is not public; outside a request, the app itself."""
     request = LocalContext.request.get(None)  # gradio sets it for each call of a handler
     if request is None:
         return LOCAL_USER if _is_outside_handlers() else Visitor(owns_all=True)
@@ -38,7 +38,7 @@ def local_visitor() -> Visitor:
 
 
 def public_visitor() -> Visitor:
-    """The visitor of a public app by the headers of the request; outside a request, the app itself."""
+    """Return the visitor of a public app from the request's headers; outside a request, the app itself."""
     request = LocalContext.request.get(None)
     if request is None:
         return LOCAL_USER if _is_outside_handlers() else Visitor()
@@ -50,10 +50,10 @@ def _is_outside_handlers() -> bool:
 
 
 def _is_from_page_or_login(request: gr.Request) -> bool:
-    """Whether the sender may name files of this machine in settings: the page, or anyone who logged in.
+    """Return whether the sender may name files of this machine in settings: the page, or a logged-in user.
 
-    The guard refuses an `Origin` and a `Sec-Fetch-Site` that are not the app's own, so a request that has one
-    came from the page, or from a program that imitates it.
+    The guard refuses an `Origin` or `Sec-Fetch-Site` header that is not the app's own, so a request that has
+    one came from the page, or from a program that imitates it.
     """
     if getattr(request, "username", None):
         return True
@@ -61,9 +61,9 @@ def _is_from_page_or_login(request: gr.Request) -> bool:
 
 
 def pending_sessions(queue: Queue) -> Iterator[str]:
-    """The session of each event that waits or is worked on.
+    """Yield the session of each event that waits or is being processed.
 
-    Of messages that nobody fetches the newest answers stay: gradio keeps all of a session's.
+    Also drop unread messages except the newest answers: gradio keeps all messages of a session.
     """
     for messages in list(queue.pending_messages_per_session.values()):
         if messages.qsize() > MOST_UNREAD:

@@ -1,4 +1,4 @@
-"""What the owner of the picked run is offered: a share link on a public demo, and to delete it, with undo."""
+"""Controls for the owner of the picked run: a share link on a public demo, and delete with undo."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import gradio as gr
 
 from peft_core.runs import ENDED, Run
-from peft_core.ui.events import PRIVATE, at_once, sentence
+from peft_core.ui.events import PRIVATE, set_values, show_errors
 from peft_core.ui.sidebar import run_choices
 from peft_core.workbench import Workbench
 
-# The link as a person can pass it on, of its part within this app.
-WHOLE_ADDRESS = "(path) => path ? new URL(path, window.location.href).href : ''"
+# Completes a path within this app to a full URL.
+FULL_URL = "(path) => path ? new URL(path, window.location.href).href : ''"
 
 
 @dataclass(frozen=True)
 class OwnershipControls:
-    """The components; which are seen depends on the run and on who looks."""
+    """The components; which are visible depends on the run and on the visitor."""
 
     sharing: gr.Row
     share: gr.Button
@@ -29,17 +29,17 @@ class OwnershipControls:
     deleted: gr.Textbox
 
     @property
-    def shown(self) -> list[Any]:
-        """The components that `updates` speaks of."""
+    def outputs(self) -> list[gr.Row | gr.Button | gr.Textbox]:
+        """The components that `updates` covers."""
         return [self.sharing, self.share, self.link, self.revoke, self.share_path, self.removal]
 
     @property
     def rows(self) -> list[gr.Row]:
-        """What is hidden while no run is picked."""
+        """The rows that are hidden while no run is picked."""
         return [self.sharing, self.removal]
 
     def updates(self, workbench: Workbench, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
-        """What to show beside a run."""
+        """Return the updates of `outputs` for a run."""
         may_change, secret = description["may_change"], workbench.access.shared_secret(run)
         can_share = may_change and workbench.limits is not None
         return {
@@ -53,7 +53,7 @@ class OwnershipControls:
 
 
 def build_ownership() -> OwnershipControls:
-    """Layout alone."""
+    """Build the layout."""
     with gr.Row(visible=False, elem_classes="actions") as sharing:
         share = gr.Button("Share", elem_id="share-run", size="sm", scale=0, min_width=110)
         link = gr.Textbox(
@@ -67,30 +67,30 @@ def build_ownership() -> OwnershipControls:
     share_path = gr.Textbox(visible="hidden")
     with gr.Row(visible=False, elem_classes="actions") as removal:
         delete = gr.Button("Delete run", elem_id="delete-run", size="sm", scale=0, min_width=110)
-    deleted = gr.Textbox(visible="hidden")  # the id of the run that Undo brings back
+    deleted = gr.Textbox(visible="hidden")  # the id of the run that Undo restores
     undo = gr.Button("Undo", elem_id="undo-delete", size="sm", scale=0, min_width=110, visible=False)
     return OwnershipControls(sharing, share, link, revoke, share_path, removal, delete, undo, deleted)
 
 
 def wire_ownership(
-    controls: OwnershipControls, workbench: Workbench, picker: gr.Radio, seen: gr.Textbox
+    controls: OwnershipControls, workbench: Workbench, picker: gr.Radio, refresh_token: gr.Textbox
 ) -> None:
-    """Share and end it, delete and undo it; clearing `seen` has the panel drawn anew."""
+    """Wire share, end sharing, delete and undo; clearing `refresh_token` redraws the panel."""
     access = workbench.access
     controls.share_path.change(
-        fn=None, js=WHOLE_ADDRESS, inputs=controls.share_path, outputs=controls.link, **PRIVATE
+        fn=None, js=FULL_URL, inputs=controls.share_path, outputs=controls.link, **PRIVATE
     )
     for button, change in ((controls.share, access.share), (controls.revoke, access.revoke)):
-        change_link = sentence(lambda run_id, change=change: change(run_id) and None)
-        done = button.click(change_link, picker, None, **PRIVATE)
-        done.success(lambda: "", None, seen, **PRIVATE)
+        change_link = show_errors(lambda run_id, change=change: change(run_id) and None)
+        changed = button.click(change_link, picker, None, **PRIVATE)
+        changed.success(lambda: "", None, refresh_token, **PRIVATE)
     _wire_removal(controls, workbench, picker)
 
 
 def _wire_removal(controls: OwnershipControls, workbench: Workbench, picker: gr.Radio) -> None:
     deleted, undo = controls.deleted, controls.undo
 
-    @sentence
+    @show_errors
     def delete(run_id: str) -> dict[Any, Any]:
         workbench.delete(run_id)
         return {
@@ -99,7 +99,7 @@ def _wire_removal(controls: OwnershipControls, workbench: Workbench, picker: gr.
             undo: gr.update(visible=True, value=f"Undo: bring back {run_id}"),
         }
 
-    @sentence
+    @show_errors
     def restore(run_id: str) -> dict[Any, Any]:
         workbench.restore(run_id)
         return {
@@ -109,4 +109,4 @@ def _wire_removal(controls: OwnershipControls, workbench: Workbench, picker: gr.
 
     controls.delete.click(delete, picker, [picker, deleted, undo], **PRIVATE)
     undo.click(restore, deleted, [picker, undo], **PRIVATE)
-    at_once([picker.input], {undo: gr.update(visible=False)})
+    set_values([picker.input], {undo: gr.update(visible=False)})

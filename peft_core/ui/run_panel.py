@@ -1,5 +1,6 @@
-"""The right side of the Train tab: the picked run as it stands on disk, and what can be done with it."""
+"""The right side of the Train tab: the picked run as it is on disk, and the actions on it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,16 +11,16 @@ from peft_core.certificate import certificate_of_merged
 from peft_core.errors import RunError
 from peft_core.pictures.cards import result_card
 from peft_core.pictures.charts import curve, curve_frame
-from peft_core.pictures.pieces import certificate, message, method_picture, running, working
+from peft_core.pictures.pieces import certificate, message, method_picture, run_progress, task_progress
 from peft_core.problems import SINGLE, headline
 from peft_core.runs import ENDED, Run
 from peft_core.ui.events import (
     PRIVATE,
+    cancel_pending,
     download_by_click,
-    drop_answers,
     plot,
-    sentence,
-    sentence_each,
+    show_errors,
+    show_stream_errors,
 )
 from peft_core.ui.fields import DEFAULTS, Form
 from peft_core.ui.form import fill
@@ -31,7 +32,7 @@ INTRO = '<div class="intro"><h3>What Train does</h3></div>'
 
 @dataclass(frozen=True)
 class RunPanel:
-    """The components of the panel; which are seen depends on the run."""
+    """The components of the panel; which are visible depends on the run."""
 
     intro: gr.HTML
     picture: gr.HTML
@@ -41,7 +42,7 @@ class RunPanel:
     metric: gr.Plot
     actions: gr.Row
     try_it: gr.Button
-    again: gr.Button
+    use_settings: gr.Button
     merge: gr.Button
     adapter_zip: gr.Button
     merged_zip: gr.Button
@@ -49,36 +50,40 @@ class RunPanel:
     ownership: OwnershipControls
 
     @property
-    def shown(self) -> list[Any]:
-        """The components that `updates` speaks of."""
+    def outputs(self) -> list[Any]:
+        """The components that `updates` covers."""
         return [
             self.intro, self.picture, self.card, self.curves, self.actions, self.merge, self.merged_zip,
-            self.proof, *self.ownership.shown,
+            self.proof, *self.ownership.outputs,
         ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What a look at a run finds: how it stands apart from what moves; of what moves, what it holds now, and
-    the updates of what holds something else than before."""
+class RunSnapshot:
+    """A run as one poll sees it.
 
-    stands: str = ""
-    holds: tuple[str, str] = ("", "")
-    moved: dict[Any, Any] = field(default_factory=dict)
+    Attributes:
+        signature: changes with all that is shown of the run, except the curves and the progress.
+        progress: identifies the points of the curves and the progress bar.
+        updates: the updates of curves and progress that differ from the last snapshot.
+    """
+
+    signature: str = ""
+    progress: tuple[str, str] = ("", "")
+    updates: dict[Any, Any] = field(default_factory=dict)
 
 
 def build_run_panel() -> RunPanel:
-    """Layout alone."""
+    """Build the layout."""
     intro = gr.HTML(INTRO)
-    drawn = method_picture(DEFAULTS.to_dict(), "query", (384, 384))
-    picture = gr.HTML(drawn, elem_id="picture")
+    picture = gr.HTML(method_picture(DEFAULTS.to_dict(), "query", (384, 384)), elem_id="picture")
     card = gr.HTML(elem_id="panel", visible=False)
     with gr.Row(visible=False, elem_classes="curves") as curves:
         loss = gr.Plot(show_label=False, elem_id="loss", container=False)
         metric = gr.Plot(show_label=False, elem_id="metric", container=False)
     with gr.Row(visible=False, elem_classes="actions") as actions:
         try_it = gr.Button("Try it", elem_id="try-it", variant="primary")
-        again = gr.Button("Use settings", elem_id="use-settings")
+        use_settings = gr.Button("Use settings", elem_id="use-settings")
         merge = gr.Button("Merge", elem_id="merge")
         adapter_zip = gr.Button("Adapter zip", elem_id="get-adapter")
         merged_zip = gr.Button("Merged zip", elem_id="get-merged", interactive=False)
@@ -92,7 +97,7 @@ def build_run_panel() -> RunPanel:
         metric,
         actions,
         try_it,
-        again,
+        use_settings,
         merge,
         adapter_zip,
         merged_zip,
@@ -101,96 +106,106 @@ def build_run_panel() -> RunPanel:
     )
 
 
-def glance(panel: RunPanel, workbench: Workbench, run_id: str | None, held: tuple[str, str]) -> Glance:
-    """The picked run, where the curves and the progress held this at the last look."""
+def poll(
+    panel: RunPanel, workbench: Workbench, run_id: str | None, last_progress: tuple[str, str]
+) -> RunSnapshot:
+    """Return a snapshot of the picked run, with updates relative to the last snapshot's `progress`."""
     if run_id is None:
-        return Glance()
+        return RunSnapshot()
     try:
         run = workbench.find(run_id)
     except RunError as error:
-        return Glance(str(error))
+        return RunSnapshot(str(error))
     description, metrics = workbench.describe(run), run.metrics()
     ended = description["status"] in ENDED
-    stands = f"{bool(metrics)} {run.stop_requested()} {description if ended else description['status']}"
-    points, progress = f"{run_id} {len(metrics)}", "" if ended else running(description)
-    moved = _curves(panel, metrics, description) if points != held[0] else {}
-    if progress != held[1]:
-        moved[panel.card] = gr.update(value=progress or result_card(description))
-    return Glance(stands, (points, progress), moved)
+    signature = f"{bool(metrics)} {run.stop_requested()} {description if ended else description['status']}"
+    points, progress = f"{run_id} {len(metrics)}", "" if ended else run_progress(description)
+    changes = _curves(panel, metrics, description) if points != last_progress[0] else {}
+    if progress != last_progress[1]:
+        changes[panel.card] = gr.update(value=progress or result_card(description))
+    return RunSnapshot(signature, (points, progress), changes)
 
 
 def updates(panel: RunPanel, workbench: Workbench, run_id: str | None) -> dict[Any, Any]:
-    """What to show of the picked run beside its curves; the picture of what is about to be trained if none
-    is picked."""
-    before = _visible(panel.intro, panel.picture)
-    nothing = {component: gr.update(visible=False) for component in _stages(panel)}
+    """Return the updates of `RunPanel.outputs` for the picked run.
+
+    If no run is picked, they show the picture of the method that is chosen in the form.
+    """
+    hidden = {component: gr.update(visible=False) for component in _sections(panel)}
     if run_id is None:
-        return {**nothing, **before}
+        return {**hidden, **_visible(panel.intro, panel.picture)}
     try:
         run = workbench.find(run_id)
         description = workbench.describe(run)
         return {
-            **nothing,
-            **_of_run(panel, run, description),
+            **hidden,
+            **_run_updates(panel, run, description),
             **panel.ownership.updates(workbench, run, description),
         }
     except RunError as error:
-        return {**nothing, panel.card: gr.update(visible=True, value=message(str(error)))}
+        return {**hidden, panel.card: gr.update(visible=True, value=message(str(error)))}
 
 
 def wire_run_panel(
-    panel: RunPanel, workbench: Workbench, picker: gr.Radio, tabs: gr.Tabs, form: Form, seen: gr.Textbox
+    panel: RunPanel,
+    workbench: Workbench,
+    picker: gr.Radio,
+    tabs: gr.Tabs,
+    form: Form,
+    refresh_token: gr.Textbox,
 ) -> None:
-    """Try it, use its settings, merge, download; clearing `seen` has the panel drawn anew."""
+    """Wire Try it, Use settings, Merge and the downloads; clearing `refresh_token` redraws the panel."""
 
-    @sentence
+    @show_errors
     def take_settings(run_id: str) -> dict[Any, Any]:
         config = workbench.settings_of(run_id)
         facts = workbench.describe_model(config.model_name_or_path, config.revision)
         return fill(form, config, facts["modules"])
 
-    @sentence_each
-    def merge(run_id: str) -> Any:
+    @show_stream_errors
+    def merge(run_id: str) -> Iterator[dict[str, Any]]:
         for report in workbench.merge(run_id):
-            yield gr.update(visible=True, value=working(report.share, report.what))
+            yield gr.update(visible=True, value=task_progress(report.share, report.description))
 
     panel.try_it.click(lambda: gr.update(selected="inference"), None, tabs, **PRIVATE)
-    panel.again.click(take_settings, picker, list(form.values()), **PRIVATE)
+    panel.use_settings.click(take_settings, picker, list(form.values()), **PRIVATE)
     merged = panel.merge.click(merge, picker, panel.proof, **PRIVATE)
-    drop_answers(picker.change, merged)
-    for ended in (merged.success, merged.failure):  # either way its progress goes
-        ended(lambda: "", None, seen, **PRIVATE)
-    wire_ownership(panel.ownership, workbench, picker, seen)
+    cancel_pending(picker.change, merged)
+    for ended in (merged.success, merged.failure):  # both remove the progress bar
+        ended(lambda: "", None, refresh_token, **PRIVATE)
+    wire_ownership(panel.ownership, workbench, picker, refresh_token)
     for button, kind in ((panel.adapter_zip, "adapter"), (panel.merged_zip, "merged")):
         download_by_click(button, partial(workbench.archive, kind=kind), [picker], f"file-{kind}")
 
 
-def _of_run(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
+def _run_updates(panel: RunPanel, run: Run, description: dict[str, Any]) -> dict[Any, Any]:
     ended = description["status"] in ENDED
-    shown = {
-        panel.card: gr.update(visible=True, value=result_card(description) if ended else running(description))
+    changes: dict[Any, Any] = {
+        panel.card: gr.update(
+            visible=True, value=result_card(description) if ended else run_progress(description)
+        )
     }
     if run.metrics():
-        shown |= _visible(panel.curves)
+        changes |= _visible(panel.curves)
     if ended and description["has_adapter"]:
-        shown |= _visible(panel.actions)
-        shown[panel.merged_zip] = gr.update(interactive=description["merged"])
-        shown[panel.merge] = gr.update(visible=description["may_change"])
+        changes |= _visible(panel.actions)
+        changes[panel.merged_zip] = gr.update(interactive=description["merged"])
+        changes[panel.merge] = gr.update(visible=description["may_change"])
     proof = certificate_of_merged(run)
     if proof is not None:
-        shown[panel.proof] = gr.update(visible=True, value=certificate(proof.to_dict()))
-    return shown
+        changes[panel.proof] = gr.update(visible=True, value=certificate(proof.to_dict()))
+    return changes
 
 
 def _curves(panel: RunPanel, metrics: list[dict[str, Any]], description: dict[str, Any]) -> dict[Any, Any]:
-    """The curves of a run, if it has begun to have any."""
+    """Return the plots of a run's curves; empty before the first point is logged."""
     frame, steps = curve_frame(metrics), description.get("max_steps") or 1
-    task = description.get("problem_type") or SINGLE
-    drawn = {panel.loss: "loss", panel.metric: headline(task)} if metrics else {}
-    return {component: plot(curve(frame, kind, steps, task)) for component, kind in drawn.items()}
+    problem_type = description.get("problem_type") or SINGLE
+    kinds = {panel.loss: "loss", panel.metric: headline(problem_type)} if metrics else {}
+    return {component: plot(curve(frame, kind, steps, problem_type)) for component, kind in kinds.items()}
 
 
-def _stages(panel: RunPanel) -> list[Any]:
+def _sections(panel: RunPanel) -> list[Any]:
     return [
         panel.intro, panel.picture, panel.card, panel.curves, panel.actions, panel.proof,
         *panel.ownership.rows,

@@ -1,29 +1,30 @@
-"""Sessions of gradio that keep no copy of what people type.
+"""Gradio sessions that keep no copy of field values.
 
-Gradio 6.31 keeps a description of every component with each session, and in it the last value of each field
-that was sent, for "deep links", which this app does not offer. That is half a megabyte a session and 30 ms of
-the thread that answers everyone, also for each call of a program; and a Hub token that was typed would stay.
+Gradio 6.31 keeps a description of every component with each session, including the last value sent of each
+field, for "deep links", which this app does not offer. That takes half a megabyte per session and 30 ms of
+the thread that answers all requests, also for each API call; and a Hub token would remain in memory.
 """
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from gradio.blocks import Blocks
 from gradio.state_holder import SessionState
 
-_begin = SessionState.__init__
+_original_init = SessionState.__init__
 
 
 def keep_no_values() -> None:
-    """Have gradio's sessions begin without descriptions, and take up no value."""
-    SessionState.__init__ = _begin_empty
-    SessionState._update_config = _keep_nothing
-    SessionState._update_value_in_config = _keep_nothing
+    """Make gradio's sessions start without component descriptions and store no values."""
+    SessionState.__init__ = _init_without_blocks
+    SessionState._update_config = _ignore_update
+    SessionState._update_value_in_config = _ignore_update
 
 
-def _begin_empty(session: SessionState, blocks: Blocks) -> None:
-    _begin(session, SimpleNamespace(default_config=blocks.default_config, blocks={}))
+def _init_without_blocks(self: SessionState, blocks: Blocks) -> None:
+    # gradio reads only these two attributes of the blocks
+    _original_init(self, cast(Blocks, SimpleNamespace(default_config=blocks.default_config, blocks={})))
 
 
-def _keep_nothing(session: SessionState, key: int, value: Any = None) -> None:
+def _ignore_update(self: SessionState, key: int, value: Any = None) -> None:
     pass

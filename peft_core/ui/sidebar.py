@@ -1,4 +1,4 @@
-"""The runs at the side: the list that every tab shares; what is picked there is the run in all of them."""
+"""The sidebar: the list of runs; the run that is picked there is the run of every tab."""
 
 import time
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run, Ru
 from peft_core.workbench import Workbench
 
 MARKS = {RUNNING: "●", SCHEDULED: "○", FINISHED: "✓", FAILED: "✕", KILLED: "■"}
-SHOWN = 50
+MAX_LISTED = 50  # runs in the list
 DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
 class Sidebar:
-    """The picker, whose value is a run_id, and what the visitor's runs and uploads take on the disk."""
+    """The picker, whose value is a run_id, and the disk usage of the visitor's runs and uploads."""
 
     picker: gr.Radio
     usage: gr.HTML
 
 
 def build_sidebar() -> Sidebar:
-    """Layout alone.
+    """Build the layout.
 
-    The page that opens is sent its choices, which gradio keeps with the session. It forgets old sessions, and
-    would refuse every value of such a page; the choices that all pages begin with are none, since everyone
-    can read them. So a value is taken as it is then, and each handler looks it up for whoever asks.
+    Gradio checks a value against the choices that it keeps with the session. It forgets old sessions and
+    would then refuse every value of their pages. The initial choices are empty, since every visitor can read
+    them. So `preprocess` accepts any text, and each handler checks the run for its visitor.
     """
     with gr.Sidebar(width=280):
         picker = gr.Radio(
@@ -48,19 +48,18 @@ def build_sidebar() -> Sidebar:
 
 
 def describe_usage(workbench: Workbench) -> str:
-    """A line for a public demo; nothing on a person's own machine."""
+    """Return a line with the disk usage on a public demo, and "" elsewhere."""
     usage = workbench.usage()
     return f'<p class="quiet">{usage.describe()}</p>' if usage else ""
 
 
 def run_choices(workbench: Workbench, picked: str | None = None) -> list[tuple[str, str]]:
-    """Pairs of label and run_id, the newest first.
+    """Return pairs of label and run_id, the newest first.
 
-    A run that is picked and not listed comes last: gradio refuses what a page sends while its value is none
-    of its choices.
+    A picked run that is not listed comes last: gradio refuses a value that is none of the choices.
     """
-    choices = [(_label(run), run.run_id) for run in workbench.list_runs()[:SHOWN]]
-    if picked and picked not in dict(map(reversed, choices)):
+    choices = [(_label(run), run.run_id) for run in workbench.list_runs()[:MAX_LISTED]]
+    if picked and picked not in [run_id for _, run_id in choices]:
         choices.append((f"{picked}\n{_unlisted(workbench, picked)}", picked))
     return choices
 
@@ -79,10 +78,10 @@ def _label(run: Run) -> str:
     score = _score(run.folder, *map(stamp_of, (run.results / "result.json", run.results / MANIFEST_FILE)))
     if state.damage or score == DAMAGED:
         return f"{MARKS[FAILED]} {run.run_id}\n{DAMAGED} · {when}"
-    return f"{MARKS[state.status]} {run.run_id}\n{score or _word(state)} · {when}"
+    return f"{MARKS[state.status]} {run.run_id}\n{score or _status_word(state)} · {when}"
 
 
-def _word(state: RunState) -> str:
+def _status_word(state: RunState) -> str:
     starting = state.status == SCHEDULED and state.stage
     if state.status == KILLED:
         return "stopped"
@@ -91,10 +90,10 @@ def _word(state: RunState) -> str:
 
 @lru_cache(maxsize=1024)
 def _score(folder: Path, *stamps: Stamp | None) -> str:
-    """The headline metric of a run, read again only if the files of its result were written anew."""
+    """Return the headline metric of a run as text; cached until the files of its result change."""
     try:
-        result = Run(folder).result()
-        return f"{result[headline(result['problem_type'])]:.3f}"
+        metrics = Run(folder).result()
+        return f"{metrics[headline(metrics['problem_type'])]:.3f}"
     except DamagedError:
         return DAMAGED
     except (RunError, KeyError):

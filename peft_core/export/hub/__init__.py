@@ -1,1 +1,1 @@
-"""Pushing to the Hub under a person's own account, with a model card that fills itself."""
+"""Push to the Hub under the user's account, with a generated model card."""

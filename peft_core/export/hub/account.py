@@ -1,4 +1,4 @@
-"""Whose account a Hub token opens, what it may write to, and what the Hub's refusals mean."""
+"""Hub accounts: the owner and the write permissions of a token, and messages for errors of the Hub."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from peft_core.export.hub.markdown import plain
 from peft_core.files import translate_disk_errors
 from peft_core.sources import HUB_TIMEOUT
 
-_TOKEN = re.compile(r"[!-~]{1,4096}")  # what a header can carry
+_TOKEN = re.compile(r"[!-~]{1,4096}")  # what an HTTP header can carry
 _WRITING_ROLES = ("admin", "write", "contributor")
 _WRITE = "repo.write"
 _SETTINGS = "huggingface.co/settings/tokens"
@@ -26,22 +26,27 @@ _NO_NETWORK = (httpx2.TransportError, ConnectionError, TimeoutError)
 
 @dataclass(frozen=True)
 class Account:
-    """The account behind a token: `namespaces` in which it may make repositories, single `repos` that it may
-    write to."""
+    """The account of a token.
+
+    Attributes:
+        name: user name.
+        namespaces: users and organizations in which the token may create repositories.
+        repos: single repositories that the token may write to.
+    """
 
     name: str
     namespaces: tuple[str, ...]
     repos: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> "Account":
-        """From the Hub's answer to whoami-v2. What a token of an unknown kind may do is left to the Hub."""
-        name = told["name"]
-        organisations = [
-            one["name"] for one in told.get("orgs") or () if one.get("roleInOrg", "write") in _WRITING_ROLES
+    def from_whoami(cls, user: dict[str, Any]) -> "Account":
+        """Read the Hub's answer to whoami-v2; for a token of an unknown role the Hub has to decide."""
+        name = user["name"]
+        organizations = [
+            org["name"] for org in user.get("orgs") or () if org.get("roleInOrg", "write") in _WRITING_ROLES
         ]
-        own = (name, *organisations)
-        access = (told.get("auth") or {}).get("accessToken") or {}
+        own = (name, *organizations)
+        access = (user.get("auth") or {}).get("accessToken") or {}
         if access.get("role") == "read":
             return cls(name, ())
         if access.get("role") != "fineGrained":
@@ -49,27 +54,31 @@ class Account:
         scopes = access.get("fineGrained") or {}
         if _WRITE in (scopes.get("global") or ()):
             return cls(name, own)
-        written = [
-            one["entity"] for one in scopes.get("scoped") or () if _WRITE in (one.get("permissions") or ())
+        writable = [
+            scope["entity"]
+            for scope in scopes.get("scoped") or ()
+            if _WRITE in (scope.get("permissions") or ())
         ]
-        spaces = {one["name"] for one in written if one["type"] in ("user", "org")}
-        repos = tuple(one["name"] for one in written if one["type"] == "model")
-        return cls(name, tuple(space for space in own if space in spaces), repos)
+        namespaces = {entity["name"] for entity in writable if entity["type"] in ("user", "org")}
+        repos = tuple(entity["name"] for entity in writable if entity["type"] == "model")
+        return cls(name, tuple(namespace for namespace in own if namespace in namespaces), repos)
 
     def may_write(self, repo_id: str) -> bool:
-        """Names on the Hub are the same in small and capital letters."""
+        """Whether the token may write to a repository; names on the Hub are case-insensitive."""
         owner = repo_id.rpartition("/")[0]
-        spaces, repos = ({one.lower() for one in some} for some in (self.namespaces, self.repos))
-        return owner.lower() in spaces or repo_id.lower() in repos
+        namespaces, repos = ({name.lower() for name in names} for names in (self.namespaces, self.repos))
+        return owner.lower() in namespaces or repo_id.lower() in repos
 
 
 def check_token(token: str) -> dict[str, Any]:
-    """`{name, namespaces, repos}`: whose token it is, the accounts in which it may make repositories, and
-    single repositories that it may write to. Raises HubError for one that is refused or may write nothing.
+    """Return `name`, `namespaces` and `repos` of the token's account.
+
+    Raises:
+        HubError: the token is refused or may write nothing.
     """
     account = find_account(token)
     if not account.namespaces and not account.repos:
-        raise HubError(_only_reads(account))
+        raise HubError(_read_only_message(account))
     return {
         "name": account.name,
         "namespaces": list(account.namespaces),
@@ -78,26 +87,29 @@ def check_token(token: str) -> dict[str, Any]:
 
 
 def find_account(token: str) -> Account:
-    """The account behind a token, asked in a few seconds. Raises HubError.
+    """Request the account of a token from the Hub.
 
-    An empty token is refused here: the client would take the one of this machine's owner for it.
+    An empty token is refused here, because huggingface_hub would use the token saved on this machine.
+
+    Raises:
+        HubError: the token is malformed or refused, or the Hub cannot be reached.
     """
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise HubError(
             f"The Hub token is empty or holds characters that no token has; copy it again from {_SETTINGS}."
         )
     url = f"{constants.ENDPOINT}/api/whoami-v2"
-    with hub_in_words():
-        answer = get_session().get(url, headers=build_hf_headers(token=token), timeout=HUB_TIMEOUT)
-        hf_raise_for_status(answer)
-        told = answer.json()
-    if not isinstance(told, dict) or not isinstance(told.get("name"), str):
+    with translate_hub_errors():
+        response = get_session().get(url, headers=build_hf_headers(token=token), timeout=HUB_TIMEOUT)
+        hf_raise_for_status(response)
+        user = response.json()
+    if not isinstance(user, dict) or not isinstance(user.get("name"), str):
         raise HubError(f"{constants.ENDPOINT} answers, but not as a Hub does; check HF_ENDPOINT.")
-    return Account.of(told)
+    return Account.from_whoami(user)
 
 
 def check_name(repo_id: str) -> None:
-    """Raise HubError for what cannot be a repository's name, before anything is asked."""
+    """Raise HubError if this is not a valid repository name; sends no request."""
     try:
         validate_repo_id(repo_id)
         if not repo_id or not repo_id.isascii():
@@ -110,50 +122,49 @@ def check_name(repo_id: str) -> None:
 
 
 def check_rights(account: Account, repo_id: str) -> None:
-    """Raise HubError if a token may not write to a repository."""
+    """Raise HubError if the token of an account may not write to a repository."""
     if account.may_write(repo_id):
         return
     owner = repo_id.rpartition("/")[0]
     if not account.namespaces and not account.repos:
-        raise HubError(_only_reads(account))
+        raise HubError(_read_only_message(account))
     allowed = ", ".join((*account.namespaces, *account.repos))
     raise HubError(f"This token of {account.name!r} may not write to {owner!r}; it may write to {allowed}.")
 
 
 @contextlib.contextmanager
-def hub_in_words(repo_id: str = "") -> Iterator[None]:
-    """Turn what goes wrong between here and the Hub into a HubError of one sentence, and a full disk into a
-    RunError; other errors pass."""
+def translate_hub_errors(repo_id: str = "") -> Iterator[None]:
+    """Turn errors of the Hub and the network into HubError, and a full disk into RunError; others pass."""
     try:
         yield
     except PeftCoreError:
         raise
     except Exception as error:
-        sentence = _sentence(error, repo_id)
-        if sentence is None:
-            with translate_disk_errors():  # the xet client keeps files of its own
+        message = _message(error, repo_id)
+        if message is None:
+            with translate_disk_errors():  # the xet client writes files of its own
                 raise
-        raise HubError(sentence) from error
+        raise HubError(message) from error
 
 
-def _sentence(error: Exception, repo_id: str) -> str | None:
-    for seen in causes(error):
-        if isinstance(seen, HfHubHTTPError):
-            return _refusal(seen, repo_id)
-        if isinstance(seen, _NO_NETWORK):
+def _message(error: Exception, repo_id: str) -> str | None:
+    for cause in causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return _status_message(cause, repo_id)
+        if isinstance(cause, _NO_NETWORK):
             return "The Hub or its storage cannot be reached; check the network and try again."
-        if isinstance(seen, json.JSONDecodeError):
+        if isinstance(cause, json.JSONDecodeError):
             return "The Hub gave an answer that cannot be read; try again later."
     return None
 
 
-def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
+def _status_message(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
-    said = f" ({plain(error.server_message, 200)})" if error.server_message else ""
+    reason = f" ({plain(error.server_message, 200)})" if error.server_message else ""
     if status in (401, 403) and not repo_id:
         return f"The Hub does not know this token, or it has expired; make another at {_SETTINGS}."
     if status in (401, 403):
-        return f"The Hub does not let this token write to {repo_id!r}{said}; make one with write rights."
+        return f"The Hub does not let this token write to {repo_id!r}{reason}; make one with write rights."
     if status == 404 and repo_id:
         return f"There is no {repo_id!r} any more; try again."
     if status == 412:
@@ -162,8 +173,8 @@ def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
         return "The Hub was asked too often; wait a few minutes and try again."
     if status >= 500:
         return f"The Hub has a fault of its own (status {status}); try again later."
-    return f"The Hub refused this with status {status}{said}; try another name, or again later."
+    return f"The Hub refused this with status {status}{reason}; try another name, or again later."
 
 
-def _only_reads(account: Account) -> str:
+def _read_only_message(account: Account) -> str:
     return f"This token of {account.name!r} may only read; make one with write rights at {_SETTINGS}."

@@ -1,4 +1,4 @@
-"""What a model card tells of a run, read once from its folder; its names as others may read them."""
+"""Facts of a run for its model card, with names in publishable form."""
 
 import re
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.certificate import MergeCertificate, certificate_of_merged
-from peft_core.export.hub.markdown import LONGEST, escaped, name, plain
+from peft_core.export.hub.markdown import MAX_LENGTH, code_name, escaped, plain
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.methods import METHODS, Method
 from peft_core.presets import DATASETS, MODELS
 from peft_core.problems import headline
 from peft_core.runs import Run, RunResult
-from peft_core.sources import from_hub, hub_commit
+from peft_core.sources import hub_commit, is_hub_model
 
 HUB = "https://huggingface.co"
 LANGUAGES = {"en": "English"}
@@ -22,21 +22,21 @@ LANGUAGES = {"en": "English"}
 
 @dataclass(frozen=True)
 class Facts:
-    """One run. No path of this machine is among its words."""
+    """Facts of one run; the Markdown texts contain no path of this machine."""
 
     run: Run
     classifier: Classifier
     settings: dict[str, Any]
     result: RunResult
-    decision: Decision
+    decision_rule: DecisionRule
 
     @classmethod
     def read(cls, run: Run) -> "Facts":
-        """From a finished (or stopped) run; RunError if it has no adapter, or files of it are lost."""
-        return cls(run, Classifier.read(run), run.config().to_dict(), run.result(), Decision.read(run))
+        """Read a finished or stopped run; RunError if it has no adapter or its files are lost."""
+        return cls(run, Classifier.read(run), run.config().to_dict(), run.result(), DecisionRule.read(run))
 
     @property
-    def task(self) -> str:
+    def problem_type(self) -> str:
         return self.classifier.problem_type
 
     @property
@@ -49,83 +49,83 @@ class Facts:
 
     @property
     def headline(self) -> str:
-        """The name of the metric that is told first."""
-        return headline(self.task)
+        """Name of the headline metric."""
+        return headline(self.problem_type)
 
     @property
     def data(self) -> dict[str, Any]:
-        """What was read, left out and split; empty for a run that kept no record of it."""
+        """The data record: rows read, dropped and split; empty for runs of early versions."""
         return self.result.get("data") or {}
 
     @cached_property
     def certificate(self) -> MergeCertificate | None:
-        """The merge certificate, if it holds for this adapter and for the files of the merged model."""
+        """The merge certificate, if it is valid for this adapter and the files of the merged model."""
         return certificate_of_merged(self.run)
 
     @property
     def beats_baseline(self) -> bool:
-        """Whether chance alone does not explain that it is better than the best constant answer."""
+        """Whether the 95 % interval of the headline metric lies above the best constant answer."""
         return self.result[f"{self.headline}_interval"][0] > self.result["baseline"][self.headline]
 
     @property
     def base_id(self) -> str | None:
-        """The base model's id on the Hub, or None for a local folder."""
+        """Hub id of the base model, or None for a local folder."""
         base = self.classifier.base_model_name_or_path
-        return base if from_hub(base, self.classifier.base_revision) else None
+        return base if is_hub_model(base, self.classifier.base_revision) else None
 
     @property
-    def base_words(self) -> str:
-        """The base model as Markdown, with the revision that names its very bytes."""
+    def base_markdown(self) -> str:
+        """The base model as Markdown, with its commit or the hash of its weights."""
         base, revision = self.classifier.base_model_name_or_path, self.classifier.base_revision
         if self.base_id is None:
-            words = f"a local model ({name(Path(base).name)})"
+            markdown = f"a local model ({code_name(Path(base).name)})"
         else:
-            words = f"[{escaped(base)}]({HUB}/{base})"
+            markdown = f"[{escaped(base)}]({HUB}/{base})"
         commit = hub_commit(revision)
         if commit:
-            return f"{words}, revision {name(commit)}"
+            return f"{markdown}, revision {code_name(commit)}"
         digest = (revision or "").removeprefix("sha256:")
-        return f"{words}, SHA-256 of its weights {name(digest)}" if digest else words
+        return f"{markdown}, SHA-256 of its weights {code_name(digest)}" if digest else markdown
 
     @property
-    def base_licence(self) -> str:
-        """The base model's licence as its card names it, or an empty text where that is not known."""
+    def base_license(self) -> str:
+        """License of the base model as its card names it; empty if it is unknown."""
         preset = MODELS.get(self.classifier.base_model_name_or_path)
-        return preset.licence if preset else ""
+        return preset.license if preset else ""
 
     @property
     def language(self) -> str | None:
-        """The texts' language (ISO 639-1) where it is known."""
+        """Language of the texts (ISO 639-1), or None if it is unknown."""
         preset = DATASETS.get(self.settings["dataset_name"])
         return preset.language if preset else None
 
     @property
     def dataset_id(self) -> str | None:
-        """The data set's id on the Hub, or None for any other."""
+        """Hub id of the dataset, or None if it is not from the Hub."""
         return self.settings["dataset_name"] if self.data.get("source") == "Hub" else None
 
     @property
     def dataset_name(self) -> str:
-        """What people call the data set: its name or its files, on one line."""
-        held = self.settings["dataset_name"]
+        """Name of the dataset or of its files, on one line."""
+        name = self.settings["dataset_name"]
         files = [file["name"] for file in self.data.get("files", ())]
-        if held in DATASETS and self.dataset_id is None:
-            return DATASETS[held].label.removesuffix(" (embedded)")
-        return plain(self.dataset_id or ", ".join(files) or Path(held).name)
+        if name in DATASETS and self.dataset_id is None:
+            return DATASETS[name].label.removesuffix(" (embedded)")
+        return plain(self.dataset_id or ", ".join(files) or Path(name).name)
 
     @property
-    def dataset_words(self) -> str:
-        """The data set as Markdown."""
+    def dataset_markdown(self) -> str:
+        """The dataset as Markdown."""
         if self.dataset_id is None:
             return escaped(self.dataset_name)
         return f"[{escaped(self.dataset_id)}]({HUB}/datasets/{self.dataset_id})"
 
     @property
     def dataset_slug(self) -> str:
-        """An identifier for the data set, where it has none on the Hub."""
-        return re.sub(r"[^a-z0-9]+", "-", self.dataset_name.lower())[:LONGEST].strip("-") or "data"
+        """Identifier of a dataset that is not on the Hub."""
+        return re.sub(r"[^a-z0-9]+", "-", self.dataset_name.lower())[:MAX_LENGTH].strip("-") or "data"
 
     def split_of(self, role: str) -> str:
-        """The split that a role's rows come from; held-out rows come from the training split."""
+        """Return the split that the rows of a role come from; held-out rows come from the training split."""
         setting = {"validation": "validation_split", "test": "eval_split"}.get(role, "train_split")
         return self.settings["train_split" if role in self.data.get("held_out", ()) else setting]

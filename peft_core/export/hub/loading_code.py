@@ -1,41 +1,44 @@
-"""The lines of Python with which stock transformers and PEFT load what a person took away, and use it."""
+"""Python code that loads an export with stock transformers and PEFT and classifies a text."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from peft_core.inference.classifier import Classifier
-from peft_core.inference.decision import Decision
+from peft_core.inference.decision import DecisionRule
 from peft_core.methods import METHODS
 from peft_core.problems import MULTI, REGRESSION, THRESHOLD
 from peft_core.runs import Run
-from peft_core.sources import from_hub, hub_commit, is_local
+from peft_core.sources import hub_commit, is_hub_model, is_local
 
 TEXTS = ("A text to classify.", "The second text of the pair.")
 
 
 def loading_code(run: Run, kind: str, source: str) -> str:
-    """A script that loads an adapter or a merged model from `source`, a Hub id or a folder.
+    """Return a script that loads an adapter or a merged model from `source`, a Hub id or a folder.
 
-    It leaves `model`, `tokenizer`, `logits` of one text (or pair) and `answer`: a label, a list of labels, a
-    number, or None where the run's decision gives no answer. Raises RunError for a run without adapter.
+    The script defines `model`, `tokenizer`, `logits` of one text (or pair) and `answer`: a label, a list of
+    labels, a number, or None where the decision rule abstains.
+
+    Raises:
+        RunError: the run has no adapter.
     """
     classifier = Classifier.read(run)
     if kind == "merged":
-        loaded = _merged(source)
+        loading = _load_merged(source)
     elif METHODS[run.config().method].peft_config:
-        loaded = _adapter(classifier, source)
+        loading = _load_adapter(classifier, source)
     else:
-        loaded = _weights(classifier, source)
-    return "\n".join([*loaded, "", *_reading(classifier), *_answer(classifier, Decision.read(run))])
+        loading = _load_weights(classifier, source)
+    return "\n".join([*loading, "", *_predict(classifier), *_decide(classifier, DecisionRule.read(run))])
 
 
 def quoted(text: str) -> str:
-    """A text as a Python literal, whatever is in it."""
+    """Return a text as a Python literal, in double quotes if possible."""
     literal = repr(text)
     return f'"{literal[1:-1]}"' if literal[0] == "'" and not {'"', "\\"} & set(literal) else literal
 
 
-def _merged(source: str) -> list[str]:
+def _load_merged(source: str) -> list[str]:
     return [
         "import torch",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
@@ -46,49 +49,52 @@ def _merged(source: str) -> list[str]:
     ]
 
 
-def _adapter(classifier: Classifier, source: str) -> list[str]:
+def _load_adapter(classifier: Classifier, source: str) -> list[str]:
     return [
         "import torch",
         "from peft import PeftModel",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         "",
         f"source = {quoted(source)}",
-        *_base(classifier, "base", "The adapter"),
+        *_load_base(classifier, "base", "The adapter"),
         "model = PeftModel.from_pretrained(base, source).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(source)",
     ]
 
 
-def _weights(classifier: Classifier, source: str) -> list[str]:
-    """Weights of the model itself, which are no PEFT adapter."""
-    here = is_local(source)
+def _load_weights(classifier: Classifier, source: str) -> list[str]:
+    """Return lines that load weights of the model itself, for methods without a PEFT adapter."""
+    is_folder = is_local(source)
     file = (
         'f"{source}/adapter_model.safetensors"'
-        if here
+        if is_folder
         else ('hf_hub_download(source, "adapter_model.safetensors")')
     )
     return [
         "import torch",
-        *([] if here else ["from huggingface_hub import hf_hub_download"]),
+        *([] if is_folder else ["from huggingface_hub import hf_hub_download"]),
         "from safetensors.torch import load_file",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         "",
         f"source = {quoted(source)}",
-        *_base(classifier, "model", "The file below"),
+        *_load_base(classifier, "model", "The file below"),
         f"model.load_state_dict(load_file({file}), strict=False)",
         "tokenizer = AutoTokenizer.from_pretrained(source)",
     ]
 
 
-def _base(classifier: Classifier, name: str, bringer: str) -> list[str]:
-    """Lines that load the very base model, with a head for these labels."""
+def _load_base(classifier: Classifier, variable: str, provider: str) -> list[str]:
+    """Return lines that load the base model at its revision, with a head for these labels.
+
+    `provider` names what supplies the weights that the checkpoint lacks, for a comment.
+    """
     base, revision = classifier.base_model_name_or_path, classifier.base_revision
     commit = hub_commit(revision)
-    where = base if from_hub(base, revision) else f"path/to/{Path(base).name}"
+    path = base if is_hub_model(base, revision) else f"path/to/{Path(base).name}"
     lines = [
         f"labels = [{', '.join(map(quoted, classifier.labels))}]",
-        f"{name} = AutoModelForSequenceClassification.from_pretrained(",
-        f"    {quoted(where)},",
+        f"{variable} = AutoModelForSequenceClassification.from_pretrained(",
+        f"    {quoted(path)},",
     ]
     if commit:
         lines.append(f"    revision={quoted(commit)},")
@@ -102,11 +108,11 @@ def _base(classifier: Classifier, name: str, bringer: str) -> list[str]:
     lines += ["    dtype=torch.float32,", ")"]
     if classifier.untrained:
         parts = ", ".join(classifier.untrained)
-        lines.append(f"# transformers reports as untrained: {parts}. {bringer} brings these, trained.")
+        lines.append(f"# transformers reports as untrained: {parts}. {provider} brings these, trained.")
     return lines
 
 
-def _reading(classifier: Classifier) -> list[str]:
+def _predict(classifier: Classifier) -> list[str]:
     texts = ", ".join(map(quoted, TEXTS[: 1 + classifier.text_pair]))
     length = classifier.max_length
     return [
@@ -116,32 +122,35 @@ def _reading(classifier: Classifier) -> list[str]:
     ]
 
 
-def _answer(classifier: Classifier, decision: Decision) -> list[str]:
-    """From raw outputs to the answer, by the decision that was saved with the run."""
+def _decide(classifier: Classifier, decision_rule: DecisionRule) -> list[str]:
+    """Return lines that apply the run's decision rule to the logits."""
     if classifier.problem_type == REGRESSION:
         return ["answer = logits[0, 0].item()", "print(answer)"]
-    raw = "logits[0]" if decision.temperature == 1.0 else f"(logits[0] / {decision.temperature!r})"
-    parts = _several if classifier.problem_type == MULTI else _one
-    lines = parts(raw, decision.thresholds)
-    if decision.abstain_below:
-        lines += [f"if confidence < {decision.abstain_below!r}:", "    answer = None  # too unsure to say"]
+    raw = "logits[0]" if decision_rule.temperature == 1.0 else f"(logits[0] / {decision_rule.temperature!r})"
+    decide = _decide_labels if classifier.problem_type == MULTI else _decide_label
+    lines = decide(raw, decision_rule.thresholds)
+    if decision_rule.abstain_below:
+        lines += [
+            f"if confidence < {decision_rule.abstain_below!r}:",
+            "    answer = None  # too unsure to say",
+        ]
     return [*lines, "print(answer)"]
 
 
-def _one(raw: str, thresholds: Sequence[float]) -> list[str]:
-    shares = f"(probabilities / torch.tensor({list(thresholds)!r}))" if thresholds else "probabilities"
+def _decide_label(raw: str, thresholds: Sequence[float]) -> list[str]:
+    scores = f"(probabilities / torch.tensor({list(thresholds)!r}))" if thresholds else "probabilities"
     return [
         f"probabilities = {raw}.softmax(-1)",
-        f"best = int({shares}.argmax())",
+        f"best = int({scores}.argmax())",
         "answer, confidence = model.config.id2label[best], float(probabilities[best])",
     ]
 
 
-def _several(raw: str, thresholds: Sequence[float]) -> list[str]:
-    least = f"torch.tensor({list(thresholds)!r})" if thresholds else f"{THRESHOLD!r}"
+def _decide_labels(raw: str, thresholds: Sequence[float]) -> list[str]:
+    threshold = f"torch.tensor({list(thresholds)!r})" if thresholds else f"{THRESHOLD!r}"
     return [
         f"probabilities = {raw}.sigmoid()",
-        f"given = probabilities >= {least}",
+        f"given = probabilities >= {threshold}",
         "answer = [model.config.id2label[int(i)] for i in given.nonzero()]",
         "confidence = float(torch.where(given, probabilities, 1 - probabilities).min())",
     ]

@@ -1,4 +1,4 @@
-"""The model card that goes with an adapter or a merged model to the Hub: metadata and text, from the run."""
+"""Model card of an adapter or a merged model for the Hub: metadata and text, generated from the run."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from peft_core.errors import RunError
 from peft_core.export.hub import card_sections as sections
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.hub.loading_code import loading_code
-from peft_core.export.hub.markdown import escaped, fenced, listed
-from peft_core.pictures.cards import measured
+from peft_core.export.hub.markdown import escaped, fenced, name_list
+from peft_core.pictures.cards import format_metric
 from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run
 
@@ -20,7 +20,7 @@ _TASKS = {
     MULTI: "Multi-label text classification",
     REGRESSION: "Text regression",
 }
-_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {  # as the Hub calls them
+_METRICS: dict[str, tuple[str, dict[str, str] | None]] = {  # name and arguments on the Hub
     "accuracy": ("accuracy", None),
     "macro_f1": ("f1", {"average": "macro"}),
     "weighted_f1": ("f1", {"average": "weighted"}),
@@ -35,28 +35,31 @@ _METRICS: dict[str, tuple[str, dict[str, str] | None]] = {  # as the Hub calls t
 
 
 def model_card(run: Run, kind: str, repo_id: str | None = None) -> str:
-    """The README.md of a run's adapter or merged model; its code loads it from `repo_id`, or from its folder.
+    """Return the README.md of a run's adapter or merged model.
 
-    Raises RunError for a run that has no adapter, or has lost files of it.
+    Its code loads the model from `repo_id`, or from its own folder if that is None.
+
+    Raises:
+        RunError: the run has no adapter or has lost files of it.
     """
     if kind not in CARDS:
         raise RunError(f"There is no model card of {kind!r}; it is one of {', '.join(CARDS)}.")
     facts = Facts.read(run)
     title = repo_id.rpartition("/")[2] if repo_id else run.run_id
     header = metadata(facts, kind, title).to_yaml(original_order=["base_model", "base_model_relation"])
-    use = fenced(loading_code(run, kind, repo_id or "."))
-    private = (
+    usage = fenced(loading_code(run, kind, repo_id or "."))
+    login_note = (
         "" if repo_id is None else "If the repository is private, log in first with `hf auth login`.\n\n"
     )
     return (
         f"---\n{header}\n---\n\n# {escaped(title)}\n\n{introduction(facts, kind)}\n\n"
-        f"## Use\n\n{private}{use}\n\n{about(facts)}\n"
+        f"## Use\n\n{login_note}{usage}\n\n{run_sections(facts)}\n"
     )
 
 
-def about(facts: Facts) -> str:
-    """What is true of a run whichever way it is taken away: results, limits, data, settings and the rest."""
-    parts = {
+def run_sections(facts: Facts) -> str:
+    """Return the sections that describe the run itself, whatever is exported from it."""
+    texts = {
         "Results": sections.results(facts),
         "From raw outputs to answers": sections.answers(facts),
         "Limits": sections.limits(facts),
@@ -64,61 +67,62 @@ def about(facts: Facts) -> str:
         "Settings": sections.settings(facts),
         "Parameters": sections.parameters(facts),
         "Merge certificate": sections.certificate(facts),
-        "Licence": sections.licence(facts),
+        "Licence": sections.base_license(facts),
         "Versions": sections.versions(facts),
     }
-    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items() if text)
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in texts.items() if text)
 
 
 def introduction(facts: Facts, kind: str) -> str:
-    """What it is, and how good it is, in a few sentences."""
-    method, base = facts.method.label, facts.base_words
+    """Return the introduction: what the model is, and its headline metric beside the baseline."""
+    method, base = facts.method.label, facts.base_markdown
     if kind == "merged":
-        what = f"Plain transformers weights: {method} trained on {base}, and merged into it."
+        subject = f"Plain transformers weights: {method} trained on {base}, and merged into it."
     elif facts.method.peft_config:
-        what = f"A {method} adapter for {base}."
+        subject = f"A {method} adapter for {base}."
     else:
-        what = f"The weights that {method} trained of {base}."
+        subject = f"The weights that {method} trained of {base}."
     texts = "a pair of texts" if facts.classifier.text_pair else "a text"
-    given = {
-        SINGLE: f"one of {len(facts.labels):,} labels: {listed(facts.labels)}",
-        MULTI: f"none, some or all of {len(facts.labels):,} labels: {listed(facts.labels)}",
+    outputs = {
+        SINGLE: f"one of {len(facts.labels):,} labels: {name_list(facts.labels)}",
+        MULTI: f"none, some or all of {len(facts.labels):,} labels: {name_list(facts.labels)}",
         REGRESSION: "a number",
     }
-    result, first = facts.result, facts.headline
-    low, high = result[f"{first}_interval"]
+    result, metric = facts.result, facts.headline
+    low, high = result[f"{metric}_interval"]
     base_line = f"always “{escaped(result['baseline']['label'])}” reaches"
     return (
-        f"{what} It gives {texts} {given[facts.task]}.\n\nOn {result['eval_rows']:,} test rows it reaches "
-        f"{TITLES[first]} **{measured(result[first])}** (95 % interval {measured(low)} to {measured(high)}); "
-        f"{base_line} {measured(result['baseline'][first])}."
+        f"{subject} It gives {texts} {outputs[facts.problem_type]}.\n\nOn {result['eval_rows']:,} test rows "
+        f"it reaches {TITLES[metric]} **{format_metric(result[metric])}** (95 % interval "
+        f"{format_metric(low)} to {format_metric(high)}); {base_line} "
+        f"{format_metric(result['baseline'][metric])}."
     )
 
 
 def metadata(facts: Facts, kind: str, title: str) -> ModelCardData:
-    """The header of the card, in the Hub's own fields."""
+    """Return the card's metadata in the fields of the Hub."""
     is_adapter = kind == "adapter" and facts.method.peft_config is not None
     relation = ("adapter" if is_adapter else "finetune") if facts.base_id else None
-    found = _evaluations(facts)
+    evaluations = _evaluations(facts)
     return ModelCardData(
         base_model=facts.base_id,
         base_model_relation=relation,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=PIPELINE,
         language=facts.language,
-        license=facts.base_licence.lower() or None,
+        license=facts.base_license.lower() or None,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         tags=_tags(facts),
-        metrics=list(dict.fromkeys(one.metric_type for one in found)),
+        metrics=list(dict.fromkeys(evaluation.metric_type for evaluation in evaluations)),
         model_name=title,
-        eval_results=found,
+        eval_results=evaluations,
     )
 
 
 def _tags(facts: Facts) -> list[str]:
-    task = {MULTI: ["multi-label"], REGRESSION: ["regression"]}.get(facts.task, [])
+    problem_type = {MULTI: ["multi-label"], REGRESSION: ["regression"]}.get(facts.problem_type, [])
     pair = ["text-pair"] if facts.classifier.text_pair else []
-    return ["peft-workbench", facts.settings["method"].replace("_", "-"), *task, *pair]
+    return ["peft-workbench", facts.settings["method"].replace("_", "-"), *problem_type, *pair]
 
 
 def _evaluations(facts: Facts) -> list[EvalResult]:
@@ -132,13 +136,13 @@ def _evaluations(facts: Facts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=PIPELINE,
-            task_name=_TASKS[facts.task],
+            task_name=_TASKS[facts.problem_type],
             metric_type=_METRICS[metric][0],
             metric_name=TITLES[metric],
             metric_args=_METRICS[metric][1],
             metric_value=round(facts.result[metric], 6),
             **data,
         )
-        for metric in METRICS[facts.task]
+        for metric in METRICS[facts.problem_type]
         if metric in facts.result
     ]

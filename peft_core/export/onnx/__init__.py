@@ -1,1 +1,1 @@
-"""A run as ONNX: its graph, what judges it, and what it says of itself."""
+"""ONNX export of a run: graph, evaluation and report."""

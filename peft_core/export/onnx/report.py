@@ -1,4 +1,4 @@
-"""What an ONNX export says of itself: its report, and the README that tells how to load it."""
+"""Report and README of an ONNX export."""
 
 import json
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ _TITLES = {"original": "the model in torch", "fp32": "`{}`, float32", "int8": "`
 
 
 def read_onnx_report(run: Run) -> dict[str, Any] | None:
-    """What `export_onnx` returned; None if nothing is exported, or it is damaged or of an earlier adapter."""
+    """Return what `export_onnx` returned; None if the export is missing, damaged or of an earlier adapter."""
     try:
         run.verify(run.onnx)
         report = json.loads((run.onnx / REPORT_FILE).read_text(encoding="utf-8"))
@@ -64,8 +64,8 @@ def read_onnx_report(run: Run) -> dict[str, Any] | None:
 
 
 def readme(report: Mapping[str, Any], text_pair: bool) -> str:
-    """The folder's README.md: what lies where, Python that runs as it stands, and what was measured."""
-    task, int8 = report["problem_type"], report["int8"]
+    """Return the folder's README.md: the files, runnable Python, and the measured numbers."""
+    problem_type, int8 = report["problem_type"], report["int8"]
     texts = 'texts = ["A text to read."]' + ('\nseconds = ["Its second text."]' if text_pair else "")
     best = int8 if int8["kept"] else report["fp32"]
     code = _LOAD.format(file=best["file"], texts=texts, sides="texts, seconds" if text_pair else "texts")
@@ -78,10 +78,10 @@ def readme(report: Mapping[str, Any], text_pair: bool) -> str:
             *_files(report),
             "",
             "```python",
-            code + _DECIDE[task] + "print(answers)",
+            code + _DECIDE[problem_type] + "print(answers)",
             "```",
             "",
-            _in_javascript(task, best is int8),
+            _javascript_usage(problem_type, best is int8),
             "",
             f"Measured on {report['rows']:,} evaluation rows (CPU threads: {report['threads']}):",
             "",
@@ -94,25 +94,25 @@ def readme(report: Mapping[str, Any], text_pair: bool) -> str:
 def _files(report: Mapping[str, Any]) -> list[str]:
     fp32, int8 = report["fp32"], report["int8"]
     size, speed = (int8[key] / fp32[key] for key in ("bytes", "rows_per_second"))
-    kept = f"{size:.0%} of the size, {speed:.1f} times as fast, a little less exact"
-    lost = (
+    comparison = f"{size:.0%} of the size, {speed:.1f} times as fast, a little less exact"
+    reason = (
         f"left out: it lost {int8['drop']:.2f} points of {TITLES[report['headline']]}, and at most "
         f"{report['max_drop']:g} were allowed"
     )
     return [
         f"- `{fp32['file']}`: the weights in float32, as exact as the model in torch.",
-        f"- `{int8['file']}`: the weights in int8, {kept if int8['kept'] else lost}.",
+        f"- `{int8['file']}`: the weights in int8, {comparison if int8['kept'] else reason}.",
         "- `tokenizer.json` and `config.json`: how texts are cut into tokens, and the labels.",
     ]
 
 
-def _in_javascript(task: str, int8: bool) -> str:
-    if task == REGRESSION:
+def _javascript_usage(problem_type: str, is_int8: bool) -> str:
+    if problem_type == REGRESSION:
         return "transformers.js loads this folder too; read `logits`, for its pipeline knows labels only."
-    kind = "q8" if int8 else "fp32"
+    dtype = "q8" if is_int8 else "fp32"
     return (
         "transformers.js loads this folder as it is: `pipeline('text-classification', folder, "
-        f"{{dtype: '{kind}'}})`. It does not read `decision.json`."
+        f"{{dtype: '{dtype}'}})`. It does not read `decision.json`."
     )
 
 
@@ -120,13 +120,13 @@ def _table(report: Mapping[str, Any]) -> list[str]:
     headline = report["headline"]
     lines = [f"| | {TITLES[headline]} | labels changed | MB | texts a second |", "|---|---|---|---|---|"]
     for name, title in _TITLES.items():
-        one = report[name]
+        entry = report[name]
         cells = [
-            title.format(one.get("file", "")),
-            f"{one['metrics'][headline]:.4f}",
-            f"{one.get('labels_flipped', 0)}",
-            f"{one['bytes'] / 1e6:.1f}",
-            f"{one['rows_per_second']:,.0f}",
+            title.format(entry.get("file", "")),
+            f"{entry['metrics'][headline]:.4f}",
+            f"{entry.get('labels_flipped', 0)}",
+            f"{entry['bytes'] / 1e6:.1f}",
+            f"{entry['rows_per_second']:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

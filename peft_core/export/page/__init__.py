@@ -1,1 +1,1 @@
-"""A static page that runs the classifier in the visitor's browser."""
+"""Static web page that runs the classifier in the visitor's browser."""

@@ -1,4 +1,4 @@
-"""The library that a page runs on: its pinned version, where browsers load it, and each file's checksum."""
+"""transformers.js as the exported page uses it: pinned version, URLs and checksums."""
 
 import base64
 import hashlib
@@ -9,21 +9,22 @@ from typing import Any
 
 from peft_core.errors import ConfigError
 
-PAGE = Path(__file__).parent / "static"  # what every page is made of, and the record of the library
-RECORD = PAGE / "library.json"
-# Browsers load the library here unless a page brings its own; the checksums hold wherever it comes from.
+STATIC_FOLDER = Path(__file__).parent / "static"  # templates and scripts of a page, and the library record
+RECORD = STATIC_FOLDER / "library.json"
+# where browsers load the library unless the page ships it; the checksums hold for both
 LIBRARY_URL = "https://cdn.jsdelivr.net/npm/"
 
 
 def read_record() -> dict[str, Any]:
-    """`package`, `version` and `files`: of each its name, package, path, bytes and integrity."""
+    """Return the library record: `package`, `version` and `files` (name, package, path, bytes, integrity)."""
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
 def library_files(base: str = LIBRARY_URL) -> list[dict[str, Any]]:
-    """Of each file the `name`, `url`, `bytes` and `integrity`: the script, its loader and the WebAssembly.
+    """Return `name`, `url`, `bytes` and `integrity` of each library file: script, loader and WebAssembly.
 
-    Raises ConfigError for an address that no browser loads scripts from.
+    Raises:
+        ConfigError: `base` is not an HTTP URL that ends in a slash.
     """
     if not re.fullmatch(r"https?://[\w.:@/-]+/", base, re.ASCII):
         raise ConfigError(f"The library's address is {base!r}; it must be a URL that ends in a slash.")
@@ -38,12 +39,12 @@ def library_files(base: str = LIBRARY_URL) -> list[dict[str, Any]]:
     ]
 
 
-def described(path: Path) -> dict[str, Any]:
-    """A file's `bytes` and `integrity`, as a browser writes it: sha384 and the digest in base64."""
+def file_integrity(path: Path) -> dict[str, Any]:
+    """Return a file's `bytes` and `integrity` (Subresource Integrity: `sha384-` and the digest in base64)."""
     digest = hashlib.sha384()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return {
         "bytes": path.stat().st_size,
         "integrity": f"sha384-{base64.b64encode(digest.digest()).decode()}",

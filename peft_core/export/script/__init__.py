@@ -1,1 +1,1 @@
-"""A run as one script in plain transformers, PEFT and datasets."""
+"""Export of a run as one script in plain transformers, PEFT and datasets."""

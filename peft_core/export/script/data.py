@@ -1,4 +1,4 @@
-"""The part of a script that reads the run's rows: from a package, the Hub, or files beside it."""
+"""Script blocks that read and tokenize the run's rows, from a package, the Hub or Parquet files."""
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
@@ -19,50 +19,50 @@ PACKAGE_FOLDER = '''def package_folder(name):
 
 
 def rows_come_from(config: TrainConfig, facts: RunFacts) -> str:
-    """EMBEDDED or HUB where a few lines read the same rows in the same order, else FILES."""
+    """Return EMBEDDED or HUB if a script can read the same rows in the same order from there, else FILES."""
     record, preset = facts.record, DATASETS.get(config.dataset_name)
     source = record.get("source")
     if config.remedies or source not in (EMBEDDED, HUB):
         return FILES
     if source == EMBEDDED:
-        return FILES if _held_out_of_the_sample(config, facts) else EMBEDDED
-    split_here = set(record.get("held_out", ())) - ({"validation"} if preset else set())
-    if split_here or facts.model.problem_type != SINGLE or not _is_named(facts):
+        return FILES if _validation_is_from_training_rows(config, facts) else EMBEDDED
+    own_splits = set(record.get("held_out", ())) - ({"validation"} if preset else set())
+    if own_splits or facts.model.problem_type != SINGLE or not _has_label_names(facts):
         return FILES
     return HUB if preset or _is_whole(config, facts) else FILES
 
 
 def data_block(config: TrainConfig, facts: RunFacts) -> str:
-    """Lines that leave `train`, `test` and, if the run had any, `validation`; text columns and labels."""
+    """Return lines that define `train`, `test` and, if the run had one, `validation`."""
     blocks = {EMBEDDED: _embedded, HUB: _hub, FILES: _files}
     return blocks[rows_come_from(config, facts)](config, facts)
 
 
 def encode_block(config: TrainConfig, facts: RunFacts) -> str:
-    """Lines that turn the texts of those rows into tokens."""
+    """Return lines that tokenize these rows."""
     label = f"rows[{literal(_label_column(config, facts))}]"
     labels = f'"labels": {label}'
     if rows_come_from(config, facts) == HUB:
         labels = f'"labels": [y if isinstance(y, int) else LABELS.index(y) for y in {label}]'
     texts = ", ".join(f"rows[{literal(name)}]" for name in text_columns(config, facts))
-    parts = ", ".join(parts_of(facts))
+    splits = ", ".join(splits_of(facts))
     return f"""def encode(rows):
     tokens = tokenizer({texts}, truncation=True, max_length={config.max_length})
     return {{**tokens, {labels}}}
 
 
-{parts} = (
-    rows.map(encode, batched=True, remove_columns=rows.column_names) for rows in ({parts})
+{splits} = (
+    rows.map(encode, batched=True, remove_columns=rows.column_names) for rows in ({splits})
 )"""
 
 
-def parts_of(facts: RunFacts) -> list[str]:
-    """Which of train, validation and test the run had."""
-    return [part for part in ROW_FILES if facts.rows(part)]
+def splits_of(facts: RunFacts) -> list[str]:
+    """Return which of train, validation and test the run had."""
+    return [split for split in ROW_FILES if facts.rows(split)]
 
 
 def text_columns(config: TrainConfig, facts: RunFacts) -> list[str]:
-    """The names of the text columns in the rows that the script reads: one, or two of a pair."""
+    """Return the names of the text columns in the rows that the script reads: one, or two for pairs."""
     if rows_come_from(config, facts) != HUB:
         return ["text", "text_pair"] if facts.text_pair else ["text"]
     columns = facts.record["columns"]
@@ -71,8 +71,8 @@ def text_columns(config: TrainConfig, facts: RunFacts) -> list[str]:
 
 
 def _label_column(config: TrainConfig, facts: RunFacts) -> str:
-    hub = rows_come_from(config, facts) == HUB
-    return facts.record["columns"]["label_column"] if hub else "label"
+    is_from_hub = rows_come_from(config, facts) == HUB
+    return facts.record["columns"]["label_column"] if is_from_hub else "label"
 
 
 def _embedded(config: TrainConfig, facts: RunFacts) -> str:
@@ -101,7 +101,7 @@ def is_held_out(row):
 
 pool = reviews.filter(lambda row: not is_held_out(row)).shuffle(seed=SEED)
 test = reviews.filter(is_held_out).shuffle(seed=SEED).select(range({facts.rows("test")}))
-{_train_and_spare(config, facts)}'''
+{_train_and_validation(config, facts)}'''
 
 
 def _hub(config: TrainConfig, facts: RunFacts) -> str:
@@ -112,19 +112,19 @@ def _hub(config: TrainConfig, facts: RunFacts) -> str:
     test = f"data[{literal(config.eval_split)}].shuffle(seed=SEED).select(range({facts.rows('test')}))"
     lines += [f"test = {test}", f"pool = data[{literal(config.train_split)}].shuffle(seed=SEED)"]
     if config.dataset_name in DATASETS:
-        return "\n".join([*lines, _train_and_spare(config, facts)])
+        return "\n".join([*lines, _train_and_validation(config, facts)])
     lines.append(f"train = pool.select(range({facts.rows('train')}))")
     if facts.rows("validation"):
-        held = f"data[{literal(config.validation_split)}].shuffle(seed={config.split_seed})"
-        lines.append(f"validation = {held}.select(range({_curve_rows(config, facts)}))")
+        split = f"data[{literal(config.validation_split)}].shuffle(seed={config.split_seed})"
+        lines.append(f"validation = {split}.select(range({_curve_rows(config, facts)}))")
     return "\n".join(lines)
 
 
 def _files(config: TrainConfig, facts: RunFacts) -> str:
-    files = [f'"{part}": str(folder / "{ROW_FILES[part]}")' for part in parts_of(facts)]
-    chosen = [f'{part} = rows["{part}"]' for part in parts_of(facts)]
+    files = [f'"{split}": str(folder / "{ROW_FILES[split]}")' for split in splits_of(facts)]
+    assignments = [f'{split} = rows["{split}"]' for split in splits_of(facts)]
     if facts.rows("validation"):
-        chosen[1] += f".select(range({_curve_rows(config, facts)}))"
+        assignments[1] += f".select(range({_curve_rows(config, facts)}))"
     columns = ", ".join([*text_columns(config, facts), "label"])
     return "\n".join(
         [
@@ -132,13 +132,13 @@ def _files(config: TrainConfig, facts: RunFacts) -> str:
             "folder = Path(__file__).parent",
             "files = {\n" + "".join(f"    {file},\n" for file in files) + "}",
             'rows = load_dataset("parquet", data_files=files)',
-            *chosen,
+            *assignments,
         ]
     )
 
 
-def _train_and_spare(config: TrainConfig, facts: RunFacts) -> str:
-    """The first rows of `pool` to train on, the next ones for the curve."""
+def _train_and_validation(config: TrainConfig, facts: RunFacts) -> str:
+    """Return lines that take the first rows of `pool` to train on and the next ones for validation."""
     rows, lines = facts.rows("train"), []
     lines.append(f"train = pool.select(range({rows}))")
     if facts.rows("validation"):
@@ -150,25 +150,25 @@ def _train_and_spare(config: TrainConfig, facts: RunFacts) -> str:
 
 
 def _curve_rows(config: TrainConfig, facts: RunFacts) -> int:
-    """The validation rows of an evaluation during training."""
+    """Return the number of validation rows of an evaluation during training."""
     return evaluation_rows(config, facts.rows("train"), facts.rows("validation"))
 
 
-def _held_out_of_the_sample(config: TrainConfig, facts: RunFacts) -> bool:
-    """Whether the validation rows came out of the training rows, because too few were spare."""
+def _validation_is_from_training_rows(config: TrainConfig, facts: RunFacts) -> bool:
+    """Whether validation rows were held out of the training rows, because too few others were left."""
     return facts.rows("train") < min(config.max_train_samples, facts.record.get("rows", {}).get("train", 0))
 
 
-def _is_named(facts: RunFacts) -> bool:
-    """Whether the labels are names, which a column holds as they are or as a ClassLabel's numbers."""
-    plain = {"true", "false"}
+def _has_label_names(facts: RunFacts) -> bool:
+    """Whether the labels are names, which a column holds as strings or as a ClassLabel's numbers."""
+    booleans = {"true", "false"}
     return not any(
-        label in plain or label.lstrip("-").replace(".", "").isdigit() for label in facts.model.labels
+        label in booleans or label.lstrip("-").replace(".", "").isdigit() for label in facts.model.labels
     )
 
 
 def _is_whole(config: TrainConfig, facts: RunFacts) -> bool:
-    """Whether the run looked at every row of the splits, so that one shuffle makes the same choice."""
+    """Whether the run read all rows of the splits, so that one shuffle selects the same rows."""
     splits = {"train": config.train_split, "validation": config.validation_split, "test": config.eval_split}
     rows, sizes = facts.record.get("rows", {}), facts.record.get("splits", {})
     return bool(rows) and all(rows[part] == sizes.get(splits[part]) for part in rows)

@@ -1,4 +1,4 @@
-"""What a script must know beside the settings: of a run that was trained, or of a form before any is."""
+"""Facts that a script needs beside the settings: of a trained run, or of settings without a run."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from peft_core.heads import HeadChange
 from peft_core.inference.classifier import Classifier
 from peft_core.methods import METHODS
 from peft_core.problems import SINGLE
-from peft_core.runs import KILLED, Run
+from peft_core.runs import KILLED, Run, RunResult
 from peft_core.schedule import total_steps
 from peft_core.sources import hub_commit
 
@@ -22,14 +22,22 @@ _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of the model to be built; None where the script must find it out.
+    """Facts about the model; None if the script has to determine them itself.
 
-    `target_modules` are those of a run, in names that the model has; `feedforward` those of them that lie in
-    an MLP, which IA3 scales at their input; `steps` the optimizer steps of the whole training, of which the
-    weights of `kept_step` were kept (None for a run of earlier versions: the last one).
+    Attributes:
+        labels: label names in the order of the head's outputs.
+        problem_type: problem type of the head.
+        revision: commit of the base model on the Hub.
+        untrained: modules whose weights the checkpoint lacks.
+        head_is_fresh: whether the head starts at random.
+        head_change: how the base model's head is adapted to the labels.
+        steps: optimizer steps of the whole training; set for a trained run only.
+        kept_step: the step whose weights were kept, or None if that is the last one.
+        target_modules: target modules of a run, as module names of the model.
+        feedforward: those of them in an MLP, which IA3 scales at their input.
     """
 
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
     problem_type: str = SINGLE
     revision: str | None = None
     untrained: tuple[str, ...] | None = None
@@ -41,14 +49,23 @@ class ModelFacts:
     feedforward: tuple[str, ...] = ()
 
     @property
-    def of_a_run(self) -> bool:
+    def is_from_run(self) -> bool:
+        """Whether these are facts of a trained run."""
         return self.steps is not None
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """`record` is the run's word on its data (`result.json`), `versions` are those of the packages, `threads`
-    those of the processor; `stopped` tells that the run ended before its last step."""
+    """Facts about a trained run.
+
+    Attributes:
+        model: facts about its model.
+        record: the data record of `result.json`.
+        text_pair: whether it classifies pairs of texts.
+        versions: versions of the packages by name.
+        threads: CPU threads of the training.
+        stopped: whether it was stopped before its last step.
+    """
 
     model: ModelFacts
     record: Mapping[str, Any]
@@ -59,7 +76,7 @@ class RunFacts:
 
     @classmethod
     def read(cls, run: Run) -> "RunFacts":
-        """From a run's folder; RunError if it has no adapter, or has lost a part that is needed."""
+        """Read a run's folder; RunError if it has no adapter or a required fact is missing."""
         config, classifier = run.config(), Classifier.read(run)
         try:
             result = run.result()
@@ -77,14 +94,14 @@ class RunFacts:
         return cls(model, record, bool(classifier.text_pair), versions, threads, stopped)
 
     def rows(self, part: str) -> int:
-        """The rows of train, validation or test that the run used."""
+        """Return the number of rows of train, validation or test that the run used."""
         return self.record["used"][part]
 
 
 def _model_facts(run: Run, config: TrainConfig, classifier: Classifier, rows: int) -> ModelFacts:
-    peft: dict[str, Any] = {}
+    adapter_config: dict[str, Any] = {}
     if METHODS[config.method].peft_config:
-        peft = dict(json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8")))
+        adapter_config = dict(json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8")))
     return ModelFacts(
         labels=classifier.labels,
         problem_type=classifier.problem_type,
@@ -93,25 +110,25 @@ def _model_facts(run: Run, config: TrainConfig, classifier: Classifier, rows: in
         head_is_fresh=classifier.head_is_fresh,
         head_change=classifier.head_change,
         steps=total_steps(config, rows),
-        target_modules=_sorted_names(peft.get("target_modules")),
-        feedforward=_sorted_names(peft.get("feedforward_modules")),
+        target_modules=_sorted_names(adapter_config.get("target_modules")),
+        feedforward=_sorted_names(adapter_config.get("feedforward_modules")),
     )
 
 
-def _kept_step(result: Mapping[str, Any], steps: int | None) -> int | None:
-    """The step that was kept; None where several processes took fewer steps than a script will."""
-    kept = result.get("kept")
-    return int(kept["step"]) if kept and int(kept["max_steps"]) == steps else None
+def _kept_step(result: RunResult, steps: int | None) -> int | None:
+    """Return the kept step; None if several processes took fewer steps than the script will."""
+    kept_step = result.get("kept")
+    return int(kept_step["step"]) if kept_step and int(kept_step["max_steps"]) == steps else None
 
 
 def _sorted_names(names: list[str] | None) -> tuple[str, ...]:
-    """PEFT keeps these in sets, which it saves in no order."""
+    """Sort module names, which PEFT stores as sets and saves in arbitrary order."""
     return tuple(sorted(map(str, names or ())))
 
 
 def _version(text: str) -> str:
-    """A version as pip takes it, without the build that a package index may not have (2.13.0+cpu)."""
-    found = _VERSION.match(text)
-    if found is None:
+    """Return a version without its local build tag (`+cpu`), which a package index may not have."""
+    match = _VERSION.match(text)
+    if match is None:
         raise ValueError(f"{text!r} is no version")
-    return found.group()
+    return match.group()

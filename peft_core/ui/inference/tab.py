@@ -1,4 +1,4 @@
-"""The Inference tab: what is asked of the picked run, each kind of question in a tab of its own."""
+"""The Inference tab: predictions, calibration, explanations and exports of the picked run, each in a tab."""
 
 import html
 from typing import Any
@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_core.inference_service import or_none
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import then_at_once
+from peft_core.ui.events import set_values_then
 from peft_core.ui.inference.files import build_files
 from peft_core.ui.inference.taking import build_taking
 from peft_core.ui.inference.texts import build_texts
@@ -22,30 +22,31 @@ READ_ONLY = (
 )
 
 
-def build_inference(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
-    """The picked run on top, the kinds of question below; `standing` changes when that run does.
+def build_inference(workbench: Workbench, picker: gr.Radio, run_version: gr.State) -> None:
+    """Build the picked run on top and its tabs below; `run_version` changes when that run does.
 
-    Buttons that write into a run are off for whoever may only read it.
+    Buttons that write into a run are disabled for visitors who may only read it.
     """
     picked = gr.HTML(NO_RUN, elem_id="picked")
     with gr.Tabs(elem_id="questions"):
         with gr.Tab("A text", id="text"):
-            build_texts(workbench, picker, standing)
+            build_texts(workbench, picker, run_version)
         with gr.Tab("A file", id="file"):
-            predict_file = build_files(workbench, picker, standing)
+            predict_file = build_files(workbench, picker, run_version)
         with gr.Tab("Can I trust it?", id="trust") as trust:
-            save_rule = build_trust(workbench, picker, standing, trust)
+            save_rule = build_trust(workbench, picker, run_version, trust)
         with gr.Tab("Why?", id="why") as why:
-            build_why(workbench, picker, standing, why)
+            build_why(workbench, picker, run_version, why)
         with gr.Tab("Take away", id="take") as take:
-            makers = build_taking(workbench, picker, standing, take)
-    writing = [predict_file, save_rule, *makers]
+            export_buttons = build_taking(workbench, picker, run_version, take)
+    writing_buttons = [predict_file, save_rule, *export_buttons]
 
     def show_picked(run_id: str | None) -> dict[Any, Any]:
         owns = or_none(lambda: workbench.access.owns(workbench.find(run_id))) if run_id else None
-        is_others = owns is False  # of a run that is gone nothing is known
+        is_read_only = owns is False  # None for a run that no longer exists
         line = f'<p class="quiet">Run <b>{html.escape(run_id)}</b></p>' if run_id else NO_RUN
-        shown = line + message(READ_ONLY, "note") if is_others else line
-        return {picked: shown} | {button: gr.update(interactive=not is_others) for button in writing}
+        markup = line + message(READ_ONLY, "note") if is_read_only else line
+        updates = {button: gr.update(interactive=not is_read_only) for button in writing_buttons}
+        return {picked: markup, **updates}
 
-    then_at_once([picker.change], show_picked, picker, [picked, *writing])
+    set_values_then([picker.change], show_picked, picker, [picked, *writing_buttons])

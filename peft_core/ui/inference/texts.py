@@ -1,6 +1,7 @@
-"""One text: three cards of the picked run (base, adapter, merged), and what other runs say of it."""
+"""Prediction of one text by the picked run (base, adapter, merged) and by other runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,10 +12,10 @@ from peft_core.pictures.cards import prediction_card
 from peft_core.pictures.inference import runs_table
 from peft_core.pictures.pieces import message
 from peft_core.problems import REGRESSION
-from peft_core.ui.events import FOLLOWING, at_once, drop_answers
+from peft_core.ui.events import FOLLOWING, cancel_pending, set_values
 from peft_core.workbench import Workbench
 
-OTHERS = "Any finished runs; those of one base model share its weights."
+OTHER_RUNS_INFO = "Any finished runs; those of one base model share its weights."
 DEFAULT_EXAMPLES = [
     ["A gorgeous, witty, seductive movie."],
     ["The plot is a mess and the jokes fall flat."],
@@ -22,8 +23,8 @@ DEFAULT_EXAMPLES = [
 ]
 
 
-def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> None:
-    """Text (or a pair) and examples on top, the cards below, a thin strip and other runs under them."""
+def build_texts(workbench: Workbench, picker: gr.Radio, run_version: gr.State) -> None:
+    """Build the text (or a pair) and examples on top, the predictions below, and other runs under them."""
     with gr.Row():
         with gr.Column(scale=6):
             text, second = _textboxes(workbench.limits.max_characters if workbench.limits else None)
@@ -34,22 +35,28 @@ def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
     with gr.Row(elem_classes="predictions"):
         cards = [gr.HTML(card, elem_id=f"card-{i}") for i, card in enumerate(_cards({}))]
     strip = gr.HTML(elem_id="difference")
-    others = gr.Dropdown(
-        [], multiselect=True, label="Ask other runs too", elem_id="others", info=OTHERS, filterable=True
+    other_runs = gr.Dropdown(
+        [],
+        multiselect=True,
+        label="Ask other runs too",
+        elem_id="others",
+        info=OTHER_RUNS_INFO,
+        filterable=True,
     )
-    theirs = gr.HTML(elem_id="theirs")
+    other_predictions = gr.HTML(elem_id="theirs")
 
-    def classify(run_id: str | None, typed: str, typed_second: str, more: list[str]) -> list[str]:
+    def classify(run_id: str | None, typed: str, typed_second: str, other_ids: list[str]) -> list[str]:
         if not run_id:
             return [*_cards({}), message("Pick a finished run at the side, or train one first."), ""]
-        result = workbench.result_of(run_id)
-        pair = typed_second if result.get("text_pair") else None
+        metrics = workbench.result_of(run_id)
+        pair = typed_second if metrics.get("text_pair") else None
         try:
-            answer = workbench.compare(typed, run_id, pair)
-            found = workbench.compare_runs(typed, more, pair) if more else []
+            predictions = workbench.compare(typed, run_id, pair)
+            comparison = workbench.compare_runs(typed, other_ids, pair) if other_ids else []
         except PeftCoreError as error:
             return [*_cards({}), message(str(error)), ""]
-        return [*_cards(answer, result.get("train_label_range", ())), _strip(answer), runs_table(found)]
+        label_range = metrics.get("train_label_range", ())
+        return [*_cards(predictions, label_range), _difference(predictions), runs_table(comparison)]
 
     def describe_run(run_id: str | None) -> list[Any]:
         pairs = bool(workbench.result_of(run_id).get("text_pair"))
@@ -61,77 +68,100 @@ def build_texts(workbench: Workbench, picker: gr.Radio, standing: gr.State) -> N
             gr.update(choices=finished),
         ]
 
-    def example(run_id: str | None, index: int) -> list[str]:
-        chosen = _examples(workbench, run_id)[index]
-        return [chosen[0], chosen[1] if len(chosen) > 1 else ""]
-
-    inputs, outputs = [picker, text, second, others], [*cards, strip, theirs]
+    inputs, outputs = [picker, text, second, other_runs], [*cards, strip, other_predictions]
     typed = gr.on([go.click, text.submit, second.submit], classify, inputs, outputs, **FOLLOWING)
-    filled_in = examples.click(example, [picker, examples], [text, second], **FOLLOWING)
+    fill_in = partial(example_texts, workbench)
+    filled_in = examples.click(fill_in, [picker, examples], [text, second], **FOLLOWING)
     chosen = filled_in.then(classify, inputs, outputs, **FOLLOWING)
-    drop_answers(picker.change, typed, filled_in, chosen)
+    cancel_pending(picker.change, typed, filled_in, chosen)
     empty = dict(zip(outputs, [*_cards({}), "", ""], strict=True))
-    at_once([picker.change], {**empty, second: "", others: []})
-    standing.change(describe_run, picker, [second, examples, others], **FOLLOWING)
+    set_values([picker.change], {**empty, second: "", other_runs: []})
+    run_version.change(describe_run, picker, [second, examples, other_runs], **FOLLOWING)
 
 
-def _textboxes(most: int | None) -> tuple[gr.Textbox, gr.Textbox]:
-    """The text, and the second text of a pair; both take at most so many characters."""
-    bounds = {"max_lines": 8, "max_length": most}
-    text = gr.Textbox(label="Text", lines=3, placeholder="Type a sentence", elem_id="text", **bounds)
-    second = gr.Textbox(label="Second text", lines=2, elem_id="text-pair", visible=False, **bounds)
+def example_texts(workbench: Workbench, run_id: str | None, index: object) -> list[Any]:
+    """Return the text and the second text of an example; for an invalid index both text boxes stay.
+
+    The page sends a valid index, an API client may send anything.
+    """
+    examples = _examples(workbench, run_id)
+    if not isinstance(index, int) or not 0 <= index < len(examples):
+        return [gr.skip(), gr.skip()]
+    example = examples[index]
+    return [example[0], example[1] if len(example) > 1 else ""]
+
+
+def _textboxes(max_length: int | None) -> tuple[gr.Textbox, gr.Textbox]:
+    """Return the text, and the second text of a pair; each takes at most `max_length` characters."""
+    textbox = partial(gr.Textbox, max_lines=8, max_length=max_length)
+    text = textbox(label="Text", lines=3, placeholder="Type a sentence", elem_id="text")
+    second = textbox(label="Second text", lines=2, elem_id="text-pair", visible=False)
     return text, second
 
 
-def _cards(answer: dict[str, Any], limits: Sequence[float] = ()) -> list[str]:
+def _cards(predictions: dict[str, Any], label_range: Sequence[float] = ()) -> list[str]:
     waiting = "Type a text and press Predict."
-    merged = "Not merged yet: press Merge in the Train tab." if "adapter" in answer else waiting
+    merged = "Not merged yet: press Merge in the Train tab." if "adapter" in predictions else waiting
     return [
-        prediction_card("Base", "before training", answer.get("base"), waiting, limits),
-        prediction_card("Adapter", "after training", answer.get("adapter"), waiting, limits),
-        prediction_card("Merged", "one model", answer.get("merged"), merged, limits),
+        prediction_card("Base", "before training", predictions.get("base"), waiting, label_range),
+        prediction_card("Adapter", "after training", predictions.get("adapter"), waiting, label_range),
+        prediction_card("Merged", "one model", predictions.get("merged"), merged, label_range),
     ]
 
 
-def _strip(answer: dict[str, Any]) -> str:
-    if "max_logit_diff" not in answer:
+def _difference(predictions: dict[str, Any]) -> str:
+    """Return HTML with the largest difference between adapter and merged; "" for an unmerged run."""
+    if "max_logit_diff" not in predictions:
         return ""
-    what = "difference" if "value" in answer["adapter"] else "logit difference"
+    quantity = "difference" if "value" in predictions["adapter"] else "logit difference"
     return (
-        f'<p class="quiet" data-testid="difference">Largest {what} between adapter and merged: '
-        f"{answer['max_logit_diff']:.1e}</p>"
+        f'<p class="quiet" data-testid="difference">Largest {quantity} between adapter and merged: '
+        f"{predictions['max_logit_diff']:.1e}</p>"
     )
 
 
 def _examples(workbench: Workbench, run_id: str | None) -> list[list[str]]:
-    """Texts (or pairs) of the run's own test rows: one it got right for each label, and two it got wrong."""
+    """Return texts (or pairs) of the run's test rows: up to five predicted well, and two predicted badly."""
+    rows = _test_rows(workbench, run_id)
+    if rows is None:
+        return DEFAULT_EXAMPLES
+    if workbench.result_of(run_id).get("problem_type") == REGRESSION:
+        right, wrong = _regression_examples(rows)
+    else:
+        right, wrong = _label_examples(rows)
+    names = [name for name in ("text", "text_pair") if name in rows]
+    texts = [*right[names].head(5).to_numpy().tolist(), *wrong[names].head(2).to_numpy().tolist()]
+    return texts or DEFAULT_EXAMPLES
+
+
+def _test_rows(workbench: Workbench, run_id: str | None) -> pd.DataFrame | None:
+    """Return the evaluated test rows with texts under 300 characters; None if there are none to read."""
     try:
         rows = pd.read_parquet(workbench.find(run_id).evaluation) if run_id else None
     except (PeftCoreError, OSError, ValueError):
-        rows = None
+        return None
     if rows is None or not {"text", "label", "predicted"} <= set(rows.columns):
-        return DEFAULT_EXAMPLES
-    rows = rows[rows["text"].str.len() < 300]
-    if workbench.result_of(run_id).get("problem_type") == REGRESSION:
-        right, wrong = _near_and_far(rows)
-    else:
-        rows = rows.assign(label=rows["label"].map(_plain), predicted=rows["predicted"].map(_plain))
-        right = rows[rows["label"] == rows["predicted"]].drop_duplicates("label")
-        wrong = rows[rows["label"] != rows["predicted"]]
-    names = [name for name in ("text", "text_pair") if name in rows]
-    return [*right[names].head(5).to_numpy().tolist(), *wrong[names].head(2).to_numpy().tolist()] or (
-        DEFAULT_EXAMPLES
-    )
+        return None
+    return rows.loc[rows["text"].str.len() < 300]
 
 
-def _near_and_far(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of the half predicted best five rows over the whole range of truth; the rows predicted worst first."""
-    order = (rows["label"] - rows["predicted"]).abs().sort_values().index
+def _label_examples(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return one correctly predicted row per label, and all wrongly predicted rows."""
+    labels, predicted = rows["label"].map(_comparable), rows["predicted"].map(_comparable)
+    rows = rows.assign(label=labels, predicted=predicted)
+    right: pd.DataFrame = rows.loc[rows["label"] == rows["predicted"]]
+    return right.drop_duplicates("label"), rows.loc[rows["label"] != rows["predicted"]]
+
+
+def _regression_examples(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return five rows of the better predicted half, over the range of labels, and all rows, worst first."""
+    error = (rows["label"] - rows["predicted"]).abs()
+    order = rows.assign(error=error).sort_values("error").index
     near = rows.loc[order[: max(1, len(order) // 2)]].sort_values("label")
-    places = sorted({round(i * (len(near) - 1) / 4) for i in range(5)})
-    return near.iloc[places], rows.loc[order[::-1]]
+    positions = sorted({round(i * (len(near) - 1) / 4) for i in range(5)})
+    return near.iloc[positions], rows.loc[order[::-1]]
 
 
-def _plain(label: Any) -> Any:
-    """A label that can be compared: an index, or a tuple of 0 and 1."""
-    return tuple(int(held) for held in label) if hasattr(label, "__len__") else int(label)
+def _comparable(label: Any) -> Any:
+    """Return a label as an int, or a multi-label vector as a tuple of 0 and 1."""
+    return tuple(int(flag) for flag in label) if hasattr(label, "__len__") else int(label)

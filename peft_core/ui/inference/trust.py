@@ -1,15 +1,17 @@
-"""Whether to trust the answers: a rule chosen on validation rows, judged on test rows, kept with the run."""
+"""Calibration: a decision rule, fitted on validation rows, evaluated on test rows, saved with the run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
 from peft_core.errors import PeftCoreError
-from peft_core.pictures.inference import coverage_chart, reliability_chart, trust_table
+from peft_core.pictures.inference import calibration_table, coverage_chart, reliability_chart
 from peft_core.pictures.pieces import message
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, plot, then_at_once
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, PRIVATE, Trigger, plot, set_values_then
 from peft_core.workbench import Workbench
 
 HELP = (
@@ -21,7 +23,7 @@ HELP = (
 
 @dataclass(frozen=True)
 class RuleForm:
-    """The choice of a rule: its values, how it is fitted, and the buttons."""
+    """The fields of a decision rule, the options of its fit, the buttons, and a status line."""
 
     temperature: gr.Number
     thresholds: gr.Dataframe
@@ -31,16 +33,16 @@ class RuleForm:
     fit: gr.Button
     plain: gr.Button
     save: gr.Button
-    said: gr.HTML
+    status: gr.HTML
 
     @property
     def values(self) -> list[Any]:
-        """The components that make up a rule, in the order that `_rule` takes."""
+        """The components of a rule, in the order of `_rule_of`."""
         return [self.temperature, self.thresholds, self.abstain]
 
 
-def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> gr.Button:
-    """The choice on the left, what it brings on the right; returns the button that saves it."""
+def build_trust(workbench: Workbench, picker: gr.Radio, run_version: gr.State, tab: gr.Tab) -> gr.Button:
+    """Build the rule on the left, its evaluation on the right; return the button that saves the rule."""
     with gr.Row():
         with gr.Column(scale=4):
             form = _rule_form()
@@ -49,12 +51,13 @@ def build_trust(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab:
             with gr.Row():
                 reliability = gr.Plot(label="Reliability", elem_id="reliability", container=False)
                 coverage = gr.Plot(label="Coverage", elem_id="coverage", container=False)
-    _wire(workbench, picker, [tab.select, standing.change], form, [table, reliability, coverage])
+    triggers: list[Trigger] = [tab.select, run_version.change]
+    _wire(workbench, picker, triggers, form, [table, reliability, coverage])
     return form.save
 
 
 def _rule_form() -> RuleForm:
-    """Layout alone."""
+    """Build the layout."""
     gr.HTML(f'<p class="quiet">{HELP}</p>')
     with gr.Row():
         temperature = gr.Number(1.0, label="Temperature", elem_id="temperature", step=0.01)
@@ -75,97 +78,118 @@ def _rule_form() -> RuleForm:
         fit = gr.Button("Fit", elem_id="fit")
         plain = gr.Button("Plain rule", elem_id="plain-rule")
         save = gr.Button("Save with the run", variant="primary", elem_id="save-rule")
-    said = gr.HTML(elem_id="rule-said")
-    return RuleForm(temperature, thresholds, abstain, fit_thresholds, at_least, fit, plain, save, said)
+    status = gr.HTML(elem_id="rule-said")
+    return RuleForm(temperature, thresholds, abstain, fit_thresholds, at_least, fit, plain, save, status)
 
 
 def _wire(
-    workbench: Workbench, picker: gr.Radio, opened: list[Any], form: RuleForm, shown: list[Any]
+    workbench: Workbench,
+    picker: gr.Radio,
+    triggers: list[Trigger],
+    form: RuleForm,
+    evaluation: list[gr.HTML | gr.Plot],
 ) -> None:
-    """A rule is judged as it changes; `shown` are its table, or a sentence in its place, and its charts.
+    """Evaluate a rule as it changes; `evaluation` is a table (or an error in its place) and two charts.
 
-    What fills in a rule clears the confirmation in the same answer, and an edit clears it in the browser: no
-    answer that comes late can take away the confirmation of what was saved after it.
+    A handler that fills in a rule clears the confirmation in the same answer, and an edit clears it in the
+    browser. So no late answer can remove the confirmation of a rule that was saved after it.
     """
-    loaded = gr.State("")  # the rule that was last read from the run, with the run's id
-
-    def judge(run_id: str | None, *values: Any) -> list[Any]:
-        if not run_id:
-            return [PICK_A_RUN, None, None]
-        try:
-            return _drawn(workbench.judge_rule(run_id, _rule(*values)), values[2])
-        except PeftCoreError as error:
-            return [message(str(error)), None, None]
-
-    def fill(run_id: str | None, rule: dict[str, Any]) -> list[Any]:
-        values = _values(rule)
-        return [*values, *judge(run_id, *values), ""]
-
-    def explain(error: PeftCoreError) -> list[Any]:
-        return [*(gr.skip() for _ in form.values), message(str(error)), gr.skip(), gr.skip(), ""]
-
-    def load(run_id: str | None, last: str) -> list[Any]:
-        """The run's own rule, unless it was read before: what a person has typed since is not overwritten."""
-        try:
-            rule = workbench.rule(run_id) if run_id else {}
-            current = _token(workbench, run_id, rule)
-        except PeftCoreError as error:
-            return [*explain(error), ""]
-        if current == last:
-            return [gr.skip()] * (len(everything) + 1)
-        return [*fill(run_id, rule), current]
-
-    def suggest(run_id: str | None, thresholds: bool, percent_right: float | None) -> list[Any]:
-        try:
-            rule = workbench.suggest_rule(run_id, thresholds, percent_right) if run_id else {}
-        except PeftCoreError as error:
-            return explain(error)
-        return fill(run_id, rule)
-
-    def plain(run_id: str | None) -> list[Any]:
-        try:
-            labels = workbench.rule(run_id)["labels"] if run_id else ()
-        except PeftCoreError as error:
-            return explain(error)
-        return fill(run_id, {"labels": labels})
-
-    def save(run_id: str | None, *values: Any) -> list[Any]:
-        try:
-            workbench.save_rule(run_id, _rule(*values))
-            saved = _token(workbench, run_id, workbench.rule(run_id))
-        except PeftCoreError as error:
-            return [message(str(error)), gr.skip()]
-        return [message("Saved: predictions and exports of this run go by it.", "note"), saved]
-
-    everything = [*form.values, *shown, form.said]
-    gr.on(opened, load, [picker, loaded], [*everything, loaded], **FOLLOWING)
-    form.fit.click(suggest, [picker, form.fit_thresholds, form.at_least], everything, **PRIVATE)
-    form.plain.click(plain, picker, everything, **PRIVATE)
-    edits = [one.input for one in form.values]
-    then_at_once(edits, judge, [picker, *form.values], shown, clear={form.said: ""})
-    form.save.click(save, [picker, *form.values], [form.said, loaded], **PRIVATE)
+    loaded = gr.State("")  # digest of the rule that was last read from the run
+    outputs = [*form.values, *evaluation, form.status]
+    evaluate, inputs = partial(_evaluate, workbench), [picker, *form.values]
+    gr.on(triggers, partial(_load, workbench), [picker, loaded], [*outputs, loaded], **FOLLOWING)
+    fit_options = [picker, form.fit_thresholds, form.at_least]
+    form.fit.click(partial(_suggest, workbench), fit_options, outputs, **PRIVATE)
+    form.plain.click(partial(_reset, workbench), picker, outputs, **PRIVATE)
+    edits = [component.input for component in form.values]
+    set_values_then(edits, evaluate, inputs, evaluation, clear={form.status: ""})
+    form.save.click(partial(_save, workbench), inputs, [form.status, loaded], **PRIVATE)
 
 
-def _token(workbench: Workbench, run_id: str | None, rule: dict[str, Any]) -> str:
-    """A text that is another one for another run, for one that has trained on, and for another rule of it."""
+def _evaluate(workbench: Workbench, run_id: str | None, *values: Any) -> list[Any]:
+    """Return the table and the charts of a rule's evaluation on the test rows."""
+    if not run_id:
+        return [PICK_A_RUN, None, None]
+    try:
+        report = workbench.evaluate_decision_rule(run_id, _rule_of(*values))
+        charts = (reliability_chart(report), coverage_chart(report, values[2]))
+        return [calibration_table(report), *(plot(chart) for chart in charts)]
+    except PeftCoreError as error:
+        return [message(str(error)), None, None]
+
+
+def _fill(workbench: Workbench, run_id: str | None, rule: Mapping[str, Any]) -> list[Any]:
+    """Return the fields' values of a rule, its evaluation, and an empty status."""
+    values = _values_of(rule)
+    return [*values, *_evaluate(workbench, run_id, *values), ""]
+
+
+def _show_error(error: PeftCoreError) -> list[Any]:
+    """Return an error in place of the table; the rule and the charts stay."""
+    fields = [gr.skip()] * 3
+    return [*fields, message(str(error)), gr.skip(), gr.skip(), ""]
+
+
+def _load(workbench: Workbench, run_id: str | None, last_digest: str) -> list[Any]:
+    """Return the run's saved rule, unless it was loaded before: edits since then stay."""
+    try:
+        rule = workbench.decision_rule(run_id) if run_id else {}
+        digest = _digest(workbench, run_id, rule)
+    except PeftCoreError as error:
+        return [*_show_error(error), ""]
+    if digest == last_digest:
+        return [gr.skip()] * 8
+    return [*_fill(workbench, run_id, rule), digest]
+
+
+def _suggest(
+    workbench: Workbench, run_id: str | None, thresholds: bool, percent_right: float | None
+) -> list[Any]:
+    """Return the rule that is fitted on the validation rows."""
+    try:
+        rule = workbench.suggest_decision_rule(run_id, thresholds, percent_right) if run_id else {}
+    except PeftCoreError as error:
+        return _show_error(error)
+    return _fill(workbench, run_id, rule)
+
+
+def _reset(workbench: Workbench, run_id: str | None) -> list[Any]:
+    """Return the plain rule: temperature 1, no thresholds, no abstention."""
+    try:
+        labels = workbench.decision_rule(run_id)["labels"] if run_id else ()
+    except PeftCoreError as error:
+        return _show_error(error)
+    return _fill(workbench, run_id, {"labels": labels})
+
+
+def _save(workbench: Workbench, run_id: str | None, *values: Any) -> list[Any]:
+    """Save the rule with the run; return a confirmation or an error, and the digest of the saved rule."""
+    if not run_id:
+        return [PICK_A_RUN, gr.skip()]
+    try:
+        workbench.save_decision_rule(run_id, _rule_of(*values))
+        digest = _digest(workbench, run_id, workbench.decision_rule(run_id))
+    except PeftCoreError as error:
+        return [message(str(error)), gr.skip()]
+    return [message("Saved: predictions and exports of this run go by it.", "note"), digest]
+
+
+def _digest(workbench: Workbench, run_id: str | None, rule: Mapping[str, Any]) -> str:
+    """Return a text that differs between runs, trainings of a run, and rules of a run."""
     state = workbench.status(run_id) if run_id else {}
     return repr((run_id, state.get("status"), state.get("ended"), sorted(rule.items())))
 
 
-def _values(rule: dict[str, Any]) -> list[Any]:
-    """Temperature, a table of thresholds and the least confidence, as the components take them."""
+def _values_of(rule: Mapping[str, Any]) -> list[Any]:
+    """Return temperature, table of thresholds and least confidence, as the components take them."""
     thresholds = rule.get("thresholds", {})
     rows = [[label, thresholds.get(label)] for label in rule.get("labels", ())]
     table = pd.DataFrame(rows, columns=["label", "threshold"])
     return [rule.get("temperature", 1.0), table, rule.get("abstain_below", 0.0)]
 
 
-def _rule(temperature: Any, table: pd.DataFrame, abstain_below: Any) -> dict[str, Any]:
-    rows = table[pd.to_numeric(table["threshold"], errors="coerce").notna()] if len(table) else table
-    thresholds = {str(label): value for label, value in zip(rows["label"], rows["threshold"], strict=True)}
+def _rule_of(temperature: Any, table: pd.DataFrame, abstain_below: Any) -> dict[str, Any]:
+    """Return the rule of the components' values; rows without a number have no threshold."""
+    rows = table[pd.notna(pd.to_numeric(table["threshold"], errors="coerce"))] if len(table) else table
+    thresholds = {str(label): number for label, number in zip(rows["label"], rows["threshold"], strict=True)}
     return {"temperature": temperature, "thresholds": thresholds, "abstain_below": abstain_below}
-
-
-def _drawn(report: dict[str, Any], abstain_below: float) -> list[Any]:
-    charts = (reliability_chart(report), coverage_chart(report, abstain_below))
-    return [trust_table(report), *(plot(chart) for chart in charts)]

@@ -1,38 +1,39 @@
-"""Why a model answers as it does: a text's words weighed, and the test rows to look at and search."""
+"""Explanations of predictions: the attribution of a text's words, and the test rows to search."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from peft_core.errors import PeftCoreError, shorten
-from peft_core.pictures.explained import explained
-from peft_core.pictures.pieces import message, working
-from peft_core.ui.events import FOLLOWING, PICK_A_RUN, at_once, drop_answers, sentence
+from peft_core.pictures.explained import attribution_view
+from peft_core.pictures.pieces import message, task_progress
+from peft_core.ui.events import FOLLOWING, PICK_A_RUN, cancel_pending, set_values, show_errors
 from peft_core.workbench import Workbench
 
 KINDS = [("All rows", "all"), ("Hardest mistakes", "hardest"), ("Suspected wrong labels", "suspected")]
 TITLES = {"base": "Base", "adapter": "Adapter", "merged": "Merged"}
-MOST_OF_TEXT = 500  # characters of a text in the table
+MAX_CHARACTERS = 500  # characters of a text in the table
 COLUMNS = {"Row": "row", "Text": "text", "True": "true", "Predicted": "predicted", "Confidence": "confidence"}
 ROWS = 50  # shown at a time
 
 
 @dataclass(frozen=True)
 class Question:
-    """The text to explain, and where its words are drawn."""
+    """The text to explain, and the output with its attribution."""
 
     text: gr.Textbox
     second: gr.Textbox
     label: gr.Dropdown
     go: gr.Button
-    words: gr.HTML
+    output: gr.HTML
 
 
 @dataclass(frozen=True)
 class RowsPanel:
-    """The run's test rows and what is asked of them."""
+    """The run's test rows and their filters."""
 
     kind: gr.Radio
     filtering: gr.Row
@@ -47,43 +48,43 @@ class RowsPanel:
         return [self.kind, self.query, self.true, self.predicted]
 
 
-def build_why(workbench: Workbench, picker: gr.Radio, standing: gr.State, tab: gr.Tab) -> None:
-    """A text and its words on the left, the run's test rows on the right; a click on a row explains it."""
+def build_why(workbench: Workbench, picker: gr.Radio, run_version: gr.State, tab: gr.Tab) -> None:
+    """Build a text and its attribution on the left, test rows on the right; a click on a row explains it."""
     with gr.Row():
         with gr.Column(scale=5):
-            question = _question()
+            question = _build_question()
         with gr.Column(scale=6):
-            rows = _test_rows()
-    explain, asked, explaining = _wire_question(workbench, picker, question)
+            rows = _build_rows()
+    explain, inputs, explaining = _wire_question(workbench, picker, question)
     search = _wire_rows(workbench, picker, tab, rows)
 
     def describe_run(run_id: str | None, *filters: Any) -> list[Any]:
-        result = workbench.result_of(run_id)
-        names = [(name, name) for name in result.get("labels", [])]
+        metrics = workbench.result_of(run_id)
+        names = [(name, name) for name in metrics.get("labels", [])]
         chosen, true, predicted = (
             gr.update(choices=[(first, ""), *names], visible=bool(names))
             for first in ("the predicted one", "any", "any")
         )
-        pair = gr.update(visible=bool(result.get("text_pair")))
+        pair = gr.update(visible=bool(metrics.get("text_pair")))
         return [pair, chosen, true, predicted, *search(run_id, *filters)]
 
-    def take(run_id: str | None, event: gr.SelectData) -> list[Any]:
+    def fill_in(run_id: str, event: gr.SelectData) -> list[Any]:
         row = workbench.row(run_id, int(event.row_value[0]))
         return [row["text"], row["text_pair"] or ""]
 
     texts = [question.text, question.second]
-    places = [*texts, question.label, question.words, rows.query, rows.true, rows.predicted, rows.count]
-    shown = {rows.kind: "all", rows.filtering: gr.update(visible=True)}
-    at_once([picker.change], {**dict.fromkeys(places, ""), **shown})
+    cleared = [*texts, question.label, question.output, rows.query, rows.true, rows.predicted, rows.count]
+    reset = {rows.kind: "all", rows.filtering: gr.update(visible=True)}
+    set_values([picker.change], {**dict.fromkeys(cleared, ""), **reset})
     described = [question.second, question.label, rows.true, rows.predicted, rows.count, rows.table]
-    standing.change(describe_run, [picker, *rows.filters], described, **FOLLOWING)
-    filled_in = rows.table.select(sentence(take), picker, texts, **FOLLOWING)
-    chosen = filled_in.success(explain, asked, question.words, **FOLLOWING)
-    drop_answers(picker.change, explaining, filled_in, chosen)
+    run_version.change(describe_run, [picker, *rows.filters], described, **FOLLOWING)
+    filled_in = rows.table.select(show_errors(fill_in), picker, texts, **FOLLOWING)
+    chosen = filled_in.success(explain, inputs, question.output, **FOLLOWING)
+    cancel_pending(picker.change, explaining, filled_in, chosen)
 
 
-def _question() -> Question:
-    """Layout alone."""
+def _build_question() -> Question:
+    """Build the layout."""
     text = gr.Textbox(label="Text", lines=2, max_lines=6, elem_id="why-text")
     second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
     with gr.Row():
@@ -94,8 +95,8 @@ def _question() -> Question:
     return Question(text, second, label, go, gr.HTML(elem_id="explained"))
 
 
-def _test_rows() -> RowsPanel:
-    """Layout alone."""
+def _build_rows() -> RowsPanel:
+    """Build the layout."""
     kind = gr.Radio(KINDS, value="all", label="Test rows", elem_id="rows-kind")
     with gr.Row() as filtering:
         query = gr.Textbox(label="Search", elem_id="rows-query", placeholder="words in the text")
@@ -117,65 +118,68 @@ def _test_rows() -> RowsPanel:
 
 def _wire_question(
     workbench: Workbench, picker: gr.Radio, question: Question
-) -> tuple[Callable[..., Iterator[str]], list[Any], gr.events.Dependency]:
-    """Explain by the button or Enter; what comes back is the handler, its inputs and its dependency."""
+) -> tuple[Callable[..., Iterator[str]], list[Any], Dependency]:
+    """Wire the button and Enter; return the handler, its inputs and its dependency."""
 
     def explain(run_id: str | None, typed: str, pair: str, chosen: str) -> Iterator[str]:
         if not run_id:
             yield PICK_A_RUN
             return
+        attributions: dict[str, Any] = {}
         try:
-            for step in workbench.explain(typed, run_id, chosen or None, pair or None):
-                yield working(step.share, step.what)
-            yield _explained(typed, pair, step.result)
+            for report in workbench.explain(typed, run_id, chosen or None, pair or None):
+                attributions = report.result
+                yield task_progress(report.share, report.description)
+            yield _explanation(typed, pair, attributions)
         except PeftCoreError as error:
             yield message(str(error))
 
-    asked = [picker, question.text, question.second, question.label]
+    inputs = [picker, question.text, question.second, question.label]
     triggers = [question.go.click, question.text.submit]
-    return explain, asked, gr.on(triggers, explain, asked, question.words, **FOLLOWING)
+    return explain, inputs, gr.on(triggers, explain, inputs, question.output, **FOLLOWING)
 
 
 def _wire_rows(
     workbench: Workbench, picker: gr.Radio, tab: gr.Tab, rows: RowsPanel
 ) -> Callable[..., list[Any]]:
-    """The rows follow their filters; what comes back is the handler."""
+    """Wire the rows to their filters; return the handler."""
 
     def search(run_id: str | None, *chosen: Any) -> list[Any]:
         if not run_id:
             return ["", []]
         try:
-            found = workbench.review(run_id, *chosen, most=ROWS)
+            matches = workbench.review(run_id, *chosen, max_rows=ROWS)
         except PeftCoreError as error:
             return [message(str(error)), []]
-        return [_count(found), [[_cell(row, name) for name in COLUMNS.values()] for row in found["rows"]]]
+        table = [[_cell(row, name) for name in COLUMNS.values()] for row in matches["rows"]]
+        return [_count_line(matches), table]
 
-    changed = [*(one.input for one in rows.filters), tab.select]
-    gr.on(changed, search, [picker, *rows.filters], [rows.count, rows.table], **FOLLOWING)
+    triggers = [*(component.input for component in rows.filters), tab.select]
+    gr.on(triggers, search, [picker, *rows.filters], [rows.count, rows.table], **FOLLOWING)
     rows.kind.input(
         lambda chosen: gr.update(visible=chosen != "suspected"), rows.kind, rows.filtering, **FOLLOWING
     )
     return search
 
 
-def _explained(text: str, pair: str, found: dict[str, dict[str, Any]]) -> str:
-    """Each model's words, and why one of them has none."""
-    drawn = {TITLES[name]: answer for name, answer in found.items() if "error" not in answer}
-    refused = {TITLES[name]: answer["error"] for name, answer in found.items() if "error" in answer}
-    picture = explained(text, pair or None, drawn) if drawn else ""
-    return picture + "".join(message(f"{title}: {why}", "note") for title, why in refused.items())
+def _explanation(text: str, pair: str, attributions: dict[str, dict[str, Any]]) -> str:
+    """Return HTML with the attribution of each variant, and the errors of the variants without one."""
+    by_title = {TITLES[variant]: attribution for variant, attribution in attributions.items()}
+    drawn = {title: attribution for title, attribution in by_title.items() if "error" not in attribution}
+    errors = {title: answer["error"] for title, answer in by_title.items() if "error" in answer}
+    picture = attribution_view(text, pair or None, drawn) if drawn else ""
+    return picture + "".join(message(f"{title}: {error}", "note") for title, error in errors.items())
 
 
-def _count(found: dict[str, Any]) -> str:
-    shown = f", the first {len(found['rows'])} are shown" if found["total"] > len(found["rows"]) else ""
-    return (
-        f'<p class="quiet" data-testid="rows-count">{found["total"]:,} rows{shown}. A click explains one.</p>'
-    )
+def _count_line(matches: dict[str, Any]) -> str:
+    total, listed = matches["total"], len(matches["rows"])
+    limited = f", the first {listed} are shown" if total > listed else ""
+    return f'<p class="quiet" data-testid="rows-count">{total:,} rows{limited}. A click explains one.</p>'
 
 
 def _cell(row: dict[str, Any], name: str) -> Any:
-    if name == "text":  # cut: with a click on a row the page sends the whole column
-        return " · ".join(shorten(text, MOST_OF_TEXT) for text in (row["text"], row["text_pair"]) if text)
+    if name == "text":  # shortened, since a click on a row makes the page send the whole column
+        return " · ".join(shorten(text, MAX_CHARACTERS) for text in (row["text"], row["text_pair"]) if text)
     if name == "confidence":
         return f"{row['loss']:.4g}" if row["confidence"] is None else f"{row['confidence']:.3f}"
     return row[name]

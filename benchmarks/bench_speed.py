@@ -1,4 +1,4 @@
-"""Measures training beside what one would use instead: `make bench`; see `tests/stock.py` for the others.
+"""Measures training beside the stock set-ups of `benchmarks/stock.py`: `make bench`.
 
 `make bench ARGS="short --setups workbench compiled --turns 7"` measures these of one case, in more turns.
 """
@@ -19,22 +19,23 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from bench_default import cpu_name
 from datasets import Dataset
-from stock import ARTICLE, DYNAMIC, GROUPED, WORDS, stock_trainer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
 
+from benchmarks.bench_default import cpu_name
+from benchmarks.stock import ARTICLE, DYNAMIC, GROUPED, WORDS, stock_trainer
 from peft_core import runs
 from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.encoder import load_base, set_dropout
-from peft_core.machine import expect_many_shapes, product_rate
+from peft_core.machine import expect_many_shapes, matmul_flops_per_second
 from peft_core.presets import embedded_model_folder
-from peft_core.training.lower_layers import Texts
-from peft_core.training.speedups import faster
-from peft_core.training.trainer import batch_loader, build_trainer, training_arguments
+from peft_core.training.arguments import training_arguments
+from peft_core.training.lower_layers import TextsToCache
+from peft_core.training.speedups import optimize_training
+from peft_core.training.trainer import batch_loader, build_trainer
 
 OURS = {
     "workbench": "PEFT Workbench",
@@ -98,23 +99,23 @@ class Clock(TrainerCallback):
             self.marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
     def rate(self) -> float:
-        """Real tokens a second."""
+        """Return the real tokens per second."""
         (start, before), (end, after) = self.marks
         return (after - before) / (end - start)
 
 
 def measure(name: str, setup: str, folder: Path) -> dict[str, float]:
-    """One set-up's tokens a second, peak memory over the loaded model and MFU, in this process."""
+    """Return a set-up's tokens per second, peak memory above the loaded model and MFU, in this process."""
     case = CASES[name]
     config = TrainConfig(dataset_name=case.dataset, max_train_samples=case.rows, max_eval_samples=50)
-    texts = load_labelled_text(config).train
+    texts = load_labeled_splits(config).train
     model_folder = embedded_model_folder() if case.width == 384 else bert_base(folder)
     clock = Clock(SKIPPED_COMPILED if setup == "compiled" else SKIPPED)
     max_steps = case.steps.get(setup, case.steps["workbench"]) + clock.skipped
     if setup in WORDS:
-        given = {"model_folder": model_folder, "max_steps": max_steps, "bf16": GPU}
-        given |= {} if setup == ARTICLE else {"per_device_train_batch_size": case.batch}
-        trainer = stock_trainer(setup, folder, texts, MAX_LENGTH, **given)
+        options = {"model_folder": model_folder, "max_steps": max_steps, "bf16": GPU}
+        options |= {} if setup == ARTICLE else {"per_device_train_batch_size": case.batch}
+        trainer = stock_trainer(setup, folder, texts, MAX_LENGTH, **options)
         trainer.add_callback(clock)
         warm_libraries()
         before = resident(trainer.model)
@@ -133,7 +134,7 @@ def measure(name: str, setup: str, folder: Path) -> dict[str, float]:
 def train_ours(
     setup: str, case: Case, model_folder: Path, texts: Dataset, steps: int, clock: Clock, folder: Path
 ) -> int:
-    """Train with this project's own steps; the bytes that the process held when the model was loaded."""
+    """Train with this project's steps; return the bytes that the process held with the model loaded."""
     set_seed(42)
     config = TrainConfig(
         model_name_or_path=str(model_folder), max_length=MAX_LENGTH, learning_rate=5e-5,
@@ -149,20 +150,20 @@ def train_ours(
     before = resident(model)
     loader = batch_loader(rows, base.tokenizer, config)
     batch = {k: v.to(model.device) for k, v in next(iter(loader)).items()}
-    kept = Texts(loader, sum(map(len, rows["input_ids"][:])), folder)
-    with faster(model, config, batch, steps, texts=kept) as speedups:
+    frozen_texts = TextsToCache(loader, sum(map(len, rows["input_ids"][:])), folder)
+    with optimize_training(model, config, batch, steps, texts=frozen_texts) as speedups:
         print(speedups.record, file=sys.stderr)
         run = runs.create(folder / "runs", config)
         arguments = training_arguments(run, config, len(rows), curve=None, autocast=speedups.record.autocast)
         arguments.max_steps, arguments.save_strategy = steps, "no"
-        trainer = build_trainer(model, config, arguments, base.tokenizer, rows, None, None, None)
+        trainer = build_trainer(model, config, arguments, base.tokenizer, rows, None)
         trainer.add_callback(clock)
         trainer.train()
     return before
 
 
 def bert_base(folder: Path) -> Path:
-    """Random weights in BERT-base's shapes, with the embedded model's tokenizer."""
+    """Save random weights in BERT-base's shapes with the embedded model's tokenizer; return the folder."""
     torch.manual_seed(0)
     path = folder / "bert-base"
     BertForSequenceClassification(BertConfig(num_labels=2)).save_pretrained(path)
@@ -171,18 +172,21 @@ def bert_base(folder: Path) -> Path:
 
 
 def operations(case: Case, lengths: np.ndarray) -> float:
-    """Of a real token in a plain training step with frozen weights: two for each weight forward and two
-    backward, and those of attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)."""
+    """Return the operations per real token of a plain training step with frozen weights.
+
+    Two for each weight forward and two backward, and those of attention (Chowdhery et al. 2022,
+    arXiv:2204.02311, appendix B).
+    """
     weights = case.layers * 12 * case.width**2
     attended = float((lengths**2).sum() / lengths.sum())
     return 4 * weights + 12 * case.layers * case.width * attended
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of this machine's product of two large matrices."""
+    """Return the operations per second of this machine's product of two large matrices."""
     size = 8192 if GPU else 2048
     matrix = torch.randn(size, size, dtype=dtype, device="cuda" if GPU else "cpu")
-    return product_rate(matrix, matrix)
+    return matmul_flops_per_second(matrix, matrix)
 
 
 def warm_libraries() -> None:
@@ -195,7 +199,7 @@ def warm_libraries() -> None:
 
 
 def resident(model: torch.nn.Module) -> int:
-    """Bytes of memory that are held with the whole model read, from where on `peak` counts."""
+    """Return the bytes in use with the whole model read, and start the measurement of `peak`."""
     for parameter in model.parameters():  # loading maps a file, which is read where it is touched
         parameter.sum()
     if GPU:
@@ -206,7 +210,7 @@ def resident(model: torch.nn.Module) -> int:
 
 
 def peak() -> int:
-    """The most bytes that were held since `resident` was asked."""
+    """Return the most bytes in use since `resident` was called."""
     if GPU:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -214,54 +218,54 @@ def peak() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Every set-up of every case in turn, each in a process of its own; a table, and JSON."""
+    """Measure every set-up of every case in turn, each in its own process; print a table, and JSON."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is named")
     parser.add_argument("--setups", nargs="+", choices=[*OURS, *WORDS], help="those of the case if not given")
     parser.add_argument("--turns", type=int, default=3)
-    given = parser.parse_args(arguments)
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for name in given.cases or CASES:
-        found[name] = {setup: [] for setup in given.setups or CASES[name].steps}
-        for _ in range(given.turns):
-            for setup in found[name]:
-                found[name][setup].append(in_process(name, setup))
-                print(name, setup, found[name][setup][-1], file=sys.stderr)
-    print_table(found)
-    print(json.dumps(found))
+    options = parser.parse_args(arguments)
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in options.cases or CASES:
+        results[name] = {setup: [] for setup in options.setups or CASES[name].steps}
+        for _ in range(options.turns):
+            for setup in results[name]:
+                results[name][setup].append(run_in_process(name, setup))
+                print(name, setup, results[name][setup][-1], file=sys.stderr)
+    print_table(results)
+    print(json.dumps(results))
 
 
-def in_process(name: str, setup: str) -> dict[str, float]:
+def run_in_process(name: str, setup: str) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", __file__, "--one", name, setup]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(process.stderr)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def print_table(found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
+def print_table(results: dict[str, dict[str, list[dict[str, float]]]]) -> None:
     where = torch.cuda.get_device_name() if GPU else f"{os.cpu_count()} cores, {cpu_name()}"
     print(f"{where}, torch {torch.__version__}, LoRA r 8 on query and value\n")
-    print("| | real tokens a second | workbench is | MFU | peak memory over the loaded model |")
+    print("| | real tokens per second | workbench is | MFU | peak memory above the loaded model |")
     print("|---|---|---|---|---|")
-    for name, setups in found.items():
-        middle = {
-            setup: {key: statistics.median(one[key] for one in turns) for key in turns[0]}
+    for name, setups in results.items():
+        medians = {
+            setup: {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
             for setup, turns in setups.items()
         }
-        ours = next(iter(middle.values()))["tokens_per_second"]
-        for setup, one in middle.items():
-            rate, words = one["tokens_per_second"], {**WORDS, **OURS}[setup]
-            share = "" if setup == "top_half" else f"{one['mfu']:.2f}"  # which leaves out operations
+        workbench = next(iter(medians.values()))["tokens_per_second"]
+        for setup, median in medians.items():
+            rate, words = median["tokens_per_second"], {**WORDS, **OURS}[setup]
+            share = "" if setup == "top_half" else f"{median['mfu']:.2f}"  # which leaves out operations
             print(
-                f"| {CASES[name].words}: {words} | {rate:,.0f} | {ours / rate:.2f}x as fast "
-                f"| {share} | {one['peak_mb']:,.0f} MB |"
+                f"| {CASES[name].words}: {words} | {rate:,.0f} | {workbench / rate:.2f}x as fast "
+                f"| {share} | {median['peak_mb']:,.0f} MB |"
             )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        with tempfile.TemporaryDirectory() as place:
-            print(json.dumps(measure(sys.argv[2], sys.argv[3], Path(place))))
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(sys.argv[2], sys.argv[3], Path(folder))))
     else:
         main(sys.argv[1:])

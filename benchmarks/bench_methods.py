@@ -1,8 +1,9 @@
 """Measures every method on the embedded model: accuracy over three seeds, parameters, time.
 
-`make bench-methods` appends each run to a file as it ends, so that a long measurement can be stopped and go
-on, and prints the table into README. Options: the file, then names of variants (all if none). The first
-seed's runs have the machine to themselves and are timed; the others run side by side, a thread each.
+`make bench-methods` appends each run to a file as it ends, so that a long measurement can be stopped and
+continued, and writes the table into docs/methods.md. Arguments: the file, then names of variants (all if
+none). The first seed's runs have the machine to themselves and are timed; the others run side by side, a
+thread each.
 """
 
 import json
@@ -16,34 +17,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_default import cpu_name
-from matrix import put_into_readme, variants
+from matrix import variants
 
+from benchmarks.bench_default import cpu_name
+from benchmarks.doc_tables import METHODS, write_table
 from peft_core import runs
 from peft_core.config import TrainConfig
 
 SEEDS = (42, 1, 2)
 ROWS = 2000
 PROMISE = 0.72
-MARKS = ("<!-- methods -->", "<!-- end of methods -->")
+TABLE = "methods"
 
 
 def main(path: Path, chosen: list[str]) -> None:
-    """Measure what the file lacks."""
-    done = {(row["variant"], row["seed"]) for row in read(path)}
+    """Measure what the file lacks and write the table into docs/methods.md."""
+    measured = {(row["variant"], row["seed"]) for row in read(path)}
     for seed in SEEDS:
-        left = [name for name in chosen or variants() if (name, seed) not in done]
+        missing = [name for name in chosen or variants() if (name, seed) not in measured]
         at_once = 1 if seed == SEEDS[0] else os.cpu_count()
         with ThreadPoolExecutor(at_once) as pool:
-            for row in pool.map(lambda name, seed=seed: measure(name, seed), left):
+            for row in pool.map(lambda name, seed=seed: measure(name, seed), missing):
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{row['variant']}, seed {seed}: {row['accuracy']:.3f}", flush=True)
-    put_into_readme(MARKS, table(read(path)))
+    write_table(METHODS, TABLE, table(read(path)))
 
 
 def measure(variant: str, seed: int) -> dict[str, Any]:
-    """One run with the method's default settings, by the command that the page starts."""
+    """Train one run with the method's default settings, as the page does, and return what it reached."""
     config = TrainConfig.from_dict({**variants()[variant], "seed": seed, "max_train_samples": ROWS})
     threads = {"OMP_WAIT_POLICY": "PASSIVE"} if seed == SEEDS[0] else {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +66,12 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs measured so far."""
+    """Return the runs measured so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a method in the order of the table of methods."""
+    """Return Markdown: a row for each method, in the order of METHODS."""
     lines = [
         "What each reaches with its default settings on the embedded model (`make bench-methods`; ↓ marks a",
         f"mean below {PROMISE}):",
@@ -92,7 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def line(variant: str, measured: list[dict[str, Any]]) -> str:
-    """One method's row of the table."""
+    """Return a method's row of the table."""
     scores = [row["accuracy"] for row in measured]
     mean = statistics.mean(scores)
     below = "" if mean >= PROMISE else " ↓"

@@ -1,4 +1,4 @@
-"""Measures what a second process gains, a core and a thread each: `make bench-processes`."""
+"""Measures what a second training process gains, a core and a thread each: `make bench-processes`."""
 
 import json
 import os
@@ -8,8 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench_default import cpu_name
-
+from benchmarks.bench_default import cpu_name
 from peft_core import runs
 from peft_core.config import TrainConfig
 
@@ -26,19 +25,21 @@ SETUPS = {
 }  # fmt: skip
 
 
-def tokens_a_second(setup: str) -> float:
-    """Of the steps, over all processes."""
+def tokens_per_second(setup: str) -> float:
+    """Return the tokens per second of the training steps, over all processes of a set-up."""
     with tempfile.TemporaryDirectory() as folder:
-        made = [runs.create(Path(folder), TrainConfig(**SETTINGS)) for _ in range(1 if SETUPS[setup] else 2)]
-        started = []
-        for core, run in enumerate(made):
+        new_runs = [
+            runs.create(Path(folder), TrainConfig(**SETTINGS)) for _ in range(1 if SETUPS[setup] else 2)
+        ]
+        processes = []
+        for core, run in enumerate(new_runs):
             pinned = f"exec taskset -c ${{LOCAL_RANK:-{core}}} {TRAIN} {run.folder}"
-            started.append(start([*(SETUPS[setup] or ["bash", "-c"]), pinned]))
-        for process in started:
-            _, words = process.communicate()
+            processes.append(start([*(SETUPS[setup] or ["bash", "-c"]), pinned]))
+        for process in processes:
+            _, errors = process.communicate()
             if process.returncode:
-                raise RuntimeError(words)
-        return sum(run.result()["tokens_per_second"] for run in made)
+                raise RuntimeError(errors)
+        return sum(run.result()["tokens_per_second"] for run in new_runs)
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -49,19 +50,19 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """Each in turn, TURNS times; a table, and JSON."""
-    found: dict[str, list[float]] = {setup: [] for setup in SETUPS}
+    """Measure each set-up TURNS times in turn; print a table, and JSON."""
+    results: dict[str, list[float]] = {setup: [] for setup in SETUPS}
     for _ in range(TURNS):
-        for setup, rates in found.items():
-            rates.append(tokens_a_second(setup))
+        for setup, rates in results.items():
+            rates.append(tokens_per_second(setup))
             print(setup, round(rates[-1]), file=sys.stderr)
     print(f"{os.cpu_count()} cores, {cpu_name()}\n")
-    print("| | tokens a second | times one process |")
+    print("| | tokens per second | times one process |")
     print("|---|---|---|")
-    one = statistics.median(found[next(iter(SETUPS))])
-    for setup, rates in found.items():
-        print(f"| {setup} | {statistics.median(rates):,.0f} | {statistics.median(rates) / one:.2f} |")
-    print(json.dumps(found))
+    single = statistics.median(results[next(iter(SETUPS))])
+    for setup, rates in results.items():
+        print(f"| {setup} | {statistics.median(rates):,.0f} | {statistics.median(rates) / single:.2f} |")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures learning rate, batch size and epochs by rows and method, on validation rows: `make bench-grid`.
 
-Appends each run to a file as it ends, so that a long measurement can be stopped and go on. The test rows are
-not looked at: the defaults that come from this table are judged on those by `make bench-default`.
+Appends each run to a file as it ends, so that a long measurement can be stopped and continued. Test rows are
+not used: `make bench-default` evaluates the defaults that come from this table on them.
 """
 
 import contextlib
@@ -16,11 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matrix import put_into_readme
-
+from benchmarks.doc_tables import DEFAULTS, write_table
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.rows import VALIDATION, judged_rows
+from peft_core.rows import VALIDATION, load_evaluation_rows
 from peft_core.train import train
 
 RATES = {"lora": (1e-3, 2e-3, 4e-3), "full": (3e-5, 1e-4, 3e-4), "head_only": (3e-3, 1e-2, 3e-2)}
@@ -36,19 +35,19 @@ CELLS = {  # batch sizes and epochs by method and rows
     ("head_only", 1000): ((16,), (1, 3, 6)),
     ("head_only", 3000): ((16,), (1, 2, 4)),
 }
-SEED = 7  # no bench that reports a test result uses it
-AGAIN = (8, 9, 10)  # seeds with which two ways to begin are compared
+SEED = 7  # not used by benchmarks that report a test result
+REPEATED_SEEDS = (8, 9, 10)  # with which two starting points are compared
 WAYS = {"as many steps as by default": (16, 2e-3), "small batches, half the rate": (8, 1e-3)}
-TEXTS = {250: (2500, 4000), 1000: (3000, 4000)}  # that each way reads in all, by rows
-MARKS = ("<!-- grid -->", "<!-- end of grid -->")
+TEXTS = {250: (2500, 4000), 1000: (3000, 4000)}  # that each starting point reads in total, by rows
+TABLE = "grid"
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """The settings of every run."""
+    """Yield the settings of every run."""
     for (method, rows), (batches, epochs) in CELLS.items():
         for batch, number, rate in itertools.product(batches, epochs, RATES[method]):
             yield settings_of(method, rows, batch, number, rate, SEED)
-    for seed, rows in itertools.product(AGAIN, TEXTS):
+    for seed, rows in itertools.product(REPEATED_SEEDS, TEXTS):
         for (batch, rate), texts in zip(WAYS.values(), TEXTS[rows], strict=True):
             yield settings_of("lora", rows, batch, texts / rows, rate, seed)
 
@@ -65,11 +64,11 @@ def settings_of(method: str, rows: int, batch: int, epochs: float, rate: float, 
 
 
 def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run by the function behind the command that the page starts."""
+    """Train and return one run's settings and validation accuracy."""
     run = runs.create(folder, TrainConfig.from_dict(settings))
     with contextlib.redirect_stdout(io.StringIO()):
         train(run.folder)
-    rows = judged_rows(run, VALIDATION)
+    rows = load_evaluation_rows(run, VALIDATION)
     result = run.result()
     return {
         **settings,
@@ -80,26 +79,26 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main(path: Path) -> None:
-    """Measure what the file lacks, and put the table into README."""
-    done = read(path)
+    """Measure what the file lacks and write the table into docs/defaults.md."""
+    measured = read(path)
     with tempfile.TemporaryDirectory() as folder:
         for settings in grid():
-            if any(settings.items() <= row.items() for row in done):
+            if any(settings.items() <= row.items() for row in measured):
                 continue
             row = measure(settings, Path(folder))
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    put_into_readme(MARKS, table(read(path)))
+    write_table(DEFAULTS, TABLE, table(read(path)))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs measured so far."""
+    """Return the runs measured so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each method, number of rows, batch and epochs; a column for each rate."""
+    """Return Markdown: a row for each method, number of rows, batch and epochs; a column for each rate."""
     lines = [
         f"Accuracy on validation sentences, never the test's (`make bench-grid`, seed {SEED}), at a low, a "
         f"middle and a high rate: {'; '.join(f'{m} {_listed(rates)}' for m, rates in RATES.items())}.",
@@ -110,19 +109,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     for (method, count), (batches, epochs) in CELLS.items():
         for batch, number in itertools.product(batches, epochs):
             wanted = [settings_of(method, count, batch, number, rate, SEED) for rate in RATES[method]]
-            found = [_accuracy(rows, settings) for settings in wanted]
-            if any(found):
-                lines.append(f"| {method} | {count:,} | {batch} | {number} | {' | '.join(found)} |")
+            scores = [_accuracy(rows, settings) for settings in wanted]
+            if any(scores):
+                lines.append(f"| {method} | {count:,} | {batch} | {number} | {' | '.join(scores)} |")
     return "\n".join([*lines, "", *_ways(rows)])
 
 
 def _ways(rows: list[dict[str, Any]]) -> list[str]:
-    """A table of two ways to begin on few rows."""
-    lines = [f"| LoRA, seeds {_listed(AGAIN)} | rows | mean (each seed) |", "|---|---|---|"]
+    """Return a table of two starting points on few rows."""
+    lines = [f"| LoRA, seeds {_listed(REPEATED_SEEDS)} | rows | mean (each seed) |", "|---|---|---|"]
     for count, both in TEXTS.items():
         for (way, (batch, rate)), texts in zip(WAYS.items(), both, strict=True):
-            wanted = [settings_of("lora", count, batch, texts / count, rate, seed) for seed in AGAIN]
-            each = [found for found in (_accuracy(rows, one) for one in wanted) if found]
+            wanted = [settings_of("lora", count, batch, texts / count, rate, seed) for seed in REPEATED_SEEDS]
+            each = [score for score in (_accuracy(rows, settings) for settings in wanted) if score]
             mean = statistics.mean(map(float, each)) if each else 0.0
             words = f"{way}: batch {batch}, rate {rate:g}, {texts / count:g} epochs"
             lines.append(f"| {words} | {count:,} | {mean:.3f} ({', '.join(each)}) |")
@@ -130,8 +129,8 @@ def _ways(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _accuracy(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
-    found = [row["validation_accuracy"] for row in rows if settings.items() <= row.items()]
-    return f"{found[0]:.3f}" if found else ""
+    scores = [row["validation_accuracy"] for row in rows if settings.items() <= row.items()]
+    return f"{scores[0]:.3f}" if scores else ""
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -1,8 +1,8 @@
-"""Measures the peak memory of real trainings: `python tests/bench_memory.py tests/memory_cpu.json`.
+"""Measures the peak memory of real trainings: `make bench-memory`.
 
-Each training is a process of its own, whose peak resident size the kernel tells when it ends. Texts are
+Each training is a process of its own; the kernel reports its peak resident size when it ends. Texts are
 longer than any `max_length`, so that a batch has as many tokens as its settings say. Models of other sizes
-are drawn at random from their configurations. What the file holds already is not measured again.
+get random weights from their configurations. What the file already has is not measured again.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from peft_core import runs
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.machine import gains_by_half
+from peft_core.machine import is_bfloat16_faster
 from peft_core.presets import MODELS
 from peft_core.sources import model_source
 
@@ -48,7 +48,7 @@ METHODS = [
 
 
 def every_setting() -> Iterator[dict[str, Any]]:
-    """What is measured, the small models first."""
+    """Yield the settings of every measurement, small models first."""
     for method in METHODS:
         yield setting(EMBEDDED_MODEL, method, 32, 128)
     for batch, length in SIZES:
@@ -66,7 +66,7 @@ def every_setting() -> Iterator[dict[str, Any]]:
 
 
 def setting(model: str, method: str, batch: int, length: int, **others: Any) -> dict[str, Any]:
-    """Settings as TrainConfig has them, of a preset's shape."""
+    """Return settings of TrainConfig for a preset's shape."""
     return {
         "model_name_or_path": model,
         "method": method,
@@ -76,7 +76,7 @@ def setting(model: str, method: str, batch: int, length: int, **others: Any) -> 
     }
 
 
-# A process counts as its own peak what the one that started it had: a small one starts it.
+# A process inherits the peak of its parent, so a small process starts the training.
 _START_AND_MEASURE = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
@@ -87,7 +87,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def measure(settings: dict[str, Any], folder: Path) -> int:
-    """The peak resident size of a training with these settings, in bytes."""
+    """Return the peak resident size of a training with these settings, in bytes."""
     model = model_folder(settings["model_name_or_path"], folder)
     data = write_rows(folder / "data", STEPS * settings["per_device_train_batch_size"])
     local = {**settings, "model_name_or_path": str(model), "dataset_name": str(data)}
@@ -96,14 +96,14 @@ def measure(settings: dict[str, Any], folder: Path) -> int:
     root = Path(__file__).resolve().parent.parent
     with (folder / "log").open("wb") as log:
         starter = [sys.executable, "-c", _START_AND_MEASURE, *command]
-        done = subprocess.run(starter, cwd=root, stdout=subprocess.PIPE, stderr=log, check=False)
-    if done.returncode:
+        process = subprocess.run(starter, cwd=root, stdout=subprocess.PIPE, stderr=log, check=False)
+    if process.returncode:
         raise RuntimeError((folder / "log").read_text(encoding="utf-8")[-2000:])
-    return int(done.stdout) * 1024
+    return int(process.stdout) * 1024
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """The embedded model as it is, any other preset with random weights and the embedded one's tokenizer."""
+    """Return the embedded model, or another preset with random weights and the embedded model's tokenizer."""
     embedded = model_source(EMBEDDED_MODEL, None).folder
     if name == EMBEDDED_MODEL:
         return embedded
@@ -116,7 +116,7 @@ def model_folder(name: str, folder: Path) -> Path:
 
 
 def write_rows(folder: Path, rows: int) -> Path:
-    """A data set of two labels whose texts are longer than any that is read whole."""
+    """Write a data set of two labels whose texts are longer than any `max_length`."""
     folder.mkdir(exist_ok=True)
     for split, count in (("train", rows), ("validation", TEST_ROWS), ("test", TEST_ROWS)):
         draw = random.Random(split)  # unlike texts: alike ones with two labels have no gradient to compare
@@ -127,9 +127,9 @@ def write_rows(folder: Path, rows: int) -> Path:
 
 
 def main(path: Path) -> None:
-    """Measure what the file does not hold yet."""
+    """Measure what the file does not have yet."""
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    half = gains_by_half(torch.device("cpu"))
+    half = is_bfloat16_faster(torch.device("cpu"))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for settings in every_setting():
             if any(row["settings"] == settings for row in rows):

@@ -1,4 +1,4 @@
-"""What people would use instead: Trainer and PEFT as they come, in the three ways that tutorials show."""
+"""Stock set-ups to compare with: Trainer and PEFT used in the three ways that tutorials show."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ WORDS = {
 BATCH = {ARTICLE: 8, DYNAMIC: 16, GROUPED: 16}
 
 
-def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **given: Any) -> Trainer:
-    """A Trainer for rows of `text` and `label`, with LoRA of rank 8 on query and value.
+def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **options: Any) -> Trainer:
+    """Return a Trainer for rows of `text` and `label`, with LoRA of rank 8 on query and value.
 
-    `given` are more TrainingArguments, and `model_folder`, `seed`.
+    `options` are further TrainingArguments, and `model_folder` and `seed`.
     """
-    model_folder, seed = given.pop("model_folder"), given.pop("seed", 42)
+    model_folder, seed = options.pop("model_folder"), options.pop("seed", 42)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     padding = "max_length" if kind == ARTICLE else False
 
@@ -45,7 +45,7 @@ def stock_trainer(kind: str, folder: Path, texts: Dataset, max_length: int, **gi
         report_to=[],
         disable_tqdm=True,
         seed=seed,
-        **{"per_device_train_batch_size": BATCH[kind], **sampling, **given},
+        **{"per_device_train_batch_size": BATCH[kind], **sampling, **options},
     )
     return Trainer(
         get_peft_model(model, lora),

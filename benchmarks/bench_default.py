@@ -1,4 +1,4 @@
-"""Measures the default run, three seeds, beside what one would use instead; prints a table."""
+"""Measures the default run with three seeds beside simple baselines: `make bench-default`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.data.labelled import load_labelled_text
+from peft_core.data.labelled import load_labeled_splits
 from peft_core.merge import merge
 from peft_core.presets import embedded_model_folder
 
@@ -26,7 +26,7 @@ SEEDS = (42, 1, 2)
 
 
 def main() -> None:
-    """Train, merge, compare, print; takes about five minutes on two cores."""
+    """Train, merge, compare and print; takes about five minutes on two cores."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         lora = [default_run(Path(folder), seed) for seed in SEEDS]
@@ -38,13 +38,13 @@ def main() -> None:
         ("Frozen MiniLM, mean-pooled, logistic regression", probe),
         ("TF-IDF words and pairs, logistic regression", tfidf),
     ):
-        measured = [classify(load_labelled_text(TrainConfig(seed=seed))) for seed in SEEDS]
+        measured = [classify(load_labeled_splits(TrainConfig(seed=seed))) for seed in SEEDS]
         rows.append((name, [{"accuracy": a} for a, _ in measured], [s for _, s in measured]))
     print_table(rows, results[0], lora[0][2] == again[2], certificate.max_logit_diff_reloaded)
 
 
 def default_run(folder: Path, seed: int) -> tuple[runs.Run, dict, str]:
-    """The run, its result and the hash of its adapter, trained by the command that the page starts."""
+    """Train as the page does; return the run, its result and the hash of its adapter."""
     run = runs.create(folder, TrainConfig(seed=seed))
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "peft_core.train", str(run.folder)]
@@ -59,7 +59,7 @@ def default_run(folder: Path, seed: int) -> tuple[runs.Run, dict, str]:
 
 
 def probe(data: object) -> tuple[float, float]:
-    """Accuracy and seconds of logistic regression on the frozen encoder's sentence vectors."""
+    """Return accuracy and seconds of logistic regression on the frozen encoder's sentence vectors."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder())
     model = AutoModel.from_pretrained(embedded_model_folder()).eval()
 
@@ -81,7 +81,7 @@ def probe(data: object) -> tuple[float, float]:
 
 
 def tfidf(data: object) -> tuple[float, float]:
-    """Accuracy and seconds of logistic regression on TF-IDF weights."""
+    """Return accuracy and seconds of logistic regression on TF-IDF weights."""
     start = time.perf_counter()
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     fitted = LogisticRegression(max_iter=2000, C=10).fit(
@@ -92,7 +92,7 @@ def tfidf(data: object) -> tuple[float, float]:
 
 
 def print_table(rows: list, first: dict, same_bytes: bool, worst: float) -> None:
-    """Markdown for the README, and the raw numbers as JSON."""
+    """Print Markdown for docs/benchmarks.md, and the raw numbers as JSON."""
     print(f"{os.cpu_count()} cores, {cpu_name()}, torch {torch.__version__}, seeds {SEEDS}\n")
     print("| 3,000 training sentences, 1,000 held-out ones | accuracy, mean (each seed) | training, median |")
     print("|---|---|---|")
@@ -106,7 +106,7 @@ def print_table(rows: list, first: dict, same_bytes: bool, worst: float) -> None
 
 
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

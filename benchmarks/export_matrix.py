@@ -1,6 +1,6 @@
-"""Every method's run taken away in every way, and loaded again by stock libraries in a fresh process.
+"""Exports a run of every method in every format and loads it with stock libraries in a fresh process.
 
-`make exports` prints the table into README.
+`make exports` writes the table into docs/benchmarks.md.
 """
 
 import json
@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from matrix import put_into_readme, settings_of, variants
+from matrix import settings_of, variants
 from processes import environment, python
 from small_data import write_small_data
 from tiny import make_tiny
 
+from benchmarks.doc_tables import BENCHMARKS, write_table
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
@@ -34,65 +35,73 @@ from peft_core.inference.predictor import Predictor
 from peft_core.inference.vectors import encoder_of, vectors
 from peft_core.merge import merge
 from peft_core.methods import METHODS
-from peft_core.rows import judged_rows
+from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
 from peft_core.train import train
 
-MARKS = ("<!-- exports -->", "<!-- end of exports -->")
-WAYS = {
+TABLE = "exports"
+FORMATS = {
     "adapter": "Adapter: PEFT", "merged": "Merged: transformers", "float32": "ONNX float32: ONNX Runtime",
     "int8": "ONNX int8: ONNX Runtime", "embeddings": "Embeddings: sentence-transformers",
     "page": "Page: its int8 file", "script": "Script: plain Python",
 }  # fmt: skip
-EXACT = 1e-3  # of the spread; int8 has the largest difference that its report says, times three
+EXACT = 1e-3  # standard deviations; int8 may have three times the difference that its report states
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method taken away in one way: the largest difference of a logit (of a vector's number) from the
-    trained adapter on the evaluation rows, in standard deviations of these numbers, so that small numbers
-    hide nothing; of a metric itself for the script; or the reason why it cannot be."""
+    """One method in one export format.
+
+    Attributes:
+        variant: the method, or the variant of LoRA.
+        format: a key of FORMATS.
+        difference: the largest difference from the trained adapter on the evaluation rows: of a logit or a
+            vector component, in standard deviations of these numbers, so that small numbers hide nothing; for
+            the script of a metric.
+        allowed: the largest difference that is allowed.
+        reason: why the export is not possible; empty if it is.
+    """
 
     variant: str
-    way: str
+    format: str
     difference: float = 0.0
     allowed: float = EXACT
     reason: str = ""
 
     @property
     def holds(self) -> bool:
-        """Whether it is the trained model; a reason is an answer too."""
+        """Whether the export is the trained model, or there is a reason for its absence."""
         return bool(self.reason) or self.difference <= self.allowed
 
 
 def main() -> None:
-    """All methods, two at a time; fails if a cell does not hold, and leaves README as it is then."""
+    """Measure all methods, two at a time, and write the table, unless a cell does not hold."""
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
         folders = {name: Path(scratch) / str(i) for i, name in enumerate(variants())}
-        rows = pool.map(_in_its_own_process, folders, folders.values())
+        rows = pool.map(_in_subprocess, folders, folders.values())
         cells = [cell for row in rows for cell in row]
     wrong = [cell for cell in cells if not cell.holds]
     assert not wrong, wrong
-    put_into_readme(MARKS, table(cells))
+    write_table(BENCHMARKS, TABLE, table(cells))
 
 
 def row_of(variant: str, folder: Path) -> list[Cell]:
-    """A method trained on a tiny BERT and taken away in every way."""
+    """Train a method on a tiny BERT, export it in every format, and compare each export with the adapter."""
     model, data = make_tiny(folder / "model", "bert"), write_small_data(folder / "data")
     settings = {**settings_of(variants()[variant], "bert"), "dataset_name": str(data), "num_train_epochs": 6}
     settings |= {"arithmetic": "plain"}  # as the script's is
     run = runs.create(folder / "runs", TrainConfig.from_dict({**settings, "model_name_or_path": str(model)}))
     train(run.folder)
-    taken = folder / "taken"
-    reasons = {way: _taken(run, way, make, taken) for way, make in MAKERS.items()}
-    made = [way for way, reason in reasons.items() if not reason]
-    differences = {**_loaded_again(run, taken, made), "script": _script_again(run, folder / "script")}
+    exports = folder / "exports"
+    reasons = {name: _unpack(run, exports / name, export) for name, export in EXPORTERS.items()}
+    folders = {name: exports / name for name, reason in reasons.items() if not reason}
+    differences = {**_differences(run, folders), "script": _script_difference(run, folder / "script")}
     report = json.loads((run.onnx / "report.json").read_text(encoding="utf-8"))
-    rounding = report["int8"]["max_logit_diff"] / float(judged_rows(run).logits.std())
+    rounding = report["int8"]["max_logit_diff"] / float(load_evaluation_rows(run).logits.std())
     allowed = {"int8": 3 * rounding, "page": 3 * rounding, "script": 1e-12}
     return [
-        Cell(variant, way, differences.get(way, 0.0), allowed.get(way, EXACT), reasons.get(way, ""))
-        for way in WAYS
+        Cell(variant, name, differences.get(name, 0.0), allowed.get(name, EXACT), reasons.get(name, ""))
+        for name in FORMATS
     ]
 
 
@@ -117,7 +126,7 @@ def _page_zip(run: Run) -> Path:
     return zip_of(run, "page")
 
 
-MAKERS: Mapping[str, Callable[[Run], Path]] = {
+EXPORTERS: Mapping[str, Callable[[Run], Path]] = {
     "adapter": lambda run: zip_of(run, "adapter"),
     "merged": _merged_zip,
     "float32": _onnx_zip,
@@ -127,67 +136,74 @@ MAKERS: Mapping[str, Callable[[Run], Path]] = {
 }
 
 
-def _taken(run: Run, way: str, make: Callable[[Run], Path], folder: Path) -> str:
-    """Make it and unpack its zip, as who takes it away would; the reason where there is none."""
+def _unpack(run: Run, folder: Path, export: Callable[[Run], Path]) -> str:
+    """Unpack the zip of an export, as a user would; return the reason if there is none."""
     try:
-        with zipfile.ZipFile(make(run)) as archive:
-            archive.extractall(folder / way)
+        with zipfile.ZipFile(export(run)) as archive:
+            archive.extractall(folder)
     except PeftCoreError as error:
         return str(error).replace(f" of {run.run_id!r}", "")
     return ""
 
 
-def _loaded_again(run: Run, taken: Path, made: list[str]) -> dict[str, float]:
-    """What a fresh process with stock libraries makes of each, against the adapter on its base."""
-    rows, classifier = judged_rows(run), Classifier.read(run)
-    asked = {
+def _differences(run: Run, folders: Mapping[str, Path]) -> dict[str, float]:
+    """Return how far the outputs of each export, in a fresh process, are from those of the adapter."""
+    rows, classifier = load_evaluation_rows(run), Classifier.read(run)
+    request = {
         "base": run.config().model_name_or_path,
         "is_peft": METHODS[run.config().method].peft_config is not None,
-        "ways": {way: str(taken / way) for way in made},
+        "formats": {name: str(folder) for name, folder in folders.items()},
         "texts": rows.texts,
         "max_length": classifier.max_length,
     }
-    done = python("-W", "ignore", str(Path(__file__).with_name("exports_check.py")), stdin=json.dumps(asked))
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = {way: np.asarray(one) for way, one in json.loads(done.stdout.splitlines()[-1]).items()}
+    script = Path(__file__).with_name("export_matrix_check.py")
+    process = python("-W", "ignore", str(script), stdin=json.dumps(request))
+    assert process.returncode == 0, process.stderr[-4000:]
+    answers = json.loads(process.stdout.splitlines()[-1])
+    outputs = {name: np.asarray(numbers) for name, numbers in answers.items()}
     logits = Predictor(run.folder, "adapter").logits(rows.texts)
-    expected = dict.fromkeys(found, logits)
-    if "embeddings" in found:
+    expected = dict.fromkeys(outputs, logits)
+    if "embeddings" in outputs:
         base = load_adapter_base(run, classifier)
         encoder = encoder_of(load_adapter(run, base))
         expected["embeddings"] = vectors(encoder, base.tokenizer, rows.texts, classifier.max_length)
-    return {way: float(np.abs(one - expected[way]).max() / expected[way].std()) for way, one in found.items()}
+    return {
+        name: float(np.abs(numbers - expected[name]).max() / expected[name].std())
+        for name, numbers in outputs.items()
+    }
 
 
-def _script_again(run: Run, folder: Path) -> float:
-    """The largest difference of a metric when the script trains and measures everything once more."""
+def _script_difference(run: Run, folder: Path) -> float:
+    """Return the largest difference of a metric between the run and its script, which trains again."""
     with zipfile.ZipFile(reproduction_zip(run)) as archive:
         archive.extractall(folder)
     variables = environment()
     del variables["PYTHONPATH"]
     command = [sys.executable, "-W", "ignore", "-I", SCRIPT_FILE]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    said, result = json.loads(done.stdout[done.stdout.rindex("{") :]), run.result()
-    numbers = {name: value for name, value in said.items() if isinstance(value, float)}
+    process = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-4000:]
+    printed = json.loads(process.stdout[process.stdout.rindex("{") :])
+    result = run.result()
+    numbers = {name: value for name, value in printed.items() if isinstance(value, float)}
     return max(abs(value - result[name]) for name, value in numbers.items())
 
 
-def _in_its_own_process(variant: str, folder: Path) -> list[Cell]:
-    done = python("-W", "ignore", "-m", "exports", variant, str(folder), timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [Cell(**cell) for cell in json.loads(done.stdout.splitlines()[-1])]
+def _in_subprocess(variant: str, folder: Path) -> list[Cell]:
+    process = python("-W", "ignore", "-m", "benchmarks.export_matrix", variant, str(folder), timeout=900)
+    assert process.returncode == 0, process.stderr[-4000:]
+    return [Cell(**cell) for cell in json.loads(process.stdout.splitlines()[-1])]
 
 
 def table(cells: list[Cell]) -> str:
-    """Markdown, and below it the reasons why a cell is empty."""
+    """Return the matrix in Markdown, and below it the reasons why a cell is empty."""
     lines = [
-        "Largest difference on the evaluation rows from the trained adapter: of a logit, or of a number of a "
-        "vector, in standard deviations of these; for the script of a metric. The page's own JavaScript is "
-        "tested apart, in a real Chromium.",
+        "Largest difference from the trained adapter on the evaluation rows: for models of a logit, in "
+        "standard deviations of the logits; for embeddings of a vector component, in standard deviations of "
+        "the components; for the script of a metric. The JavaScript of the page is tested separately, in a "
+        "real Chromium.",
         "",
-        f"| Method | {' | '.join(WAYS.values())} |",
-        f"|---|{'---|' * len(WAYS)}",
+        f"| Method | {' | '.join(FORMATS.values())} |",
+        f"|---|{'---|' * len(FORMATS)}",
     ]
     for variant in variants():
         row = [cell for cell in cells if cell.variant == variant]
