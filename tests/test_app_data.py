@@ -70,7 +70,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     assert set(config["label2id"]) == set(TONES)
     page.click("#try-it")  # what is asked of a run knows it as soon as it is trained
     expect(page.locator("#examples")).to_contain_text(" war ")
-    page.get_by_role("tab", name="Why?").click()
+    page.get_by_role("tab", name="Explain").click()
     expect(page.locator("#why-label")).to_be_visible()
     page.click("#rows-true input")
     expect(page.get_by_role("option")).to_have_count(1 + len(TONES))

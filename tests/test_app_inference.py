@@ -52,7 +52,7 @@ def test_a_file_comes_back_with_its_rows_answered_and_judged(
     labels = ["bad" if label == 0 else "good" for label in rows.labels]
     path = tmp_path / "reviews.csv"
     pd.DataFrame({"nr": range(len(rows)), "text": rows.texts, "label": labels}).to_csv(path, index=False)
-    page = questions(open_page, merged_run, "A file")
+    page = questions(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-text input")).to_have_value("text", timeout=60_000)
     expect(page.locator("#file-label input")).to_have_value("label")
@@ -74,7 +74,7 @@ def test_cancel_ends_a_long_file_and_leaves_nothing(
 ) -> None:
     path = tmp_path / "long.csv"
     path.write_text("text\n" + "the food was good and the service bad\n" * 200_000, encoding="utf-8")
-    page = questions(open_page, merged_run, "A file")
+    page = questions(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-text input")).to_have_value("text", timeout=60_000)
     page.click("#predict-file")
@@ -89,7 +89,7 @@ def test_cancel_ends_a_long_file_and_leaves_nothing(
 def test_a_file_without_texts_lists_its_columns(merged_run: Run, open_page: Open, tmp_path: Path) -> None:
     path = tmp_path / "numbers.jsonl"
     path.write_text(json.dumps({"n": 1, "m": 2}) + "\n", encoding="utf-8")
-    page = questions(open_page, merged_run, "A file")
+    page = questions(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-label input")).to_have_value("none", timeout=60_000)
     page.click("#predict-file")
@@ -99,7 +99,7 @@ def test_a_file_without_texts_lists_its_columns(merged_run: Run, open_page: Open
 def test_a_rule_is_chosen_saved_and_travels(
     server: Server, topics: Run, open_page: Open, tmp_path: Path
 ) -> None:
-    page = questions(open_page, topics, "Can I trust it?")
+    page = questions(open_page, topics, "Calibration")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     expect(page.locator("#reliability canvas")).to_be_visible()
     page.get_by_label("Fit thresholds").check()
@@ -119,12 +119,12 @@ def test_a_rule_is_chosen_saved_and_travels(
         assert json.loads(archive.read(DECISION_FILE)) == kept
     page.reload()
     page.get_by_role("tab", name="Inference").click()
-    page.get_by_role("tab", name="Can I trust it?").click()
+    page.get_by_role("tab", name="Calibration").click()
     expect(page.locator("#abstain input")).to_have_value("0.6", timeout=60_000)
 
 
 def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, open_page: Open) -> None:
-    page = questions(open_page, merged_run, "A text")
+    page = questions(open_page, merged_run, "Text")
     page.click("#others input")
     page.get_by_role("option", name=topics.run_id).click()
     fill(page, "#text textarea", "Wonderful, the best pizza.")
@@ -135,7 +135,7 @@ def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, o
 
 
 def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, open_page: Open) -> None:
-    page = questions(open_page, merged_run, "Why?")
+    page = questions(open_page, merged_run, "Explain")
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
     fill(page, "#why-text textarea", "Wonderful, the best pizza.")
     page.click("#explain")

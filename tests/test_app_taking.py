@@ -1,4 +1,4 @@
-"""The Take away part of the Inference tab in a real Chromium: made, downloaded, copied, refused."""
+"""The Export tab of the Inference tab in a real Chromium: made, downloaded, copied, refused."""
 
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def server(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def page(open_page: Open, merged_run: Run) -> Page:
     page = open_page(f"?run={merged_run.run_id}")
     page.get_by_role("tab", name="Inference").click()
-    page.get_by_role("tab", name="Take away").click()
+    page.get_by_role("tab", name="Export").click()
     return page
 
 

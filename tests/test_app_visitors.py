@@ -23,9 +23,9 @@ from peft_core.runs.ownership import Ownership, write_ownership
 OFTEN = "from peft_core.ui import train; train.IDLE_POLL_SECONDS = 1.0\n"
 TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
 OWNERS_BUTTONS = {
-    "A file": ["#predict-file"],
-    "Can I trust it?": ["#save-rule"],
-    "Take away": ["#make-onnx", "#push", "#take-script"],
+    "File": ["#predict-file"],
+    "Calibration": ["#save-rule"],
+    "Export": ["#make-onnx", "#push", "#take-script"],
 }
 
 

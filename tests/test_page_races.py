@@ -73,7 +73,7 @@ def release_all(held_up: Path) -> Iterator[None]:
 def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
     topics: Run, open_page: Open, held_up: Path
 ) -> None:
-    page = questions(open_page, topics, "Can I trust it?")
+    page = questions(open_page, topics, "Calibration")
     table = page.get_by_test_id("trust")
     expect(table).to_contain_text("60 test rows", timeout=60_000)
     judged = table.inner_html()
@@ -92,7 +92,7 @@ def test_saved_rule_stays_confirmed_when_its_judgement_comes_late(
 def test_edit_clears_the_confirmation_before_it_is_judged(
     topics: Run, open_page: Open, held_up: Path
 ) -> None:
-    page = questions(open_page, topics, "Can I trust it?")
+    page = questions(open_page, topics, "Calibration")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
@@ -102,13 +102,13 @@ def test_edit_clears_the_confirmation_before_it_is_judged(
 
 
 def test_edited_rule_survives_a_visit_to_another_tab(server: Server, topics: Run, open_page: Open) -> None:
-    page = questions(open_page, topics, "Can I trust it?")
+    page = questions(open_page, topics, "Calibration")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     fill(page, "#abstain input", "0.45")
-    page.get_by_role("tab", name="A text").click()
+    page.get_by_role("tab", name="Text").click()
     wait_for_answers(page)
     with page.expect_request("**/queue/join*"):
-        page.get_by_role("tab", name="Can I trust it?").click()
+        page.get_by_role("tab", name="Calibration").click()
     wait_for_answers(page)
     expect(page.locator("#abstain input")).to_have_value("0.45")
     path = server.runs_dir / topics.run_id / "adapter" / DECISION_FILE
@@ -135,7 +135,7 @@ def test_prediction_stays_when_the_examples_come_late(
     merged_run: Run, open_page: Open, held_up: Path
 ) -> None:
     (held_up / "_examples").touch()
-    page = questions(open_page, merged_run, "A text")
+    page = questions(open_page, merged_run, "Text")
     fill(page, "#text textarea", GOOD)
     page.click("#classify")
     expect(page.locator("#card-1 .answer")).to_have_text("good", timeout=60_000)
@@ -148,7 +148,7 @@ def test_prediction_stays_when_the_examples_come_late(
 def test_example_clicked_during_a_prediction_is_answered(
     merged_run: Run, open_page: Open, held_up: Path
 ) -> None:
-    page = questions(open_page, merged_run, "A text")
+    page = questions(open_page, merged_run, "Text")
     expect(page.locator("#examples")).not_to_contain_text("A gorgeous, witty")
     examples = page.locator("#examples button")
     fill(page, "#text textarea", GOOD)
@@ -168,7 +168,7 @@ def test_example_clicked_during_a_prediction_is_answered(
 def test_answer_about_one_run_does_not_appear_under_another(
     merged_run: Run, topics: Run, open_page: Open, held_up: Path
 ) -> None:
-    page = questions(open_page, merged_run, "A text")
+    page = questions(open_page, merged_run, "Text")
     (held_up / "compare").touch()
     fill(page, "#text textarea", GOOD)
     with page.expect_request("**/queue/join*"):
@@ -186,7 +186,7 @@ def test_typed_text_stays_when_the_test_rows_come_late(
     merged_run: Run, open_page: Open, held_up: Path
 ) -> None:
     (held_up / "review").touch()
-    page = questions(open_page, merged_run, "Why?")
+    page = questions(open_page, merged_run, "Explain")
     fill(page, "#why-text textarea", GOOD)
     (held_up / "review").unlink()
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)

@@ -29,15 +29,15 @@ def build_inference(workbench: Workbench, picker: gr.Radio, run_version: gr.Stat
     """
     picked = gr.HTML(NO_RUN, elem_id="picked")
     with gr.Tabs(elem_id="questions"):
-        with gr.Tab("A text", id="text"):
+        with gr.Tab("Text", id="text"):
             build_texts(workbench, picker, run_version)
-        with gr.Tab("A file", id="file"):
+        with gr.Tab("File", id="file"):
             predict_file = build_files(workbench, picker, run_version)
-        with gr.Tab("Can I trust it?", id="trust") as trust:
+        with gr.Tab("Calibration", id="trust") as trust:
             save_rule = build_trust(workbench, picker, run_version, trust)
-        with gr.Tab("Why?", id="why") as why:
+        with gr.Tab("Explain", id="why") as why:
             build_why(workbench, picker, run_version, why)
-        with gr.Tab("Take away", id="take") as take:
+        with gr.Tab("Export", id="take") as take:
             export_buttons = build_taking(workbench, picker, run_version, take)
     writing_buttons = [predict_file, save_rule, *export_buttons]
 
