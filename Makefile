@@ -1,10 +1,10 @@
-# make run: serve the app.  make test: all tests.  make test-unit: the quick half.  make check: format, lint, the
-# layers of the code and the documentation.  All set up .venv first, once.  CONTRIBUTING.md lists all targets.
+# make run: serve the app.  make test: all tests.  make test-unit: the quick half.  make check: format, lint,
+# types, the layers of the code and the documentation.  All set up .venv first, once.  CONTRIBUTING.md lists all targets.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-unit check style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-memory bench-grid bench-default bench-methods bench-inference docs pins audit clean
+.PHONY: run test test-unit check house style screenshots matrix exports batteries bench bench-accuracy bench-page bench-processes bench-memory bench-grid bench-default bench-methods bench-inference docs pins audit clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -21,7 +21,12 @@ test-unit: .venv/installed-tests
 check: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright
 	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py -k "not example_runs"
+
+# The bars of the code: names, types, sizes. Exits 1 while one is missed.
+house: .venv/installed-tests
+	$(BIN)/python tests/house.py
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .

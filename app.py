@@ -118,11 +118,11 @@ if TYPE_CHECKING or __name__ != "__mp_main__":
     from peft_core.access.gate import PublicGate
     from peft_core.access.upload_room import UploadRoom
     from peft_core.data.formats import MAX_FILE_BYTES
+    from peft_core.service.workbench import Workbench
     from peft_core.ui.downloads import download_cache
     from peft_core.ui.page import build_page
     from peft_core.ui.requests import local_visitor, pending_sessions, public_visitor
     from peft_core.ui.theme import STYLE, THEME, VISITOR_SCRIPT
-    from peft_core.workbench import Workbench
 
     options = read_options(sys.argv[1:] if __name__ == "__main__" else [], os.environ)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

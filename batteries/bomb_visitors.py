@@ -203,7 +203,7 @@ class Memory:
         total = 0
         for process in [self.app, *self.app.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
-                if any("peft_core.train" in word for word in process.cmdline()):
+                if any("peft_core.training.entry" in word for word in process.cmdline()):
                     continue
                 size = process.memory_full_info().pss
                 total += size

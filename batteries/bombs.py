@@ -24,9 +24,9 @@ from batteries.bomb_texts import CELLS, CSV, EXPORTS, JSON, PATTERNS
 from batteries.bomb_visitors import SMALL_RUN, Clicks, Memory, Refused, Visitor, words_of
 from batteries.result import BatteryResult
 from peft_core.access.visitors import sha256_of
-from peft_core.limits import Limits
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
+from peft_core.service.limits import Limits
 
 NAME = "hostile files of one visitor, clicks of another"
 PASSES_WHEN = "0 crashes; all read or refused in time; app and workers below {:.0f} GB; clicks below {:g} s"
@@ -52,7 +52,7 @@ _ENDS = {
     "worker process died": "its worker died",
 }
 _DEADLINE = """
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 names, values = list(Limits.__dataclass_fields__), list(Limits.__init__.__defaults__)
 values[names.index("reading_seconds")] = {seconds}
 Limits.__init__.__defaults__ = tuple(values)

@@ -31,7 +31,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.vectors import NeighborSearch
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
 
 NAME = "every file of a run missing, empty, cut, one bit flipped"

@@ -39,7 +39,7 @@ from peft_core.config import TrainConfig
 from peft_core.data.uploads import store_upload
 from peft_core.runs.ownership import Ownership, write_ownership
 from peft_core.runs.store import UPLOADS
-from peft_core.train import train
+from peft_core.training.entry import train
 
 API = "/gradio_api"
 _PLACES = ("beside the runs", "temporary folder", "environment", "run", "upload", "canary server")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny import make_tiny, make_tiny_bert
 
 from peft_core.config import TrainConfig
-from peft_core.files import write_json
-from peft_core.manifests import write_manifest
-from peft_core.records import SCHEMA_VERSION
+from peft_core.files.atomic import write_json
+from peft_core.files.manifests import write_manifest
+from peft_core.files.records import SCHEMA_VERSION
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import INPUTS_FILE
 from peft_core.runs.run import CONFIG_FILE

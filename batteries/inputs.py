@@ -12,7 +12,7 @@ from batteries.result import BatteryResult
 from batteries.scenarios import train_until
 from batteries.workplace import Workplace
 from peft_core.runs import FAILED, FINISHED, Run
-from peft_core.train import train
+from peft_core.training.entry import train
 
 NAME = "inputs changed between kill and Continue"
 PASSES_WHEN = "0 accepted; one sentence names what changed; nothing on disk changes"

@@ -23,15 +23,16 @@ from batteries import run_checks
 from batteries.children import Child, Message, Report, fork_child, outcome, run_child
 from batteries.result import BatteryResult
 from batteries.workplace import Workplace
-from peft_core import files, runs
+from peft_core import runs
 from peft_core.export.archives import zip_of
 from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import export_onnx
-from peft_core.merge import merge
+from peft_core.files import atomic
+from peft_core.merging.merge import merge
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import step_of
-from peft_core.train import train
 from peft_core.training import trainer
+from peft_core.training.entry import train
 
 NAME = "SIGKILL at random moments of train, save, rotate, merge, export"
 PASSES_WHEN = "0 lost commits, 0 torn ones accepted, status right"
@@ -200,10 +201,10 @@ def _work(job: str, run: Run, report: Report) -> None:
 
 def report_writes(report: Report) -> None:
     """Report stages, commits and removals from here on; for a child, which ends afterwards."""
-    _before(files, "staging_path", lambda path: report(STAGING, path.name))
-    _before(files, "fsync_tree", lambda path: report(SYNCING, path.name))
+    _before(atomic, "staging_path", lambda path: report(STAGING, path.name))
+    _before(atomic, "fsync_tree", lambda path: report(SYNCING, path.name))
     _after(os, "replace", lambda source, target: report(COMMITTED, target))
-    _after(files, "_exchange", lambda source, target: report(COMMITTED, target))
+    _after(atomic, "_exchange", lambda source, target: report(COMMITTED, target))
     _before(shutil, "rmtree", lambda path, *_: report(REMOVING, path))
     _before(trainer, "remove_older", lambda *_: report(ROTATING))
     _after(RunInTraining, "update", lambda run: report(STATE, run.current.status))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from transformers import AutoTokenizer
 
 from batteries.run_checks import TEXTS
-from peft_core.certificate import verified_certificate
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
 from peft_core.errors import DamagedError
@@ -23,12 +22,13 @@ from peft_core.inference.decision import DecisionRule
 from peft_core.inference.loading import ADAPTER, BASE, MERGED
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.vectors import NeighborSearch
-from peft_core.merge import merge
-from peft_core.rows import TEST, VALIDATION, load_evaluation_rows
+from peft_core.merging.certificate import verified_certificate
+from peft_core.merging.merge import merge
 from peft_core.runs import FINISHED, Run, list_runs
 from peft_core.runs.checkpoints import choose_checkpoint, list_checkpoints, step_of
-from peft_core.schedule import evaluation_rows
-from peft_core.train import train
+from peft_core.runs.evaluation_rows import TEST, VALIDATION, load_evaluation_rows
+from peft_core.training.entry import train
+from peft_core.training.schedule import evaluation_rows
 
 CONTINUE = "continue"
 CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end

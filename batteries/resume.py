@@ -21,10 +21,10 @@ from batteries.result import BatteryResult
 from batteries.workplace import EPOCHS, Workplace
 from peft_core import runs
 from peft_core.config import ARITHMETIC_MODES
-from peft_core.methods import find_model_conflict
+from peft_core.methods.registry import find_model_conflict
 from peft_core.runs import FINISHED, Run
-from peft_core.train import train
 from peft_core.training import speedups
+from peft_core.training.entry import train
 
 NAME = "kill and Continue against uninterrupted"
 PASSES_WHEN = "the adapter's weights are bit-identical, in plain and in fast arithmetic"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from peft_core import runs
-from peft_core.certificate import verified_certificate
 from peft_core.errors import DamagedError, PeftCoreError, RunError
+from peft_core.files.manifests import verify_folder
 from peft_core.inference.loading import MERGED
 from peft_core.inference.predictor import Predictor
-from peft_core.manifests import verify_folder
-from peft_core.rows import VALIDATION, load_evaluation_rows
+from peft_core.merging.certificate import verified_certificate
 from peft_core.runs import FAILED, FINISHED, Run, RunState
 from peft_core.runs.checkpoints import choose_checkpoint
+from peft_core.runs.evaluation_rows import VALIDATION, load_evaluation_rows
 from peft_core.runs.store import TOKENS
 from peft_core.runs.trash import TRASH
 

@@ -9,7 +9,6 @@ import torch
 
 from batteries.workplace import Workplace
 from peft_core import runs
-from peft_core.certificate import verified_certificate
 from peft_core.export.archives import zip_of
 from peft_core.export.embeddings import export_embeddings
 from peft_core.export.onnx.model import export_onnx
@@ -17,9 +16,10 @@ from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
+from peft_core.merging.certificate import verified_certificate
+from peft_core.merging.merge import merge
 from peft_core.runs import FINISHED, Run
-from peft_core.train import train
+from peft_core.training.entry import train
 from peft_core.training.trainer import RunTrainer
 
 AtMoment = Callable[[], None]

@@ -24,8 +24,8 @@ from batteries.result import BatteryResult
 from peft_core import runs
 from peft_core.export.archives import zip_of
 from peft_core.runs import ENDED, FINISHED
-from peft_core.workbench import Workbench
-from peft_core.worker import Worker
+from peft_core.service.workbench import Workbench
+from peft_core.service.worker import Worker
 
 NAME = "soak: train, predict, merge, export, delete in a loop"
 PASSES_WHEN = "memory within 5 %, no handle or file left"

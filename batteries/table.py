@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from batteries.result import BatteryResult
-from peft_core.files import write_json, write_text
+from peft_core.files.atomic import write_json, write_text
 
 _HEADER = ("Battery", "Count", "Passes when", "Result", "At 95 %", "Time", "Commit")
 _FAILURES_SHOWN = 20

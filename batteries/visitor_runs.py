@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from peft_core.access.visitors import sha256_of
 from peft_core.data.uploads import PREFIX, store_upload
-from peft_core.manifests import write_manifest
+from peft_core.files.manifests import write_manifest
 from peft_core.runs import Run
 from peft_core.runs.ownership import OWNER_FILE, Ownership, read_ownership, write_ownership
 from peft_core.runs.store import UPLOADS

@@ -21,9 +21,9 @@ from peft_core.config import TrainConfig
 from peft_core.export.archives import zip_of
 from peft_core.export.embeddings import export_embeddings
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
-from peft_core.train import train
+from peft_core.training.entry import train
 
 EPOCHS = 2  # 20 steps with checkpoints at 5, 10 and 15: about a second of a processor
 

@@ -17,12 +17,13 @@ from transformers import TrainerCallback
 
 from benchmarks.bench_default import cpu_name
 from benchmarks.stock import GROUPED, stock_trainer
-from peft_core import runs, train
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.inference.batching import batched_logits
-from peft_core.presets import embedded_model_folder
-from peft_core.rows import load_evaluation_rows
+from peft_core.models.presets import embedded_model_folder
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.training import entry
 
 POINTS = 5  # of each training's curve, each on the first CURVE_ROWS test rows
 SEEDS = (42, 1, 2, 3, 4)
@@ -76,7 +77,7 @@ def correct_predictions(model: Any, tokenizer: Any, rows: Dataset, max_length: i
 def train_workbench(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train as the page does; `seconds` are those of the training steps only."""
     run, rows = runs.create(folder, config), load_labeled_splits(config).eval
-    build, curves = train.build_trainer, []
+    build, curves = entry.build_trainer, []
 
     def build_with_curve(model: Any, config: TrainConfig, arguments: Any, tokenizer: Any, *rest: Any) -> Any:
         trainer = build(model, config, arguments, tokenizer, *rest)
@@ -84,9 +85,9 @@ def train_workbench(config: TrainConfig, folder: Path) -> dict[str, Any]:
         trainer.add_callback(curves[0])
         return trainer
 
-    train.build_trainer = build_with_curve
+    entry.build_trainer = build_with_curve
     with contextlib.redirect_stdout(sys.stderr):
-        if train.main([str(run.folder)]):
+        if entry.main([str(run.folder)]):
             raise RuntimeError("the run failed")
     result, test_rows = run.result(), load_evaluation_rows(run)
     correct = test_rows.logits.argmax(-1) == test_rows.labels

@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoTokenizer
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
-from peft_core.merge import merge
-from peft_core.presets import embedded_model_folder
+from peft_core.merging.merge import merge
+from peft_core.models.presets import embedded_model_folder
 
 SEEDS = (42, 1, 2)
 

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.doc_tables import DEFAULTS, write_table
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.rows import VALIDATION, load_evaluation_rows
-from peft_core.train import train
+from peft_core.runs.evaluation_rows import VALIDATION, load_evaluation_rows
+from peft_core.training.entry import train
 
 RATES = {"lora": (1e-3, 2e-3, 4e-3), "full": (3e-5, 1e-4, 3e-4), "head_only": (3e-3, 1e-2, 3e-2)}
 CELLS = {  # batch sizes and epochs by method and rows

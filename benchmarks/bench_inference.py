@@ -32,7 +32,7 @@ from peft_core.inference.onnx_session import INT8_FILE, load_onnx
 from peft_core.inference.precision import SAMPLE, optimize_for_inference
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, predict_file
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
 
 TABLE = "inference"

@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from peft_core import runs
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.machine import is_bfloat16_faster
-from peft_core.presets import MODELS
-from peft_core.sources import model_source
+from peft_core.hardware import is_bfloat16_faster
+from peft_core.models.presets import MODELS
+from peft_core.models.sources import model_source
 
 WORDS, STEPS, TEST_ROWS = 600, 3, 32
 VOCABULARY = (

@@ -25,13 +25,13 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from benchmarks.bench_default import cpu_name
 from benchmarks.stock import ARTICLE, DYNAMIC, GROUPED, WORDS, stock_trainer
 from peft_core import runs
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
-from peft_core.encoder import load_base, set_dropout
-from peft_core.machine import expect_many_shapes, matmul_flops_per_second
-from peft_core.presets import embedded_model_folder
+from peft_core.hardware import expect_many_shapes, matmul_flops_per_second
+from peft_core.methods.adapters import apply_method
+from peft_core.models.encoder import load_base, set_dropout
+from peft_core.models.presets import embedded_model_folder
 from peft_core.training.arguments import training_arguments
 from peft_core.training.lower_layers import TextsToCache
 from peft_core.training.speedups import optimize_training

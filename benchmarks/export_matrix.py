@@ -33,11 +33,11 @@ from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.vectors import encoder_of, vectors
-from peft_core.merge import merge
-from peft_core.methods import METHODS
-from peft_core.rows import load_evaluation_rows
+from peft_core.merging.merge import merge
+from peft_core.methods.registry import METHODS
 from peft_core.runs import Run
-from peft_core.train import train
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.training.entry import train
 
 TABLE = "exports"
 FORMATS = {

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from benchmarks.doc_tables import write_table
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import METHODS
+from peft_core.methods.registry import METHODS
 
 DOCS = Path(__file__).resolve().parent
 API = DOCS.parent / "peft_core" / "ui" / "api.py"

@@ -7,5 +7,6 @@ import sys
 # bitsandbytes warns of kernels that it would download from the Hub, and of a cast at every matrix product.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-if sys.argv[:1] == ["-m"]:  # `python -m peft_core.train` imports this module before torch; see garbage.py
+# `python -m peft_core.train` imports this module before torch; see training/garbage.py
+if sys.argv[:1] == ["-m"]:
     gc.disable()  # until `main` enables it again

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 from peft_core.errors import ConfigError
-from peft_core.methods import METHODS, defaults_of, find_conflict
+from peft_core.methods.registry import METHODS, defaults_of, find_conflict
 from peft_core.setting import Setting, format_number, setting
 
 EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"

@@ -12,14 +12,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import expected_num_labels
-from peft_core.encoder import check_max_length, max_input_length, meta_model, model_config
-from peft_core.heads import head_labels
-from peft_core.machine import is_bfloat16_faster, matmul_flops_per_second
-from peft_core.methods import METHODS, TRAINS_LAYERS, bits_of, virtual_tokens
-from peft_core.modules import (
+from peft_core.hardware import is_bfloat16_faster, matmul_flops_per_second
+from peft_core.methods.adapters import apply_method
+from peft_core.methods.registry import METHODS, TRAINS_LAYERS, bits_of, virtual_tokens
+from peft_core.models.encoder import check_max_length, max_input_length, meta_model, model_config
+from peft_core.models.heads import head_labels
+from peft_core.models.modules import (
     HEAD_NAMES,
     ModuleChoice,
     all_linear,
@@ -27,8 +27,8 @@ from peft_core.modules import (
     head_modules,
     linear_modules,
 )
-from peft_core.presets import DATASETS
-from peft_core.quantise import check_quantization
+from peft_core.models.presets import DATASETS
+from peft_core.models.quantization import check_quantization
 
 FLOAT32_BYTES = 4
 _RATE_INTERVAL = 60.0  # seconds between two measurements of the matrix rate

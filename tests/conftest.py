@@ -26,9 +26,9 @@ from unit_rule import is_unit_test
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
-from peft_core.train import train
+from peft_core.training.entry import train
 
 WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]

@@ -8,7 +8,7 @@ import pytest
 from run_files import reseal
 
 from peft_core.export.onnx.model import export_onnx
-from peft_core.files import write_json
+from peft_core.files.atomic import write_json
 from peft_core.runs import Run
 
 

@@ -8,9 +8,9 @@ from tiny import make_tiny
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
-from peft_core.train import train
+from peft_core.training.entry import train
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from peft_core.presets import HUB_COMMITS
+from peft_core.models.presets import HUB_COMMITS
 
 Kind = Literal["model", "dataset"]
 Json = dict[str, Any]

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from small_data import write_small_data
 from tiny import make_tiny
 
-from peft_core import adapters, runs
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
-from peft_core.methods import METHODS, find_model_conflict
-from peft_core.train import train
+from peft_core.methods import adapters
+from peft_core.methods.registry import METHODS, find_model_conflict
+from peft_core.training.entry import train
 
 FAMILIES = {
     "bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "deberta-v2": "DeBERTa-v2",

@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from peft_core.errors import MergeError
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
-from peft_core.methods import METHODS
+from peft_core.merging.merge import merge
+from peft_core.methods.registry import METHODS
 from peft_core.runs import Run, list_runs
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft_core.files import write_json
-from peft_core.manifests import MANIFEST_FILE, read_manifest, write_manifest
+from peft_core.files.atomic import write_json
+from peft_core.files.manifests import MANIFEST_FILE, read_manifest, write_manifest
 from peft_core.runs import Run
 
 OF_THE_RESULT = ("result.json", "evaluation.parquet", "validation.parquet")

@@ -9,12 +9,12 @@ import pytest
 from datasets import Dataset
 from tiny import LABEL_WORDS, SUBJECTS
 
-from peft_core import runs, train
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabeledSplits
-from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
-from peft_core.training import setup
+from peft_core.training import entry, setup
 
 TOPICS = {"food": LABEL_WORDS[0], "drink": LABEL_WORDS[3], "room": LABEL_WORDS[4]}
 MORE = ["query", "value", "intermediate.dense"]
@@ -83,7 +83,7 @@ def train_on(data: LabeledSplits, run: Run) -> None:
     """Start a run, or continue it, on these rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "load_labeled_splits", lambda config: data)
-        train.train(run.folder)
+        entry.train(run.folder)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from tiny import make_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_core import runs
-from peft_core.adapters import apply_method, loraplus_optimizer
 from peft_core.config import TrainConfig
 from peft_core.counts import count_model, count_parameters
 from peft_core.errors import ConfigError, ModelError
+from peft_core.methods.adapters import apply_method, loraplus_optimizer
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
-from peft_core.train import train
+from peft_core.training.entry import train
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from test_speedups import TARGETS, batch_of, step
 from tiny import FAMILIES, make_tiny
 
 from peft_core import runs
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.encoder import load_base, set_dropout
-from peft_core.modules import encoder_layers
-from peft_core.train import train
+from peft_core.methods.adapters import apply_method
+from peft_core.models.encoder import load_base, set_dropout
+from peft_core.models.modules import encoder_layers
 from peft_core.training import admission, speedups
 from peft_core.training.admission import PlainStep, mask_variants
+from peft_core.training.entry import train
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 

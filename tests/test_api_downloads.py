@@ -13,7 +13,7 @@ from conftest import copy_of
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from peft_core.manifests import write_manifest
+from peft_core.files.manifests import write_manifest
 from peft_core.runs import Run
 
 MADE = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}

@@ -17,7 +17,7 @@ from processes import python, wait_for
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.presets import EMBEDDED_SHA256
+from peft_core.models.presets import EMBEDDED_SHA256
 from peft_core.runs import Run, list_runs
 from peft_core.runs.checkpoints import can_continue
 

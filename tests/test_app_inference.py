@@ -14,10 +14,10 @@ from conftest import Open, copy_of
 from playwright.sync_api import Page, expect
 
 from peft_core.inference.decision import DECISION_FILE
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
-from peft_core.ui.inference.texts import DEFAULT_EXAMPLES, example_texts
-from peft_core.workbench import Workbench
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.service.workbench import Workbench
+from peft_core.ui.inference.text_tab import DEFAULT_EXAMPLES, example_texts
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from peft_core.runs.checkpoints import can_continue
 # Trains a run with one weight poisoned before a step, as a rate that is far too high would in the end.
 DIVERGES = """
 import math, sys
-from peft_core.train import main
+from peft_core.training.entry import main
 from peft_core.training.trainer import RunTrainer
 training_step = RunTrainer.training_step
 def poisoned(self, model, *given):

@@ -15,9 +15,9 @@ from playwright.sync_api import Browser, Page, expect
 from peft_core import runs
 from peft_core.access.visitors import TOKEN_HEADER, new_token, sha256_of
 from peft_core.config import TrainConfig
-from peft_core.limits import Limits
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
+from peft_core.service.limits import Limits
 
 # A page that rests looks each second, not every ten.
 OFTEN = "from peft_core.ui import train; train.IDLE_POLL_SECONDS = 1.0\n"
@@ -142,7 +142,7 @@ def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Serve
 @pytest.fixture
 def waiting_server(tmp_path: Path) -> Iterator[Server]:
     """A public app that starts no training, so that its queue stays as it is."""
-    never_start = "from peft_core.launcher import Launcher; Launcher.advance = lambda self: False"
+    never_start = "from peft_core.service.launcher import Launcher; Launcher.advance = lambda self: False"
     (tmp_path / "runs").mkdir()
     with serve(tmp_path / "runs", patch=OFTEN + never_start, PUBLIC_DEMO="1") as running:
         yield running

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from peft_core import files, manifests
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import atomic_file, atomic_folder, edited_folder, sweep_staging, write_json
+from peft_core.files import atomic, manifests
+from peft_core.files.atomic import atomic_file, atomic_folder, edited_folder, sweep_staging, write_json
 
 
 @pytest.fixture(params=["exchange", "three renames"])
 def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of replacing a folder: in one step, and where the system cannot."""
     if request.param == "three renames":
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     return request.param
 
 
@@ -56,7 +56,7 @@ def test_atomic_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pyt
         moments.append((final / "second").exists())
         real(path, **options)
 
-    monkeypatch.setattr(files.shutil, "rmtree", watched)
+    monkeypatch.setattr(atomic.shutil, "rmtree", watched)
     filled(final, second="2")
     assert moments == [True], "the old folder is removed once, after the new one has its name"
 
@@ -71,7 +71,7 @@ def test_sweep_puts_back_a_folder_that_was_being_replaced(tmp_path: Path) -> Non
 
 
 def test_sweep_leaves_a_folder_that_a_living_process_replaces(tmp_path: Path) -> None:
-    aside = files.staging_path(tmp_path / "final", "replaced")
+    aside = atomic.staging_path(tmp_path / "final", "replaced")
     aside.mkdir()
     assert sweep_staging(tmp_path) == 0
     assert aside.is_dir() and not (tmp_path / "final").exists()
@@ -88,7 +88,7 @@ def test_atomic_folder_that_cannot_be_renamed_puts_the_old_one_back(
             raise OSError(errno.EIO, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", refuse_the_new_one)
     with pytest.raises(RunError, match="reports an error"):
         filled(final, second="2")
@@ -99,7 +99,7 @@ def test_atomic_folder_that_cannot_be_renamed_puts_the_old_one_back(
 def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
     tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    final, fsync = tmp_path / "final", files.fsync
+    final, fsync = tmp_path / "final", atomic.fsync
     filled(final, first="1")
 
     def fail_for_the_parent(path: Path) -> None:
@@ -107,7 +107,7 @@ def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
             raise OSError(errno.EIO, "Input/output error")
         fsync(path)
 
-    monkeypatch.setattr(files, "fsync", fail_for_the_parent)
+    monkeypatch.setattr(atomic, "fsync", fail_for_the_parent)
     with pytest.raises(RunError, match="reports an error"):
         filled(final, second="2")
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"first", "second"}
@@ -116,14 +116,14 @@ def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
 def test_atomic_folder_that_is_new_and_not_on_disk_leaves_no_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync = files.fsync
+    fsync = atomic.fsync
 
     def fail_for_the_parent(path: Path) -> None:
         if path == tmp_path:
             raise OSError(errno.EIO, "Input/output error")
         fsync(path)
 
-    monkeypatch.setattr(files, "fsync", fail_for_the_parent)
+    monkeypatch.setattr(atomic, "fsync", fail_for_the_parent)
     with pytest.raises(RunError, match="reports an error"), atomic_folder(tmp_path / "final") as staging:
         (staging / "weights").write_bytes(b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -133,9 +133,9 @@ def test_make_folder_syncs_the_parent_of_each_folder_that_it_creates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(files, "fsync", synced.append)
-    files.make_folder(tmp_path / "a" / "b")
-    files.make_folder(tmp_path / "a" / "b")
+    monkeypatch.setattr(atomic, "fsync", synced.append)
+    atomic.make_folder(tmp_path / "a" / "b")
+    atomic.make_folder(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a"]
 
 
@@ -145,10 +145,10 @@ def test_names_point_at_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.Monk
     A kill cannot show a missing fsync, as what the system has cached survives it; the order of calls can.
     """
     calls: list[tuple[str, str]] = []
-    real_fsync, real_replace = files.fsync, os.replace
-    monkeypatch.setattr(files, "fsync", lambda path: (calls.append(("fsync", path.name)), real_fsync(path)))
+    real_fsync, real_replace = atomic.fsync, os.replace
+    monkeypatch.setattr(atomic, "fsync", lambda path: (calls.append(("fsync", path.name)), real_fsync(path)))
     monkeypatch.setattr(
-        files.os, "replace", lambda one, two: (calls.append(("rename", two.name)), real_replace(one, two))
+        atomic.os, "replace", lambda one, two: (calls.append(("rename", two.name)), real_replace(one, two))
     )
     with atomic_folder(tmp_path / "final") as staging:
         (staging / "inner").mkdir()
@@ -248,7 +248,7 @@ def test_atomic_folder_on_a_bad_disk_is_one_sentence(
         raise OSError(number, os.strerror(number))
 
     filled(tmp_path / "final", first="1")
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(atomic.os, "fsync", fail)
     with pytest.raises(RunError, match=words):
         filled(tmp_path / "final", second="2")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["first"]
@@ -302,4 +302,4 @@ def test_open_regular_refuses_a_fifo_a_folder_and_a_device(tmp_path: Path) -> No
     (tmp_path / "device").symlink_to("/dev/full")
     for path in (tmp_path / "fifo", tmp_path, tmp_path / "device"):
         with pytest.raises(OSError, match="it is not a regular file"):
-            files.open_regular(path)
+            atomic.open_regular(path)

@@ -26,8 +26,9 @@ from batteries.input_changes import CHANGES
 from batteries.result import BatteryResult
 from batteries.table import table, write_results
 from batteries.workplace import Workplace, workplace
-from peft_core import files, manifests, runs
+from peft_core import runs
 from peft_core.errors import RunError
+from peft_core.files import atomic, manifests
 from peft_core.runs import Run, run
 from peft_core.training import setup, trainer
 
@@ -53,11 +54,11 @@ def interrupted(place: Workplace) -> tuple[inputs.Inputs, Path]:
 @contextmanager
 def written_in_place(final: Path, **_: Any) -> Iterator[Path]:
     """What `atomic_folder` would be without a staging folder and a rename."""
-    files.staging_path(final)  # the kill is aimed at this call
+    atomic.staging_path(final)  # the kill is aimed at this call
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir(parents=True)
     yield final
-    files.fsync_tree(final)
+    atomic.fsync_tree(final)
 
 
 def test_kills_short_form_loses_and_accepts_nothing(place: Workplace) -> None:

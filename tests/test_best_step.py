@@ -25,23 +25,23 @@ from peft_core.data.labelled import LabeledSplits
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.hub.card_sections import settings as card_settings
-from peft_core.files import sweep_staging
+from peft_core.files.atomic import sweep_staging
+from peft_core.files.manifests import verify_folder
+from peft_core.inference.metrics import task_metrics
 from peft_core.inference.predictor import Predictor
-from peft_core.kept_step import KeptStep, Reason, metric_for_best
-from peft_core.losses import LabelScale, eval_loss, task_loss
-from peft_core.manifests import verify_folder
-from peft_core.metrics import task_metrics
-from peft_core.pictures.cards import format_metric, kept_step_line
-from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, decide
-from peft_core.results import label_array
-from peft_core.rows import load_evaluation_rows
+from peft_core.problem_types import METRICS, MULTI, REGRESSION, SINGLE, decide
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue, list_checkpoints
-from peft_core.schedule import EVAL_ROWS, evaluation_rows
-from peft_core.train import train
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.runs.kept_step import KeptStep, Reason, metric_for_best
 from peft_core.training import outputs
 from peft_core.training.best import BEST, BestStep, BestWeights, StepKeeper
+from peft_core.training.entry import train
+from peft_core.training.losses import LabelScale, eval_loss, task_loss
+from peft_core.training.results import label_array
+from peft_core.training.schedule import EVAL_ROWS, evaluation_rows
 from peft_core.training.trainer import RunTrainer
+from peft_core.views.cards import format_metric, kept_step_line
 
 # Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
 OVERFITTING = {
@@ -219,7 +219,7 @@ def test_kill_while_the_best_step_is_saved_leaves_nothing_that_no_sweep_removes(
 def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_core.train.remove_tree", lambda _: None)
+    monkeypatch.setattr("peft_core.training.entry.remove_tree", lambda _: None)
     run = fit(noise(), **OVERFITTING)
     newest = list_checkpoints(run.folder / "checkpoints")[0]
     state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from processes import answer
 
-from peft_core import tasks
 from peft_core.config import TrainConfig
 from peft_core.data import workbooks
 from peft_core.data.annotation_exports import detect_export_format
@@ -23,6 +22,7 @@ from peft_core.data.streams import open_rows
 from peft_core.data.uploads import PREFIX, UPLOADS, hide_upload_folders
 from peft_core.errors import DataError
 from peft_core.inference.tables import Request
+from peft_core.service import tasks
 
 MEMORY = 700_000_000  # bytes beyond the imports
 # Reads a file at once and by rows under a limit of memory; prints what is said of it and the seconds.

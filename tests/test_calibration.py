@@ -15,9 +15,9 @@ from peft_core.errors import ConfigError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.inference import calibration, decision
 from peft_core.inference.decision import DECISION_FILE, PLAIN, DecisionRule
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import EvaluationRows, load_evaluation_rows
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import EvaluationRows, load_evaluation_rows
 
 
 def drawn(rows: int, labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from peft_core.certificate import tolerance, verified_certificate
-from peft_core.pictures import cards, pieces
-from peft_core.problems import REGRESSION, SINGLE
+from peft_core.merging.certificate import tolerance, verified_certificate
+from peft_core.problem_types import REGRESSION, SINGLE
 from peft_core.runs import Run
-from peft_core.workbench import Workbench
+from peft_core.service.workbench import Workbench
+from peft_core.views import cards, components
 
 
 def card(run: Run) -> str:
@@ -91,8 +91,8 @@ def test_runs_from_before_the_tasks_still_have_a_card(finished_run: Run) -> None
 
 def test_the_certificate_of_numbers_speaks_of_no_labels(merged_run: Run) -> None:
     held = verified_certificate(merged_run).to_dict()
-    assert "labels flipped" in pieces.certificate(held)
-    found = pieces.certificate({**held, "problem_type": REGRESSION})
+    assert "labels flipped" in components.certificate(held)
+    found = components.certificate({**held, "problem_type": REGRESSION})
     assert "label" not in found and "logit" not in found
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.pictures.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
-from peft_core.problems import REGRESSION
+from peft_core.problem_types import REGRESSION
 from peft_core.runs import Run
+from peft_core.views.charts import curve, curve_frame, parts_chart, parts_frame, runs_chart, runs_frame
 
 LORA = {"name": "LoRA", "trainable": 30, "adapter": 20, "head": 10, "head_copy": 10}
 HEAD = {"name": "Head", "trainable": 10, "adapter": 0, "head": 10, "head_copy": 0}

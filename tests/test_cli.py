@@ -17,7 +17,7 @@ from peft_core.access.gate import PublicGate
 from peft_core.access.guard import HUGGING_FACE, PagePolicy, RequestGuard
 from peft_core.access.hosts import AllowedHosts
 from peft_core.access.passwords import Credentials
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 
 
 def test_defaults_are_a_private_app_on_loopback() -> None:

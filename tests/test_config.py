@@ -7,7 +7,7 @@ import pytest
 
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.errors import ConfigError
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 
 
 def test_defaults_survive_json() -> None:

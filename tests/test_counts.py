@@ -13,7 +13,7 @@ from peft_core import counts
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.counts import count_parameters, describe_model, forecast_seconds, safetensors_size
 from peft_core.errors import DataError, ModelError, PeftCoreError
-from peft_core.presets import RECIPES
+from peft_core.models.presets import RECIPES
 from peft_core.runs import Run
 
 NLPTOWN = "nlptown/bert-base-multilingual-uncased-sentiment"

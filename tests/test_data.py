@@ -25,7 +25,7 @@ from peft_core.data.labelled import (
 from peft_core.data.text_keys import text_key
 from peft_core.data.tokens import encode
 from peft_core.errors import DataError, PeftCoreError
-from peft_core.presets import DATASETS, DatasetPreset, embedded_model_folder
+from peft_core.models.presets import DATASETS, DatasetPreset, embedded_model_folder
 from peft_core.runs import Run
 
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]

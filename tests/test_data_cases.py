@@ -10,14 +10,14 @@ import pytest
 from small_data import write_csv
 from tiny import make_tiny_bert
 
-from peft_core import tasks
 from peft_core.config import TrainConfig
 from peft_core.data.inspection import inspect
 from peft_core.data.labelled import LabeledSplits, expected_num_labels, load_labeled_splits
 from peft_core.data.preparing import prepare_rows
 from peft_core.errors import DataError, ModelError
-from peft_core.pictures.data import data_facts, data_findings
-from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
+from peft_core.service import tasks
+from peft_core.views.data import data_facts, data_findings
 
 CASES = Path(__file__).parent / "cases"
 

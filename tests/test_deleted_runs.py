@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from peft_core import runs, tasks
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.export import archives
 from peft_core.export.archives import zip_of
-from peft_core.files import atomic_folder
+from peft_core.files.atomic import atomic_folder
 from peft_core.runs import Run
 from peft_core.runs.trash import TRASH
+from peft_core.service import tasks
 
 DELETED = "was deleted meanwhile; choose another run"
 
@@ -67,7 +68,7 @@ def test_export_of_a_run_deleted_meanwhile_is_refused(
     stage: str, own_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(own_run.folder)
-    sentence = run_task(monkeypatch, own_run, stage, lambda: tasks.make(folder, "embeddings", {}))
+    sentence = run_task(monkeypatch, own_run, stage, lambda: tasks.export_run(folder, "embeddings", {}))
     assert DELETED in sentence
 
 
@@ -87,7 +88,7 @@ def test_predict_file_of_a_run_deleted_meanwhile_is_refused(
 def test_task_of_a_run_deleted_before_it_begins_is_refused(own: Run) -> None:
     delete(own)
     with pytest.raises(RunError, match=r"There is no run '.*'; it may have been deleted"):
-        tasks.rule(str(own.folder))
+        tasks.decision_rule(str(own.folder))
     assert not own.folder.exists()
 
 

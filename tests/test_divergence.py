@@ -11,14 +11,14 @@ import torch
 from processes import ROOT, python
 from safetensors.torch import load_file
 
-from peft_core import runs, train
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
-from peft_core.pictures.charts import curve, curve_frame
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import STATE_FILE, can_continue, choose_checkpoint
-from peft_core.training import divergence
+from peft_core.training import divergence, entry
 from peft_core.training.trainer import RunTrainer
+from peft_core.views.charts import curve, curve_frame
 
 Poison = Callable[[RunTrainer, int], None]
 
@@ -78,7 +78,7 @@ def test_poisoned_weight_stops_the_run_at_that_step(
     with monkeypatch.context() as patch:
         poison_at(37, part, patch)
         with pytest.raises(ModelError) as raised:
-            train.train(run.folder)
+            entry.train(run.folder)
     state = run.state()
     assert (state.status, state.error) == ("FAILED", str(raised.value))
     assert state.error.startswith(f"Training diverged at step 37: {what}")
@@ -87,7 +87,7 @@ def test_poisoned_weight_stops_the_run_at_that_step(
     assert not run.has_adapter
     assert_finite_checkpoint(run, 30)
     assert_valid_files(run, 36)
-    train.train(run.folder)
+    entry.train(run.folder)
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] == 30
     whole = train_here()
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
@@ -106,7 +106,7 @@ def test_infinite_loss_with_finite_gradients_stops_the_run(
 
     monkeypatch.setattr(RunTrainer, "compute_loss", infinite)
     with pytest.raises(ModelError, match="diverged at step 20: the loss is inf"):
-        train.train(run.folder)
+        entry.train(run.folder)
     assert_finite_checkpoint(run, 15)
 
 
@@ -114,16 +114,16 @@ def test_huge_learning_rate_stops_the_run_without_any_checkpoint_that_is_not_fin
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict({**settings, "warmup_steps": 0}))
-    arguments = train.training_arguments
+    arguments = entry.training_arguments
 
     def huge(*given: Any, **named: Any) -> Any:
         made = arguments(*given, **named)
         made.learning_rate = 1e30  # settings allow 1 at most
         return made
 
-    monkeypatch.setattr(train, "training_arguments", huge)
+    monkeypatch.setattr(entry, "training_arguments", huge)
     with pytest.raises(ModelError, match=r"diverged at step \d+: .* learning rate below 1e\+30"):
-        train.train(run.folder)
+        entry.train(run.folder)
     assert run.state().status == "FAILED"
     assert not can_continue(run)
     assert "is kept" not in run.state().error
@@ -149,7 +149,7 @@ def test_weights_that_the_optimizer_made_infinite_are_never_saved(
     monkeypatch.setattr(RunTrainer, "_maybe_log_save_evaluate", poisoned)
     what = "the loss on validation rows is nan" if evaluated else r"base_model\..* is not finite"
     with pytest.raises(ModelError, match=f"diverged at step 30: {what}"):
-        train.train(run.folder)
+        entry.train(run.folder)
     assert_finite_checkpoint(run, 15)
     assert_valid_files(run, 30)
     left = {path.name for path in (run.folder / "checkpoints").rglob("checkpoint-*")}
@@ -169,13 +169,13 @@ def test_weights_that_the_last_step_made_infinite_are_not_exported(
 
     monkeypatch.setattr(RunTrainer, "_maybe_log_save_evaluate", poisoned)
     with pytest.raises(ModelError, match="diverged at step 60: .* is not finite"):
-        train.train(run.folder)
+        entry.train(run.folder)
     assert run.state().status == "FAILED" and not run.has_adapter
 
 
 POISONED_IN_ONE = """
 import math, os, sys
-from peft_core import train
+from peft_core.training import entry
 from peft_core.training.trainer import RunTrainer
 compute_loss = RunTrainer.compute_loss
 def infinite(self, model, *given, **named):
@@ -183,7 +183,7 @@ def infinite(self, model, *given, **named):
     poisoned = os.environ["RANK"] == "1" and self.state.global_step + 1 == 20
     return loss + math.inf if model.training and poisoned else loss
 RunTrainer.compute_loss = infinite
-sys.exit(train.main([sys.argv[1]]))
+sys.exit(entry.main([sys.argv[1]]))
 """
 
 

@@ -21,7 +21,7 @@ from processes import ROOT, environment
 
 from benchmarks.doc_tables import read_table, write_table
 from peft_core.config import SETTINGS
-from peft_core.methods import METHODS
+from peft_core.methods.registry import METHODS
 
 PARSER = MarkdownIt("commonmark").enable("table")
 RUN_MARKER = "<!-- run -->"

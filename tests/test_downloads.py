@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from processes import ROOT, environment
 
-from peft_core.downloads import MAX_AGE_SECONDS, DownloadCache, translate_os_errors
 from peft_core.errors import RunError
+from peft_core.service.downloads import MAX_AGE_SECONDS, DownloadCache, translate_os_errors
 
 PUBLISH_AND_WAIT = """
 import sys
 from pathlib import Path
-from peft_core.downloads import DownloadCache
+from peft_core.service.downloads import DownloadCache
 cache = DownloadCache(Path(sys.argv[1]))
 print(cache.publish(Path(sys.argv[2])), flush=True)
 sys.stdin.read()

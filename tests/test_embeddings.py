@@ -20,7 +20,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
 from peft_core.inference.review import Evaluation
 from peft_core.inference.vectors import NeighborSearch, encoder_of, find_neighbors, label_precision, vectors
-from peft_core.problems import MULTI, SINGLE
+from peft_core.problem_types import MULTI, SINGLE
 from peft_core.runs import Run
 
 STRANGE = ["  spaces \n", "😀", "x" * 5000, "good " * 3000, ".", "\0\u202e", "名前"]

@@ -15,19 +15,19 @@ from transformers import (
     ViTConfig,
 )
 
-from peft_core import sources
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
-from peft_core.encoder import (
+from peft_core.errors import ModelError, PeftCoreError
+from peft_core.models import sources
+from peft_core.models.encoder import (
     check_max_length,
     load_base,
     max_input_length,
     model_config,
     plan_head,
 )
-from peft_core.errors import ModelError, PeftCoreError
-from peft_core.heads import HeadChange
-from peft_core.presets import embedded_model_folder
-from peft_core.problems import SINGLE
+from peft_core.models.heads import HeadChange
+from peft_core.models.presets import embedded_model_folder
+from peft_core.problem_types import SINGLE
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from peft_core.errors import causes, reason_of
-from peft_core.files import describe_disk_error
+from peft_core.files.atomic import describe_disk_error
 
 
 def chained(*errors: BaseException) -> BaseException:

@@ -7,8 +7,8 @@ import pytest
 
 from peft_core.inference.attribution import attribute
 from peft_core.inference.predictor import Predictor
-from peft_core.pictures.explained import UNREAD, attribution_view
 from peft_core.runs import Run
+from peft_core.views.attribution import UNREAD, attribution_view
 
 SCRIPT = "<script>alert(1)</script>"
 

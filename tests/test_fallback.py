@@ -12,14 +12,14 @@ from torch import nn
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.pictures.cards import result_card
-from peft_core.pictures.pieces import run_progress
 from peft_core.runs import Run
-from peft_core.train import train
 from peft_core.training import speedups
+from peft_core.training.entry import train
 from peft_core.training.fallback import AppliedOptimizations, TrainingOptimizations
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
+from peft_core.views.cards import result_card
+from peft_core.views.components import run_progress
 
 FAILURE = "expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16"
 

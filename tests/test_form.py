@@ -12,8 +12,9 @@ import app
 from peft_core.config import SETTINGS, TrainConfig
 from peft_core.counts import describe_model
 from peft_core.data.inspection import inspect
-from peft_core.methods import METHODS, defaults_of
-from peft_core.presets import MODELS, RECOMMENDED_SETTINGS
+from peft_core.methods.registry import METHODS, defaults_of
+from peft_core.models.presets import MODELS, RECOMMENDED_SETTINGS
+from peft_core.service.workbench import Workbench
 from peft_core.ui.compare import combinations, config_of, has_rank, join
 from peft_core.ui.data_card import _inspect as inspect_data
 from peft_core.ui.fields import field
@@ -30,7 +31,6 @@ from peft_core.ui.method_card import (
     rate_for,
 )
 from peft_core.ui.model_card import model_facts, preset_label
-from peft_core.workbench import Workbench
 
 
 @pytest.fixture(scope="module")

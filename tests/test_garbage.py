@@ -9,7 +9,10 @@ import pytest
 from processes import python
 
 from batteries.children import Report, run_child
-from peft_core import merge, train, worker
+from peft_core.merging import merge
+from peft_core.service import worker
+from peft_core.service.references import FunctionReference
+from peft_core.training import entry
 
 TASKS = """
 import gc
@@ -25,13 +28,12 @@ def test_commands_pause_collection_until_main() -> None:
     assert python("-c", code.format("app.py")).stdout == "True\n"
 
 
-@pytest.mark.parametrize("command", [train, merge])
-def test_main_resumes_collection(command: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "name"), [(entry, "train"), (merge, "merge")])
+def test_main_resumes_collection(module: Any, name: str, tmp_path: Path) -> None:
     def call_main(report: Report) -> None:
         gc.disable()
-        name = command.__name__.rpartition(".")[2]
-        setattr(command, name, lambda *_, **__: report("enabled", gc.isenabled()))
-        command.main([str(tmp_path)])
+        setattr(module, name, lambda *_, **__: report("enabled", gc.isenabled()))
+        module.main([str(tmp_path)])
 
     assert run_child(call_main).first("enabled") == "True"
 
@@ -42,6 +44,6 @@ def test_worker_pauses_collection_while_it_imports_its_tasks(tmp_path: Path) -> 
     def call(report: Report) -> None:
         sys.path.insert(0, str(tmp_path))
         worker._TASKS = "light_tasks"
-        report("enabled", worker._call("answer", (), 0))
+        report("enabled", worker._run_call(worker._Call(FunctionReference("light_tasks", "answer")), 0))
 
     assert run_child(call).first("enabled") == "[False, True]"

@@ -22,7 +22,7 @@ from peft_core.access.hosts import AllowedHosts
 from peft_core.access.rates import Rate
 from peft_core.access.sessions import Sender, Sessions
 from peft_core.access.visitors import TOKEN_HEADER, new_token
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 
 ALICE, MALLORY = ({TOKEN_HEADER: character * 64} for character in "ab")
 MCP = {"x-gradio-user": "mcp"}

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_core.errors import ModelError
-from peft_core.heads import HeadChange, are_generic, head_rows, match_by_name
-from peft_core.problems import REGRESSION, SINGLE
+from peft_core.models.heads import HeadChange, are_generic, head_rows, match_by_name
+from peft_core.problem_types import REGRESSION, SINGLE
 
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 

@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
+import house
 import pytest
 from packaging.requirements import Requirement
 from processes import ROOT, answer
@@ -12,6 +13,11 @@ from processes import ROOT, answer
 CORE = ROOT / "peft_core"
 ALONE = "@pytest.mark." + "alone"  # in two parts, since this file is looked through too
 HEAVY = {"torch", "transformers", "peft"}
+NOT_YET_MET = {
+    "dict[str, Any] per 1,000 lines of peft_core",
+    "private upstream names outside compat/",
+    "script export, lines",
+}
 LIGHT = """
 import importlib, json, sys
 importlib.import_module(sys.argv[1])
@@ -25,9 +31,13 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file names in an import, wherever in the file."""
+    """Return every module that a file imports at run time, wherever in the file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -71,37 +81,63 @@ def test_only_the_page_knows_gradio() -> None:
 
 
 def test_the_foundation_stands_alone() -> None:
-    assert reached("peft_core.config") == {"peft_core.errors", "peft_core.methods", "peft_core.setting"}
+    assert reached("peft_core.config") == {
+        "peft_core.errors",
+        "peft_core.methods.registry",
+        "peft_core.setting",
+    }
     assert reached("peft_core.errors") == set()
     foundation = {
         "config",
         "errors",
         "files",
-        "manifests",
-        "methods",
-        "process_identity",
-        "records",
+        "files.atomic",
+        "files.manifests",
+        "files.process_identity",
+        "files.records",
+        "methods.registry",
         "setting",
     }
-    assert reached("peft_core.files") == {"peft_core.errors", "peft_core.process_identity"}
+    assert reached("peft_core.files.atomic") == {"peft_core.errors", "peft_core.files.process_identity"}
     assert {name for name in reached("peft_core.runs") if not name.startswith("peft_core.runs.")} == {
         f"peft_core.{name}" for name in foundation
     }
 
 
+@pytest.mark.parametrize("bar", house.bars(with_types=False), ids=lambda bar: bar.name)
+def test_code_meets_bar(bar: house.Bar) -> None:
+    if bar.name in NOT_YET_MET:
+        assert not bar.is_met, f"{bar.name} meets its bar: remove it from NOT_YET_MET"
+    else:
+        assert bar.is_met, f"{bar.name}: {bar.measured:g}, at most {bar.limit:g}"
+
+
+def test_placeholder_names_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    source = tmp_path / "module.py"
+    source.write_text(
+        "def held(one):\n    told = [found for found in one]\n    return told\n", encoding="utf-8"
+    )
+    assert house.placeholder_names(source) == [
+        "held (module.py:1)",
+        "one (module.py:1)",
+        "told (module.py:2)",
+    ]
+
+
 def test_the_page_reaches_no_module_that_computes() -> None:
     computes = {name for name in SOURCES if uses(name, HEAVY)}
-    assert {"peft_core.train", "peft_core.encoder", "peft_core.inference.loading"} <= computes
+    assert {"peft_core.training.entry", "peft_core.models.encoder", "peft_core.inference.loading"} <= computes
     assert not computes & reached("app")
 
 
-@pytest.mark.parametrize("name", ["app", "peft_core.ui.page", "peft_core.workbench"])
+@pytest.mark.parametrize("name", ["app", "peft_core.ui.page", "peft_core.service.workbench"])
 def test_the_page_starts_without_what_computes_and_what_reads_files(name: str) -> None:
     assert answer(LIGHT, name) == []
 
 
 def test_the_core_starts_without_gradio() -> None:
-    heavy = "peft_core.tasks, peft_core.train, peft_core.export.archives"
+    heavy = "peft_core.service.tasks, peft_core.training.entry, peft_core.export.archives"
     code = f"import sys, {heavy}; print(int('gradio' in sys.modules))"
     assert answer(code) == 0
 

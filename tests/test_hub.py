@@ -17,7 +17,7 @@ from tiny import YELP_CONFIG, YELP_LABELS, make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.presets import HUB_COMMITS, RECIPES
+from peft_core.models.presets import HUB_COMMITS, RECIPES
 from peft_core.runs import Run
 
 MODEL, DATASET = "nlptown/bert-base-multilingual-uncased-sentiment", "Yelp/yelp_review_full"
@@ -29,7 +29,7 @@ import json, sys, time
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
 from peft_core.data.labelled import check_dataset_name, expected_num_labels, load_labeled_splits
-from peft_core.encoder import load_base, model_config
+from peft_core.models.encoder import load_base, model_config
 from peft_core.data.inspection import inspect
 from peft_core.errors import PeftCoreError
 

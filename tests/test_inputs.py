@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, InputsChangedError
-from peft_core.launcher import Launcher
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue, choose_checkpoint, list_checkpoints
-from peft_core.train import train
+from peft_core.service.launcher import Launcher
+from peft_core.training.entry import train
 
 
 @pytest.fixture(scope="module")

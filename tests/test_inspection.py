@@ -12,7 +12,7 @@ from peft_core.config import TrainConfig
 from peft_core.data import inspection
 from peft_core.data.inspection import WORD, inspect
 from peft_core.errors import DataError
-from peft_core.pictures.data import data_facts, data_findings, data_preview
+from peft_core.views.data import data_facts, data_findings, data_preview
 
 GERMAN = "Nr;Kommentar;Kategorie\n" + "".join(
     f"{i};Das Frühstück Nummer {i} war {word}.;{label}\n"

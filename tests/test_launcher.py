@@ -15,16 +15,16 @@ from processes import start_python, wait_for
 from run_files import change_json
 
 from batteries.children import run_child
-from peft_core import launcher as launching
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.launcher import Launcher
-from peft_core.limits import Limits
-from peft_core.process_identity import process_identity
-from peft_core.run_signals import kill_tree, send_signal
+from peft_core.files.process_identity import process_identity
 from peft_core.runs import ENDED, RUNNING, Run
-from peft_core.train import main
+from peft_core.runs.signals import kill_tree, send_signal
+from peft_core.service import launcher as launching
+from peft_core.service.launcher import Launcher
+from peft_core.service.limits import Limits
+from peft_core.training.entry import main
 
 # What the queue sees of a training process, in a second instead of ten.
 TRAINS_AT_ONCE = """

@@ -14,11 +14,11 @@ from test_speedups import assert_same_step, batch_of, built, step
 from torch import nn
 
 from peft_core import runs
-from peft_core.modules import encoder_layers
+from peft_core.models.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
-from peft_core.train import train
 from peft_core.training import lower_layers, speedups
+from peft_core.training.entry import train
 from peft_core.training.lower_layers import FrozenLayerCache, TextsToCache, frozen_below
 from peft_core.training.speedups import optimize_training
 

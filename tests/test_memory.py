@@ -13,15 +13,15 @@ from test_speedups import assert_same_step, batch_of, built, step
 from transformers import Trainer
 from transformers.models.bert.modeling_bert import BertModel
 
-from peft_core import machine
-from peft_core.machine import free_bytes
-from peft_core.pictures.pieces import speed
+from peft_core import hardware
+from peft_core.hardware import free_bytes
 from peft_core.runs import Run
-from peft_core.train import describe_failure
 from peft_core.training import memory, speedups
+from peft_core.training.entry import describe_failure
 from peft_core.training.memory import SPARE, checkpointed, plan_memory, saved_bytes
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import is_out_of_memory, split
+from peft_core.views.components import speed
 
 FULL = (
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
@@ -173,7 +173,7 @@ def test_a_run_follows_the_forecast_and_says_so(
 
 def test_a_container_s_own_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
     assert free_bytes(cpu) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")

@@ -15,14 +15,15 @@ from test_speedups import TARGETS, batch_of, built
 from tiny import FAMILIES
 
 from benchmarks.bench_memory import measure, setting
-from peft_core import machine, memory_forecast, tasks
+from peft_core import hardware
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import ConfigError
-from peft_core.limits import Limits
-from peft_core.memory_forecast import LIBRARIES, forecast_memory
-from peft_core.methods import METHODS
-from peft_core.training import speedups
+from peft_core.methods.registry import METHODS
+from peft_core.service import tasks
+from peft_core.service.limits import Limits
+from peft_core.training import memory_forecast, speedups
 from peft_core.training.memory import saved_bytes
+from peft_core.training.memory_forecast import LIBRARIES, forecast_memory
 
 MEASURED = json.loads((ROOT / "benchmarks/results/memory_cpu.json").read_text(encoding="utf-8"))
 LEAST, MOST = 0.8, 1.45  # forecast over measured
@@ -35,7 +36,7 @@ def multiplies_half_faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], 
 
     def set_gain(gains: bool) -> None:
         memory_forecast._model_memory.cache_clear()
-        for module in (memory_forecast, speedups, machine):
+        for module in (memory_forecast, speedups, hardware):
             monkeypatch.setattr(module, "is_bfloat16_faster", lambda device: gains)
 
     return set_gain

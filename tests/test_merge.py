@@ -20,12 +20,12 @@ from run_files import change_json, reseal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from peft_core import certificate
-from peft_core.certificate import MergeCertificate, verified_certificate
 from peft_core.errors import DamagedError, MergeError, ModelError, PeftCoreError, RunError
 from peft_core.inference.decision import DECISION_FILE, DecisionRule
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
+from peft_core.merging import certificate
+from peft_core.merging.certificate import MergeCertificate, verified_certificate
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
 
 STOCK_TRANSFORMERS = """

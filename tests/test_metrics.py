@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from peft_core import metrics
-from peft_core.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
-from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE
+from peft_core.inference import metrics
+from peft_core.inference.metrics import confusion_matrix, headline_interval, label_scores, task_metrics
+from peft_core.problem_types import METRICS, MULTI, REGRESSION, SINGLE
 
 SEEDS = range(12)
 

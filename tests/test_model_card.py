@@ -19,7 +19,7 @@ from peft_core.errors import RunError
 from peft_core.export.hub.markdown import escaped, fenced, plain
 from peft_core.export.hub.model_card import model_card
 from peft_core.inference.decision import DecisionRule
-from peft_core.presets import EMBEDDED_SHA256
+from peft_core.models.presets import EMBEDDED_SHA256
 from peft_core.runs import Run
 
 HOSTILE = [

@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from peft_core.encoder import meta_model, model_config
 from peft_core.errors import ModelError
-from peft_core.modules import (
+from peft_core.models.encoder import meta_model, model_config
+from peft_core.models.modules import (
     ALL_LINEAR,
     ROLES,
     all_linear,
@@ -26,7 +26,7 @@ from peft_core.modules import (
     layer_norms,
     linear_modules,
 )
-from peft_core.presets import MODELS
+from peft_core.models.presets import MODELS
 
 HEADS = {
     "bert": ("classifier",),

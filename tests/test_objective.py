@@ -15,20 +15,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
-from peft_core import runs, train
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
-from peft_core.encoder import load_base, set_dropout
 from peft_core.errors import ConfigError
-from peft_core.limits import Limits
-from peft_core.losses import balanced_weights, task_loss
-from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.models.encoder import load_base, set_dropout
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
-from peft_core.schedule import total_steps
+from peft_core.service.limits import Limits
+from peft_core.training import entry
 from peft_core.training.arguments import training_arguments
 from peft_core.training.batches import UnpaddedCollator
+from peft_core.training.losses import balanced_weights, task_loss
+from peft_core.training.schedule import total_steps
 from peft_core.training.trainer import RunTrainer, build_trainer
 
 
@@ -160,7 +161,7 @@ def test_accumulating_run_continues_to_the_same_weights(
 ) -> None:
     changes = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8, "lora_dropout": 0.1}
     whole, parted = (runs.create(tmp_path, TrainConfig.from_dict({**settings, **changes})) for _ in range(2))
-    train.train(whole.folder)
+    entry.train(whole.folder)
     norm = RunTrainer._get_grad_norm
 
     def killed(self: RunTrainer, *given: Any, **named: Any) -> Any:
@@ -170,9 +171,9 @@ def test_accumulating_run_continues_to_the_same_weights(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunTrainer, "_get_grad_norm", killed)
-        train.train(parted.folder)
+        entry.train(parted.folder)
     assert parted.state().status == "KILLED" and can_continue(parted)
-    train.train(parted.folder)
+    entry.train(parted.folder)
     assert parted.result()["kept"] == whole.result()["kept"]
     one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (parted, whole))
     assert all(one[name].equal(other[name]) for name in other)

@@ -32,8 +32,8 @@ from peft_core.export.onnx.report import read_onnx_report
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, load_onnx
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 FILES = {
     "README.md", "config.json", "manifest.json", "report.json", "tokenizer.json", "tokenizer_config.json",

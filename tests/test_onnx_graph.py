@@ -10,13 +10,13 @@ from matrix import FAMILIES, SMALL
 from tiny import MAX_TOKENS, make_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.errors import ExportError, RunError
 from peft_core.export.onnx import graph
 from peft_core.export.onnx.graph import write_fp32, write_int8
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
+from peft_core.methods.adapters import apply_method
 
 
 def spread_out(model: torch.nn.Module) -> torch.nn.Module:

@@ -18,8 +18,8 @@ from peft_core.runs import Run
 HOLD_UP = """
 import os, time
 from peft_core.ui.inference import texts
-from peft_core.workbench import Workbench
-from peft_core.worker import Worker
+from peft_core.service.workbench import Workbench
+from peft_core.service.worker import Worker
 
 def hold_up(owner, name):
     function = getattr(owner, name)

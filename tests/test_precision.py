@@ -13,8 +13,8 @@ from peft_core.inference import precision, tables
 from peft_core.inference.precision import optimize_for_inference
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, predict_file
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL, TrainConfig
 from peft_core.counts import describe_model
-from peft_core.encoder import max_input_length, meta_model, model_config
-from peft_core.modules import check_target_modules
-from peft_core.presets import (
+from peft_core.models.encoder import max_input_length, meta_model, model_config
+from peft_core.models.modules import check_target_modules
+from peft_core.models.presets import (
     DATASETS,
     EMBEDDED_SHA256,
     HUB_COMMITS,

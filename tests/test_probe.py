@@ -13,9 +13,9 @@ from peft_core.config import TrainConfig
 from peft_core.inference import probe
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.probe import PROBE_FILE, fit_linear
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
-from peft_core.train import train
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.training.entry import train
 
 
 def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> None:

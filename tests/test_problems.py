@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_core.problems import MULTI, REGRESSION, SINGLE, decide, join_labels, label_flips, scores
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE, decide, join_labels, label_flips, scores
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [-800.0, 800.0, 0.0], [-0.1, -0.2, -0.3]], dtype=np.float32)
 

@@ -11,10 +11,11 @@ import torch
 from processes import ROOT, environment, wait_for
 from safetensors.torch import load_file
 
-from peft_core import runs, train
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue
+from peft_core.training import entry
 from peft_core.training.processes import launch_command
 
 MANY = {"num_train_epochs": 16.0, "per_device_train_batch_size": 5, "lora_dropout": 0.1}
@@ -93,7 +94,7 @@ def test_log_to_stdout_writes_messages_without_a_prefix(capsys: pytest.CaptureFi
     package = logging.getLogger("peft_core")
     handlers, level = [*package.handlers], package.level
     try:
-        train.log_to_stdout()
+        entry.log_to_stdout()
         logging.getLogger("peft_core.training.speedups").info("dtype stays as it is: %s", "it fails")
     finally:
         package.handlers[:] = handlers
@@ -109,8 +110,8 @@ def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPat
         raise SystemExit(0)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(train.os, "execv", execv)
+    monkeypatch.setattr(entry.os, "execv", execv)
     with pytest.raises(SystemExit):
-        train.main([str(tmp_path)])
+        entry.main([str(tmp_path)])
     assert started == [launch_command(3, [str(tmp_path)])]
     assert started[0][-5:] == ["--num_processes", "3", "-m", "peft_core.train", str(tmp_path)]

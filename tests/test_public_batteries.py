@@ -38,7 +38,8 @@ def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
 
 _BUG_AND_DELAY = """
 import time
-from peft_core import visitor_uploads, workbench
+from peft_core.service import visitor_uploads
+from peft_core.service import workbench
 def check_rows(self, folder):
     raise ValueError("a bug")
 visitor_uploads.VisitorUploads._check_rows = check_rows
@@ -93,7 +94,7 @@ def test_forged_short_form_gets_no_secret() -> None:
 def test_forged_requests_to_a_product_that_answers_everyone_get_secrets(
     broken: str, family: str, share: float, secret: str
 ) -> None:
-    imports = "from gradio import utils\nfrom peft_core import run_access\n"
+    imports = "from gradio import utils\nfrom peft_core.access import run_access\n"
     failures = forged.run(share, broken=imports + broken, only=(family,)).failures
     assert any(failure.startswith(f"{family} got the secret of the {secret}: ") for failure in failures)
 
@@ -131,7 +132,9 @@ def test_visitors_of_a_product_that_keeps_them_apart_wrongly_find_it(
     broken: str, failures: dict[str, str], finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_client, "LONGEST_ANSWER", 20.0)  # of a visitor whose messages another takes
-    imports = "from peft_core.access.sessions import Sessions\nfrom peft_core.run_access import RunAccess\n"
+    imports = (
+        "from peft_core.access.sessions import Sessions\nfrom peft_core.access.run_access import RunAccess\n"
+    )
     result = visitors.run(finished_run, 0.03, operations=4, only=list(failures), broken=imports + broken)
     for failure in failures.values():
         assert [each for each in result.failures if failure in each], (failure, result.failures[:5])
@@ -146,7 +149,7 @@ def test_load_short_form_answers_all_in_time(finished_run: Run) -> None:
 
 def test_load_of_a_product_whose_answers_wait_is_found(finished_run: Run) -> None:
     waiting = (
-        "import time\nfrom peft_core.workbench import Workbench\nstatus = Workbench.status\n"
+        "import time\nfrom peft_core.service.workbench import Workbench\nstatus = Workbench.status\n"
         "Workbench.status = lambda self, run_id: (time.sleep(5), status(self, run_id))[1]\n"
     )
     result = load.run(0.2, visitors=5, alone=0, most_seconds=3.0, finished=finished_run, broken=waiting)

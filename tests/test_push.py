@@ -19,9 +19,9 @@ from peft_core.errors import RunError
 from peft_core.export.hub.account import translate_hub_errors
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import load_evaluation_rows
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 TOKEN, BASE = "hf_AliceMayWriteHere", "someone/tiny-base"
 PUSH = """

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from peft_core.config import TrainConfig
 from peft_core.counts import count_parameters
-from peft_core.encoder import load_base
 from peft_core.errors import ConfigError, ModelError
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
-from peft_core.pictures.pieces import certificate
-from peft_core.rows import load_evaluation_texts
+from peft_core.merging.merge import merge
+from peft_core.models.encoder import load_base
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_texts
+from peft_core.views.components import certificate
 
 
 @pytest.mark.parametrize("bits", [4, 8])

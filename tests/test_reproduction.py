@@ -24,7 +24,7 @@ from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.errors import DataError, RunError
 from peft_core.export.script.compose import SCRIPT_FILE, partial_script
 from peft_core.export.script.reproduction import reproduction_zip, save_rows, script_of
-from peft_core.presets import RECIPES, embedded_model_folder, embedded_reviews_file
+from peft_core.models.presets import RECIPES, embedded_model_folder, embedded_reviews_file
 from peft_core.runs import KILLED, Run
 
 YELP = "Yelp/yelp_review_full"
@@ -40,7 +40,7 @@ from pathlib import Path
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.tokens import encode
-from peft_core.encoder import load_base
+from peft_core.models.encoder import load_base
 from peft_core.export.script.facts import ModelFacts, RunFacts
 from peft_core.export.script.compose import training_script
 from peft_core.export.script.data import rows_come_from

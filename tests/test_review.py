@@ -16,7 +16,7 @@ from peft_core.errors import ConfigError, RunError
 from peft_core.inference.decision import DecisionRule
 from peft_core.inference.review import Evaluation, hardest, search_rows
 from peft_core.inference.suspects import suspected_labels
-from peft_core.problems import NO_LABEL
+from peft_core.problem_types import NO_LABEL
 from peft_core.runs import Run
 
 FLIPPED = [3, 10, 21]

@@ -15,7 +15,7 @@ from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
 from peft_core.export.archives import zip_of
-from peft_core.files import (
+from peft_core.files.atomic import (
     DISK_ERROR,
     DISK_FAILED,
     DISK_FULL,
@@ -23,13 +23,13 @@ from peft_core.files import (
     fsync,
     translate_disk_errors,
 )
-from peft_core.manifests import verify_folder, write_manifest
+from peft_core.files.manifests import verify_folder, write_manifest
 from peft_core.runs import Run, RunInTraining, trash
 from peft_core.runs import run as run_module
 from peft_core.runs.checkpoints import choose_checkpoint
-from peft_core.train import describe_failure, train
+from peft_core.service.workbench import Workbench
+from peft_core.training.entry import describe_failure, train
 from peft_core.training.inputs import INPUTS_FILE
-from peft_core.workbench import Workbench
 
 
 @pytest.fixture

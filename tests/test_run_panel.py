@@ -9,8 +9,8 @@ import pytest
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.runs import FINISHED, KILLED, RunInTraining
+from peft_core.service.workbench import Workbench
 from peft_core.ui.run_panel import RunPanel, RunSnapshot, build_run_panel, poll, updates
-from peft_core.workbench import Workbench
 
 NOTHING = ("", "")
 

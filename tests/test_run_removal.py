@@ -22,9 +22,9 @@ from batteries.children import outcome, run_child
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.launcher import Launcher
 from peft_core.runs import FAILED, KILLED, Run, trash
 from peft_core.runs.trash import TRASH
+from peft_core.service.launcher import Launcher
 
 
 def ended_run(runs_dir: Path, status: str = FAILED) -> Run:

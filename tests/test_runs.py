@@ -16,8 +16,8 @@ from processes import start_python, wait_for
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import staging_path
-from peft_core.process_identity import is_same_process, own_identity, process_identity
+from peft_core.files.atomic import staging_path
+from peft_core.files.process_identity import is_same_process, own_identity, process_identity
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs import run_in_training as run_module
 from peft_core.runs.checkpoints import list_checkpoints, remove_older

@@ -16,22 +16,22 @@ from task_runs import TOPICS, number_rows, pair_rows, topic_rows
 from tiny import make_tiny, make_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.encoder import load_base
 from peft_core.export.script.compose import partial_script, training_script
 from peft_core.export.script.data import rows_come_from
 from peft_core.export.script.facts import ModelFacts, RunFacts
 from peft_core.export.script.model import base_lines, load_block, method_block
 from peft_core.export.script.source import imports_of
-from peft_core.heads import HeadChange
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.methods import METHODS, find_model_conflict
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import load_evaluation_rows
+from peft_core.methods.adapters import apply_method
+from peft_core.methods.registry import METHODS, find_model_conflict
+from peft_core.models.encoder import load_base
+from peft_core.models.heads import HeadChange
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
-from peft_core.schedule import total_steps
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.training.schedule import total_steps
 
 CASES = {name: {"method": name} for name in METHODS} | dict(LORA_VARIANTS)
 CASES |= {

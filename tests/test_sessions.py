@@ -11,10 +11,10 @@ from gradio.state_holder import SessionState
 
 from peft_core import runs
 from peft_core.config import TrainConfig
+from peft_core.service.workbench import Workbench
 from peft_core.ui.page import build_page
 from peft_core.ui.requests import MOST_UNREAD, pending_sessions
 from peft_core.ui.train import IDLE_POLL_SECONDS, POLL_SECONDS, _poll_seconds
-from peft_core.workbench import Workbench
 
 
 def test_session_keeps_no_value_that_was_typed(tmp_path: Path) -> None:

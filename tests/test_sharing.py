@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from peft_core import tasks
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.sharing import ModelCache, SharedTokenizers, SharedWeights, tensor_bytes
 from peft_core.runs import Run
+from peft_core.service import tasks
 
 TEXTS = ["The food was awful, really terrible.", "Wonderful, the best pizza, excellent."]
 

@@ -7,7 +7,7 @@ import yaml
 from processes import ROOT
 
 from app import demo
-from peft_core.presets import MODELS, RECIPES
+from peft_core.models.presets import MODELS, RECIPES
 
 
 def front_matter() -> dict:

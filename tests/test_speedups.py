@@ -15,10 +15,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AutoTokenizer
 
 from peft_core import runs
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
-from peft_core.encoder import load_base, set_dropout
-from peft_core.modules import encoder_layers
+from peft_core.methods.adapters import apply_method
+from peft_core.models.encoder import load_base, set_dropout
+from peft_core.models.modules import encoder_layers
 from peft_core.runs import Run
 from peft_core.training import kernels, speedups
 from peft_core.training.arguments import training_arguments

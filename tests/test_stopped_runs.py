@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from conftest import copy_of
 
-from peft_core import tasks
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.hub.card_facts import Facts
@@ -17,12 +16,13 @@ from peft_core.inference.decision import PLAIN, DecisionRule
 from peft_core.inference.loading import ADAPTER
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, predict_file, preview_file
-from peft_core.merge import merge
-from peft_core.pictures.cards import prediction_card, result_card
-from peft_core.pictures.charts import runs_frame
+from peft_core.merging.merge import merge
 from peft_core.runs import KILLED, Run
+from peft_core.service import tasks
+from peft_core.service.workbench import Workbench
 from peft_core.ui.sidebar import run_choices
-from peft_core.workbench import Workbench
+from peft_core.views.cards import prediction_card, result_card
+from peft_core.views.charts import runs_frame
 
 NOTE = "Stopped at step 7 of 60. The adapter of that step is kept; the test rows were not evaluated."
 REFUSAL = "was stopped before its test rows were evaluated; evaluate or continue it first."
@@ -49,19 +49,19 @@ def workbench(tmp_path: Path) -> Workbench:
 
 NEED_RESULT: dict[str, Callable[[str], Any]] = {
     "result": lambda folder: Run(Path(folder)).result(),
-    "calibration": lambda folder: tasks.judge_rule(folder, PLAIN.to_dict(("bad", "good"))),
-    "suggested rule": lambda folder: tasks.suggest_rule(folder, False, None),
+    "calibration": lambda folder: tasks.evaluate_decision_rule(folder, PLAIN.to_dict(("bad", "good"))),
+    "suggested rule": lambda folder: tasks.suggest_decision_rule(folder, False, None),
     "test rows": lambda folder: tasks.review(folder, "all", "", None, None, 10),
     "hardest rows": lambda folder: tasks.review(folder, "hardest", "", None, None, 10),
     "suspected labels": lambda folder: tasks.review(folder, "suspected", "", None, None, 10),
     "one row": lambda folder: tasks.row(folder, 1),
-    "neighbors": lambda folder: tasks.neighbours(folder, TEXT),
+    "neighbors": lambda folder: tasks.find_neighbors(folder, TEXT),
     "merge": merge,
     "model card": lambda folder: Facts.read(Run(Path(folder))),
-    "onnx": lambda folder: tasks.make(folder, "onnx", {}),
-    "embeddings": lambda folder: tasks.make(folder, "embeddings", {}),
-    "page": lambda folder: tasks.make(folder, "page", {}),
-    "script": lambda folder: tasks.make(folder, "script", {}),
+    "onnx": lambda folder: tasks.export_run(folder, "onnx", {}),
+    "embeddings": lambda folder: tasks.export_run(folder, "embeddings", {}),
+    "page": lambda folder: tasks.export_run(folder, "page", {}),
+    "script": lambda folder: tasks.export_run(folder, "script", {}),
     "script code": lambda folder: tasks.code(folder, "script", ApiAccess("http://localhost")),
     "python code": lambda folder: tasks.code(folder, "python", ApiAccess("http://localhost")),
 }
@@ -92,7 +92,7 @@ def test_file_is_predicted_with_guessed_columns(stopped: Run, tmp_path: Path) ->
 
 
 def test_decision_rule_and_adapter_zip_are_there(stopped: Run) -> None:
-    assert tasks.rule(str(stopped.folder))["labels"] == ["bad", "good"]
+    assert tasks.decision_rule(str(stopped.folder))["labels"] == ["bad", "good"]
     assert DecisionRule.read(stopped) == PLAIN
     assert zip_of(stopped, "adapter").is_file()
 

@@ -20,18 +20,18 @@ from processes import start_python, wait_for
 from torch import nn
 
 from batteries.children import Report, fork_child
-from peft_core import results, runs
-from peft_core import train as training_process
+from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.inference import batching
 from peft_core.inference.predictor import Predictor
-from peft_core.modules import encoder_layers
+from peft_core.models.modules import encoder_layers
 from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue
-from peft_core.train import train
-from peft_core.training import lower_layers, outputs, setup, stopping
+from peft_core.training import entry as training_process
+from peft_core.training import lower_layers, outputs, results, setup, stopping
 from peft_core.training.admission import PlainStep
+from peft_core.training.entry import train
 from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer
 

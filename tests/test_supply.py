@@ -10,11 +10,11 @@ from packaging.utils import canonicalize_name
 from pins import HASHES, ROOT, RUNTIME, TESTS, brought_by, requirements
 from processes import python
 
-from peft_core import sources
 from peft_core.config import EMBEDDED_DATASET, EMBEDDED_MODEL
 from peft_core.data import reading
 from peft_core.errors import DataError, ModelError
-from peft_core.presets import EMBEDDED_FILES, embedded_model_folder, embedded_reviews_file
+from peft_core.models import sources
+from peft_core.models.presets import EMBEDDED_FILES, embedded_model_folder, embedded_reviews_file
 
 
 def pinned(*names: str) -> dict[str, str]:

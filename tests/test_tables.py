@@ -20,9 +20,9 @@ from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.tables import Request, predict_file, preview_file
 from peft_core.inference.trained_labels import TrainedLabels
-from peft_core.pictures.inference import file_result
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.views.inference import file_result
 
 LABELS = ["bad", "good"]
 CASES = Path(__file__).parent / "cases"

@@ -11,7 +11,7 @@ from conftest import copy_of
 from gradio_client import Client
 from playwright.sync_api import Page, expect, sync_playwright
 
-from peft_core.merge import merge
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
 
 

@@ -18,16 +18,16 @@ from tiny import LABEL_WORDS, SUBJECTS, make_tiny_bert
 
 from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.encoder import load_base
 from peft_core.errors import ConfigError, DataError, ModelError
 from peft_core.inference.classifier import Classifier
+from peft_core.inference.metrics import task_metrics
 from peft_core.inference.predictor import Predictor
-from peft_core.losses import LabelScale, balanced_weights, eval_loss, positive_weights, task_loss
-from peft_core.merge import merge
-from peft_core.metrics import task_metrics
-from peft_core.problems import MULTI, REGRESSION, SINGLE, decide
-from peft_core.results import measure
+from peft_core.merging.merge import merge
+from peft_core.models.encoder import load_base
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE, decide
 from peft_core.runs import Run
+from peft_core.training.losses import LabelScale, balanced_weights, eval_loss, positive_weights, task_loss
+from peft_core.training.results import measure
 
 STOCK = """
 import json, sys, torch

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from small_data import write_csv
 
-from peft_core import tasks
 from peft_core.errors import DataError, HubError
+from peft_core.service import tasks
 
 
 def test_the_default_passes() -> None:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from peft_core.data import tokens
 from peft_core.data.tokens import encode, rows_digest, tokenizer_digest
-from peft_core.files import staging_path
+from peft_core.files.atomic import staging_path
 
 ROWS = {"text": ["good food", "bad staff " * 30, "the best pizza"], "label": [1, 0, 1]}
 

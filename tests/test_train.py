@@ -22,15 +22,16 @@ from tiny import make_tiny_bert
 from transformers import set_seed
 
 from batteries.children import BUG, ERROR, KILLED, outcome, run_child
-from peft_core import files, runs
+from peft_core import runs
 from peft_core.config import TrainConfig
-from peft_core.encoder import load_base
 from peft_core.errors import DataError, ModelError, RunError
+from peft_core.files import atomic
 from peft_core.inference.predictor import Predictor
+from peft_core.models.encoder import load_base
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import can_continue, list_checkpoints, step_of
-from peft_core.train import train
 from peft_core.training import trainer
+from peft_core.training.entry import train
 
 TEXTS = ["The food was awful and the staff rude.", "Wonderful, the best pizza.", "😀 😀", "room " * 500]
 STOCK_PEFT = """
@@ -80,7 +81,7 @@ def test_train_on_a_disk_that_takes_no_folder_ends_in_its_sentence(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
 
-    monkeypatch.setattr("peft_core.train.build_trainer", fail)
+    monkeypatch.setattr("peft_core.training.entry.build_trainer", fail)
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     with pytest.raises(RunError, match="The disk is full") as raised:
         train(run.folder)
@@ -313,7 +314,7 @@ def train_until_adapter_is_synced(run: Run) -> None:
         if "adapter" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    files.fsync = kill_for_adapter
+    atomic.fsync = kill_for_adapter
     train(run.folder)
 
 

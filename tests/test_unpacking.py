@@ -20,7 +20,7 @@ from peft_core.data.unpacking import locate, unpacked_bytes
 from peft_core.data.uploads import store_upload
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError
-from peft_core.workbench import Workbench
+from peft_core.service.workbench import Workbench
 
 CASES = Path(__file__).parent / "cases"
 CSV = "text,label\n" + "good,pos\nbad,neg\n" * 20

@@ -16,7 +16,7 @@ from peft_core.access.rates import Rate
 from peft_core.access.refusals import Refusal
 from peft_core.access.upload_room import MIN_FILE_BYTES, RoomLimits, UploadRoom
 from peft_core.access.visitors import TOKEN_HEADER, new_token
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 
 LIMITS = RoomLimits(total_bytes=1_000_000, min_free_bytes=2_000_000)
 BOUNDARY = "a5b1c8"

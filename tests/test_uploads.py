@@ -11,16 +11,16 @@ from unittest import mock
 import pytest
 from small_data import write_csv
 
-from peft_core import visitor_uploads
 from peft_core.config import TrainConfig
 from peft_core.data import uploads
 from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.uploads import is_upload, store_upload, upload_label
 from peft_core.errors import ConfigError, DataError, RunError
-from peft_core.limits import Limits
-from peft_core.visitor_uploads import VisitorUploads
-from peft_core.workbench import Workbench
-from peft_core.worker import WorkerError
+from peft_core.service import visitor_uploads
+from peft_core.service.limits import Limits
+from peft_core.service.visitor_uploads import VisitorUploads
+from peft_core.service.workbench import Workbench
+from peft_core.service.worker import WorkerError
 
 ROWS = [(f"Text {i}", ["yes", "no"][i % 2]) for i in range(40)]
 

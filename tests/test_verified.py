@@ -10,21 +10,21 @@ from conftest import copy_of
 from run_files import change_json, reseal
 from safetensors.torch import load_file, save_file
 
-from peft_core import files, manifests
-from peft_core import merge as merging
-from peft_core.certificate import certificate_of_merged, verified_certificate
 from peft_core.errors import DamagedError, ModelError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.embeddings import export_embeddings
 from peft_core.export.hub.model_card import model_card
 from peft_core.export.onnx.report import read_onnx_report
 from peft_core.export.page.webpage import export_page
+from peft_core.files import atomic, manifests
 from peft_core.inference.batching import check_finite
 from peft_core.inference.decision import DecisionRule
 from peft_core.inference.predictor import Predictor
-from peft_core.merge import merge
-from peft_core.rows import load_evaluation_rows
+from peft_core.merging import merge as merging
+from peft_core.merging.certificate import certificate_of_merged, verified_certificate
+from peft_core.merging.merge import merge
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 GOOD = "The food was excellent."
 
@@ -83,8 +83,8 @@ def test_merge_that_dies_before_the_rename_leaves_no_certificate(
     def die(*_: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(files, "_swap", die)
-    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(atomic, "_swap", die)
+    monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(Killed):
         merge(own_merged.folder)
     monkeypatch.undo()
@@ -227,7 +227,7 @@ def test_metrics_that_lost_their_last_rows_are_told(own_run: Run) -> None:
 )
 def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str, own_run: Run) -> None:
     """No damage was listed, and Predict asked for a finished run."""
-    files.remove_tree(own_run.folder / name)
+    atomic.remove_tree(own_run.folder / name)
     (listed,) = own_run.damage()
     assert sentence in listed
     other = {"result": "result and test rows", "adapter": "adapter"}[usable]
@@ -240,6 +240,6 @@ def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str,
 
 
 def test_zip_of_a_lost_adapter_says_that_it_is_lost(own_run: Run) -> None:
-    files.remove_tree(own_run.adapter)
+    atomic.remove_tree(own_run.adapter)
     with pytest.raises(DamagedError, match="it has lost its adapter"):
         zip_of(own_run, "adapter")

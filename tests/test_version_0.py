@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from peft_core.certificate import certificate_of_merged, verified_certificate
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
 from peft_core.inference.predictor import Predictor
-from peft_core.launcher import Launcher
-from peft_core.merge import merge
-from peft_core.rows import load_evaluation_rows
+from peft_core.merging.certificate import certificate_of_merged, verified_certificate
+from peft_core.merging.merge import merge
 from peft_core.runs import Run, find, list_runs
 from peft_core.runs.checkpoints import can_continue, choose_checkpoint
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.service.launcher import Launcher
 
 FOLDER = Path(__file__).parent / "version_0"
 

@@ -22,8 +22,8 @@ from peft_core.errors import ConfigError, DataError, RunError, StorageError
 from peft_core.export.snippets import ApiAccess
 from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, read_ownership, write_ownership
-from peft_core.workbench import Workbench
-from peft_core.worker import Worker
+from peft_core.service.workbench import Workbench
+from peft_core.service.worker import Worker
 
 CHANGES = {
     "stop",
@@ -79,7 +79,7 @@ def shared_workers() -> Iterator[None]:
     workers: dict[tuple[float | None, ...], Worker] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "peft_core.workbench.Worker", lambda *limits: workers.setdefault(limits, Worker(*limits))
+            "peft_core.service.workbench.Worker", lambda *limits: workers.setdefault(limits, Worker(*limits))
         )
         yield
     for worker in workers.values():

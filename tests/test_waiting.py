@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from peft_core import launcher as launching
 from peft_core import runs
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.launcher import Launcher
-from peft_core.limits import Limits
-from peft_core.process_identity import own_identity
+from peft_core.files.process_identity import own_identity
 from peft_core.runs import RUNNING, Run
-from peft_core.waiting import Queue, QueuePlace, describe_duration, remaining_seconds
-from peft_core.workbench import Workbench
+from peft_core.runs.queue import Queue, QueuePlace, describe_duration, remaining_seconds
+from peft_core.service import launcher as launching
+from peft_core.service.launcher import Launcher
+from peft_core.service.limits import Limits
+from peft_core.service.workbench import Workbench
 
 ANNA, BERND = "a" * 64, "b" * 64
 

@@ -15,7 +15,6 @@ from exported_runs import refuse_int8
 from page_library import fetch_library
 from processes import answer
 
-from peft_core import tasks
 from peft_core.errors import ConfigError, RunError
 from peft_core.export.archives import zip_of
 from peft_core.export.page import webpage
@@ -23,9 +22,10 @@ from peft_core.export.page.weblibrary import LIBRARY_URL, file_integrity, librar
 from peft_core.export.page.webpage import default_title, export_page
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import load_evaluation_rows
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.service import tasks
 
 SCRIPT = read_record()["files"][0]["name"]
 
@@ -117,7 +117,7 @@ def test_the_rule_that_was_chosen_travels(own_export: Run) -> None:
 def test_a_rule_saved_later_reaches_the_page_and_its_zip(own_export: Run) -> None:
     export_page(own_export.folder)
     rule = {"temperature": 2.0, "thresholds": {"bad": 0.4, "good": 0.6}, "abstain_below": 0.7}
-    tasks.save_rule(str(own_export.folder), rule)
+    tasks.save_decision_rule(str(own_export.folder), rule)
     with zipfile.ZipFile(zip_of(own_export, "page")) as archive:
         settings = json.loads(archive.read("page.json"))
     assert settings["decision"] == {"temperature": 2.0, "thresholds": [0.4, 0.6], "abstain_below": 0.7}
@@ -128,7 +128,7 @@ def test_export_page_carries_the_rule_saved_meanwhile(own_export: Run) -> None:
 
     def save_rule(share: float, what: str) -> None:
         if what.startswith("Copying"):  # which follows the reading of the rule
-            tasks.save_rule(str(own_export.folder), rule)
+            tasks.save_decision_rule(str(own_export.folder), rule)
 
     with zipfile.ZipFile(export_page(own_export.folder, save_rule)["zip"]) as archive:
         settings = json.loads(archive.read("page.json"))

@@ -23,9 +23,9 @@ from peft_core.export.page.weblibrary import LIBRARY_URL, STATIC_FOLDER, library
 from peft_core.export.page.webpage import export_page
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import load_evaluation_rows
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 TOLERANCE = 0.01  # of a probability: the rounding of two machines can tip a value over a step of int8
 SCRIPT, LOADER, WASM = (file["name"] for file in read_record()["files"])

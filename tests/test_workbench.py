@@ -19,12 +19,13 @@ from peft_core import runs
 from peft_core.access.visitors import LOCAL_USER, Visitor
 from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError, DataError, PeftCoreError, RunError
-from peft_core.launcher import Launcher
-from peft_core.limits import Limits
 from peft_core.runs import ENDED, Run
-from peft_core.visitor_uploads import VisitorUploads
-from peft_core.workbench import Workbench
-from peft_core.worker import Worker
+from peft_core.service.launcher import Launcher
+from peft_core.service.limits import Limits
+from peft_core.service.references import FunctionReference
+from peft_core.service.visitor_uploads import VisitorUploads
+from peft_core.service.workbench import Workbench
+from peft_core.service.worker import Worker
 
 FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad room.", "no")]
 
@@ -311,8 +312,8 @@ class RecordingWorker:
     def __init__(self) -> None:
         self.tasks: list[str] = []
 
-    def run(self, task: str, *arguments: Any) -> Any:
-        self.tasks.append(task)
+    def run(self, task: FunctionReference, *arguments: Any) -> Any:
+        self.tasks.append(task.name)
         raise DataError("not read here")
 
 

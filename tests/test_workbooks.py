@@ -16,7 +16,7 @@ from peft_core.data.labelled import load_labeled_splits
 from peft_core.data.streams import open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import ConfigError, DataError
-from peft_core.pictures.data import data_facts
+from peft_core.views.data import data_facts
 
 CASES = Path(__file__).parent / "cases"
 TABLE = [["text", "label"], ["good", "pos"], ["bad", "neg"]]

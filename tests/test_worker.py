@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import wait_for
+from processes import ROOT, wait_for
 
-from peft_core import worker as worker_module
 from peft_core.errors import ConfigError, ModelError
 from peft_core.progress import Progress
-from peft_core.worker import Cancelled, Report, Worker, WorkerError, in_thread
+from peft_core.service import worker as worker_module
+from peft_core.service.references import FunctionReference, tasks
+from peft_core.service.worker import Cancelled, Report, Worker, WorkerError, in_thread
 
 MANY = [{"r": r} for r in range(1, 201)]
 TRAINABLE = 74_498
@@ -39,23 +41,23 @@ def kill_the_process() -> None:
 
 
 def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
-    assert worker.run("count", {})["trainable"] == TRAINABLE
+    assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
     with pytest.raises(ConfigError, match="r is 0"):
-        worker.run("count", {"r": 0})
+        worker.run(tasks.count, {"r": 0})
     with pytest.raises(ModelError, match="q_proj"):
-        worker.run("count", {"target_modules": ["q_proj"]})
-    assert worker.run("count_all", [{"r": 0}, {}])[0]["error"].startswith("r is 0")
+        worker.run(tasks.count, {"target_modules": ["q_proj"]})
+    assert worker.run(tasks.count_all, [{"r": 0}, {}])[0]["error"].startswith("r is 0")
     assert multiprocessing.active_children(), "the work is done in another process"
 
 
 def test_a_training_comes_before_the_worker(worker: Worker) -> None:
-    worker.run("count", {})
+    worker.run(tasks.count, {})
     (child,) = multiprocessing.active_children()
     assert psutil.Process(child.pid).nice() == min(19, psutil.Process().nice() + 5)
 
 
 def test_reports_come_while_a_task_runs(worker: Worker) -> None:
-    reports = list(worker.stream("count_all", MANY[:20]))
+    reports = list(worker.stream(tasks.count_all, MANY[:20]))
     assert [report.share for report in reports] == sorted(report.share for report in reports)
     assert isinstance(reports[-1], Report)
     assert reports[-1].share == 1.0
@@ -66,39 +68,62 @@ def test_reports_come_while_a_task_runs(worker: Worker) -> None:
 def test_cancel_ends_a_task_where_it_stands_and_the_next_one_runs(worker: Worker) -> None:
     heard = 0
     with pytest.raises(Cancelled, match="nothing of it is kept"):
-        for _ in worker.stream("count_all", MANY, name="mine"):
+        for _ in worker.stream_cancellable("mine", tasks.count_all, MANY):
             heard += 1
             worker.cancel("somebody else's")
             worker.cancel("mine")
     assert 0 < heard < len(MANY)
     worker.cancel("mine")
-    assert len(list(worker.stream("count_all", MANY[:3], name="mine"))[-1].result) == 3
+    assert len(list(worker.stream_cancellable("mine", tasks.count_all, MANY[:3]))[-1].result) == 3
 
 
 def test_a_death_in_the_middle_is_one_sentence_and_the_next_call_works(worker: Worker) -> None:
     with pytest.raises(WorkerError, match="want of memory"):
-        for number, _ in enumerate(worker.stream("count_all", MANY)):
+        for number, _ in enumerate(worker.stream(tasks.count_all, MANY)):
             if number == 0:
                 kill_the_process()
-    assert worker.run("count", {})["trainable"] == TRAINABLE
+    assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
 @pytest.mark.parametrize("ask", ["run", "stream"])
-def test_a_death_between_two_calls_is_no_more_than_one_sentence(ask: str, worker: Worker) -> None:
-    worker.run("count", {})
+def test_worker_killed_between_two_calls_is_started_again(ask: str, worker: Worker) -> None:
+    worker.run(tasks.count, {})
+    pool = worker._pool
+    assert pool is not None
     kill_the_process()
-    try:
-        found = worker.run("count", {}) if ask == "run" else list(worker.stream("count", {}))[-1].result
-        assert found["trainable"] == TRAINABLE
-    except WorkerError:
-        pass
-    assert worker.run("count", {})["trainable"] == TRAINABLE
+    wait_for(lambda: pool._broken)  # else the next call may be the one that notices it
+    counts = worker.run(tasks.count, {}) if ask == "run" else list(worker.stream(tasks.count, {}))[-1].result
+    assert counts["trainable"] == TRAINABLE
+
+
+def test_cancel_ends_a_waiting_task_before_it_starts(worker: Worker) -> None:
+    running = worker.stream_cancellable("first", tasks.count_all, MANY)
+    next(running)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(list, worker.stream_cancellable("second", tasks.count_all, MANY))
+        wait_for(lambda: "second" in worker._tickets_by_name)
+        worker.cancel("second")
+        worker.cancel("first")
+        with pytest.raises(Cancelled):
+            list(running)
+        with pytest.raises(Cancelled):
+            waiting.result(60)
+    assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
+
+
+def test_references_name_functions_of_the_worker() -> None:
+    used = set()
+    for path in (ROOT / "peft_core/service").glob("*.py"):
+        used |= set(re.findall(r"\btasks\.([a-z_]+)", path.read_text(encoding="utf-8"))) - {"py"}
+    assert "count" in used and len(used) > 20
+    for name in used:
+        assert callable(FunctionReference("peft_core.service.tasks", name).resolve()), name
 
 
 def test_closing_twice_and_asking_again(worker: Worker) -> None:
     worker.close()
     worker.close()
-    assert worker.run("count", {})["trainable"] == TRAINABLE
+    assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +147,19 @@ def test_task_past_its_deadline_is_ended_and_the_next_one_runs(
     start = time.monotonic()
     with pytest.raises(WorkerError, match="took over 2 s, the most that this public demo gives it"):
         call = limited.run if ask == "run" else lambda *task: list(limited.stream(*task))
-        call("count_rows", [endless])
+        call(tasks.count_rows, [endless])
     assert time.monotonic() - start > 2
-    assert limited.run("count", {})["trainable"] == TRAINABLE
+    assert limited.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
 def test_worker_that_meets_its_deadline_holds_up_no_other(
     worker: Worker, limited: Worker, endless: str
 ) -> None:
     for ready in (limited, worker):
-        ready.run("count", {})
+        ready.run(tasks.count, {})
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(limited.run, "count_rows", [endless])
-        worker.run("count", {})
+        hanging = pool.submit(limited.run, tasks.count_rows, [endless])
+        worker.run(tasks.count, {})
         assert not hanging.done()
         with pytest.raises(WorkerError, match="took over 2 s"):
             hanging.result()
@@ -146,8 +171,8 @@ def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: 
     (tmp_path / "large.csv").write_text("text,label\n" + "a,b\n" * 1_500_000)
     (tmp_path / "small.csv").write_text("text,label\na,b\n")
     with pytest.raises(WorkerError, match="over 0.1 GB of memory|died while it did 'count_rows'|over 30 s"):
-        limited.run("count_rows", [str(tmp_path / "large.csv")])
-    assert limited.run("count_rows", [str(tmp_path / "small.csv")]) == 1
+        limited.run(tasks.count_rows, [str(tmp_path / "large.csv")])
+    assert limited.run(tasks.count_rows, [str(tmp_path / "small.csv")]) == 1
     limited.close()
 
 
@@ -184,13 +209,13 @@ def test_task_in_a_thread_that_nobody_waits_for_holds_up_nobody() -> None:
 
 def test_named_task_whose_page_was_closed_is_cancelled(worker: Worker) -> None:
     start = time.monotonic()
-    list(worker.stream("count_all", MANY[:40]))
+    list(worker.stream(tasks.count_all, MANY[:40]))
     seconds_of_all = (time.monotonic() - start) * len(MANY * 5) / 40
-    reports = worker.stream("count_all", MANY * 5, name="closed")
+    reports = worker.stream_cancellable("closed", tasks.count_all, MANY * 5)
     next(reports)
     reports.close()
     start = time.monotonic()
-    worker.run("count", {})
+    worker.run(tasks.count, {})
     assert time.monotonic() - start < seconds_of_all / 2
 
 
@@ -198,4 +223,4 @@ def test_task_waits_only_so_long_for_those_of_others(monkeypatch: pytest.MonkeyP
     busy = Worker(seconds=300.0)
     monkeypatch.setattr(worker_module, "_MAX_WAIT_SECONDS", 0.1)
     with busy._own_turn(), pytest.raises(WorkerError, match="busy with other visitors' work"):
-        busy.run("count", {})
+        busy.run(tasks.count, {})

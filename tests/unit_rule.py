@@ -18,13 +18,15 @@ import processes
 import pytest
 from app_server import serve
 
-from peft_core import launcher, merge, train, worker
+from peft_core.merging import merge
+from peft_core.service import launcher, worker
+from peft_core.training import entry
 
 _HEAVY = {
     id(thing)
     for thing in (
         multiprocessing, subprocess, processes.python, processes.start_python, processes.answer, serve,
-        playwright.sync_api.sync_playwright, train, train.train, merge, merge.merge, worker.Worker,
+        playwright.sync_api.sync_playwright, entry, entry.train, merge, merge.merge, worker.Worker,
         launcher.Launcher,
     )
 }  # fmt: skip

@@ -23,7 +23,7 @@ from peft_core.access.refusals import Refusal, is_upload_route, route_path
 from peft_core.access.sessions import Sender, Sessions, names_in_body, names_in_url, starts_event
 from peft_core.access.upload_room import MIN_FILE_BYTES, UploadRoom
 from peft_core.access.visitors import Visitor
-from peft_core.limits import Limits
+from peft_core.service.limits import Limits
 
 STATIC = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico",
           "/gradio_api/custom_component/", "/manifest.json", "/pwa_icon", "/robots.txt")  # fmt: skip

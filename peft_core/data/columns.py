@@ -16,7 +16,7 @@ from peft_core.data.frames import column_of
 from peft_core.data.label_lists import are_lists, as_flag, as_list, indicator_width
 from peft_core.data.numbers import as_number, number_style
 from peft_core.errors import DataError
-from peft_core.problems import MULTI, REGRESSION, SINGLE
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "title")
 LABEL_COLUMNS = ("label", "labels", "stars", "rating", "sentiment", "class", "category", "target")

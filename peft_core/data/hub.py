@@ -20,8 +20,8 @@ from datasets.exceptions import DatasetNotFoundError
 
 from peft_core.config import TrainConfig
 from peft_core.errors import DataError, HubError, RunError
-from peft_core.files import translate_disk_errors
-from peft_core.sources import dataset_revision, describe_hub_error
+from peft_core.files.atomic import translate_disk_errors
+from peft_core.models.sources import dataset_revision, describe_hub_error
 
 
 class FirstRows(NamedTuple):

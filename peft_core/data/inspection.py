@@ -22,11 +22,11 @@ from peft_core.data.labelled import LabeledSplits, is_hub_dataset, load_labeled_
 from peft_core.data.preparing import normalize
 from peft_core.data.reading import TRAIN, RawRows, preview_rows, read_rows
 from peft_core.data.reading_findings import reading_findings
-from peft_core.encoder import has_tokenizer, local_config
 from peft_core.errors import DataError, ModelError, PeftCoreError
-from peft_core.heads import head_labels, head_rows
-from peft_core.presets import HUB_COMMITS
-from peft_core.sources import is_local, model_source
+from peft_core.models.encoder import has_tokenizer, local_config
+from peft_core.models.heads import head_labels, head_rows
+from peft_core.models.presets import HUB_COMMITS
+from peft_core.models.sources import is_local, model_source
 
 MAX_SAMPLE_ROWS = 20_000  # of a split that are inspected
 MAX_TOKENIZED = 1000  # texts whose tokens are counted

@@ -22,8 +22,8 @@ from peft_core.data.reading import (
 from peft_core.data.splits import VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
 from peft_core.data.text_keys import text_key
 from peft_core.errors import DataError
-from peft_core.presets import DATASETS, embedded_reviews_file
-from peft_core.sources import dataset_revision
+from peft_core.models.presets import DATASETS, embedded_reviews_file
+from peft_core.models.sources import dataset_revision
 
 CHARACTERS_PER_TOKEN = 50  # longer texts are cut before tokenization: a 10 MB cell would take half a minute
 MIN_SPARE_ROWS = 256  # with fewer, validation rows of an embedded data set come out of the training rows

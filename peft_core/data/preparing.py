@@ -26,7 +26,7 @@ from peft_core.data.reading import TEST, TRAIN, VALIDATION, RawRows, is_local_da
 from peft_core.data.splits import TEST_SHARE, VALIDATION_ROWS, VALIDATION_SHARE, hold_out, strata
 from peft_core.data.text_keys import pair_key, text_key
 from peft_core.errors import DataError
-from peft_core.presets import DATASETS
+from peft_core.models.presets import DATASETS
 
 MAX_LABELS = 1000
 _ROW_SETTINGS = (

@@ -28,8 +28,8 @@ from peft_core.data.hub import (
 from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.data.unpacking import describe_read_errors
 from peft_core.errors import DataError
-from peft_core.presets import DATASETS, REVIEWS_SHA256, embedded_reviews_file
-from peft_core.sources import file_sha256, is_local
+from peft_core.models.presets import DATASETS, REVIEWS_SHA256, embedded_reviews_file
+from peft_core.models.sources import file_sha256, is_local
 
 TRAIN, VALIDATION, TEST = ROLES = ("train", "validation", "test")
 HELD_OUT = 5  # one in so many rows of an embedded data set is a test row, by a hash of its text

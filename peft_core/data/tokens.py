@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from peft_core.data.labelled import truncate_text
 from peft_core.errors import RunError
-from peft_core.files import atomic_file, make_folder
+from peft_core.files.atomic import atomic_file, make_folder
 
 CACHE_BYTES = 1_000_000_000  # total size of the cache; the least recently used entries are removed first
 _FOOTER = struct.Struct("<8sIQ32s")  # magic, schema version, rows, SHA-256 of the bytes before the footer

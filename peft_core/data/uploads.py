@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from peft_core.data.formats import MAX_FILE_BYTES, SUFFIXES, suffix_of
 from peft_core.data.unpacking import describe_read_errors, size_of, unpacked_bytes
 from peft_core.errors import DataError, reason_of
-from peft_core.files import atomic_folder, link_or_copy
-from peft_core.presets import DATASETS
+from peft_core.files.atomic import atomic_folder, link_or_copy
+from peft_core.models.presets import DATASETS
 
 UPLOADS = ".uploads"  # in the runs folder; a run ID never starts with a dot
 PREFIX = "upload:"

@@ -18,8 +18,8 @@ from peft_core.disk.inventory import Inventory, RunsFolder, ownership_of
 from peft_core.disk.quotas import Quotas
 from peft_core.disk.usage import Size, total_bytes
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import remove_folder
-from peft_core.records import Record, read_record, write_sealed
+from peft_core.files.atomic import remove_folder
+from peft_core.files.records import Record, read_record, write_sealed
 
 EXPIRED_FILE = ".expired.json"
 MAX_MARKS = 2000

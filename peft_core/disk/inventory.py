@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from peft_core.disk.usage import FolderSizes, Size, list_entries, total_bytes
 from peft_core.errors import DamagedError
-from peft_core.records import read_json
+from peft_core.files.records import read_json
 from peft_core.runs import ENDED, Run, RunState
 from peft_core.runs.ownership import Ownership, is_owner, read_ownership
 from peft_core.runs.run import CONFIG_FILE

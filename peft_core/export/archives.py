@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import translate_disk_errors
-from peft_core.manifests import FileEntry, digest_of, entries_of, verify_folder
+from peft_core.files.atomic import translate_disk_errors
+from peft_core.files.manifests import FileEntry, digest_of, entries_of, verify_folder
 from peft_core.runs import Run
 
 # kind (and folder name): glob of the files that a download needs, and what the error message advises

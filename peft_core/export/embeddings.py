@@ -8,9 +8,10 @@ import numpy as np
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from peft_core.certificate import TOLERANCE
 from peft_core.errors import DamagedError, MergeError
-from peft_core.files import write_json, write_text
+from peft_core.files.atomic import write_json, write_text
+from peft_core.files.manifests import verify_folder
+from peft_core.files.records import read_json
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base
 from peft_core.inference.vectors import (
@@ -24,12 +25,11 @@ from peft_core.inference.vectors import (
     merged_encoder,
     vectors,
 )
-from peft_core.manifests import verify_folder
-from peft_core.methods import METHODS
+from peft_core.merging.certificate import TOLERANCE
+from peft_core.methods.registry import METHODS
+from peft_core.models.sources import hub_commit
 from peft_core.progress import Progress, no_progress
-from peft_core.records import read_json
 from peft_core.runs import Run
-from peft_core.sources import hub_commit
 
 FOLDER, REPORT_FILE = "embeddings", "report.json"
 _MODULES = (  # class names that every version of sentence-transformers from 2 on reads

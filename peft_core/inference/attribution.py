@@ -13,7 +13,7 @@ from captum.attr import LayerIntegratedGradients
 from peft_core.data.labelled import truncate_text
 from peft_core.errors import ConfigError, ModelError, RunError
 from peft_core.inference.predictor import Prediction, Predictor
-from peft_core.problems import REGRESSION, SINGLE
+from peft_core.problem_types import REGRESSION, SINGLE
 from peft_core.progress import no_progress
 
 STEPS, MAX_STEPS = 32, 256

@@ -13,10 +13,10 @@ from scipy.optimize import minimize_scalar
 
 from peft_core.errors import RunError
 from peft_core.inference.decision import DecisionRule
-from peft_core.metrics import task_metrics
-from peft_core.problems import MULTI, REGRESSION, SINGLE, headline
-from peft_core.rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
+from peft_core.inference.metrics import task_metrics
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE, headline
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
 
 BINS = 15  # of the reliability diagram, equally wide, as in Guo et al. 2017
 MIN_ROWS = 30  # fewest validation rows for a fit

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_core.errors import RunError
-from peft_core.heads import HeadChange
+from peft_core.models.heads import HeadChange
 from peft_core.runs import Run
 
 CLASSIFIER_FILE = "classifier.json"

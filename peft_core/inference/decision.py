@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from peft_core.errors import ConfigError, DamagedError, RunError
-from peft_core.files import atomic_file, open_regular, write_json
-from peft_core.manifests import replace_file
-from peft_core.problems import MULTI, REGRESSION, SINGLE, THRESHOLD, scores
+from peft_core.files.atomic import atomic_file, open_regular, write_json
+from peft_core.files.manifests import replace_file
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE, THRESHOLD, scores
 from peft_core.runs import Run
 
 DECISION_FILE = "decision.json"

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from peft_core.adapters import merged_model
-from peft_core.certificate import verified_certificate
-from peft_core.encoder import BaseModel, has_tokenizer, load_base, permute_head
 from peft_core.errors import MergeError, ModelError, RunError
-from peft_core.heads import BY_ORDER
 from peft_core.inference.classifier import Classifier
-from peft_core.methods import METHODS, bits_of
-from peft_core.quantise import FULL
+from peft_core.merging.certificate import verified_certificate
+from peft_core.methods.adapters import merged_model
+from peft_core.methods.registry import METHODS, bits_of
+from peft_core.models.encoder import BaseModel, has_tokenizer, load_base, permute_head
+from peft_core.models.heads import BY_ORDER
+from peft_core.models.quantization import FULL
+from peft_core.models.sources import hub_commit
 from peft_core.runs import Run
-from peft_core.sources import hub_commit
 
 BASE, ADAPTER, MERGED = VARIANTS = ("base", "adapter", "merged")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from peft_core.errors import MergeError
+from peft_core.hardware import MIN_SPEEDUP, is_bfloat16_faster, measure_seconds
 from peft_core.inference.loading import ADAPTER, MERGED, merged_weights
 from peft_core.inference.predictor import Predictor
-from peft_core.machine import MIN_SPEEDUP, is_bfloat16_faster, measure_seconds
-from peft_core.methods import METHODS, bits_of
-from peft_core.modules import head_modules
-from peft_core.problems import label_flips
-from peft_core.quantise import FULL
+from peft_core.methods.registry import METHODS, bits_of
+from peft_core.models.modules import head_modules
+from peft_core.models.quantization import FULL
+from peft_core.problem_types import label_flips
 
 MIN_ROWS = 500  # rows from which optimizing pays
 SAMPLE = 64  # rows on which an optimized model is checked

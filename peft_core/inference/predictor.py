@@ -15,7 +15,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import PLAIN, DecisionRule
 from peft_core.inference.loading import ADAPTER, BASE, VARIANTS, load_adapter_base, load_variant
 from peft_core.inference.probe import load_or_fit_probe
-from peft_core.problems import MULTI, REGRESSION, join_labels
+from peft_core.problem_types import MULTI, REGRESSION, join_labels
 from peft_core.progress import no_progress
 from peft_core.runs import Run
 

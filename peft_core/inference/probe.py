@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from peft_core.data.labelled import LabeledSplits, load_labeled_splits
-from peft_core.encoder import BaseModel
 from peft_core.errors import DamagedError, DataError
+from peft_core.files.manifests import verify_folder
 from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
-from peft_core.manifests import verify_folder
-from peft_core.problems import MULTI, REGRESSION
+from peft_core.models.encoder import BaseModel
+from peft_core.problem_types import MULTI, REGRESSION
 from peft_core.runs import Run
 from peft_core.training.inputs import read_inputs
 

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 from peft_core.errors import ConfigError, RunError
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.problems import MULTI, NO_LABEL, REGRESSION, SINGLE, join_labels
-from peft_core.rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
+from peft_core.problem_types import MULTI, NO_LABEL, REGRESSION, SINGLE, join_labels
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import TEST, VALIDATION, EvaluationRows, load_evaluation_rows
 
 MAX_ROWS = 500  # rows in one response
 

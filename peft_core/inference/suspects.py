@@ -9,9 +9,9 @@ from cleanlab.multilabel_classification.filter import find_multilabel_issues_per
 from cleanlab.regression.rank import get_label_quality_scores
 
 from peft_core.inference.review import MAX_ROWS, Evaluation, percent
-from peft_core.problems import MULTI, REGRESSION, SINGLE
-from peft_core.rows import TEST
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import TEST
 
 # "confident_learning" takes rows whose probability of another class exceeds that class's mean; cleanlab's
 # other filters skip classes that have few rows

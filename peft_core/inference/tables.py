@@ -16,12 +16,12 @@ from peft_core.data.formats import ReadOptions
 from peft_core.data.streams import Chunk, RowStream, open_rows
 from peft_core.data.writers import writer_for
 from peft_core.errors import DataError, RunError
-from peft_core.files import atomic_file, make_folder, translate_disk_errors
+from peft_core.files.atomic import atomic_file, make_folder, translate_disk_errors
+from peft_core.inference.metrics import headline_interval, task_metrics
 from peft_core.inference.precision import MIN_ROWS, SAMPLE, optimize_for_inference
 from peft_core.inference.predictor import Predictor
 from peft_core.inference.trained_labels import TrainedLabels, trained_data
-from peft_core.metrics import headline_interval, task_metrics
-from peft_core.problems import MULTI, REGRESSION, headline, join_labels
+from peft_core.problem_types import MULTI, REGRESSION, headline, join_labels
 from peft_core.progress import Progress, no_progress
 from peft_core.runs import Run
 

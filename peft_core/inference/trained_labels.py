@@ -6,7 +6,7 @@ from typing import Any
 from peft_core.data.columns import Columns, labels_of
 from peft_core.data.text_keys import text_key
 from peft_core.errors import RunError
-from peft_core.problems import MULTI
+from peft_core.problem_types import MULTI
 from peft_core.runs import Run
 
 _ONE_SPELLING = "label_spelling"

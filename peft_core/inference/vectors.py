@@ -14,14 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_core.errors import DamagedError, DataError, MergeError
+from peft_core.files.manifests import verify_folder
 from peft_core.inference.batching import batched_outputs
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.loading import load_adapter, load_adapter_base, merged_weights
 from peft_core.inference.probe import mean_vectors
 from peft_core.inference.review import Evaluation
-from peft_core.manifests import verify_folder
-from peft_core.methods import METHODS
-from peft_core.problems import MULTI, REGRESSION
+from peft_core.methods.registry import METHODS
+from peft_core.problem_types import MULTI, REGRESSION
 from peft_core.progress import Progress, no_progress
 from peft_core.runs import Run
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import remove_tree
-from peft_core.manifests import verify_folder
+from peft_core.files.atomic import remove_tree
+from peft_core.files.manifests import verify_folder
 from peft_core.runs.run import Run
 
 STATE_FILE, INPUTS_FILE = "trained.safetensors", "inputs.json"

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_core.files import Stamp, fsync, open_regular, stamp_of, translate_disk_errors, write_text
+from peft_core.files.atomic import Stamp, fsync, open_regular, stamp_of, translate_disk_errors, write_text
 
 METRICS_FILE = "metrics.jsonl"
 _CHECK = "check"

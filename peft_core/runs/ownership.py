@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from peft_core.errors import DamagedError
-from peft_core.files import stamp_of
-from peft_core.records import Record, read_record, write_sealed
+from peft_core.files.atomic import stamp_of
+from peft_core.files.records import Record, read_record, write_sealed
 
 OWNER_FILE = "owner.json"
 _OWNER = re.compile(r"[0-9a-f]{64}")

@@ -15,12 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from peft_core import manifests
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, PeftCoreError, RunError
-from peft_core.files import NOT_REGULAR, atomic_folder, remove_tree, translate_disk_errors
-from peft_core.process_identity import command_line, is_same_process
-from peft_core.records import read_json, read_record, write_sealed
+from peft_core.files import manifests
+from peft_core.files.atomic import NOT_REGULAR, atomic_folder, remove_tree, translate_disk_errors
+from peft_core.files.process_identity import command_line, is_same_process
+from peft_core.files.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
 from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
 from peft_core.runs.signatures import read_cached

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_core.process_identity import own_identity
-from peft_core.records import write_sealed
+from peft_core.files.process_identity import own_identity
+from peft_core.files.records import write_sealed
 from peft_core.runs.metrics import METRICS_FILE, append_metrics, read_metrics, rewrite_metrics, sync_metrics
 from peft_core.runs.records import RUNNING, RunState
 from peft_core.runs.run import STATUS_FILE, Run

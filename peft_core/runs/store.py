@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peft_core.config import TrainConfig
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import (
+from peft_core.files.atomic import (
     Stamp,
     atomic_folder,
     make_folder,
@@ -19,8 +19,8 @@ from peft_core.files import (
     stamp_of,
     sweep_staging,
 )
-from peft_core.manifests import write_manifest
-from peft_core.records import SCHEMA_VERSION, write_sealed
+from peft_core.files.manifests import write_manifest
+from peft_core.files.records import SCHEMA_VERSION, write_sealed
 from peft_core.runs.ownership import Ownership, is_owner, write_ownership
 from peft_core.runs.records import ENDED, FINISHED, SCHEDULED, RunState
 from peft_core.runs.run import CONFIG_FILE, LOCK_FILE, STATUS_FILE, Run

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peft_core.errors import RunError
-from peft_core.files import NO_ROOM, fsync, make_folder, remove_folder, translate_disk_errors
+from peft_core.files.atomic import NO_ROOM, fsync, make_folder, remove_folder, translate_disk_errors
 
 TRASH = ".trash"
 TRASH_SECONDS = 3600.0  # that a deleted run can be restored

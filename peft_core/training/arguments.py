@@ -6,8 +6,8 @@ from transformers import TrainingArguments
 
 from peft_core.config import TrainConfig
 from peft_core.runs import Run
-from peft_core.schedule import eval_steps, loss_steps, save_steps, total_steps
 from peft_core.training.processes import processes
+from peft_core.training.schedule import eval_steps, loss_steps, save_steps, total_steps
 
 EVAL_TOKENS, EVAL_TEXTS = 4096, (8, 64)  # tokens of an evaluation batch, roughly; fewest and most texts
 

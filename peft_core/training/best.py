@@ -17,11 +17,11 @@ from typing import Any
 from torch import nn
 
 from peft_core.errors import RunError
-from peft_core.files import atomic_file, atomic_file_alone, make_folder
-from peft_core.kept_step import KeptStep, Reason
-from peft_core.manifests import sha256_of
-from peft_core.problems import LOWER_IS_BETTER
+from peft_core.files.atomic import atomic_file, atomic_file_alone, make_folder
+from peft_core.files.manifests import sha256_of
+from peft_core.problem_types import LOWER_IS_BETTER
 from peft_core.runs.checkpoints import STATE_FILE, step_of
+from peft_core.runs.kept_step import KeptStep, Reason
 from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.processes import is_main_process
 

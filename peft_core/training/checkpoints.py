@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peft_core.adapters import rank_allocator, trained_state
+from peft_core.methods.adapters import rank_allocator, trained_state
 
 _IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # as PEFT's RankAllocator names them
 

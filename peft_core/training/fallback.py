@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-from peft_core.machine import is_out_of_memory
+from peft_core.hardware import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 # Raised by an unexpected kind of batch, by the compiler, or by the file of the frozen layers' outputs.

@@ -18,12 +18,12 @@ import transformers
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabeledSplits
 from peft_core.data.tokens import rows_digest, tokenizer_digest
-from peft_core.encoder import BaseModel
 from peft_core.errors import InputsChangedError
-from peft_core.files import write_json
-from peft_core.heads import label_names
-from peft_core.manifests import sha256_of, write_manifest
-from peft_core.records import Record, read_record
+from peft_core.files.atomic import write_json
+from peft_core.files.manifests import sha256_of, write_manifest
+from peft_core.files.records import Record, read_record
+from peft_core.models.encoder import BaseModel
+from peft_core.models.heads import label_names
 from peft_core.runs import Run
 from peft_core.runs.checkpoints import INPUTS_FILE
 from peft_core.runs.run import CONFIG_FILE

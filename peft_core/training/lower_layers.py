@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_core.modules import config_of, encoder_layers
+from peft_core.models.modules import config_of, encoder_layers
 
 MOST_BYTES = 8_000_000_000  # largest size of a run's cache file, which is removed when the run ends
 DISK_SHARE = 0.5  # largest share of the free disk space

@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_core.machine import free_bytes
-from peft_core.modules import config_of, encoder_layers
+from peft_core.hardware import free_bytes
+from peft_core.models.modules import config_of, encoder_layers
 from peft_core.training.speedups import uncompiled
 
 LENGTHS = (48, 96)  # tokens of the measured texts; long texts might not fit

@@ -11,15 +11,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from peft_core.adapters import trained_state
-from peft_core.certificate import sha256_of_adapter
 from peft_core.counts import count_model
-from peft_core.files import write_json
+from peft_core.files.atomic import write_json
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.results import measure
+from peft_core.merging.certificate import sha256_of_adapter
+from peft_core.methods.adapters import trained_state
 from peft_core.runs import RunResult
 from peft_core.runs.run import RESULT_FILE
 from peft_core.training.reporting import log_result
+from peft_core.training.results import measure
 from peft_core.training.setup import TrainingSetup
 from peft_core.training.stopping import StopCheck
 

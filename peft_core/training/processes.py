@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def launch_command(count: int, arguments: list[str]) -> list[str]:
-    """Return the command that runs `peft_core.train` in `count` processes, one per GPU."""
+    """Return the command that runs `peft_core.training.entry` in `count` processes, one per GPU."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     return [*launch, "--num_processes", str(count), "-m", "peft_core.train", *arguments]
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from peft_core.problems import METRICS
+from peft_core.problem_types import METRICS
 from peft_core.runs import RunInTraining
 from peft_core.training.fallback import random_state
 from peft_core.training.processes import broadcast_from_main, processes

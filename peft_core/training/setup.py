@@ -9,21 +9,21 @@ import datasets
 import numpy as np
 from transformers import set_seed
 
-from peft_core.adapters import apply_method
 from peft_core.config import TrainConfig
 from peft_core.data.labelled import LabeledSplits, load_labeled_splits
 from peft_core.data.tokens import encode
-from peft_core.encoder import BaseModel, check_max_length, load_base, set_dropout
-from peft_core.losses import LabelScale, Loss, check_objective, task_loss
-from peft_core.methods import bits_of, virtual_tokens
-from peft_core.problems import REGRESSION
-from peft_core.results import label_array
+from peft_core.methods.adapters import apply_method
+from peft_core.methods.registry import bits_of, virtual_tokens
+from peft_core.models.encoder import BaseModel, check_max_length, load_base, set_dropout
+from peft_core.models.sources import hub_commit
+from peft_core.problem_types import REGRESSION
 from peft_core.runs import RunInTraining
 from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
-from peft_core.schedule import evaluation_rows, total_steps
-from peft_core.sources import hub_commit
 from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
+from peft_core.training.losses import LabelScale, Loss, check_objective, task_loss
 from peft_core.training.processes import is_main_process, processes
+from peft_core.training.results import label_array
+from peft_core.training.schedule import evaluation_rows, total_steps
 from peft_core.training.stopping import Stopped
 
 TOKENS = ".tokens"  # folder of the token cache, beside the runs

@@ -16,9 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from peft_core.config import TrainConfig
-from peft_core.machine import is_bfloat16_faster, measure_seconds
-from peft_core.methods import METHODS, TRAINS_LAYERS
-from peft_core.modules import config_of, encoder_layers
+from peft_core.hardware import is_bfloat16_faster, measure_seconds
+from peft_core.methods.registry import METHODS, TRAINS_LAYERS
+from peft_core.models.modules import config_of, encoder_layers
 from peft_core.training.admission import PlainStep, gradient
 from peft_core.training.fallback import AppliedOptimizations, TrainingOptimizations
 from peft_core.training.first_token import first_token_forward

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from peft_core.errors import RunError
-from peft_core.files import remove_tree
+from peft_core.files.atomic import remove_tree
 from peft_core.runs import KILLED, RunInTraining
 from peft_core.runs.checkpoints import list_checkpoints, step_of
 from peft_core.training.processes import processes

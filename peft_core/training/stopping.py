@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from peft_core.modules import encoder_layers
+from peft_core.models.modules import encoder_layers
 
 T = TypeVar("T")
 

@@ -24,18 +24,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from peft_core.adapters import loraplus_optimizer, without_regularizer
 from peft_core.config import TrainConfig
 from peft_core.errors import ModelError
-from peft_core.files import atomic_folder
-from peft_core.kept_step import KeptStep, metric_for_best
-from peft_core.losses import LabelScale, Loss
-from peft_core.machine import is_out_of_memory
-from peft_core.manifests import write_manifest
-from peft_core.metrics import task_metrics
-from peft_core.problems import decide
+from peft_core.files.atomic import atomic_folder
+from peft_core.files.manifests import write_manifest
+from peft_core.hardware import is_out_of_memory
+from peft_core.inference.metrics import task_metrics
+from peft_core.methods.adapters import loraplus_optimizer, without_regularizer
+from peft_core.problem_types import decide
 from peft_core.runs.checkpoints import STATE_FILE, list_checkpoints, remove_older, step_of
-from peft_core.schedule import first_comparable_step, total_steps
+from peft_core.runs.kept_step import KeptStep, metric_for_best
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
 from peft_core.training.best import TRAINER_STATE, BestStep, StepKeeper
 from peft_core.training.checkpoints import load_trained, save_trained
@@ -47,7 +45,9 @@ from peft_core.training.fallback import (
     set_random_state,
 )
 from peft_core.training.inputs import RunInputs, write_inputs
+from peft_core.training.losses import LabelScale, Loss
 from peft_core.training.processes import broadcast_from_main, is_main_process, processes, rank
+from peft_core.training.schedule import first_comparable_step, total_steps
 from peft_core.training.speedups import uncompiled
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes

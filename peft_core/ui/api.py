@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from peft_core.downloads import translate_os_errors
+from peft_core.service.downloads import translate_os_errors
+from peft_core.service.workbench import Workbench
 from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import show_errors
-from peft_core.workbench import Workbench
 
 
 class Endpoints:

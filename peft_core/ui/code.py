@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_core.errors import PeftCoreError
 from peft_core.export.snippets import ApiAccess
-from peft_core.workbench import Workbench
+from peft_core.service.workbench import Workbench
 
 _API = {"python": "API: Python", "curl": "API: curl", "mcp": "API: MCP"}
 _LANGUAGES = {"curl": "shell", "mcp": "json"}

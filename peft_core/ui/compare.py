@@ -11,16 +11,16 @@ from pandas.io.formats.style import Styler
 
 from peft_core.config import TrainConfig
 from peft_core.errors import PeftCoreError
-from peft_core.methods import METHODS
-from peft_core.pictures.charts import parts_chart, parts_frame, runs_chart, runs_frame
-from peft_core.pictures.pieces import message, size, task_progress
-from peft_core.presets import MODELS
-from peft_core.problems import TITLES
+from peft_core.methods.registry import METHODS
+from peft_core.models.presets import MODELS
+from peft_core.problem_types import TITLES
+from peft_core.service.workbench import Workbench
 from peft_core.ui.downloads import download_cache
 from peft_core.ui.events import FOLLOWING, PRIVATE, download_by_click, plot, show_stream_errors
 from peft_core.ui.fields import Form
 from peft_core.ui.form import fill
-from peft_core.workbench import Workbench
+from peft_core.views.charts import parts_chart, parts_frame, runs_chart, runs_frame
+from peft_core.views.components import message, size, task_progress
 
 PRESET_TARGETS = "each model's own query and value"
 TARGETS = (
@@ -89,7 +89,7 @@ def _build_counts(workbench: Workbench, form: Form, tabs: gr.Tabs) -> None:
         configurations = combinations(models, methods, ranks, targets, num_labels)
         settings = [workbench.config(configuration).to_dict() for configuration in configurations]
         counts: list[dict[str, Any]] = []
-        for report in workbench.worker.stream("count_all", settings):
+        for report in workbench.count_all(settings):
             yield {status: gr.update(visible=True, value=task_progress(report.share, report.description))}
             counts = report.result or counts
         counted_rows, refusals = join(settings, counts)

@@ -11,12 +11,12 @@ from peft_core.config import BASE_HEADS, DECIMAL_MARKS, PROBLEM_TYPES, REMEDIES,
 from peft_core.data.formats import FILE_TYPES
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
-from peft_core.pictures.data import data_facts, data_findings, data_preview
-from peft_core.pictures.pieces import message
-from peft_core.presets import DATASETS, DEFAULT_ROWS, RECOMMENDED_SETTINGS, recommended_settings
+from peft_core.models.presets import DATASETS, DEFAULT_ROWS, RECOMMENDED_SETTINGS, recommended_settings
+from peft_core.service.workbench import Workbench
 from peft_core.ui.events import FOLLOWING, PRIVATE, set_values
 from peft_core.ui.fields import DEFAULTS, Form, field, fields
-from peft_core.workbench import Workbench
+from peft_core.views.components import message
+from peft_core.views.data import data_facts, data_findings, data_preview
 
 COLUMNS = ("text_column", "text_pair_column", "label_column")
 GUESSED = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from peft_core.downloads import DownloadCache
+from peft_core.service.downloads import DownloadCache
 
 FOLDER = "downloads"
 

@@ -10,11 +10,11 @@ import gradio as gr
 from gradio.components.plot import AltairPlotData
 from gradio.events import Dependency
 
-from peft_core.downloads import translate_os_errors
 from peft_core.errors import PeftCoreError, shorten
-from peft_core.pictures.charts import Spec
-from peft_core.pictures.pieces import message
+from peft_core.service.downloads import translate_os_errors
 from peft_core.ui.downloads import download_cache
+from peft_core.views.charts import Spec
+from peft_core.views.components import message
 
 PICK_A_RUN = message("Pick a finished run at the side first.", "note")
 # Save the file that a handler returned, as a click on a link to it would.

@@ -5,7 +5,7 @@ from typing import Any, get_args, get_type_hints
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.problems import TITLES
+from peft_core.problem_types import TITLES
 
 DEFAULTS = TrainConfig()
 Field = gr.Checkbox | gr.CheckboxGroup | gr.Dropdown | gr.Number | gr.Textbox

@@ -9,9 +9,9 @@ import gradio as gr
 from peft_core.config import TrainConfig
 from peft_core.data.uploads import dataset_label
 from peft_core.errors import PeftCoreError
-from peft_core.methods import ALL_LINEAR, METHODS
-from peft_core.pictures.pieces import cost, describe_method, message, method_picture, quantity
-from peft_core.presets import DATASETS, DEFAULT_ROWS, MODELS, RECIPES
+from peft_core.methods.registry import ALL_LINEAR, METHODS
+from peft_core.models.presets import DATASETS, DEFAULT_ROWS, MODELS, RECIPES
+from peft_core.service.workbench import Workbench
 from peft_core.ui.data_card import GUESSED, DataCard, build_data_card
 from peft_core.ui.events import FOLLOWING
 from peft_core.ui.fields import DEFAULTS, Form, fields
@@ -26,7 +26,7 @@ from peft_core.ui.method_card import (
     wire_method_card,
 )
 from peft_core.ui.model_card import build_model_card, model_facts
-from peft_core.workbench import Workbench
+from peft_core.views.components import cost, describe_method, message, method_picture, quantity
 
 _EMPTY_TEXT = (*GUESSED, "metric_for_best_model")  # fields in which an empty text means None
 

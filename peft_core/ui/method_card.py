@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS, TrainConfig
-from peft_core.methods import ALL_LINEAR, LORA, METHODS, Method, defaults_of
-from peft_core.presets import MODELS, RECOMMENDED_SETTINGS, recommended_settings
+from peft_core.methods.registry import ALL_LINEAR, LORA, METHODS, Method, defaults_of
+from peft_core.models.presets import MODELS, RECOMMENDED_SETTINGS, recommended_settings
+from peft_core.service.workbench import Workbench
 from peft_core.ui.events import FOLLOWING, PRIVATE, show_errors
 from peft_core.ui.fields import DEFAULTS, Form, field
-from peft_core.workbench import Workbench
 
 OWN_SETTINGS = tuple(
     name

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from peft_core.config import SETTINGS
-from peft_core.pictures.pieces import quantity
-from peft_core.presets import MODELS
+from peft_core.models.presets import MODELS
 from peft_core.ui.fields import DEFAULTS, Form, field
+from peft_core.views.components import quantity
 
 
 def build_model_card(form: Form, *, allow_custom: bool) -> gr.HTML:

@@ -5,6 +5,7 @@ import os
 import gradio as gr
 
 from peft_core.errors import RunError
+from peft_core.service.workbench import Workbench
 from peft_core.ui.api import build_api
 from peft_core.ui.compare import build_compare
 from peft_core.ui.events import PRIVATE
@@ -14,7 +15,6 @@ from peft_core.ui.sessions import keep_no_values
 from peft_core.ui.sidebar import build_sidebar, describe_usage, run_choices
 from peft_core.ui.theme import TOGGLE_THEME
 from peft_core.ui.train import build_train
-from peft_core.workbench import Workbench
 
 # Writes the picked run into the address, so that a reload or a copied link opens it again.
 REMEMBER_RUN = """(run) => {

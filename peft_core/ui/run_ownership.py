@@ -6,9 +6,9 @@ from typing import Any
 import gradio as gr
 
 from peft_core.runs import ENDED, Run
+from peft_core.service.workbench import Workbench
 from peft_core.ui.events import PRIVATE, set_values, show_errors
 from peft_core.ui.sidebar import run_choices
-from peft_core.workbench import Workbench
 
 # Completes a path within this app to a full URL.
 FULL_URL = "(path) => path ? new URL(path, window.location.href).href : ''"

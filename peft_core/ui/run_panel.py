@@ -7,13 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.certificate import certificate_of_merged
 from peft_core.errors import RunError
-from peft_core.pictures.cards import result_card
-from peft_core.pictures.charts import curve, curve_frame
-from peft_core.pictures.pieces import certificate, message, method_picture, run_progress, task_progress
-from peft_core.problems import SINGLE, headline
+from peft_core.merging.certificate import certificate_of_merged
+from peft_core.problem_types import SINGLE, headline
 from peft_core.runs import ENDED, Run
+from peft_core.service.workbench import Workbench
 from peft_core.ui.events import (
     PRIVATE,
     cancel_pending,
@@ -25,7 +23,9 @@ from peft_core.ui.events import (
 from peft_core.ui.fields import DEFAULTS, Form
 from peft_core.ui.form import fill
 from peft_core.ui.run_ownership import OwnershipControls, build_ownership, wire_ownership
-from peft_core.workbench import Workbench
+from peft_core.views.cards import result_card
+from peft_core.views.charts import curve, curve_frame
+from peft_core.views.components import certificate, message, method_picture, run_progress, task_progress
 
 INTRO = '<div class="intro"><h3>What Train does</h3></div>'
 

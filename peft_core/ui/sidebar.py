@@ -8,11 +8,11 @@ from pathlib import Path
 import gradio as gr
 
 from peft_core.errors import DamagedError, RunError
-from peft_core.files import Stamp, stamp_of
-from peft_core.manifests import MANIFEST_FILE
-from peft_core.problems import headline
+from peft_core.files.atomic import Stamp, stamp_of
+from peft_core.files.manifests import MANIFEST_FILE
+from peft_core.problem_types import headline
 from peft_core.runs import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED, Run, RunState
-from peft_core.workbench import Workbench
+from peft_core.service.workbench import Workbench
 
 MARKS = {RUNNING: "●", SCHEDULED: "○", FINISHED: "✓", FAILED: "✕", KILLED: "■"}
 MAX_LISTED = 50  # runs in the list

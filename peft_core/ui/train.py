@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from peft_core.errors import ConfigError, ModelError, PeftCoreError, RunError
-from peft_core.pictures.pieces import message
 from peft_core.runs import ENDED, FAILED, KILLED, RUNNING, SCHEDULED
+from peft_core.service.workbench import Workbench
 from peft_core.ui.code import api_access, code_kinds, code_update, code_view
 from peft_core.ui.data_card import wire_data_card
 from peft_core.ui.events import FOLLOWING, PRIVATE, set_values, set_values_then, show_errors
@@ -15,7 +15,7 @@ from peft_core.ui.fields import Form
 from peft_core.ui.form import build_form, settings_of, wire_form
 from peft_core.ui.run_panel import RunPanel, build_run_panel, poll, updates, wire_run_panel
 from peft_core.ui.sidebar import Sidebar, describe_usage, run_choices
-from peft_core.workbench import Workbench
+from peft_core.views.components import message
 
 # The run is at the top of the page, however many cards are open.
 TO_THE_TOP = """() => {

@@ -14,8 +14,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from peft_core.errors import HubError, PeftCoreError, causes
 from peft_core.export.hub.markdown import plain
-from peft_core.files import translate_disk_errors
-from peft_core.sources import HUB_TIMEOUT
+from peft_core.files.atomic import translate_disk_errors
+from peft_core.models.sources import HUB_TIMEOUT
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what an HTTP header can carry
 _WRITING_ROLES = ("admin", "write", "contributor")

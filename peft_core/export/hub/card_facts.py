@@ -6,15 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peft_core.certificate import MergeCertificate, certificate_of_merged
 from peft_core.export.hub.markdown import MAX_LENGTH, code_name, escaped, plain
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.methods import METHODS, Method
-from peft_core.presets import DATASETS, MODELS
-from peft_core.problems import headline
+from peft_core.merging.certificate import MergeCertificate, certificate_of_merged
+from peft_core.methods.registry import METHODS, Method
+from peft_core.models.presets import DATASETS, MODELS
+from peft_core.models.sources import hub_commit, is_hub_model
+from peft_core.problem_types import headline
 from peft_core.runs import Run, RunResult
-from peft_core.sources import hub_commit, is_hub_model
 
 HUB = "https://huggingface.co"
 LANGUAGES = {"en": "English"}

@@ -10,12 +10,12 @@ from peft_core.config import REMEDIES, SETTINGS
 from peft_core.errors import RunError
 from peft_core.export.hub.card_facts import LANGUAGES, Facts
 from peft_core.export.hub.markdown import code_name, collapsed, escaped, name_list, table
-from peft_core.methods import bits_of
-from peft_core.pictures.cards import MATRIX, describe_kept_step, format_metric
-from peft_core.pictures.pieces import duration, size
-from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, THRESHOLD, TITLES
-from peft_core.rows import load_evaluation_rows
+from peft_core.methods.registry import bits_of
+from peft_core.problem_types import METRICS, MULTI, REGRESSION, SINGLE, THRESHOLD, TITLES
 from peft_core.runs import KILLED
+from peft_core.runs.evaluation_rows import load_evaluation_rows
+from peft_core.views.cards import MATRIX, describe_kept_step, format_metric
+from peft_core.views.components import duration, size
 
 FEW_ROWS = 20  # test rows of a label, below which its metrics are unreliable
 MISTAKES = 10  # most frequent confusions that are listed

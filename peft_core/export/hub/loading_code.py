@@ -5,10 +5,10 @@ from pathlib import Path
 
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.methods import METHODS
-from peft_core.problems import MULTI, REGRESSION, THRESHOLD
+from peft_core.methods.registry import METHODS
+from peft_core.models.sources import hub_commit, is_hub_model, is_local
+from peft_core.problem_types import MULTI, REGRESSION, THRESHOLD
 from peft_core.runs import Run
-from peft_core.sources import hub_commit, is_hub_model, is_local
 
 TEXTS = ("A text to classify.", "The second text of the pair.")
 

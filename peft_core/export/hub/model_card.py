@@ -9,9 +9,9 @@ from peft_core.export.hub import card_sections as sections
 from peft_core.export.hub.card_facts import Facts
 from peft_core.export.hub.loading_code import loading_code
 from peft_core.export.hub.markdown import escaped, fenced, name_list
-from peft_core.pictures.cards import format_metric
-from peft_core.problems import METRICS, MULTI, REGRESSION, SINGLE, TITLES
+from peft_core.problem_types import METRICS, MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run
+from peft_core.views.cards import format_metric
 
 CARDS = ("adapter", "merged")
 PIPELINE = "text-classification"

@@ -13,10 +13,10 @@ from peft_core.export.archives import folder_of, verified_files
 from peft_core.export.hub.account import check_name, check_rights, find_account, translate_hub_errors
 from peft_core.export.hub.model_card import model_card
 from peft_core.inference.classifier import CLASSIFIER_FILE, Classifier
-from peft_core.pictures.pieces import size
+from peft_core.models.sources import is_hub_model
 from peft_core.progress import Progress, no_progress
 from peft_core.runs import Run
-from peft_core.sources import is_hub_model
+from peft_core.views.components import size
 
 CARD = "README.md"
 _GITATTRIBUTES = ".gitattributes"  # written by the Hub; without it large files are not found

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_core.errors import ExportError, RunError
-from peft_core.files import DISK_FAILED
+from peft_core.files.atomic import DISK_FAILED
 
 TrainedModel = PreTrainedModel | PeftModel
 ONE_FILE_BYTES = 1_900_000_000  # a protobuf holds less than 2 GiB, so larger weights get a file beside it

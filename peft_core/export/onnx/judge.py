@@ -11,9 +11,9 @@ from torch import nn
 
 from peft_core.inference.batching import batched_logits
 from peft_core.inference.classifier import Classifier
-from peft_core.metrics import task_metrics
-from peft_core.problems import decide, headline, label_flips
-from peft_core.rows import EvaluationRows
+from peft_core.inference.metrics import task_metrics
+from peft_core.problem_types import decide, headline, label_flips
+from peft_core.runs.evaluation_rows import EvaluationRows
 
 SPEED_SECONDS, SPEED_REPEATS, SPEED_ROWS = 1.0, 3, 8  # duration of a round in torch; rounds; fewest rows
 PredictLogits = Callable[[Sequence[str], Sequence[str] | None], np.ndarray]

@@ -11,22 +11,22 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from peft_core.certificate import certificate_of_merged, sha256_of_adapter
-from peft_core.encoder import model_config, refuse_quantized
 from peft_core.errors import ConfigError, ExportError
 from peft_core.export.onnx.graph import TrainedModel, narrowing_matrices, write_fp32, write_int8
 from peft_core.export.onnx.judge import ExportEvaluation
 from peft_core.export.onnx.report import REPORT_FILE, readme
-from peft_core.files import write_json, write_text
+from peft_core.files.atomic import write_json, write_text
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule, update_decision
 from peft_core.inference.loading import MERGED, load_adapter, load_adapter_base, load_variant, merged_weights
 from peft_core.inference.onnx_session import FP32_FILE, INT8_FILE, OnnxModel, load_onnx
-from peft_core.methods import METHODS
+from peft_core.merging.certificate import certificate_of_merged, sha256_of_adapter
+from peft_core.methods.registry import METHODS
+from peft_core.models.encoder import model_config, refuse_quantized
+from peft_core.models.sources import hub_commit
 from peft_core.progress import Progress, no_progress
-from peft_core.rows import load_evaluation_rows
 from peft_core.runs import Run
-from peft_core.sources import hub_commit
+from peft_core.runs.evaluation_rows import load_evaluation_rows
 
 MAX_DROP = 0.5  # points of the headline metric that int8 may cost
 FP32_TOLERANCE = (

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from peft_core.certificate import sha256_of_adapter
 from peft_core.errors import DamagedError
-from peft_core.problems import MULTI, REGRESSION, SINGLE, TITLES
+from peft_core.merging.certificate import sha256_of_adapter
+from peft_core.problem_types import MULTI, REGRESSION, SINGLE, TITLES
 from peft_core.runs import Run
 
 REPORT_FILE = "report.json"

@@ -19,15 +19,15 @@ from peft_core.export.page.weblibrary import (
     library_files,
     read_record,
 )
-from peft_core.files import write_json
+from peft_core.files.atomic import write_json
+from peft_core.files.manifests import replace_file
+from peft_core.files.records import read_json
 from peft_core.inference.classifier import Classifier
 from peft_core.inference.decision import DecisionRule
-from peft_core.manifests import replace_file
-from peft_core.problems import MULTI, REGRESSION, TITLES, headline
+from peft_core.problem_types import MULTI, REGRESSION, TITLES, headline
 from peft_core.progress import Progress, no_progress
-from peft_core.records import read_json
-from peft_core.rows import EvaluationRows, load_evaluation_rows
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import EvaluationRows, load_evaluation_rows
 
 STATIC = ("page.css", "page.js", "classifier.js", "decision.js", "tokens.js")
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")

@@ -26,10 +26,10 @@ from peft_core.export.script.training import (
     train_block,
     trainer_block,
 )
-from peft_core.heads import HeadChange
-from peft_core.methods import METHODS, bits_of
-from peft_core.presets import DATASETS
-from peft_core.problems import REGRESSION, SINGLE
+from peft_core.methods.registry import METHODS, bits_of
+from peft_core.models.heads import HeadChange
+from peft_core.models.presets import DATASETS
+from peft_core.problem_types import REGRESSION, SINGLE
 
 SCRIPT_FILE = "train.py"
 _FAST = """The run used the fast arithmetic of its machine; this is plain, so its numbers differ a little.

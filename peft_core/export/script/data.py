@@ -4,9 +4,9 @@ from peft_core.config import TrainConfig
 from peft_core.errors import RunError
 from peft_core.export.script.facts import RunFacts
 from peft_core.export.script.source import literal
-from peft_core.presets import DATASETS
-from peft_core.problems import SINGLE
-from peft_core.schedule import evaluation_rows
+from peft_core.models.presets import DATASETS
+from peft_core.problem_types import SINGLE
+from peft_core.training.schedule import evaluation_rows
 
 EMBEDDED, HUB, FILES = "embedded", "Hub", "files"
 ROW_FILES = {part: f"{part}.parquet" for part in ("train", "validation", "test")}

@@ -8,13 +8,13 @@ from typing import Any
 
 from peft_core.config import TrainConfig
 from peft_core.errors import RunError
-from peft_core.heads import HeadChange
 from peft_core.inference.classifier import Classifier
-from peft_core.methods import METHODS
-from peft_core.problems import SINGLE
+from peft_core.methods.registry import METHODS
+from peft_core.models.heads import HeadChange
+from peft_core.models.sources import hub_commit
+from peft_core.problem_types import SINGLE
 from peft_core.runs import KILLED, Run, RunResult
-from peft_core.schedule import total_steps
-from peft_core.sources import hub_commit
+from peft_core.training.schedule import total_steps
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)

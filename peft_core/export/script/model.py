@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from peft_core.config import EMBEDDED_MODEL, TrainConfig
 from peft_core.export.script.facts import ModelFacts
 from peft_core.export.script.source import Argument, call, indented, literal
-from peft_core.heads import HeadChange
-from peft_core.methods import ALL_LINEAR, HEAD_NAMES, METHODS, bits_of, peft_settings
-from peft_core.problems import SINGLE
-from peft_core.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule
+from peft_core.methods.registry import ALL_LINEAR, HEAD_NAMES, METHODS, bits_of, peft_settings
+from peft_core.models.heads import HeadChange
+from peft_core.problem_types import SINGLE
+from peft_core.training.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule
 
 _MERGES_ANY_HEAD = ("lora", "adalora", "hira")  # with PEFT's own merge_and_unload
 _UNTRAINED = """# What the checkpoint lacks starts at random: it is trained whole, and saved with the adapter.

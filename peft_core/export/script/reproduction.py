@@ -12,10 +12,10 @@ from peft_core.errors import RunError
 from peft_core.export.script.compose import SCRIPT_FILE, training_script
 from peft_core.export.script.data import FILES, ROW_FILES, rows_come_from, splits_of
 from peft_core.export.script.facts import RunFacts
-from peft_core.files import atomic_file
+from peft_core.files.atomic import atomic_file
 from peft_core.progress import Progress, no_progress
-from peft_core.rows import load_evaluation_texts
 from peft_core.runs import Run
+from peft_core.runs.evaluation_rows import load_evaluation_texts
 
 
 def script_of(run: Run) -> str:

@@ -6,10 +6,10 @@ from peft_core.config import TrainConfig
 from peft_core.errors import ConfigError
 from peft_core.export.script.facts import ModelFacts
 from peft_core.export.script.source import Argument, call, literal, own_source
-from peft_core.kept_step import metric_for_best
-from peft_core.methods import HEAD_NAMES, METHODS
-from peft_core.problems import LOWER_IS_BETTER, MULTI, REGRESSION, SINGLE, headline
-from peft_core.schedule import START_BATCHES, eval_steps, loss_steps
+from peft_core.methods.registry import HEAD_NAMES, METHODS
+from peft_core.problem_types import LOWER_IS_BETTER, MULTI, REGRESSION, SINGLE, headline
+from peft_core.runs.kept_step import metric_for_best
+from peft_core.training.schedule import START_BATCHES, eval_steps, loss_steps
 
 EVAL_BATCH = 16  # larger batches of long texts are not faster and take more memory
 _BFLOAT16 = "bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()"

@@ -5,15 +5,15 @@ from typing import Any
 
 import gradio as gr
 
-from peft_core.inference_service import or_none
-from peft_core.pictures.pieces import message
+from peft_core.service.inference import or_none
+from peft_core.service.workbench import Workbench
 from peft_core.ui.events import set_values_then
-from peft_core.ui.inference.files import build_files
-from peft_core.ui.inference.taking import build_taking
-from peft_core.ui.inference.texts import build_texts
-from peft_core.ui.inference.trust import build_trust
-from peft_core.ui.inference.why import build_why
-from peft_core.workbench import Workbench
+from peft_core.ui.inference.calibration_tab import build_calibration_tab
+from peft_core.ui.inference.explain_tab import build_explain_tab
+from peft_core.ui.inference.export_tab import build_export_tab
+from peft_core.ui.inference.file_tab import build_file_tab
+from peft_core.ui.inference.text_tab import build_text_tab
+from peft_core.views.components import message
 
 NO_RUN = message("No run is picked: choose one at the side, or press Train first.", "note")
 READ_ONLY = (
@@ -30,15 +30,15 @@ def build_inference(workbench: Workbench, picker: gr.Radio, run_version: gr.Stat
     picked = gr.HTML(NO_RUN, elem_id="picked")
     with gr.Tabs(elem_id="questions"):
         with gr.Tab("Text", id="text"):
-            build_texts(workbench, picker, run_version)
+            build_text_tab(workbench, picker, run_version)
         with gr.Tab("File", id="file"):
-            predict_file = build_files(workbench, picker, run_version)
-        with gr.Tab("Calibration", id="trust") as trust:
-            save_rule = build_trust(workbench, picker, run_version, trust)
-        with gr.Tab("Explain", id="why") as why:
-            build_why(workbench, picker, run_version, why)
-        with gr.Tab("Export", id="take") as take:
-            export_buttons = build_taking(workbench, picker, run_version, take)
+            predict_file = build_file_tab(workbench, picker, run_version)
+        with gr.Tab("Calibration", id="calibration") as calibration:
+            save_rule = build_calibration_tab(workbench, picker, run_version, calibration)
+        with gr.Tab("Explain", id="explain") as explain:
+            build_explain_tab(workbench, picker, run_version, explain)
+        with gr.Tab("Export", id="export") as export:
+            export_buttons = build_export_tab(workbench, picker, run_version, export)
     writing_buttons = [predict_file, save_rule, *export_buttons]
 
     def show_picked(run_id: str | None) -> dict[Any, Any]:
