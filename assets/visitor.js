@@ -1,5 +1,5 @@
-// Says who the visitor is with each request to this app: a random token, kept in this browser, and the secret
-// of a share link, which stands after # in the address so that no server's log has it.
+// Identifies the visitor in each request to this app: by a random token, stored in this browser, and by the secret
+// of a share link, which follows # in the address so that it appears in no server log.
 (() => {
   const NAME = 'peft-workbench-visitor';
   const isSecret = (value) => /^[0-9a-f]{64}$/.test(value ?? '');
@@ -7,13 +7,13 @@
     Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, '0')).join('');
   const readToken = () => {
     try {
-      const kept = localStorage.getItem(NAME);
-      if (isSecret(kept)) return kept;
-      const made = makeToken();
-      localStorage.setItem(NAME, made);
-      return made;
+      const stored = localStorage.getItem(NAME);
+      if (isSecret(stored)) return stored;
+      const created = makeToken();
+      localStorage.setItem(NAME, created);
+      return created;
     } catch {
-      return makeToken(); // a browser that keeps nothing: the runs are this page's until it is closed
+      return makeToken(); // without local storage the runs belong to this page until it is closed
     }
   };
   const token = readToken();

@@ -1,1 +1,1 @@
-"""Batteries: many cases of one kind of trouble, run by command, each with a count and the failures."""
+"""Batteries: commands that run many cases of one kind of fault and report the count and the failures."""

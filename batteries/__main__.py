@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import offline  # noqa: F401  (no way out to a network, an empty cache of Hub files)
+import offline  # noqa: F401  (blocks the network and empties the cache of Hub files)
 import transformers
 
 from batteries import (
@@ -52,15 +52,15 @@ def _visitors(arguments: argparse.Namespace) -> BatteryResult:
 
 
 def _data_files(arguments: argparse.Namespace) -> BatteryResult:
-    """The battery of data files, with its seconds and what it passes for."""
+    """Run the battery of data files; add its seconds and its criterion."""
     start = time.monotonic()
-    result = data_files.run(max(1, round(DATA_FILES * arguments.scale)), arguments.seed)
+    battery_result = data_files.run(max(1, round(DATA_FILES * arguments.scale)), arguments.seed)
     passes_when = "0 tracebacks; rows right or a named error"
-    return replace(result, passes_when=passes_when, seconds=time.monotonic() - start)
+    return replace(battery_result, passes_when=passes_when, seconds=time.monotonic() - start)
 
 
 def _minutes(arguments: argparse.Namespace, minutes: float) -> float:
-    """How long a battery that goes on for a time takes, where nothing else was asked for."""
+    """Return the minutes of a battery that runs for a time: `--minutes`, or else a share of the default."""
     return arguments.scale * minutes if arguments.minutes is None else arguments.minutes
 
 
@@ -82,8 +82,8 @@ BATTERIES: dict[str, Run] = {
 }
 
 
-def main(words: list[str]) -> int:
-    """0 if every battery passed, 1 if one did not."""
+def main(argv: list[str]) -> int:
+    """Run batteries; return 0 if all passed, else 1."""
     parser = argparse.ArgumentParser(prog="python -m batteries", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BATTERIES)}; all by default")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full count of cases, up to 1")
@@ -95,15 +95,15 @@ def main(words: list[str]) -> int:
         help=f"of the soak and the load; {soak.MINUTES:g} and {load.MINUTES:g} by default",
     )
     parser.add_argument("--docs", type=Path, default=_DOCS, help="where batteries.md and .json are written")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.names) - set(BATTERIES))
     if unknown or not 0 < arguments.scale <= 1:
-        wrong = (
+        problem = (
             f"there is no battery {unknown[0]!r}"
             if unknown
             else f"--scale is {arguments.scale}; give up to 1"
         )
-        parser.error(wrong)
+        parser.error(problem)
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -112,18 +112,18 @@ def main(words: list[str]) -> int:
         results.append(BATTERIES[name](arguments))
         sys.stdout.write(table(results[-1:]).splitlines()[-1] + "\n")
         sys.stdout.flush()
-    write_results(arguments.docs, results, " ".join(["make batteries", *_as_make(words)]))
+    write_results(arguments.docs, results, " ".join(["make batteries", *_as_make(argv)]))
     sys.stdout.write(f"\n{table(results)}\n")
-    for result in results:
-        sys.stdout.writelines(f"{result.name}: {failure}\n" for failure in result.failures)
+    for battery_result in results:
+        sys.stdout.writelines(f"{battery_result.name}: {failure}\n" for failure in battery_result.failures)
     return 0 if all(result.passed for result in results) else 1
 
 
-def _as_make(words: list[str]) -> list[str]:
-    return [f'ARGS="{" ".join(words)}"'] if words else []
+def _as_make(argv: list[str]) -> list[str]:
+    return [f'ARGS="{" ".join(argv)}"'] if argv else []
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="batteries-") as scratch:
-        tempfile.tempdir = scratch  # so that nothing is left in the system's folder
+        tempfile.tempdir = scratch  # leaves nothing in the system's folder
         sys.exit(main(sys.argv[1:]))

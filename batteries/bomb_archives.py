@@ -1,4 +1,4 @@
-"""Hostile archives: what unpacks without end, lists too much, or is not what it says."""
+"""Hostile archives: decompression bombs, huge directories, and false headers."""
 
 import bz2
 import gzip
@@ -9,18 +9,18 @@ import struct
 import zipfile
 from collections.abc import Mapping
 
-MOST = 9_500_000  # bytes of a file: a public demo takes 10 MB
+MAX_BYTES = 9_500_000  # a public demo accepts 10 MB
 _ROWS = b"text,label\n" + b"good,pos\nbad,neg\n" * 200
 _NAMES = (
     "../../../../tmp/evil.csv", "/etc/evil.csv", "C:\\evil.csv", "a/../../b.csv", f"{'x' * 60_000}.csv",
 )  # fmt: skip
 _ENTRY, _END = b"PK\x01\x02", b"PK\x05\x06"
 
-Made = tuple[str, bytes]  # a file's name and its bytes
+NamedFile = tuple[str, bytes]  # a file's name and its bytes
 
 
 def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A .zip with these members."""
+    """Return a .zip with these members."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         for name, data in members.items():
@@ -28,80 +28,80 @@ def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED
     return out.getvalue()
 
 
-def gzip_ratio(rng: random.Random) -> Made:
+def gzip_ratio(rng: random.Random) -> NamedFile:
     """Gigabytes of rows in a few megabytes, as one member or several."""
     part = gzip.compress(b"good,pos\n" * 11_000_000, 9, mtime=0)
     return "a.csv.gz", gzip.compress(_ROWS, mtime=0) + part * rng.randint(5, 50)
 
 
-def gzip_nested(rng: random.Random) -> Made:
+def gzip_nested(rng: random.Random) -> NamedFile:
     data = b"a,b\n" * 20_000_000
     for _ in range(rng.randint(2, 6)):
         data = gzip.compress(data, 9, mtime=0)
     return "a.csv.gz", data
 
 
-def gzip_empty_members(rng: random.Random) -> Made:
+def gzip_empty_members(rng: random.Random) -> NamedFile:
     return "a.csv.gz", gzip.compress(_ROWS, mtime=0) + gzip.compress(b"", mtime=0) * rng.randint(
         3000, 470_000
     )
 
 
-def gzip_damage(rng: random.Random) -> Made:
+def gzip_damage(rng: random.Random) -> NamedFile:
     data = bytearray(gzip.compress(_ROWS * 100, mtime=0) * 20)
     for _ in range(rng.randint(1, 50)):
         data[rng.randrange(10, len(data))] = rng.randrange(256)
     return "a.jsonl.gz", bytes(data[: rng.randint(100, len(data))])
 
 
-def zip_ratio(rng: random.Random) -> Made:
+def zip_ratio(rng: random.Random) -> NamedFile:
     compression = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
     return "a.zip", zipped({"a.csv": b"good,pos\n" * rng.randint(2_000_000, 20_000_000)}, compression)
 
 
-def zip_of_zips(rng: random.Random) -> Made:
+def zip_of_zips(rng: random.Random) -> NamedFile:
     data = zipped({"a.csv": _ROWS})
     for depth in range(rng.randint(5, 300)):
         data = zipped({f"{depth}.zip": data, f"{depth}.csv": b"a,b\n1,2\n"}, zipfile.ZIP_STORED)
     return "a.zip", zipped({"in.zip": data})
 
 
-def zip_many_entries(rng: random.Random) -> Made:
-    """A directory of far more entries than the end record counts, all at the same place of the file."""
-    whole = zipped({"a.csv": _ROWS})
-    start, end = whole.index(_ENTRY), whole.index(_END)
-    entry = whole[start:end]
-    directory = entry + entry.replace(b"a.csv", b"b.txt") * rng.randint(2000, MOST // len(entry) - 10)
+def zip_many_entries(rng: random.Random) -> NamedFile:
+    """A directory of far more entries than the end record counts, all with the same offset."""
+    original = zipped({"a.csv": _ROWS})
+    start, end = original.index(_ENTRY), original.index(_END)
+    entry = original[start:end]
+    directory = entry + entry.replace(b"a.csv", b"b.txt") * rng.randint(2000, MAX_BYTES // len(entry) - 10)
     size = struct.pack("<L", len(directory))
-    return "a.zip", whole[:start] + directory + whole[end : end + 12] + size + whole[end + 16 :]
+    return "a.zip", original[:start] + directory + original[end : end + 12] + size + original[end + 16 :]
 
 
-def zip_overlapping(rng: random.Random) -> Made:
-    """Some entries with other names for the bytes of one member, and a table among them."""
-    whole = zipped({"a.csv": b"good,pos\n" * 1_000_000})
-    start, end = whole.index(_ENTRY), whole.index(_END)
-    entry, count = whole[start:end], rng.randint(2, 900)
+def zip_overlapping(rng: random.Random) -> NamedFile:
+    """Entries with different names that share the bytes of one member, a table among them."""
+    original = zipped({"a.csv": b"good,pos\n" * 1_000_000})
+    start, end = original.index(_ENTRY), original.index(_END)
+    entry, count = original[start:end], rng.randint(2, 900)
     copies = b"".join(entry.replace(b"a.csv", f"{i:03d}.x".encode()[:5]) for i in range(count))
     directory = entry + copies
     counts = struct.pack("<HH", count + 1, count + 1)
-    tail = whole[end : end + 8] + counts + struct.pack("<L", len(directory)) + whole[end + 16 :]
-    return "a.zip", whole[:start] + directory + tail
+    tail = original[end : end + 8] + counts + struct.pack("<L", len(directory)) + original[end + 16 :]
+    return "a.zip", original[:start] + directory + tail
 
 
-def zip_traversal(rng: random.Random) -> Made:
+def zip_traversal(rng: random.Random) -> NamedFile:
     return "a.zip", zipped({rng.choice(_NAMES): _ROWS})
 
 
-def zip_lies(rng: random.Random) -> Made:
-    """Sizes, checksums, flags or the method of the directory's entry are not those of the member."""
+def zip_lies(rng: random.Random) -> NamedFile:
+    """A directory entry whose size, checksum, flags or method differ from the member's."""
     data = bytearray(zipped({"a.csv": _ROWS * 1000}))
-    place = data.index(_ENTRY) + rng.choice((8, 10, 16, 20, 24, 28, 42))
-    data[place : place + 4] = rng.randbytes(4)
+    offset = data.index(_ENTRY) + rng.choice((8, 10, 16, 20, 24, 28, 42))
+    data[offset : offset + 4] = rng.randbytes(4)
     return "a.zip", bytes(data)
 
 
-def zip_wide_dictionary(rng: random.Random) -> Made:
-    """A member whose decoder is to keep a dictionary of 4 GB."""
+def zip_wide_dictionary(rng: random.Random) -> NamedFile:
+    """A member whose header asks for a dictionary of up to 4 GB."""
     filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
     packed = lzma.compress(_ROWS * 100, lzma.FORMAT_RAW, filters=filters)
     data = bytearray(zipped({"a.csv": _ROWS * 100}, zipfile.ZIP_LZMA))
@@ -110,14 +110,14 @@ def zip_wide_dictionary(rng: random.Random) -> Made:
     return "a.zip", bytes(data) if rng.random() < 0.7 else bytes(data[: len(packed)])
 
 
-def zip_bzip2_bomb(rng: random.Random) -> Made:
-    """A member of another bzip2 stream than it claims, which unpacks at 1 to 700,000."""
+def zip_bzip2_bomb(rng: random.Random) -> NamedFile:
+    """A member with a false size whose bzip2 stream expands 700,000 times."""
     packed = bz2.compress(bytes(45_000_000))
     data = zipped({"a.csv": _ROWS * 400}, zipfile.ZIP_BZIP2)
     start, end = data.index(_ENTRY), data.index(_END)
     member = data[: data.index(b"BZh")] + packed * rng.randint(1, 200)
-    place = struct.pack("<L", len(member))
-    return "a.zip", member + data[start : end + 16] + place + data[end + 20 :]
+    start_field = struct.pack("<L", len(member))
+    return "a.zip", member + data[start : end + 16] + start_field + data[end + 20 :]
 
 
 ARCHIVES = (

@@ -1,4 +1,4 @@
-"""Two visitors of a public app, as their browsers ask it, and what the app's processes hold meanwhile."""
+"""Visitors of a public app, as their browsers send requests, and the memory of the app's processes."""
 
 import contextlib
 import itertools
@@ -24,11 +24,11 @@ _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 class Refused(Exception):
-    """The app answered with an error: one sentence of its own, or nothing for a bug."""
+    """The app answered with an error; the message is empty for a bug."""
 
 
 class Visitor:
-    """Whoever asks the app, with a token and a session of a page of their own."""
+    """A visitor with a token and the session of a page."""
 
     def __init__(self, url: str) -> None:
         self.token = new_token()
@@ -43,7 +43,7 @@ class Visitor:
         }
 
     def ask(self, name: str, *values: Any) -> Any:
-        """What a named endpoint answers. Raises Refused."""
+        """Call a named endpoint and return its answer. Raises Refused."""
         place = f"{API}/call/{name}"
         event = self._post(place, json={"data": list(values)}).json()["event_id"]
         answer = self._http.get(f"{place}/{event}").text
@@ -54,7 +54,7 @@ class Visitor:
         return content[0]
 
     def upload(self, name: str, data: bytes) -> dict[str, Any]:
-        """A file as the page hands it to a handler. Raises Refused."""
+        """Upload a file and return it as a handler's input. Raises Refused."""
         answer = self._post(f"{API}/upload", files={"files": (name, data)})
         if answer.status_code != 200:
             raise Refused(answer.text[:300])
@@ -62,7 +62,7 @@ class Visitor:
         return {"path": path, "orig_name": name, "size": len(data), "meta": {"_type": "gradio.FileData"}}
 
     def event(self, handler: dict[str, Any], values: list[Any]) -> dict[int, Any]:
-        """What a handler of the page answers in the end, by component. Raises Refused."""
+        """Run a handler of the page and return its final outputs by component. Raises Refused."""
         question = {"fn_index": handler["id"], "data": values, "session_hash": self._session}
         self._post(f"{API}/queue/join", json=question).raise_for_status()
         answers: dict[int, Any] = {}
@@ -73,14 +73,14 @@ class Visitor:
                     continue
                 if not message["success"]:
                     raise Refused(message["output"].get("error") or "")
-                for component, value in zip(handler["outputs"], message["output"]["data"], strict=False):
-                    _update(answers, component, value)
+                for component, content in zip(handler["outputs"], message["output"]["data"], strict=False):
+                    _update(answers, component, content)
                 if message["msg"] == "process_completed":
                     return answers
         raise Refused("the app ended its answer before it was whole")
 
     def handler(self, *inputs: int, answers: int) -> dict[str, Any]:
-        """The handler of the page that takes these components, few others, and answers in another one."""
+        """Return the handler with the fewest inputs that has these inputs and this output."""
         fitting = (
             event
             for event in self._events
@@ -89,18 +89,18 @@ class Visitor:
         return min(fitting, key=lambda event: len(event["inputs"]))
 
     def load_runs(self) -> None:
-        """List the runs in the page, which takes no others."""
+        """Load the list of runs into the page, which accepts no other run ids."""
         runs = self.ids["runs"]
         loading = (event for event in self._events if _is_load(event))
         self.event(next(event for event in loading if event["outputs"][:1] == [runs]), [])
 
     def values_for(self, handler: dict[str, Any], dataset_name: str) -> list[Any]:
-        """What an open page that names a data set sends to a handler: else the values it begins with."""
+        """Return the inputs of a handler on an open page: a data set and otherwise initial values."""
         names = {self.ids["dataset_name"]: dataset_name}
         return [names.get(component, self._values[component]) for component in handler["inputs"]]
 
     def train(self, settings: dict[str, Any], seconds: float) -> str:
-        """A run of these settings that has ended; it is stopped if it takes too long. Raises Refused."""
+        """Train a run to its end and return its id; stop it after so many seconds. Raises Refused."""
         run_id, end = self.ask("train", settings)["run_id"], time.monotonic() + seconds
         while self.ask("status", run_id)["status"] not in _ENDED:
             if time.monotonic() > end:
@@ -113,7 +113,7 @@ class Visitor:
         self._http.close()
 
     def _post(self, place: str, **content: Any) -> httpx.Response:
-        """Send it, again if the app asks to wait."""
+        """Send a request, again if the app asks to wait."""
         while (answer := self._http.post(place, **content)).status_code == 429:
             time.sleep(float(answer.headers.get("retry-after", 1)))
         return answer
@@ -124,33 +124,40 @@ def _is_load(event: dict[str, Any]) -> bool:
 
 
 def _is_nameless_checkbox(part: dict[str, Any]) -> bool:
-    """Whether this is the one that says that the card of the data is open."""
+    """Whether this is the checkbox for an open data card."""
     return part["type"] == "checkbox" and not part["props"].get("elem_id")
 
 
-def _update(answers: dict[int, Any], component: int, value: Any) -> None:
-    """Keep what a message says of a component: a value, a change of the last one, or that it stays."""
-    if isinstance(value, list) and value and isinstance(value[0], list) and len(value[0]) == 3:
-        value = next((new for _, _, new in value if isinstance(new, str)), None)  # a handler yields changes
-    if value is not None and value != {"__type__": "update"}:
-        answers[component] = value
+def _update(answers: dict[int, Any], component: int, message_value: Any) -> None:
+    """Apply a message to the outputs: a value, a change of the last one, or no change."""
+    if (
+        isinstance(message_value, list)
+        and message_value
+        and isinstance(message_value[0], list)
+        and len(message_value[0]) == 3
+    ):
+        message_value = next(
+            (new for _, _, new in message_value if isinstance(new, str)), None
+        )  # a diff of a streaming handler
+    if message_value is not None and message_value != {"__type__": "update"}:
+        answers[component] = message_value
 
 
-def words_of(page: Any) -> str:
-    """The words of a piece of the page, which may be an update of it."""
-    value = page.get("value", "") if isinstance(page, dict) else page
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", str(value or ""))).split())
+def visible_text(page: Any) -> str:
+    """Return the visible text of a part of the page, which may be an update."""
+    html = page.get("value", "") if isinstance(page, dict) else page
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", str(html or ""))).split())
 
 
 @dataclass
 class Clicks:
-    """What somebody asks once a second while another one uploads: seconds of each, and what failed."""
+    """Clicks once a second while another visitor uploads: seconds of each, and failures."""
 
     visitor: Visitor
     run_id: str
     seconds: list[tuple[float, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    during: str = ""  # what the other one does now
+    during: str = ""  # what the other visitor does now
 
     def _ask(self, number: int) -> str:
         questions: dict[str, Callable[[], Any]] = {
@@ -163,8 +170,8 @@ class Clicks:
         questions[name]()
         return name
 
-    def once(self, number: int) -> None:
-        """Ask one thing."""
+    def click(self, number: int) -> None:
+        """Send one request."""
         during, start = self.during, time.monotonic()
         try:
             name = self._ask(number)
@@ -176,30 +183,30 @@ class Clicks:
         self.seconds.append((time.monotonic() - start, f"{name} during {during}"))
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator["Clicks"]:
-        """Ask until the block ends."""
+    def running(self) -> Iterator["Clicks"]:
+        """Click until the block ends."""
         for number in range(4):
-            self.once(number)
-        self.seconds.clear()  # the first ones load a model
-        with _repeat(self.once, _CLICK_EVERY):
+            self.click(number)
+        self.seconds.clear()  # the first requests load a model
+        with _repeat(self.click, _CLICK_EVERY):
             yield self
 
 
 @dataclass
 class Memory:
-    """The most bytes that the app and its workers held: together, and the files worker alone.
+    """Peak memory of the app and its workers: in total, of the files worker, and of the app.
 
-    Shared pages are divided among those that share them (PSS). Trainings are processes of their own, which a
-    public demo bounds otherwise; they do not count.
+    Shared pages are divided among the processes that share them (PSS). Training processes do not count: a
+    public demo limits them separately.
     """
 
     app: psutil.Process
-    together: int = 0
+    total: int = 0
     files_worker: int = 0
-    alone: int = 0  # the app's own process
+    app_alone: int = 0  # the app's own process
 
     def sample(self, number: int = 0) -> None:
-        """Look once."""
+        """Take one sample."""
         total = 0
         for process in [self.app, *self.app.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
@@ -208,14 +215,14 @@ class Memory:
                 size = process.memory_full_info().pss
                 total += size
                 if process == self.app:
-                    self.alone = max(self.alone, size)
+                    self.app_alone = max(self.app_alone, size)
                 elif process.rlimit(psutil.RLIMIT_AS)[0] != psutil.RLIM_INFINITY:
                     self.files_worker = max(self.files_worker, size)
-        self.together = max(self.together, total)
+        self.total = max(self.total, total)
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator["Memory"]:
-        """Look twice a second until the block ends."""
+    def running(self) -> Iterator["Memory"]:
+        """Sample twice a second until the block ends."""
         with _repeat(self.sample, _SAMPLE_EVERY):
             yield self
 

@@ -1,7 +1,7 @@
-"""Forked children that report through a pipe: a process that has imported torch once starts one in 20 ms.
+"""Forked children that report through a pipe: a process that has imported torch starts one in 20 ms.
 
-A message is one line of JSON, written whole before the child goes on, so that what a child reported before it
-was killed is still read afterwards.
+A message is one line of JSON, written completely before the child continues, so that messages sent before a
+kill can be read after it.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from tqdm import tqdm
 from peft_core.errors import PeftCoreError
 
 Report = Callable[..., None]  # kind of a message, and its text
-HANGS_AFTER = 300.0  # seconds after which a child that should end has hung
+HANGS_AFTER = 300.0  # seconds after which a child counts as hung
 ERROR, BUG, DONE = "error", "bug", "done"
 KILLED = "it died without a word"
 
 
 class Message(NamedTuple):
-    """What a child reported: a kind, a text, and when, in seconds of the monotonic clock of all processes."""
+    """A report of a child: kind, text, and time by the monotonic clock, which processes share."""
 
     kind: str
     text: str
@@ -37,7 +37,7 @@ class Message(NamedTuple):
 
 @dataclass
 class Child:
-    """A forked process; `messages` are those that have been read so far."""
+    """A forked process; `messages` are those read so far."""
 
     pid: int
     reader: int
@@ -46,14 +46,14 @@ class Child:
     _ended: bool = False
 
     def wait_for(self, condition: Callable[[Message], bool]) -> Message | None:
-        """The first message from now on that fulfills a condition; None if the child ends without one."""
+        """Wait for a message that meets a condition; return None if the child ends without one."""
         for message in self.read():
             if condition(message):
                 return message
         return None
 
     def read(self, seconds: float = HANGS_AFTER) -> Iterator[Message]:
-        """Messages as they come, until the child has closed its end; TimeoutError if it takes longer."""
+        """Yield messages until the child closes its end. Raises TimeoutError after so many seconds."""
         end = time.monotonic() + seconds
         while not self._ended:
             if not select.select([self.reader], [], [], max(0.0, end - time.monotonic()))[0]:
@@ -62,7 +62,7 @@ class Child:
             yield from self._read_some()
 
     def kill(self) -> bool:
-        """Kill the child and read what it had reported; False if it had ended before."""
+        """Kill the child and read its messages; return False if it had already ended."""
         os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         while not self._ended:
@@ -71,14 +71,14 @@ class Child:
         return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def finish(self, seconds: float = HANGS_AFTER) -> "Child":
-        """Read all messages and wait for the end; TimeoutError if it takes longer."""
+        """Read all messages and wait for the end. Raises TimeoutError after so many seconds."""
         list(self.read(seconds))
         os.waitpid(self.pid, 0)
         os.close(self.reader)
         return self
 
     def first(self, kind: str) -> str | None:
-        """The text of the first message of a kind, or None."""
+        """Return the text of the first message of a kind, or None."""
         return next((message.text for message in self.messages if message.kind == kind), None)
 
     def _read_some(self) -> Iterator[Message]:
@@ -92,9 +92,9 @@ class Child:
 
 
 def fork_child(task: Callable[[Report], None]) -> Child:
-    """Run a task in a forked child, whose output is dropped.
+    """Run a task in a forked child; its output is discarded.
 
-    It reports `done` at the end, `error` with the sentence of a PeftCoreError, or `bug` with any other error.
+    It reports `done` at the end, `error` with the message of a PeftCoreError, or `bug` with any other error.
     """
     child, report = fork_here()
     if child is None:
@@ -103,19 +103,20 @@ def fork_child(task: Callable[[Report], None]) -> Child:
 
 
 def fork_here() -> tuple[Child | None, Report]:
-    """Fork at this very place, as `os.fork` does.
+    """Fork here, as `os.fork` does.
 
-    Returns the child in the parent; None in the child, with the function by which it reports.
+    Returns:
+        The child in the parent, None in the child; and the function by which the child reports.
     """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which holds a lock here
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, none of which has a lock here
         pid = os.fork()
     if pid:
         os.close(writer)
         return Child(pid, reader), lambda kind, text="": None
     os.close(reader)
-    # tqdm's lock is shared by all forks: a child that was killed while it held it would stop all others
+    # forks share tqdm's lock: a child killed while it has the lock would block all others
     tqdm.set_lock(threading.RLock())
 
     def report(kind: str, text: object = "") -> None:
@@ -127,12 +128,12 @@ def fork_here() -> tuple[Child | None, Report]:
 
 
 def run_child(task: Callable[[Report], None]) -> Child:
-    """A child that has ended."""
+    """Run a task in a forked child and wait for its end."""
     return fork_child(task).finish()
 
 
 def outcome(child: Child) -> str:
-    """How a child ended, in words: empty if it did what it was asked."""
+    """Return the error of a child; empty if it finished its task."""
     error, bug = child.first(ERROR), child.first(BUG)
     if error is not None or bug is not None:
         return error if error is not None else f"{bug} (a bug)"
@@ -140,7 +141,7 @@ def outcome(child: Child) -> str:
 
 
 def end_child(report: Report, error: BaseException | None) -> NoReturn:
-    """End a forked child, which has done what it should or met an error."""
+    """Report the outcome of a forked child and end it."""
     with contextlib.suppress(BaseException):
         if error is None:
             report(DONE)
@@ -152,7 +153,7 @@ def end_child(report: Report, error: BaseException | None) -> NoReturn:
 
 
 def _run(task: Callable[[Report], None], report: Report) -> NoReturn:
-    """A child's whole life."""
+    """Run the task of a child and end it."""
     try:
         silence = os.open(os.devnull, os.O_RDWR)
         os.dup2(silence, 1)

@@ -1,4 +1,4 @@
-"""Named odd files, each with its right answer: what people export, save and send."""
+"""Curated data files with their expected rows or errors: workbooks, archives, and the CSV and JSON files."""
 
 import gzip
 import io
@@ -77,8 +77,8 @@ _PACKED = (
     ),
     read("a workbook in a .zip", _zip(("a.xlsx", _book(_SHEET))), name="a.zip"),
     refused("two tables in a .zip", _zip(("a.csv", CSV), ("b.csv", CSV)), "holds 2 tables", "a.zip"),
-    refused("no table in a .zip", _zip(("a.txt", "x")), "holds no .csv", "a.zip"),
-    refused("an empty .zip", _zip(), "holds no .csv", "a.zip"),
+    refused("no table in a .zip", _zip(("a.txt", "x")), "has no .csv", "a.zip"),
+    refused("an empty .zip", _zip(), "has no .csv", "a.zip"),
     refused("a .zip cut short", _zip(("a.csv", CSV))[:40], "damaged archive", "a.zip"),
     refused("a .gz cut short", gzip.compress(CSV.encode() * 50)[:-9], "damaged archive", "a.csv.gz"),
     refused("plain text named .gz", CSV, "damaged archive", "a.csv.gz"),

@@ -1,4 +1,4 @@
-"""Named odd JSON files: every shape that rows are written in, and exports of annotation tools."""
+"""Curated JSON files: every shape of rows, and exports of annotation tools."""
 
 import json
 from typing import Any
@@ -64,10 +64,13 @@ _JSON = (
         name="a.jsonl",
     ),
     refused(
-        "a JSON line cut short", '{"text": "a", "label": "b"}\n{"text": \n', "row 2 is no JSON", "a.jsonl"
+        "a JSON line cut short",
+        '{"text": "a", "label": "b"}\n{"text": \n',
+        "row 2 is not valid JSON",
+        "a.jsonl",
     ),
-    refused("a list among objects", '{"text": "a"}\n[1, 2]\n', "row 2: a list is no object", "a.jsonl"),
-    refused("an array of texts", '["good", "bad"]', "is no object", "a.json"),
+    refused("a list among objects", '{"text": "a"}\n[1, 2]\n', "row 2: a list is not an object", "a.jsonl"),
+    refused("an array of texts", '["good", "bad"]', "is not an object", "a.json"),
     refused("a text", '"good"', "no rows", "a.json"),
     refused("an empty array", "[]", "no rows", "a.json"),
     refused("no rows under the key", '{"data": []}', "no rows", "a.json"),
@@ -78,8 +81,8 @@ _JSON = (
         "a.json",
     ),
     refused("columns of two lengths", '{"text": ["a", "b"], "label": ["x"]}', "different lengths", "a.json"),
-    refused("brackets without end", "[" * 100_000, "is no JSON", "a.json"),
-    refused("half a character", '{"text": "a\\ud800", "label": "b"}', "half a character", "a.jsonl"),
+    refused("brackets without end", "[" * 100_000, "is not valid JSON", "a.json"),
+    refused("half a character", '{"text": "a\\ud800", "label": "b"}', "lone surrogate", "a.jsonl"),
 )
 _EXPORTS = (
     json_file("Label Studio", [_task("good", "pos"), _task("bad", "neg")], columns=TASK),

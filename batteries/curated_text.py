@@ -1,4 +1,4 @@
-"""Named odd CSV files: delimiters, line ends, encodings, damage, and files without rows."""
+"""Curated CSV files: delimiters, line ends, encodings, damage, and files without rows."""
 
 import gzip
 import json
@@ -145,7 +145,7 @@ _DAMAGED = (
         (("good " * 30, "pos"), ("b d", "neg")),
         "a.jsonl",
     ),
-    refused("zero bytes everywhere", "text,label\n\0\1,pos\n", "no text file"),
+    refused("zero bytes everywhere", "text,label\n\0\1,pos\n", "not a text file"),
     refused("UTF-16 cut in a character", "text,label\nà,b\n".encode("utf-16")[:-1], "utf-16"),
     refused(
         "Russian in its own encoding", "текст,метка\nхороший фильм,да\n".encode("cp1251") * 9, "no encoding"

@@ -1,11 +1,11 @@
-"""Every file of a run missing, empty, cut at a random place, or with one random bit flipped.
+"""Every file of a run missing, empty, truncated at a random byte, or with one random bit flipped.
 
-Two runs are damaged, and the cache of tokens beside them: one run is finished, merged and exported in every
-form, the other was interrupted behind its second checkpoint. After each damage a forked process does
-everything that reads the file. It passes where that is refused by a named error, where the damage is listed
-among the run's own, or where the thing is made again and every answer is the undamaged one bit for bit.
+Two runs and the token cache beside them are damaged: one run is finished, merged and exported in every
+format, the other was interrupted after its second checkpoint. After each damage a forked process runs every
+operation that reads the file. It passes if the operation raises a `PeftCoreError`, if the run lists the
+damage, or if the file is written anew and every answer equals the undamaged one bit for bit.
 
-`train.log` (free text), `lock` and `stop` (empty files whose being there is what they say) are exempt.
+`train.log` (free text), `lock` and `stop` (empty files whose existence matters) are exempt.
 """
 
 import json
@@ -39,12 +39,12 @@ PASSES_WHEN = "0 silently accepted"
 COUNT = 500
 EXEMPT = ("train.log", "lock", "stop")
 MISSING, EMPTY, CUT, FLIPPED = "missing", "empty", "cut", "one bit flipped"
-_ROUND = (FLIPPED, MISSING, CUT, EMPTY, FLIPPED, CUT, FLIPPED)  # how a file is damaged, in turn
+_ROUND = (FLIPPED, MISSING, CUT, EMPTY, FLIPPED, CUT, FLIPPED)  # kinds of damage, in turn
 ANSWERED, REFUSED, REPORTED = "answered", "refused", "reported"
 
 
 class Damage(NamedTuple):
-    """One file of a run (or of the cache beside it), and what happens to it; `place` is a byte or a bit."""
+    """Damage of one file of a run or of the token cache; `place` is a byte or a bit."""
 
     run: str
     path: Path
@@ -68,7 +68,7 @@ class Damage(NamedTuple):
 
 
 class Exhibit(NamedTuple):
-    """The runs that are damaged, where their copy lies, and what is answered while they are whole."""
+    """The runs to damage, the folder of their copy, and the answers of the undamaged runs."""
 
     runs_dir: Path
     snapshot: Path
@@ -76,7 +76,7 @@ class Exhibit(NamedTuple):
 
 
 def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
-    """Damage files `share` of the full count of times; with less than all there is no ONNX export."""
+    """Damage files `share` of `COUNT` times; with a share below 1 there is no ONNX export."""
     start = time.monotonic()
     exhibit = make_exhibit(place, everything=share >= 1)
     failures: list[str] = []
@@ -96,7 +96,7 @@ def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
 
 
 def make_exhibit(place: Workplace, *, everything: bool) -> Exhibit:
-    """Make both runs and ask everything once. Raises RuntimeError if an undamaged one does not answer."""
+    """Make both runs and record all answers. Raises RuntimeError if an undamaged run fails."""
     full = place.copy(place.finished, "full")
     stopped = place.create(seed=7)
     _succeed(lambda report: _make_full(full, everything))
@@ -116,7 +116,7 @@ def make_exhibit(place: Workplace, *, everything: bool) -> Exhibit:
 
 
 def damages(exhibit: Exhibit, count: int, numbers: random.Random) -> Iterator[Damage]:
-    """So many damages, each file in turn in every way."""
+    """Yield so many damages: each file in turn, with each kind in turn."""
     names = {run for run, _ in exhibit.answers}
     files = sorted(path for path in exhibit.runs_dir.rglob("*") if path.is_file() and path.name not in EXEMPT)
     files = [path for path in files if path.relative_to(exhibit.runs_dir).parts[0] in {*names, ".tokens"}]
@@ -132,7 +132,7 @@ def damages(exhibit: Exhibit, count: int, numbers: random.Random) -> Iterator[Da
 
 
 def check(exhibit: Exhibit, damage: Damage) -> list[str]:
-    """Damage a file, do all that reads it, and put everything back; what was accepted silently."""
+    """Damage a file, run all operations that read it, and restore it; return silent acceptances."""
     original = damage.path.read_bytes()
     damage.apply()
     damaged = _stamp(damage.path)
@@ -143,28 +143,28 @@ def check(exhibit: Exhibit, damage: Damage) -> list[str]:
     for message in child.messages:
         if message.kind == ANSWERED:
             name, answer = json.loads(message.text)
-            is_finished |= name == CONTINUE  # with the right adapter, and its checkpoints are gone
+            is_finished |= name == CONTINUE  # with the right adapter, and without checkpoints
             if answer != exhibit.answers.get((damage.run, name), answer):
                 problems.append(f"{name!r} gives another answer")
         elif message.kind == "bad":
             problems.append(message.text)
-    noticed = any(message.kind in (REFUSED, REPORTED) for message in child.messages)
-    made_again = damage.path.exists() and _stamp(damage.path) != damaged
-    unseen = not noticed and not made_again and not is_finished
-    if not problems and unseen and not _is_same(damage.path, original):
+    detected = any(message.kind in (REFUSED, REPORTED) for message in child.messages)
+    was_rewritten = damage.path.exists() and _stamp(damage.path) != damaged
+    undetected = not detected and not was_rewritten and not is_finished
+    if not problems and undetected and not _is_same(damage.path, original):
         problems.append("nothing notices it")
     restore(exhibit)
     return problems
 
 
 def restore(exhibit: Exhibit) -> None:
-    """Put back every run as it was."""
+    """Restore every run from the snapshot."""
     shutil.rmtree(exhibit.runs_dir)
     shutil.copytree(exhibit.snapshot, exhibit.runs_dir)
 
 
 def _use(exhibit: Exhibit, damage: Damage, report: Report) -> None:
-    """In a child: all operations on a damaged file; each is answered, refused by a named error, or bad."""
+    """In a child, run all operations on a damaged file and report each outcome."""
     run = Run(exhibit.runs_dir / damage.run)
     if run.damage():
         report(REPORTED)
@@ -180,17 +180,17 @@ def _ask(operation: Operation, report: Report, *, with_name: bool = False) -> No
         report(REFUSED, error)
         if not str(error) or "\n" in str(error):
             report("bad", f"{operation.name!r} is refused with {str(error)!r}, which is not one sentence")
-    except Exception as error:  # no reader may let through anything else
+    except Exception as error:  # any other error is a failure
         report("bad", f"{operation.name!r} ends with {type(error).__name__}: {str(error)[:200]}")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes whenever a file is replaced; None for a missing one."""
+    """Return inode and modification time, which change with each replacement; None for a missing file."""
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def _is_same(path: Path, original: bytes) -> bool:
-    """Whether a file says the same in other bytes (1e-05 as 1E-05)."""
+    """Whether the JSON of a file is equal in spite of other bytes (1e-05 and 1E-05)."""
     try:
         return json.loads(path.read_bytes()) == json.loads(original)
     except (OSError, ValueError):
@@ -198,7 +198,7 @@ def _is_same(path: Path, original: bytes) -> bool:
 
 
 def _make_full(run: Run, everything: bool) -> None:
-    """Make all that can be made of a finished run."""
+    """Write every export and cache of a finished run."""
     DecisionRule(temperature=2.0).save(run, Classifier.read(run).labels)
     merge(run.folder)
     export_embeddings(run.folder)

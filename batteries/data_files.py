@@ -1,7 +1,7 @@
-"""Malformed and odd data files through the reading paths of training, of the data card and of prediction.
+"""Malformed and odd data files, read as for training, the data card and prediction.
 
-A file passes if its rows are right, or if it is refused by a named error where that is right. An exception
-that is no `PeftCoreError` is a failure. `python -m batteries.data_files --count 10000 --seed 1 --json OUT`
+A file passes if its rows are right, or if it is refused as expected. Any exception that is not a
+`PeftCoreError` is a failure. `python -m batteries.data_files --count 10000 --seed 1 --json OUT`
 """
 
 import argparse
@@ -32,17 +32,17 @@ from peft_core.data.writers import escape_formula, writer_for
 from peft_core.errors import PeftCoreError
 
 NAME = "malformed and odd data files"
-CARD_EVERY = 5  # generated files, of which one goes through audit and splits too: these take most of the time
+CARD_EVERY = 5  # one generated file in so many also goes through audit and splits, the slowest part
 _ADDED = {"predicted_label": str, "confidence": float}
 _REPLACED = ("\ufffd", " ")
 
 
 class Mismatch(Exception):
-    """What was read is not what is right; the message says how."""
+    """A file was read wrongly; the message describes the difference."""
 
 
 def run(count: int, seed: int) -> BatteryResult:
-    """Read the curated files and so many of the generator's that `count` files are read in all."""
+    """Read the curated files and generated ones, `count` files in total."""
     failures: list[str] = []
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,30 +53,30 @@ def run(count: int, seed: int) -> BatteryResult:
                 outcomes["through the data card too"] += card
             except Mismatch as error:
                 failures.append(f"{file.title}: {error}")
-            except Exception as error:  # whatever a reader lets through is what this battery looks for
+            except Exception as error:  # any other exception of a reader is a failure
                 failures.append(f"{file.title}: {type(error).__name__}: {str(error)[:200]}")
     total = len(failures) + outcomes["read"] + outcomes["refused"]
     return BatteryResult(NAME, total, tuple(failures), tuple(sorted(outcomes.items())))
 
 
 def check(file: OddFile, folder: Path, *, card: bool = True) -> str:
-    """Read one file in every way, with `card` as the data card does too: `read` or `refused`.
+    """Read one file in every way, with `card` also as the data card does; return `read` or `refused`.
 
-    Raises Mismatch, or what a reader let through.
+    Raises Mismatch, or any other exception of a reader.
     """
     folder.mkdir()
     path = folder / file.name
     path.write_bytes(file.data)
     try:
-        refused = _check_table(file, path)
-        _check_stream(file, path, refused)
+        is_refused = _check_table(file, path)
+        _check_stream(file, path, is_refused)
         if card:
             _check_data_card(path)
     finally:
-        for left in folder.iterdir():
-            left.unlink()
+        for leftover in folder.iterdir():
+            leftover.unlink()
         folder.rmdir()
-    return "refused" if refused else "read"
+    return "refused" if is_refused else "read"
 
 
 def _files(count: int, seed: int) -> Iterator[OddFile]:
@@ -86,23 +86,23 @@ def _files(count: int, seed: int) -> Iterator[OddFile]:
 
 
 def _check_table(file: OddFile, path: Path) -> bool:
-    """Whether the file is refused to train on."""
+    """Return whether the file is refused for training."""
     try:
         table = read_table(path)
     except PeftCoreError as error:
-        return _is_refused(file, error)
+        return _is_expected_refusal(file, error)
     if file.refusal is not None:
         raise Mismatch(f"read as {table.frame.values.tolist()[:2]} where {file.refusal!r} is the right error")
     if file.columns is not None and all(file.columns) and len(set(file.columns)) == len(file.columns):
-        _same_columns(file.columns, list(table.frame.columns))
+        _require_columns(file.columns, list(table.frame.columns))
     rows = tuple(tuple(map(as_text, row)) for row in table.frame.itertuples(index=False, name=None))
-    _same_rows(file.rows, rows, file.loose)
+    _require_rows(file.rows, rows, file.loose)
     if file.loose and file.rows is not None and rows != file.rows and not table.facts["notes"]:
         raise Mismatch("damage is read without a note")
     return False
 
 
-def _is_refused(file: OddFile, error: PeftCoreError) -> bool:
+def _is_expected_refusal(file: OddFile, error: PeftCoreError) -> bool:
     sentence = str(error)
     if not sentence or "\n" in sentence:
         raise Mismatch(f"the error {sentence!r} is not one line")
@@ -114,16 +114,16 @@ def _is_refused(file: OddFile, error: PeftCoreError) -> bool:
 
 
 def _check_stream(file: OddFile, path: Path, refused: bool) -> None:
-    """The rows of a file to predict, and the file that is written with two columns more."""
+    """Check the rows of a file to predict, and the file written with two more columns."""
     try:
         stream = open_rows(path)
         rows = tuple(tuple(map(as_text, row)) for chunk in stream.chunks() for row in chunk)
         if not refused:
-            _same_rows(file.predicted or file.rows, rows, file.loose)
+            _require_rows(file.predicted or file.rows, rows, file.loose)
         _check_written(stream, rows)
     except PeftCoreError as error:
         if not refused:
-            _is_refused(file, error)
+            _is_expected_refusal(file, error)
 
 
 def _check_written(stream: RowStream, rows: Rows) -> None:
@@ -144,15 +144,15 @@ def _check_written(stream: RowStream, rows: Rows) -> None:
 def _check_csv(path: Path, stream: Any, rows: Rows) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header, *written = csv.reader(file, delimiter=stream.delimiter)
-    _same_columns(
+    _require_columns(
         [*map(escape_formula, stream.columns), *_ADDED], header[: len(stream.columns)] + list(_ADDED)
     )
-    wanted = tuple(tuple(map(escape_formula, row)) for row in rows)
-    _same_rows(wanted, tuple(tuple(row[: len(stream.columns)]) for row in written), frozenset())
+    expected = tuple(tuple(map(escape_formula, row)) for row in rows)
+    _require_rows(expected, tuple(tuple(row[: len(stream.columns)]) for row in written), frozenset())
 
 
 def _check_json(path: Path, stream: Any) -> None:
-    """Every own key has the characters that it had; numbers are compared as they are written."""
+    """Check that every input key keeps its text; numbers are compared as text."""
 
     def parsed(text: str) -> dict[str, Any]:
         return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
@@ -170,7 +170,7 @@ def _check_json(path: Path, stream: Any) -> None:
 
 
 def _check_data_card(path: Path) -> None:
-    """What the data card says of a file but for its tokens; only a named error may come."""
+    """Read a file as the data card does, without tokens; only a `PeftCoreError` may be raised."""
     config = TrainConfig(dataset_name=str(path))
     try:
         raw = read_rows(config)
@@ -183,37 +183,37 @@ def _check_data_card(path: Path) -> None:
             raise Mismatch(f"the error {str(error)!r} is not one line") from error
 
 
-def _same_columns(wanted: Any, columns: list[str]) -> None:
-    if [name.strip() for name in wanted] != [name.strip() for name in columns]:
-        raise Mismatch(f"columns {columns} where {list(wanted)} are right")
+def _require_columns(expected: Any, columns: list[str]) -> None:
+    if [name.strip() for name in expected] != [name.strip() for name in columns]:
+        raise Mismatch(f"columns {columns} where {list(expected)} are right")
 
 
-def _same_rows(wanted: Rows | None, rows: Rows, loose: frozenset[int]) -> None:
-    if wanted is None:
+def _require_rows(expected: Rows | None, rows: Rows, loose: frozenset[int]) -> None:
+    if expected is None:
         return
-    if len(rows) != len(wanted):
-        raise Mismatch(f"{len(rows)} rows where {len(wanted)} are right")
-    for place, (right, row) in enumerate(zip(wanted, rows, strict=True)):
-        is_damaged = place in loose and any(mark in cell for cell in row for mark in _REPLACED)
-        if right != row and not is_damaged:
-            raise Mismatch(f"row {place + 1} is {row!r:.200} where {right!r:.200} is right")
+    if len(rows) != len(expected):
+        raise Mismatch(f"{len(rows)} rows where {len(expected)} are right")
+    for index, (expected_row, row) in enumerate(zip(expected, rows, strict=True)):
+        is_damaged = index in loose and any(mark in cell for cell in row for mark in _REPLACED)
+        if expected_row != row and not is_damaged:
+            raise Mismatch(f"row {index + 1} is {row!r:.200} where {expected_row!r:.200} is right")
 
 
 def main() -> int:
-    """Run the battery as the command line asks; the exit status is 1 if a file failed."""
+    """Run the battery from the command line; return 1 if a file failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="files in all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the result is written")
     arguments = parser.parse_args()
-    result = run(arguments.count, arguments.seed)
-    for failure in result.failures[:50]:
+    report = run(arguments.count, arguments.seed)
+    for failure in report.failures[:50]:
         print(failure, file=sys.stderr)
-    counts = ", ".join(f"{number:,} {outcome}" for outcome, number in result.outcomes)
-    print(f"{result.name}: {result.count:,} files, {counts}, {len(result.failures):,} failed")
+    counts = ", ".join(f"{number:,} {outcome}" for outcome, number in report.outcomes)
+    print(f"{report.name}: {report.count:,} files, {counts}, {len(report.failures):,} failed")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-    return int(not result.passed)
+        arguments.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return int(not report.passed)
 
 
 if __name__ == "__main__":

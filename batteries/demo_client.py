@@ -1,7 +1,7 @@
-"""A visitor of a public demo as a program: HTTP/1.1 over asyncio streams, and gradio's protocol over that.
+"""Client of a public demo: HTTP/1.1 over asyncio streams, and gradio's protocol on top.
 
-Hundreds of visitors share one process and the cores of the server that they ask, so each request must cost
-little: a tenth of a millisecond of a processor, where httpx takes one and a half.
+Hundreds of visitors share one process and the cores of the server under test, so each request must be cheap:
+it takes 0.1 ms of processor time, where httpx takes 1.5 ms.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from typing import Any
 
 from peft_core.access.visitors import LINK_HEADER, TOKEN_HEADER
 
-LONGEST_ANSWER = 600.0  # seconds until an answer is given up; uploads of 200 visitors at once take over 180
-BUSY = (429, 503)  # statuses that say: later
+LONGEST_ANSWER = 600.0  # seconds; 200 simultaneous uploads take over 180
+BUSY = (429, 503)  # statuses that ask to try again later
 _BOUNDARY = "----a-file-of-a-visitor"
 _API = "/gradio_api"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The status and the body of one response; `sent` is when its request was, by the monotonic clock."""
+    """The status and the body of one response; `sent` is the monotonic time of its request."""
 
     status: int
     body: bytes
@@ -30,11 +30,11 @@ class Answer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the app refused it because too much is asked now, and not for good."""
+        """Whether the app refused the request only for now, because it is busy."""
         return self.status in BUSY and b"Queue is stopped" not in self.body
 
-    def sentence(self) -> str:
-        """What a refusal says: the text, or `detail` of JSON; empty if it says nothing."""
+    def error_detail(self) -> str:
+        """Return the message of an error: `detail` of JSON, or else the text; may be empty."""
         text = self.body.decode("utf-8", "replace")
         with contextlib.suppress(ValueError):
             parsed = json.loads(text)
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reply:
-    """How a call of a function ended: with `data`, with the sentence of an error, or not taken at all."""
+    """The end of a function call: `data`, an error message, or only an HTTP status if it was not accepted."""
 
     answer: Answer
     data: list[Any] | None = None
@@ -60,13 +60,13 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The end of the call in words."""
-        return f"{self.answer.status} {self.error or self.answer.sentence()}"[:300]
+        """The status and the error message."""
+        return f"{self.answer.status} {self.error or self.answer.error_detail()}"[:300]
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the page: its number, its inputs by their HTML ids, and what these hold at first."""
+    """A function of the page: its number, its inputs by HTML id, and their default values."""
 
     number: int
     name: str
@@ -78,18 +78,18 @@ class Function:
     defaults: tuple[Any, ...]
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """The defaults, with other values for the inputs of these HTML ids."""
+        """Return the default values, with other values for the inputs of these HTML ids."""
         return [values.get(name, default) for name, default in zip(self.inputs, self.defaults, strict=True)]
 
     def opened(self, values: Mapping[str, Any]) -> list[Any]:
-        """As `arguments`, with the component that triggers the function switched on: a card's `opened`."""
+        """Return `arguments` with the triggering component switched on, as an opened card does."""
         switch = self.input_ids.index(self.targets[0][0])
         arguments = self.arguments(values)
         return [*arguments[:switch], True, *arguments[switch + 1 :]]
 
 
 class PageFunctions:
-    """The functions of a page that run in the app, by its `/config`."""
+    """The functions of a page that run on the server, from `/config`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         components = {each["id"]: each for each in config["components"]}
@@ -110,32 +110,32 @@ class PageFunctions:
             if each["backend_fn"]
         ]
 
-    def named(self, name: str) -> Function:
-        """The function behind an endpoint."""
+    def endpoint(self, name: str) -> Function:
+        """Return the function of a named endpoint."""
         return next(each for each in self.all if each.name == name)
 
-    def of(self, event: str, elem_id: str) -> Function:
-        """The function that an event of a component triggers, such as the click of a button."""
+    def on_element(self, event: str, elem_id: str) -> Function:
+        """Return the function that an event of a component triggers, such as the click of a button."""
         return self.triggered_by(event, self._ids[elem_id])
 
     def triggered_by(self, event: str, number: int | None = None) -> Function:
-        """The first function that follows an event, of one component or of any."""
+        """Return the first function that an event triggers, of one component or of any."""
         return next(
             each for each in self.all for source, name in each.targets if name == event
             if number in (None, source)
         )  # fmt: skip
 
-    def filling(self, elem_id: str) -> Function:
-        """The function with the most inputs among those that fill a component."""
+    def updating(self, elem_id: str) -> Function:
+        """Return the function with the most inputs among those that update a component."""
         return max((each for each in self.all if elem_id in each.outputs), key=lambda each: len(each.inputs))
 
     def with_input(self, elem_id: str) -> list[Function]:
-        """The functions that read a component."""
+        """Return the functions that read a component."""
         return [each for each in self.all if elem_id in each.inputs]
 
 
 class DemoClient:
-    """One visitor, with a token, an address and a session of its own, over a few connections."""
+    """A visitor with a token, an address and a session, over a few connections."""
 
     def __init__(
         self,
@@ -143,14 +143,14 @@ class DemoClient:
         token: str,
         address: str,
         session: str,
-        examine: Callable[[Answer, str | None], None] = lambda answer, link: None,
+        check_answer: Callable[[Answer, str | None], None] = lambda answer, link: None,
     ) -> None:
-        """`examine` sees each answer, and the secret of the link that was sent for it."""
+        """`check_answer` is called with each answer and the share link of its request."""
         self.port, self.token, self.session = port, token, session
         self._headers = {"Host": f"127.0.0.1:{port}", "X-Forwarded-For": address}
-        self._examine = examine
+        self._check_answer = check_answer
         self._idle: list[_Connection] = []
-        self._stream = asyncio.Lock()  # two streams of one session would take each other's messages
+        self._stream = asyncio.Lock()  # two streams of a session would consume each other's messages
 
     async def get(self, path: str, *, link: str | None = None, seconds: float | None = None) -> Answer:
         return await self.send("GET", path, link=link, seconds=seconds)
@@ -170,9 +170,9 @@ class DemoClient:
         seconds: float | None = None,
         is_whole: Callable[[bytes], bool] = lambda body: False,
     ) -> Answer:
-        """One request; of an answer that takes longer than `seconds` what has come by then.
+        """Send one request and return the answer, as far as it has arrived after `seconds`.
 
-        The status is 0 if nothing has. A stream is closed once what has come of it `is_whole`.
+        The status is 0 if nothing has arrived. A stream is closed once its body `is_whole`.
         """
         headers = {**self._headers, TOKEN_HEADER: token or self.token, "Content-Type": content_type}
         if link:
@@ -187,7 +187,7 @@ class DemoClient:
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             connection.close()
         answer = Answer(connection.status, bytes(connection.body), start)
-        self._examine(answer, link)
+        self._check_answer(answer, link)
         return answer
 
     async def call(self, name: str, *data: Any, link: str | None = None) -> Reply:
@@ -199,7 +199,7 @@ class DemoClient:
         return _reply_of_call(await self.get(f"{_API}/call/{name}/{event}", link=link))
 
     async def press(self, function: Function, data: Sequence[Any], *, link: str | None = None) -> Reply:
-        """Have a function of the page run in the page's session, and wait for its end."""
+        """Run a function of the page in the page's session and wait for its end."""
         values = {"data": list(data), "fn_index": function.number, "session_hash": self.session}
         async with self._stream:
             joined = await self.post(f"{_API}/queue/join", values, link=link)
@@ -215,7 +215,7 @@ class DemoClient:
             return _reply_of_queue(answer, event)
 
     async def run(self, function: Function, data: Sequence[Any]) -> Reply:
-        """Have a function run that does not queue."""
+        """Run a function that does not queue."""
         values = {"data": list(data), "fn_index": function.number, "session_hash": self.session}
         answer = await self.post(f"{_API}/run/predict", values)
         if answer.status != 200:
@@ -223,7 +223,7 @@ class DemoClient:
         return Reply(answer, json.loads(answer.body)["data"])
 
     async def upload(self, name: str, content: bytes) -> Answer:
-        """Send a file; the answer is a list with its path in the app's cache."""
+        """Upload a file; the answer is a list with its path in gradio's cache."""
         head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
         body = head.encode() + content + f"\r\n--{_BOUNDARY}--\r\n".encode()
         return await self.send(
@@ -235,12 +235,12 @@ class DemoClient:
         """Keep the session's stream open, as a page does, until the block ends."""
         connection = _Connection(self.port)
         head = _head("GET", f"{_API}/heartbeat/{self.session}", {**self._headers, TOKEN_HEADER: self.token})
-        listening = asyncio.create_task(connection.exchange(head))
+        heartbeat_task = asyncio.create_task(connection.exchange(head))
         try:
             yield
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            heartbeat_task.cancel()
+            await asyncio.gather(heartbeat_task, return_exceptions=True)
             connection.close()
 
     def close(self) -> None:
@@ -250,9 +250,9 @@ class DemoClient:
 
 
 class _Connection:
-    """A connection that is opened when it is needed, and again after the app has closed it.
+    """A connection that opens on demand, and again after the app has closed it.
 
-    `status` and `body` are those of the newest answer, as far as it has come.
+    `status` and `body` belong to the latest answer, as far as it has arrived.
     """
 
     def __init__(self, port: int) -> None:
@@ -262,21 +262,23 @@ class _Connection:
         self._is_whole: Callable[[bytes], bool] = lambda body: False
 
     async def exchange(self, request: bytes, is_whole: Callable[[bytes], bool] = lambda body: False) -> None:
-        """Send one request and read the answer to it, of a stream until what has come `is_whole`."""
+        """Send one request and read its answer; a stream is read until its body `is_whole`."""
         self.status, self.body = 0, bytearray()
         self._is_whole = is_whole
         if self._streams is not None:
             with contextlib.suppress(ConnectionError):
-                await self._try(request, *self._streams)
+                await self._send_and_read(request, *self._streams)
                 return
-            self.close()  # it was idle for too long
+            self.close()  # the app has closed the idle connection
         self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
-        await self._try(request, *self._streams)
+        await self._send_and_read(request, *self._streams)
 
-    async def _try(self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _send_and_read(
+        self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         writer.write(request)
         line, *fields = (await _read_head(reader)).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (each.partition(": ") for each in fields)}
+        headers = {name.lower(): content for name, _, content in (each.partition(": ") for each in fields)}
         self.status = int(line.split(" ")[1])
         await self._read_body(reader, headers)
         if headers.get("connection") == "close":
@@ -301,7 +303,7 @@ class _Connection:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """The head of an answer; ConnectionError if the connection ended before it began."""
+    """Read the head of an answer. Raises ConnectionError if the connection ended before it."""
     try:
         return (await reader.readuntil(b"\r\n\r\n"))[:-4]
     except asyncio.IncompleteReadError as error:
@@ -311,31 +313,31 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 def _default_of(component: Mapping[str, Any]) -> Any:
-    """What a component holds at first: an empty text where gradio's page makes one of nothing."""
-    value = component["props"].get("value")
-    return "" if value is None and component["type"] == "textbox" else value
+    """Return the initial value of a component; that of a textbox is never None, as in gradio's page."""
+    default = component["props"].get("value")
+    return "" if default is None and component["type"] == "textbox" else default
 
 
 def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {content}" for name, content in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _reply_of_call(answer: Answer) -> Reply:
-    """The end of a stream of `event:` and `data:` lines."""
+    """Return the end of a stream of `event:` and `data:` lines."""
     event, _, data = (
         answer.body.decode("utf-8", "replace").strip().rpartition("\n\n")[2].partition("\ndata: ")
     )
     if answer.status != 200 or not data:
         return Reply(answer, error="" if answer.status != 200 else "the stream ended early")
-    value = json.loads(data)
+    content = json.loads(data)
     if event == "event: complete":
-        return Reply(answer, value)
-    return Reply(answer, error=_error_of(value))
+        return Reply(answer, content)
+    return Reply(answer, error=_error_of(content))
 
 
 def _reply_of_queue(answer: Answer, event: str) -> Reply:
-    """The end of an event among the messages of a session."""
+    """Return the end of an event from the messages of a session."""
     if answer.status != 200:
         return Reply(answer)
     end = _end_of(event, answer.body)
@@ -346,8 +348,8 @@ def _reply_of_queue(answer: Answer, event: str) -> Reply:
 
 
 def _end_of(event: str, body: bytes) -> Any | None:
-    """The message that ends an event; None if it has not come."""
-    for line in reversed(bytes(body).split(b"\n\n")[:-1]):  # those that have come whole
+    """Return the message that ends an event; None if it has not arrived."""
+    for line in reversed(bytes(body).split(b"\n\n")[:-1]):  # complete messages
         if b'"process_completed"' in line and event.encode() in line:
             return json.loads(line.removeprefix(b"data: "))
     return None

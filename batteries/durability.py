@@ -1,8 +1,8 @@
-"""Whether a log of operations leaves nothing to a power cut: content is synced before its rename, and the
-folder that holds the new name right after it.
+"""Check that a log of operations survives a power cut: content is synced before its rename, and the folder of
+the new name right after it.
 
-Files are followed by their inodes and folders by their names through every rename. A name with a staging
-name in its path is seen by no reader, so only a rename out of staging has to find everything synced.
+Files are followed through renames by inode, folders by name. No reader opens a path with a staging name, so
+only a rename out of staging requires that everything is synced.
 """
 
 import os
@@ -14,20 +14,20 @@ _STAGING = ("/.staging-", "/.replaced-")
 
 
 def unsynced_renames(operations: Iterable[Operation]) -> tuple[int, list[str]]:
-    """How many renames made something visible, and a sentence for each that a power cut could undo."""
+    """Return the number of renames to visible names, and a problem for each that a power cut could undo."""
     log = _Log()
     problems = [problem for operation in operations for problem in log.add(operation)]
     return log.renames, [*problems, *log.end()]
 
 
 class _Log:
-    """The paths whose content or list of names is not on disk yet."""
+    """Paths whose content or directory entries are not synced yet."""
 
     def __init__(self) -> None:
         self.renames = 0
         self._dirty: dict[str, int] = {}  # paths to inodes, 0 for a folder
-        self._made: set[str] = set()  # visible folders whose own names are not on disk yet
-        self._waiting: tuple[str, str] | None = None  # a new name, and its folder that is to be synced next
+        self._made: set[str] = set()  # visible new folders whose names are not synced
+        self._waiting: tuple[str, str] | None = None  # a new name, and its folder, which must be synced next
 
     def add(self, operation: Operation) -> Iterator[str]:
         kind, path, target, inode = operation
@@ -50,7 +50,7 @@ class _Log:
                 self._made |= set() if _is_staging(path) else {path}
 
     def end(self) -> Iterator[str]:
-        """What is missing if no operation follows."""
+        """Yield a problem for a folder that still must be synced."""
         if self._waiting:
             name, folder = (os.path.basename(path) for path in self._waiting)
             yield f"{folder}/ was not synced right after {name} was renamed"

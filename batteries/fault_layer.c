@@ -1,10 +1,10 @@
-/* A layer between a process and the C library, for LD_PRELOAD: it counts what would change files under one
-   folder, writes it down, and makes the chosen operation fail with an error of the disk.
+/* A layer between a process and the C library, for LD_PRELOAD: it counts and logs operations that change files
+   under one folder, and makes the chosen ones fail with a disk error.
 
    fault_arm(folder, from, to, error) begins: operations number `from` to `to`, counted from 1, fail with this
-   errno; 0, 0 lets all pass. fault_disarm() ends; fault_count() and fault_log() say what there was. An
+   errno; 0, 0 lets all pass. fault_disarm() ends; fault_count() and fault_log() return the operations. An
    operation is one line of the log: its name, the path that it changes, for a rename the second path, and the
-   inode of an open file or 0. Removals are written down, and neither counted nor made to fail. */
+   inode of an open file or 0. Removals are logged, but neither counted nor made to fail. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -68,7 +68,7 @@ static void write_down(const char *name, const char *path, const char *second, u
     log_used += (size_t)sprintf(log_text + log_used, "%s\t%s\t%s\t%lu\n", name, path, second, inode);
 }
 
-/* Counts an operation; true if it is to fail, and then errno is set. */
+/* Counts an operation; returns true and sets errno if it must fail. */
 static int fails(const char *name, const char *path, const char *second, unsigned long inode) {
     int failing = 0;
     if (!armed || !(inside(path) || (second[0] && inside(second))))
@@ -112,7 +112,7 @@ static int fails_file(const char *name, int file) {
     return fails(name, path, "", fstat(file, &status) ? 0 : status.st_ino);
 }
 
-/* Writes down a removal, which never fails. */
+/* Logs a removal, which never fails. */
 static void note_removal(int directory, const char *path) {
     char resolved[PATH_MAX];
     if (!armed)
@@ -236,7 +236,7 @@ int linkat(int from, const char *source, int to, const char *target, int flags) 
     IF_FAILS(fails_pair("link", from, source, to, target));
     return ORIGINAL(int (*)(int, const char *, int, const char *, int), linkat)(from, source, to, target, flags);
 }
-/* Of a folder that is there already, mkdir writes nothing: it is no operation. */
+/* mkdir of an existing folder writes nothing, so it is not an operation. */
 int mkdir(const char *path, mode_t mode) {
     if (access(path, F_OK) == 0) return ORIGINAL(int (*)(const char *, mode_t), mkdir)(path, mode);
     IF_FAILS(fails_at("mkdir", AT_FDCWD, path));

@@ -1,8 +1,8 @@
-"""The layer that makes a disk fail: `fault_layer.c`, compiled when it is needed and preloaded into a process.
+"""The layer that makes disk operations fail: `fault_layer.c`, compiled on demand and preloaded.
 
-It stands between a process and the C library, so that the writers of Rust (safetensors, tokenizers), C++
-(Arrow, torch) and Python are all covered. What goes to the kernel around the C library is not: safetensors
-renames its temporary file so, inside a staging folder.
+It intercepts calls of the C library, so it covers writers in Rust (safetensors, tokenizers), C++ (Arrow,
+torch) and Python. Direct system calls are not covered: safetensors renames its temporary file with one,
+inside a staging folder.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ class LayerError(Exception):
 
 
 class Operation(NamedTuple):
-    """What changes a file or a folder: create, write, fsync, rename, exchange, link, mkdir or remove.
+    """A change of a file or folder: create, write, fsync, rename, exchange, link, mkdir or remove.
 
-    `target` is the second path of a rename, an exchange or a link; `inode` is that of a write or an fsync.
+    `target` is the second path of a rename, an exchange or a link; `inode` belongs to a write or an fsync.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Operation(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Operation number `first` fails with this errno, and, if the fault stays, all after it."""
+    """Operation number `first` fails with this errno; if the fault `stays`, so do all later ones."""
 
     first: int
     error: int
@@ -42,17 +42,17 @@ class Fault(NamedTuple):
 
 
 def compile_layer(folder: Path) -> Path:
-    """The shared library, compiled into a folder. Raises LayerError, also where there is no compiler."""
+    """Compile the shared library into a folder. Raises LayerError, also without a compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise LayerError(NO_COMPILER)
     library = folder / "fault_layer.so"
     options = ["-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", str(library), str(SOURCE)]
-    done = subprocess.run(
+    process = subprocess.run(
         [compiler, *options, "-ldl", "-lpthread"], capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise LayerError(f"cc cannot compile {SOURCE.name}: {done.stderr.strip()[:500]}")
+    if process.returncode:
+        raise LayerError(f"cc cannot compile {SOURCE.name}: {process.stderr.strip()[:500]}")
     return library
 
 
@@ -68,17 +68,17 @@ class FaultLayer:
         self._layer.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_long, ctypes.c_int]
 
     def arm(self, folder: Path, fault: Fault | None) -> None:
-        """Watch a folder from here on, and let operations in it fail."""
+        """Start to watch a folder, and let the operations of a fault fail."""
         first, error, stays = fault or (0, 0, False)
         self._layer.fault_arm(os.fsencode(folder), first, _END if stays else first, error)
 
     def disarm(self) -> int:
-        """Watch no longer; returns how many operations there were."""
+        """Stop watching; return the number of operations."""
         self._layer.fault_disarm()
         return self._layer.fault_count()
 
     def operations(self) -> list[Operation]:
-        """The operations since the layer was armed."""
+        """Return the operations since the layer was armed."""
         lines = os.fsdecode(self._layer.fault_log()).splitlines()
         fields = (line.split("\t") for line in lines)
         return [Operation(kind, path, target, int(inode)) for kind, path, target, inode in fields]

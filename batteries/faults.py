@@ -1,10 +1,10 @@
-"""ENOSPC and EIO at every k-th write, fsync, rename and creation of everything that a run writes.
+"""ENOSPC and EIO at every k-th write, fsync, rename and creation of every file that a run writes.
 
-A process with the fault layer preloaded goes to the moment before something is written and forks there once
-for each k: the k-th operation fails in that fork, which goes on to its end. Then the last good version must
-load, nothing half-written may be accepted or left, and the error must be one sentence about the disk. A full
-disk is tried twice: failing once, and staying full. The log of the undisturbed operations is checked for the
-order of fsync and rename, which no kill can show: the system keeps what a dead process had written.
+A process with the fault layer preloaded stops just before something is written and forks there once for each
+k: the k-th operation fails in that fork, which runs to its end. Then the last good version must load, partial
+files may be neither accepted nor left, and the error must be one sentence about the disk. A full disk is
+tried twice: failing once, and staying full. The log of the undisturbed operations is checked for the order of
+fsync and rename, which a kill cannot test: the system keeps the writes of a dead process.
 """
 
 import argparse
@@ -37,11 +37,11 @@ SENTENCES = {errno.ENOSPC: "The disk is full", errno.EIO: "reports an error"}
 KINDS = ((errno.ENOSPC, False), (errno.EIO, False), (errno.ENOSPC, True))
 TRIAL, FAILURE, RENAMES = "trial", "failure", "renames"
 _ROOT = Path(__file__).resolve().parent.parent
-_LONGEST = 4 * 3600.0  # seconds that a scenario may take
+_MAX_SECONDS = 4 * 3600.0  # time limit of a scenario
 
 
 class Trial(NamedTuple):
-    """What a fork did with a fault: how many operations there were, and its error, if it met one."""
+    """Outcome of a fork with a fault: the number of operations, and its error, if any."""
 
     operations: int
     error: str | None
@@ -49,9 +49,9 @@ class Trial(NamedTuple):
 
 
 def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, ...] = ()) -> BatteryResult:
-    """Run the scenarios (or those named) in a process with the layer, with `share` of all k.
+    """Run the scenarios, or those in `only`, in a process with the layer, with `share` of all k.
 
-    `prelude` is Python that this process runs first: a test breaks the product with it.
+    `prelude` is Python that this process runs first, with which a test breaks the product.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
@@ -61,7 +61,7 @@ def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, .
             return BatteryResult(NAME, 0, (str(error),), passes_when=PASSES_WHEN)
         arguments = [str(library), str(report), str(share), str(seed), *only]
         code = f"{prelude}\nimport sys\nfrom batteries.faults import main\nmain(sys.argv[1:])"
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *arguments],
             cwd=_ROOT,
             env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
@@ -69,9 +69,9 @@ def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, .
             text=True,
             check=False,
         )
-        if done.returncode:
+        if process.returncode:
             return BatteryResult(
-                NAME, 0, (f"It could not run: {done.stderr[-1500:]}",), passes_when=PASSES_WHEN
+                NAME, 0, (f"It could not run: {process.stderr[-1500:]}",), passes_when=PASSES_WHEN
             )
         values = json.loads(report.read_text())
     return BatteryResult(
@@ -85,7 +85,7 @@ def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, .
 
 
 def main(arguments: list[str]) -> None:
-    """In the process with the layer: LIBRARY REPORT SHARE SEED [SCENARIO...]."""
+    """Entry point of the process with the layer: LIBRARY REPORT SHARE SEED [SCENARIO...]."""
     parser = argparse.ArgumentParser()
     parser.add_argument("library", type=Path)
     parser.add_argument("report", type=Path)
@@ -93,13 +93,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("only", nargs="*")
     chosen = parser.parse_args(arguments)
-    layer, numbers = FaultLayer(chosen.library), random.Random(chosen.seed)
+    layer, rng = FaultLayer(chosen.library), random.Random(chosen.seed)
     outcomes, failures = Counter[str](), []
     with workplace() as place:
         for scenario in SCENARIOS:
             if chosen.only and scenario.name not in chosen.only:
                 continue
-            trials, problems = _run_scenario(scenario, place, layer, chosen.share, numbers)
+            trials, problems = _run_scenario(scenario, place, layer, chosen.share, rng)
             outcomes += trials
             failures += problems
     count = outcomes.total() - outcomes["renames checked"]
@@ -108,20 +108,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _run_scenario(
-    scenario: Scenario, place: Workplace, layer: FaultLayer, share: float, numbers: random.Random
+    scenario: Scenario, place: Workplace, layer: FaultLayer, share: float, rng: random.Random
 ) -> tuple[Counter[str], list[str]]:
-    """Go to the moment of a scenario in a child, and try all faults there."""
+    """Run a scenario in a child and try all faults at its callback."""
     run = scenario.prepare(place)
 
     def task(report: Report) -> None:
-        explorer = Explorer(scenario, run, layer, report, share, random.Random(numbers.random()))
+        explorer = Explorer(scenario, run, layer, report, share, random.Random(rng.random()))
         try:
             scenario.act(run, explorer.try_faults)
         except BaseException as error:
             explorer.end(error)
         explorer.end(None)
 
-    child = fork_child(task).finish(_LONGEST)
+    child = fork_child(task).finish(_MAX_SECONDS)
     shutil.rmtree(place.runs_dir, ignore_errors=True)
     shutil.copytree(place.folder / "finished", place.finished.folder)
     counts: Counter[str] = Counter()
@@ -138,7 +138,7 @@ def _run_scenario(
 
 @dataclass
 class Explorer:
-    """Tries every fault at one moment of a scenario, from a snapshot of the folder of runs."""
+    """Tries every fault at the callback of a scenario, from a snapshot of the runs folder."""
 
     scenario: Scenario
     run: Run
@@ -149,7 +149,7 @@ class Explorer:
     in_fork: bool = False
 
     def try_faults(self) -> None:
-        """Called at the moment: it returns in each fork, which goes on with its fault, and never here."""
+        """Callback of the scenario: returns only in the forks, which continue with their faults."""
         if self.in_fork:
             return
         folder = self.run.folder.parent
@@ -170,7 +170,7 @@ class Explorer:
         os._exit(self.report("done") or 0)
 
     def end(self, error: BaseException | None) -> NoReturn:
-        """The end of the scenario: of a fork, unless the moment never came."""
+        """Report the end of the scenario in a fork, or that the callback was never called."""
         if not self.in_fork:
             end_child(self.report, error or RuntimeError("its moment never came"))
         count, operations = self.layer.disarm(), self.layer.operations()
@@ -182,7 +182,7 @@ class Explorer:
         end_child(self.report, error)
 
     def _fork(self, fault: Fault | None) -> Trial | None:
-        """What a fork met with a fault; None in the fork itself."""
+        """Fork with a fault; return its outcome, or None in the fork itself."""
         child, report = fork_here()
         if child is None:
             self.report, self.in_fork = report, True
@@ -207,7 +207,7 @@ class Explorer:
         return self.random.sample(faults, max(1, round(self.share * len(faults))))
 
     def _check(self, trial: Trial, fault: Fault | None, before: "_Before") -> None:
-        """Report what does not hold after a trial."""
+        """Report every problem after a trial."""
         failed, stays = trial.error is not None, fault is not None and fault.stays
         problems = _error_problems(trial, fault)
         if self.run.folder.is_dir() or not self.scenario.deletes:
@@ -229,7 +229,7 @@ class Explorer:
 
 @dataclass(frozen=True)
 class _Before:
-    """What was there before the fault, and must be there after it."""
+    """Folders and checkpoint before the fault, which must exist after it."""
 
     folders: tuple[Path, ...]
     step: int
@@ -240,7 +240,7 @@ class _Before:
         return cls(tuple(folders), run_checks.chosen_step(run))
 
     def problems(self, run: Run, *, failed: bool, stays: bool) -> list[str]:
-        """`stays`: the disk stays full, so that the run cannot write that it failed; its process is gone."""
+        """Return what is lost. With `stays` the disk stays full, so the run cannot record its failure."""
         problems = [f"{folder.name}/ is lost" for folder in self.folders if not folder.is_dir()]
         if failed and run_checks.chosen_step(run) < self.step:
             problems.append(f"it would continue from {run_checks.chosen_step(run)}, not {self.step}")
@@ -253,7 +253,7 @@ class _Before:
 
 
 def _error_problems(trial: Trial, fault: Fault | None) -> list[str]:
-    """Whether an error is one clear sentence of the disk."""
+    """Return a problem if the error is not one clear sentence about the disk."""
     if trial.error is None:
         return []
     if fault is None:

@@ -1,10 +1,10 @@
-"""A visitor who wants to fill the disk of a public demo, for a simulated hour, while others do honest work.
+"""A visitor who fills the disk of a public demo, for a simulated hour, while others do honest work.
 
-The demo is full of old runs when the hour begins. Twice it is lived through: on a large disk, where the quota
-of all visitors binds, and on a small one, where the floor of free space does. The filler uploads (eight files
-at once, too), trains, exports, shares, deletes, and restores; every other visitor uploads, trains and exports
-once. Runs are folders with real records and files without content; quotas are those of the app by the
-thousandth. After each step, and in the middle of each write, the folder is measured anew by `os.walk`.
+The demo is full of old runs at the start. The hour is simulated twice: on a large disk, where the quota of
+all visitors binds, and on a small one, where the minimum of free space does. The filler uploads (also eight
+files at once), trains, exports, shares, deletes and restores; every other visitor uploads, trains and exports
+once. Runs are folders with real records and sparse files; quotas are those of the app divided by 1000. After
+each step, and in the middle of each write, the folder is measured by `os.walk`.
 """
 
 import os
@@ -28,7 +28,7 @@ from peft_core.runs.store import UPLOADS
 NAME = "a visitor who fills the disk, for a simulated hour"
 PASSES_WHEN = "quotas and free space hold at every step, no protected run is lost, others are served"
 STEPS = 300  # of an hour
-VISITORS = 20  # who come within it
+VISITORS = 20  # in an hour
 AT_ONCE = 8
 ACTS = 4  # of the filler in each step
 QUOTAS = Quotas(visitor_bytes=2_000_000, total_bytes=20_000_000, min_free_bytes=2_000_000)
@@ -40,7 +40,7 @@ _KB = 1000
 
 @dataclass
 class Training:
-    """A run that waits or trains: what it writes in the end, and in how many steps that is."""
+    """A waiting or training run: bytes that it writes, and steps until its end."""
 
     run: Run
     size: int
@@ -50,16 +50,18 @@ class Training:
 
 @dataclass
 class Hour:
-    """One simulated hour of a demo on a disk of so many bytes."""
+    """One simulated hour of a demo on a disk of so many bytes.
+
+    Attributes:
+        protected_until: the time until which each folder must exist; None: always.
+    """
 
     storage: Storage
     disk: int
     random: random.Random
     now: float
     trainings: list[Training] = field(default_factory=list)
-    kept: dict[Path, float | None] = field(
-        default_factory=dict
-    )  # until when each must be there; None: always
+    protected_until: dict[Path, float | None] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
@@ -71,7 +73,7 @@ class Hour:
         return self.disk - bytes_in(self.runs_dir)
 
     def upload(self, owner: str, size: int) -> Path | None:
-        """The folder of uploaded files; None if they were refused."""
+        """Store an upload and return its folder. Raises StorageError."""
         name = f"rows-{self.random.getrandbits(48):012x}"
         folder = self.runs_dir / UPLOADS / owner / name
         with self.storage.reserve(owner, size, "upload"):
@@ -80,7 +82,7 @@ class Hour:
         return folder
 
     def submit(self, owner: str, size: int, upload: Path | None = None) -> Run:
-        """A run that waits, and trains at the next step."""
+        """Create a run that trains from the next step on. Raises StorageError."""
         config = TrainConfig.from_dict({"dataset_name": str(upload or "rotten_tomatoes")})
         with self.storage.reserve(owner, size, "training", uses=[upload] if upload else []) as reservation:
             run = runs.create(self.runs_dir, config, owner=owner)
@@ -89,13 +91,13 @@ class Hour:
         return run
 
     def export(self, run: Run, owner: str, size: int) -> None:
-        """A merged model, written while its bytes are reserved."""
+        """Write a merged model while its bytes are reserved. Raises StorageError."""
         with self.storage.reserve(owner, size, "export", uses=[run.folder]):
             write(run.folder / "merged" / f"{self.random.getrandbits(32)}", size - 10 * _KB)
             self.check("in the middle of an export")
 
     def train(self) -> None:
-        """Let each run that was submitted go on."""
+        """Advance each submitted run by one step."""
         for training in list(self.trainings):
             training.steps -= 1
             in_training = RunInTraining(training.run.folder)
@@ -106,10 +108,10 @@ class Hour:
             if training.steps <= 0:
                 in_training.update(status=FINISHED, ended=self.now)
                 self.trainings.remove(training)
-                self.kept[training.run.folder] = self.now + _HOUR
+                self.protected_until[training.run.folder] = self.now + _HOUR
 
     def check(self, when: str) -> None:
-        """Note what does not hold now."""
+        """Record each quota that is exceeded and each protected folder that is lost."""
         sizes = bytes_by_owner(self.runs_dir)
         used = sizes.total()
         if used > QUOTAS.total_bytes:
@@ -121,22 +123,22 @@ class Hour:
                 self.failures.append(f"{when} the visitor {owner[:4]} takes {size:,} bytes")
         unfinished = {training.run.folder for training in self.trainings}
         uploads = {training.upload for training in self.trainings if training.upload is not None}
-        young = {path for path, until in self.kept.items() if until is None or until > self.now}
+        young = {path for path, until in self.protected_until.items() if until is None or until > self.now}
         for path in sorted(unfinished | uploads | young):
             if not path.is_dir():
                 self.failures.append(f"{when} {path.name} is lost")
-                self.kept.pop(path, None)
+                self.protected_until.pop(path, None)
 
 
 class Filler:
-    """The visitor who takes what there is, in whatever way."""
+    """The visitor who fills the disk by every means."""
 
     def __init__(self, hour: Hour) -> None:
         self.hour, self.random, self.owner = hour, hour.random, "f" * 64
         self.deleted: list[str] = []
 
     def act(self) -> None:
-        """Do something at random; what is refused is tried no further."""
+        """Do one random action; a refused one is not repeated."""
         name = self.random.choice(("uploads", "uploads", "train", "export", "share", "delete", "restore"))
         try:
             getattr(self, name)()
@@ -145,7 +147,7 @@ class Filler:
             self.hour.outcomes["of the filler, refused"] += 1
 
     def uploads(self) -> None:
-        """Eight at once, each a quarter of the quota or less; the first refusal is raised."""
+        """Upload eight files at once, each at most a quarter of the quota; raise the first refusal."""
         sizes = [self.random.randint(1, 500) * _KB for _ in range(AT_ONCE)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             uploads = [pool.submit(self.hour.upload, self.owner, size) for size in sizes]
@@ -160,21 +162,21 @@ class Filler:
             self.hour.export(run, self.owner, self.random.randint(20, 900) * _KB)
 
     def share(self) -> None:
-        """Share a run, so that it stays."""
+        """Share a run, which protects it from expiry."""
         for run in self._ended(1):
             link = Ownership(owner=self.owner, link_nonce="nonce", link_sha256="1" * 64)
             write_ownership(run.folder, link)
-            self.hour.kept[run.folder] = None
+            self.hour.protected_until[run.folder] = None
 
     def delete(self) -> None:
-        """Delete half of the runs: the trash is not of the visitor's quota."""
+        """Delete up to four runs; the trash does not count for the visitor's quota."""
         for run in self._ended(4):
-            self.hour.kept.pop(run.folder, None)
+            self.hour.protected_until.pop(run.folder, None)
             runs.delete(self.hour.runs_dir, run.run_id)
             self.deleted.append(run.run_id)
 
     def restore(self) -> None:
-        """Restore what is left of the deleted runs."""
+        """Restore the deleted runs that still exist."""
         while self.deleted:
             run_id = self.deleted.pop()
             try:
@@ -191,7 +193,7 @@ class Filler:
 
 
 def run(share: float = 1.0, seed: int = 0) -> BatteryResult:
-    """Live through the hour on each disk in `share` of all steps."""
+    """Simulate the hour on each disk with `share` of all steps."""
     start, failures, outcomes = time.monotonic(), [], Counter[str]()
     steps, visitors = max(1, round(STEPS * share)), max(3, round(VISITORS * share))
     for name, disk in DISKS.items():
@@ -205,11 +207,11 @@ def run(share: float = 1.0, seed: int = 0) -> BatteryResult:
     )
 
 
-def live_through(runs_dir: Path, disk: int, steps: int, visitors: int, numbers: random.Random) -> Hour:
-    """The hour after it has ended; visitors come at even intervals."""
+def live_through(runs_dir: Path, disk: int, steps: int, visitors: int, rng: random.Random) -> Hour:
+    """Simulate the hour, with visitors at even intervals, and return it."""
     start = time.time()
     storage = Storage(runs_dir, QUOTAS, clock=lambda: hour.now, free_bytes=lambda: hour.free_bytes())
-    hour = Hour(storage, disk, numbers, start)
+    hour = Hour(storage, disk, rng, start)
     fill_with_old_runs(hour)
     filler = Filler(hour)
     for step in range(steps):
@@ -225,7 +227,7 @@ def live_through(runs_dir: Path, disk: int, steps: int, visitors: int, numbers: 
 
 
 def serve_visitor(hour: Hour) -> None:
-    """Let somebody who is new upload, train and export as everybody does."""
+    """Let a new visitor upload, train and export."""
     owner = f"{hour.random.getrandbits(255):064x}"
     try:
         upload = hour.upload(owner, 30 * _KB)
@@ -239,7 +241,7 @@ def serve_visitor(hour: Hour) -> None:
 
 
 def fill_with_old_runs(hour: Hour) -> None:
-    """Runs of earlier visitors, up to the quota and the floor; some are shared, some are the host's."""
+    """Create old runs up to the quota or the minimum of free space; some are shared, some are the host's."""
     room = min(QUOTAS.total_bytes, hour.disk - QUOTAS.min_free_bytes) - 200 * _KB
     for number in range(_OLD_RUNS):
         owner = None if number % 10 == 0 else f"{number:064x}"
@@ -250,11 +252,11 @@ def fill_with_old_runs(hour: Hour) -> None:
         if owner is not None and number % 10 == 1:
             write_ownership(old.folder, Ownership(owner=owner, link_nonce="nonce", link_sha256="1" * 64))
         if number % 10 < 2:
-            hour.kept[old.folder] = None
+            hour.protected_until[old.folder] = None
 
 
 def write(path: Path, size: int) -> None:
-    """A file of a length, without content."""
+    """Write a sparse file of a size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.truncate(max(0, size))
@@ -265,7 +267,7 @@ def owner_of(run_dir: Path) -> str | None:
 
 
 def bytes_in(folder: Path) -> int:
-    """The lengths of all files of a folder."""
+    """Return the total size of the files of a folder."""
     total = 0
     for parent, _, names in os.walk(folder):
         total += sum(os.lstat(f"{parent}/{name}").st_size for name in names)
@@ -273,7 +275,7 @@ def bytes_in(folder: Path) -> int:
 
 
 def bytes_by_owner(runs_dir: Path) -> Counter[str | None]:
-    """What the runs and the uploads of each visitor take; with None all the rest."""
+    """Return the bytes of each owner's runs and uploads; with None all other bytes."""
     sizes: Counter[str | None] = Counter()
     for path in [*runs_dir.iterdir(), *(runs_dir / UPLOADS).glob("*")]:
         if path.is_file():

@@ -1,9 +1,9 @@
-// What a page of another site can send: each entry sends one kind of request to `url` and resolves when done.
+// Requests that a page of another site can send: each entry sends one kind to `url` and resolves when done.
 const loaded = (element) =>
   new Promise((done) => {
     element.onload = element.onerror = element.onloadedmetadata = () => done();
     document.body.append(element);
-    setTimeout(done, 3000); // a frame that is refused tells nobody
+    setTimeout(done, 3000); // a refused frame fires no event
   });
 const make = (tag, properties) => loaded(Object.assign(document.createElement(tag), properties));
 const submit = (url, method, enctype) => {

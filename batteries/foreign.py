@@ -1,9 +1,9 @@
-"""Requests of other sites, over every route: raw ones with the headers of a browser, and a real browser's.
+"""Requests of other sites to every route: raw requests with browser headers, and requests of a real browser.
 
-Each request carries a number in its address, and the app under test logs for each number whether the guard
-let it through. The raw requests go to every route of the app, MCP and static files included. The browser
-visits pages of other origins that send all kinds of requests (`foreign.js`), under each name by which this
-machine can be reached; the name of one of them leads to the app as well (DNS rebinding).
+Each request has a number in its URL, and the app under test logs for each number whether the guard let it
+pass. The raw requests go to every route of the app, MCP and static files included. The browser visits pages
+of other origins that send all kinds of requests (`foreign.js`) to each name of this machine; the host name of
+one origin resolves to the app as well (DNS rebinding).
 """
 
 import contextlib
@@ -49,13 +49,13 @@ guard.RequestGuard._refuse = record
 """
 _OWN = "own"
 _MCP_PATHS = ("", "schema", "sse", "messages/")
-_LONGEST_ANSWER = 2.0  # seconds
+_MAX_ANSWER_SECONDS = 2.0  # seconds
 _MARK = "attempt="
 
 
 @dataclass
 class Attempts:
-    """What was tried on one app, by number, and the file in which the app writes what it let through."""
+    """The attempts on one app, by number, and the file in which the app logs the guard's decisions."""
 
     server: Server
     log: Path
@@ -67,12 +67,12 @@ class Attempts:
         return int(self.server.url.rpartition(":")[2])
 
     def query(self, name: str) -> str:
-        """The number of a new attempt, as the query of its address."""
+        """Add an attempt and return its number as a URL query."""
         self.names.append(name)
         return f"{_MARK}{len(self.names) - 1}"
 
     def passed_guard(self) -> dict[str, set[bool]]:
-        """For each query that the app received, whether the guard let requests with it through."""
+        """Return the guard's decisions for each query that the app received."""
         received: dict[str, set[bool]] = {}
         for line in self.log.read_text(encoding="utf-8").splitlines():
             query, passed = json.loads(line)
@@ -83,15 +83,15 @@ class Attempts:
 
 def run(share: float = 1.0, seed: int = 0, *, broken: str = "") -> BatteryResult:
     """Try `share` of all requests; `broken` is Python that breaks the guard of the app under test."""
-    start, numbers = time.monotonic(), random.Random(seed)
+    start, rng = time.monotonic(), random.Random(seed)
     with _app(broken) as attempts:
         routes = _routes(attempts)
         raw = _sample([(route, headers) for route in routes for headers in foreign_headers(attempts.port)],
-                      share, numbers)  # fmt: skip
+                      share, rng)  # fmt: skip
         for (method, path), headers in raw:
             _send(attempts.port, method, f"{path}?{attempts.query(f'{method} {path} {headers}')}", headers)
         sent_raw = len(attempts.names)
-        _browse(attempts, share, numbers)
+        _browse(attempts, share, rng)
         _ask_as_own_page(attempts, routes)
         received = attempts.passed_guard()
         queries = [f"{_MARK}{number}" for number in range(len(attempts.names))]
@@ -119,7 +119,7 @@ def run(share: float = 1.0, seed: int = 0, *, broken: str = "") -> BatteryResult
 
 
 def foreign_headers(port: int) -> list[dict[str, str]]:
-    """The headers by which a browser tells requests of other sites; a Host alone is a rebound name's."""
+    """Return headers that mark requests of other sites; a Host alone is that of a rebound name."""
     own = {"Host": f"127.0.0.1:{port}"}
     hosts = (f"x.localhost:{port}", f"{REBOUND}:{port}", f"0.0.0.0:{port}", "")
     origins = ("null", f"http://{REBOUND}", f"http://localhost:{port}", f"http://127.0.0.1:{port + 1}")
@@ -147,36 +147,36 @@ def _app(broken: str) -> Iterator[Attempts]:
 
 
 def _routes(attempts: Attempts) -> list[tuple[str, str]]:
-    """Every method and path of the app; what a path takes is filled in."""
+    """Return every method and path of the app, with values for path parameters."""
     paths: Mapping[str, list[str]] = json.loads(attempts.routes.read_text(encoding="utf-8"))
-    named = [(method.upper(), _filled(path)) for path, methods in paths.items() for method in methods]
+    documented = [(method.upper(), _fill_path(path)) for path, methods in paths.items() for method in methods]
     of_mcp = [(method, f"/gradio_api/mcp/{path}") for method in ("GET", "POST") for path in _MCP_PATHS]
     unknown = [(method, "/nothing/here") for method in ("GET", "OPTIONS", "PUT", "DELETE", "PATCH")]
-    return sorted({*named, *of_mcp, *unknown})
+    return sorted({*documented, *of_mcp, *unknown})
 
 
-def _filled(path: str) -> str:
+def _fill_path(path: str) -> str:
     return re.sub(r"\{[^}]*\}", "x", path)
 
 
 def _send(port: int, method: str, path: str, headers: Mapping[str, str]) -> int:
-    """The status of one request with exactly these headers, or 0 if the app closed the connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LONGEST_ANSWER)
+    """Send a request with exactly these headers; return its status, or 0 if the app closed the connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_MAX_ANSWER_SECONDS)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         body = b'{"data":[{}]}' if method in ("POST", "PUT", "PATCH") else b""
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            connection.putheader(name, value)
+        for name, header in {**headers, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, header)
         connection.endheaders(body)
         return connection.getresponse().status
-    except (http.client.HTTPException, OSError):  # of a stream nothing more is waited for
+    except (http.client.HTTPException, OSError):  # also the timeout of a stream
         return 0
     finally:
         connection.close()
 
 
 def _ask_as_own_page(attempts: Attempts, routes: Sequence[tuple[str, str]]) -> None:
-    """Send each route the request of the app's own page: a guard that refuses everything proves nothing."""
+    """Send a request of the app's own page to each route, which the guard must let pass."""
     headers = {
         "Host": f"localhost:{attempts.port}",
         "Origin": f"http://localhost:{attempts.port}",
@@ -186,19 +186,19 @@ def _ask_as_own_page(attempts: Attempts, routes: Sequence[tuple[str, str]]) -> N
         _send(attempts.port, method, f"{path}?{_OWN}={number}", headers)
 
 
-def _browse(attempts: Attempts, share: float, numbers: random.Random) -> None:
-    """Let pages of other origins try all that a page can send."""
+def _browse(attempts: Attempts, share: float, rng: random.Random) -> None:
+    """Let pages of other origins send all kinds of requests."""
     with _other_site() as other, sync_playwright() as playwright:
         flags = [*FLAGS, *_CHROMIUM_FLAGS, f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
         for origin in _origins(attempts.port, other):
             page = browser.new_context().new_page()
-            page.route(f"{origin}/attack", _answer_attack)  # what the name led to before it was rebound
+            page.route(f"{origin}/attack", _answer_attack)  # the page of the name before it is rebound
             page.goto(f"{origin}/attack")
-            _attack(page, attempts, share, numbers)
+            _attack(page, attempts, share, rng)
             page.context.close()
         page = browser.new_context().new_page()
-        for target, path in _sample(list(product(_targets(attempts.port), PATHS[1:])), share, numbers):
+        for target, path in _sample(list(product(_targets(attempts.port), PATHS[1:])), share, rng):
             query = attempts.query(f"typed address that is redirected to {target}{path}")
             page.goto(f"http://{REBOUND}:{other}/?{target}{path}?{query}")
         browser.close()
@@ -216,13 +216,13 @@ def _answer_attack(route: Route) -> None:
     route.fulfill(body=_PAGE, content_type="text/html")
 
 
-def _attack(page: Page, attempts: Attempts, share: float, numbers: random.Random) -> None:
+def _attack(page: Page, attempts: Attempts, share: float, rng: random.Random) -> None:
     kinds = page.evaluate("Object.keys(window.attacks)")
     targets = [
         f"http://{name}:{attempts.port}" for name in ("127.0.0.1", "localhost", "x.localhost", REBOUND)
     ]
-    for kind, target in _sample([(kind, target) for kind in kinds for target in targets], share, numbers):
-        path = numbers.choice(PATHS)
+    for kind, target in _sample([(kind, target) for kind in kinds for target in targets], share, rng):
+        path = rng.choice(PATHS)
         query = attempts.query(f"{kind} of {page.url} to {target}{path}")
         call = "([kind, url]) => Promise.resolve(window.attacks[kind](url)).then(() => {}, () => {})"
         page.evaluate(call, [kind, f"{target}{path}?{query}"])
@@ -240,12 +240,12 @@ class _Redirects(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def _other_site() -> Iterator[int]:
-    """The port of another site's server, which redirects; the browser's routes answer its pages."""
+    """Serve another site that redirects, and yield its port; the browser's routes answer its pages."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Redirects) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
 
 
-def _sample(items: list, share: float, numbers: random.Random) -> list:
-    return items if share >= 1 else numbers.sample(items, max(1, round(len(items) * share)))
+def _sample(items: list, share: float, rng: random.Random) -> list:
+    return items if share >= 1 else rng.sample(items, max(1, round(len(items) * share)))

@@ -1,9 +1,9 @@
-"""Forged requests of a visitor: paths, file payloads, addresses, ids, sessions and tokens of others.
+"""Forged requests of a visitor: paths, file payloads, URLs, ids, sessions and tokens of others.
 
-They go raw to every route and every function of a running public demo that holds secrets (`forged_exhibit`).
-Rates are lifted and direct calls allowed, so that each one is answered for what it is. No answer may hold a
-secret or the place of the runs, unless the request named it; nobody may reach the server beside the app;
-nothing of another visitor's may change; and what a visitor owns is still answered, before and after.
+They are sent raw to every route and every function of a running public demo with secrets (`forged_exhibit`).
+Rate limits are lifted and direct calls allowed, so that no request is refused for its rate. No answer may
+contain a secret or the path of the runs, unless the request contains it; no request may reach the canary
+server; no data of another visitor may change; and a visitor's own run is answered before and after.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from batteries.result import BatteryResult
 NAME = "forged requests of a visitor, over every route and function"
 PASSES_WHEN = "0 bytes of a secret out, 0 addresses fetched, nothing of another's changed"
 AT_ONCE = 8
-STREAM_SECONDS = 1.0  # that a stream is read which does not end
-QUEUE_SECONDS = 60.0  # until a function has answered
+STREAM_SECONDS = 1.0  # for which an endless stream is read
+QUEUE_SECONDS = 60.0  # time limit of a function
 _FILE = re.compile(rb'(/gradio_api/file=[^"\\\s]+)')
 _MOST_BYTES = 3_000_000
 _ENDED = re.compile(rb'"msg": ?"(process_completed|close_stream|unexpected_error)"|event: (complete|error)')
@@ -33,13 +33,13 @@ _ENDED = re.compile(rb'"msg": ?"(process_completed|close_stream|unexpected_error
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """The answer to a request.
 
     Attributes:
         status: 0 if the app closed the connection, or a function did not answer.
-        body: of a queued call, of both answers.
-        headers: as lines.
-        files: what lies at the addresses of files that the body names.
+        body: for a queued call, of both answers.
+        headers: one per line.
+        files: contents of the file URLs in the body.
     """
 
     status: int = 0
@@ -53,7 +53,7 @@ class Answer:
 
 
 def run(share: float = 1.0, seed: int = 0, *, broken: str = "", only: tuple[str, ...] = ()) -> BatteryResult:
-    """Send a share of all requests, or of some families.
+    """Send a share of all requests, or of the families in `only`.
 
     `broken` is Python that breaks the guards of the app under test.
     """
@@ -81,7 +81,7 @@ def run(share: float = 1.0, seed: int = 0, *, broken: str = "", only: tuple[str,
 
 
 def send(port: int, request: Forged) -> Answer:
-    """The answer to a request, with what a function answers that was queued, and the files that it names."""
+    """Send a request; return its answer with that of a queued function and the files that it names."""
     answer = _with_result(port, request, _exchange(port, request, STREAM_SECONDS))
     links = [] if answer.is_page else sorted(set(_FILE.findall(answer.body)))[:3]
     files = [
@@ -97,14 +97,16 @@ def _with_result(port: int, request: Forged, answer: Answer) -> Answer:
     name = f"call/x/{event}"
     if "queue/join" in request.path:
         name = f"queue/data?session_hash={json.loads(request.body)['session_hash']}"
-    result = _exchange(port, Forged("", "GET", f"{API}/{name}", request.headers), QUEUE_SECONDS)
+    function_answer = _exchange(port, Forged("", "GET", f"{API}/{name}", request.headers), QUEUE_SECONDS)
     return Answer(
-        result.status if _ENDED.search(result.body) else 0, answer.body + result.body, result.headers
+        function_answer.status if _ENDED.search(function_answer.body) else 0,
+        answer.body + function_answer.body,
+        function_answer.headers,
     )
 
 
 def _exchange(port: int, request: Forged, seconds: float) -> Answer:
-    """Send exactly these bytes, and read until the answer, the function or so many seconds end."""
+    """Send exactly these bytes; read until the answer, the function or the time ends."""
     deadline = time.monotonic() + (QUEUE_SECONDS if request.method == "POST" else seconds)
     headers = {"Host": f"127.0.0.1:{port}", **request.headers, "Content-Length": str(len(request.body))}
     lines = [
@@ -130,9 +132,9 @@ def _read(link: socket.socket, response: HTTPResponse, deadline: float) -> bytes
     with contextlib.suppress(HTTPException, OSError):
         while len(body) < _MOST_BYTES and (seconds := deadline - time.monotonic()) > 0:
             link.settimeout(seconds)
-            piece = response.read1(65_536)
-            body += piece
-            if not piece or _ENDED.search(body, max(0, len(body) - len(piece) - 50)):
+            chunk = response.read1(65_536)
+            body += chunk
+            if not chunk or _ENDED.search(body, max(0, len(body) - len(chunk) - 50)):
                 break
     return bytes(body)
 
@@ -153,7 +155,7 @@ def _problems(place: Exhibit, request: Forged, answer: Answer) -> Iterator[str]:
 
 
 def _is_in_html(body: bytes) -> bool:
-    """Whether an output of a function that is HTML holds the tag as it is."""
+    """Whether an HTML output of a function contains the tag unescaped."""
     texts = re.findall(rb'"((?:[^"\\]|\\.)*)"', body)
     return any(text.startswith(b"<") and TAG.encode() in text and text != TAG.encode() for text in texts)
 
@@ -172,7 +174,7 @@ def _changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def _own_run_is_answered(place: Exhibit, when: str) -> list[str]:
-    """What is wrong with the answer to a run's owner: a demo that answers nobody keeps secrets too."""
+    """Return a problem if the owner of a run gets no answer."""
     body = json.dumps({"data": [place.mallory.run_id]}).encode()
     headers = {**place.mallory.headers, "Content-Type": "application/json"}
     answer = send(place.port, Forged("", "POST", f"{API}/run/status", headers, body))

@@ -1,9 +1,9 @@
-"""A public demo with another visitor's secrets in it, and a server beside it that nobody may be sent to.
+"""A public demo with secrets of another visitor, and a canary server that the app must not contact.
 
-Each secret is a word that no answer may hold. They lie in a file beside the folder of runs and in the app's
-temporary folder, in an environment variable, and in all that one visitor, Anna, has: a run's labels and rows,
-an upload, and gradio's copy of it. Mallory, who asks, has a run and an upload too, and knows every name but
-Anna's token and link.
+Each secret is a word that no answer may contain. The words are in a file beside the runs folder, in the app's
+temporary folder, in an environment variable, and in the data of one visitor, Anna: labels and rows of a run,
+an upload, and gradio's copy of it. Mallory sends the requests, has a run and an upload too, and knows every
+name except Anna's token and link.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Party:
     """A visitor with a run and an upload.
 
     Attributes:
-        token: the visitor's own.
+        token: of the visitor.
         run_id: of a finished run.
         upload: the folder of stored files.
     """
@@ -87,14 +87,14 @@ class Exhibit:
     """A running demo.
 
     Attributes:
-        folder: what lies beside the folder of runs, and that folder.
-        canaries: the secret words by the place where they lie.
-        hits: the requests that the canary server got.
-        anna: whose secrets they are.
-        mallory: who asks.
+        folder: contains the runs folder and the files beside it.
+        canaries: the secret words by their location.
+        hits: the requests that reached the canary server.
+        anna: the owner of the secrets.
+        mallory: the sender of the requests.
         names: of Anna's link, sessions and events, which Mallory knows.
-        own_file: Mallory's upload as gradio keeps it.
-        numbers: by which some of many requests are drawn.
+        own_file: path of Mallory's upload in gradio's cache.
+        numbers: draws a sample of the requests.
     """
 
     folder: Path
@@ -116,7 +116,7 @@ class Exhibit:
         return self.folder / "runs"
 
     def leaks(self, headers: str, bodies: Sequence[bytes], sent: str) -> list[str]:
-        """The places whose secrets an answer holds; the folder of runs too, unless the request named it."""
+        """Return the locations of leaked secrets, and the path of the runs unless the request has it."""
         text = b"\n".join((headers.encode(), *bodies, *(data for body in bodies for data in _unzipped(body))))
         places = [place for place, word in self.canaries.items() if word.encode() in text]
         if str(self.runs_dir).encode() in text and str(self.runs_dir) not in sent:
@@ -124,7 +124,7 @@ class Exhibit:
         return places
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of each file of Anna's, and of those beside the runs; the names of what lies there."""
+        """Return the SHA-256 of each protected file, and the names beside and in the runs folder."""
         owned = [self.runs_dir / self.anna.run_id, self.anna.upload, self.folder / "secret.txt"]
         files = [path for place in owned for path in (place, *place.rglob("*")) if path.is_file()]
         digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -134,7 +134,7 @@ class Exhibit:
 
 @contextlib.contextmanager
 def exhibit(seed: int = 0, broken: str = "") -> Iterator[Exhibit]:
-    """A public demo with secrets; `broken` is Python that breaks its guards."""
+    """Serve a public demo with secrets; `broken` is Python that breaks its guards."""
     with tempfile.TemporaryDirectory(prefix="forged-") as name:
         folder = Path(name)
         canaries = {place: f"canary{secrets.token_hex(12)}" for place in _PLACES}
@@ -152,7 +152,7 @@ def exhibit(seed: int = 0, broken: str = "") -> Iterator[Exhibit]:
             mallory = _make_party(folder, "mallory", "", "")
             anna = _make_party(folder, "anna", canaries["run"], canaries["upload"])
             server = starting.result()
-            with contextlib.suppress(OSError):  # gradio keeps none where it may not write
+            with contextlib.suppress(OSError):  # without write access gradio has none
                 canaries["hash seed"] = Path(HASH_SEED_PATH).read_text().strip()
             with urllib.request.urlopen(f"{server.url}/config", timeout=60) as answer:
                 config = json.load(answer)
@@ -176,7 +176,7 @@ def exhibit(seed: int = 0, broken: str = "") -> Iterator[Exhibit]:
 
 
 def upload_as(port: int, party: Party, content: bytes) -> str:
-    """Upload a file; returns the path at which gradio keeps it."""
+    """Upload a file; return its path in gradio's cache."""
     boundary = uuid.uuid4().hex
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'
     body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
@@ -185,9 +185,9 @@ def upload_as(port: int, party: Party, content: bytes) -> str:
 
 
 def _make_party(folder: Path, name: str, in_run: str, in_upload: str) -> Party:
-    """A visitor with a trained run, whose label and test rows hold one word, and an upload with another.
+    """Create a visitor with a trained run and an upload, each with a secret word.
 
-    The run is trained elsewhere first: the app would train one that waits in its folder.
+    The run is trained in another folder: the app would train a waiting run in its own.
     """
     token, data = new_token(), write_small_data(folder / f"data-{name}")
     for path in data.iterdir():
@@ -210,7 +210,7 @@ def _make_party(folder: Path, name: str, in_run: str, in_upload: str) -> Party:
 
 
 def _begin_sessions(port: int, runs_dir: Path, anna: Party) -> dict[str, str]:
-    """Let Anna share her run, ask for it and begin a session; returns the names of all but the link."""
+    """Let Anna share her run, request it and open a session; return all names but the link."""
     link, nonce = secrets.token_hex(32), secrets.token_hex(16)
     ownership = Ownership(owner=anna.owner, link_nonce=nonce, link_sha256=sha256_of(link))
     write_ownership(runs_dir / anna.run_id, ownership)
@@ -236,7 +236,7 @@ def _ask(port: int, method: str, path: str, body: bytes, headers: Mapping[str, s
 
 
 def _unzipped(answer: bytes) -> Iterator[bytes]:
-    """The files of an answer that is a zip."""
+    """Yield the files of an answer that is a zip."""
     if not answer.startswith(b"PK"):
         return
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(answer)) as archive:
@@ -245,7 +245,7 @@ def _unzipped(answer: bytes) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _canary_server(word: str) -> Iterator[tuple[int, list[str]]]:
-    """A server on this machine that answers a word, and notes who asks."""
+    """Serve a secret word on this machine and record the requests."""
     hits: list[str] = []
 
     class Canary(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What Mallory sends: paths, payloads, addresses and names of others, each kind a family of requests."""
+"""Requests that Mallory sends: paths, payloads, URLs and names of others; each kind is a family."""
 
 import itertools
 import json
@@ -11,10 +11,10 @@ from batteries.forged_exhibit import API, Exhibit
 from peft_core.access.visitors import LINK_HEADER, TOKEN_HEADER
 
 TAG = "<forged onload=x>"
-SLOTS_EACH = 9  # a function of more slots gets each value in all that take text, at once
-OF_FUNCTION = 4  # calls of each
-OF_ENDPOINT = 8  # values, each in several ways
-MOST_OF_FAMILY = 800
+MAX_SINGLE_SLOTS = 9  # a function with more slots gets each value in all text slots at once
+CALLS_PER_FUNCTION = 4
+PAYLOADS_PER_ENDPOINT = 8
+MAX_PER_FAMILY = 800
 _TEXT_SLOTS = ("api", "dropdown", "radio", "textbox", "state", "file", "checkboxgroup", "dataset")
 _OTHER_FIELD = "../files"
 _META = {"_type": "gradio.FileData"}
@@ -24,11 +24,11 @@ _MCP = {**_JSON, "Accept": "application/json, text/event-stream"}
 
 @dataclass(frozen=True)
 class Forged:
-    """One request; a call of a function that waits in the queue is followed by its answer.
+    """One request; the answer of a queued function is read afterwards.
 
     Attributes:
-        family: what is forged in it.
-        is_queued: whether the answer comes by a stream of the session that the body names.
+        family: the kind of forgery.
+        is_queued: whether the answer comes in a stream of the session in the body.
     """
 
     family: str
@@ -40,7 +40,7 @@ class Forged:
 
     @property
     def sent(self) -> str:
-        """All that it says, with escapes taken out twice."""
+        """The whole request, with its path also unquoted twice."""
         plain = urllib.parse.unquote(urllib.parse.unquote(self.path))
         return f"{self.path} {plain} {self.headers} {self.body.decode('utf-8', 'replace')}"
 
@@ -49,11 +49,11 @@ class Forged:
 
 
 def all_requests(exhibit: Exhibit, share: float) -> list[Forged]:
-    """A share of each family, mixed."""
+    """Return a shuffled share of each family."""
     chosen: list[Forged] = []
     for family in (paths, addresses, routes, functions, direct_calls, mcp_calls, tokens, sessions, uploads):
         requests = list(family(exhibit))
-        count = len(requests) if family is functions else min(len(requests), MOST_OF_FAMILY)
+        count = len(requests) if family is functions else min(len(requests), MAX_PER_FAMILY)
         chosen += exhibit.numbers.sample(requests, max(1, round(count * share)))
     exhibit.numbers.shuffle(chosen)
     return chosen
@@ -63,7 +63,7 @@ def all_requests(exhibit: Exhibit, share: float) -> list[Forged]:
 
 
 def secret_paths(exhibit: Exhibit) -> list[str]:
-    """Where secrets lie on the app's machine, by several names."""
+    """Return paths of secrets on the server, in several spellings."""
     folder, run = exhibit.folder, exhibit.runs_dir / exhibit.anna.run_id
     return [
         str(folder / "secret.txt"),
@@ -118,7 +118,7 @@ _PREFIXES = (
 
 
 def paths(exhibit: Exhibit) -> Iterator[Forged]:
-    """Files of the machine by the address of a file."""
+    """Yield requests for files of the server by file URLs."""
     for prefix, path, encode in itertools.product(_PREFIXES, secret_paths(exhibit), _ENCODINGS.values()):
         target = (prefix + encode(path)).replace(" ", "%20")
         yield Forged("a path", "GET", target, exhibit.mallory.headers)
@@ -128,7 +128,7 @@ def paths(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def secret_addresses(exhibit: Exhibit) -> list[str]:
-    """Addresses of the server that must not be asked, and of files, by several names."""
+    """Return URLs of the canary server and of files, in several spellings."""
     port = exhibit.canary_port
     hosts = ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.1", "0", "0x7f000001",
              "2130706433", "0177.0.0.1", "me@127.0.0.1", "attacker.test@127.0.0.1", "127.0.0.1.nip.io",
@@ -155,7 +155,7 @@ def secret_addresses(exhibit: Exhibit) -> list[str]:
 
 
 def addresses(exhibit: Exhibit) -> Iterator[Forged]:
-    """Addresses that the app shall fetch, in paths and headers."""
+    """Yield requests with URLs for the app to fetch, in paths and headers."""
     prefixes = ("/file=", f"{API}/file=", f"{API}/file/", "/proxy=", f"{API}/proxy=", "/assets/", "/static/")
     for prefix, address, method in itertools.product(prefixes, secret_addresses(exhibit), ("GET", "HEAD")):
         for escaped in (urllib.parse.quote(address, safe=":/@[]%\\"), urllib.parse.quote(address, safe="")):
@@ -179,7 +179,7 @@ def addresses(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def odd_names(exhibit: Exhibit) -> list[str]:
-    """Names of what is another visitor's, and of what there is not."""
+    """Return names of another visitor's data, and names that do not exist."""
     run_id, upload = exhibit.anna.run_id, exhibit.anna.upload
     own = exhibit.mallory.run_id
     return [
@@ -196,13 +196,13 @@ def odd_names(exhibit: Exhibit) -> list[str]:
 
 
 def routes(exhibit: Exhibit) -> Iterator[Forged]:
-    """Every method and route with odd names in the path, the query and the body."""
+    """Yield every method and route with odd names in path, query and body."""
     values = [*odd_names(exhibit), *exhibit.names.values(), "/proc/self/environ"]
-    for (path, methods), value in itertools.product(exhibit.routes.items(), values):
-        target = urllib.parse.quote(value, safe="")
-        filled = "".join(target if part.startswith("{") else part for part in _parts(path))
-        query = urllib.parse.urlencode({"session_hash": value, "run": value, "path": value, "key": value})
-        body = _json({"data": [value], "event_id": value, "fn_name": value, "path": value})
+    for (path, methods), name in itertools.product(exhibit.routes.items(), values):
+        target = urllib.parse.quote(name, safe="")
+        filled = "".join(target if part.startswith("{") else part for part in _path_parts(path))
+        query = urllib.parse.urlencode({"session_hash": name, "run": name, "path": name, "key": name})
+        body = _json({"data": [name], "event_id": name, "fn_name": name, "path": name})
         for method in methods:
             has_body = method == "post"
             yield Forged("a route", method.upper(), f"{filled}?{query}",
@@ -210,8 +210,8 @@ def routes(exhibit: Exhibit) -> Iterator[Forged]:
                          body if has_body else b"")  # fmt: skip
 
 
-def _parts(path: str) -> Iterator[str]:
-    """The parts of a route's path: `{…}` apart."""
+def _path_parts(path: str) -> Iterator[str]:
+    """Split a route's path into parameters in braces and the rest."""
     for part in path.split("{"):
         name, brace, rest = part.rpartition("}")
         if brace:
@@ -223,7 +223,7 @@ def _parts(path: str) -> Iterator[str]:
 
 
 def file_payloads(exhibit: Exhibit) -> list[Any]:
-    """Values that gradio takes for a file, which name one of the machine or an address."""
+    """Return values that gradio accepts as files, with paths of the server or URLs."""
     path, *others = secret_paths(exhibit)
     upload, parquet = str(exhibit.anna.upload / "reviews.csv"), others[4]
     address = f"http://127.0.0.1:{exhibit.canary_port}/redirect"
@@ -256,45 +256,47 @@ def file_payloads(exhibit: Exhibit) -> list[Any]:
 
 
 def functions(exhibit: Exhibit) -> Iterator[Forged]:
-    """Every function, by its number, with odd names and files in each slot: some of each function's."""
+    """Yield calls of every function by number, with a sample of odd names and files in its slots."""
     types = {part["id"]: (part["type"], part["props"].get("value")) for part in exhibit.config["components"]}
     sessions = (f"forged-{number}" for number in itertools.count())
     values = [*odd_names(exhibit), *file_payloads(exhibit)]
     for function in exhibit.config["dependencies"]:
         slots = [types.get(slot, ("api", None)) for slot in function["inputs"]]
-        fillings = list(_filled(slots, values))
-        for value, data in exhibit.numbers.sample(fillings, min(OF_FUNCTION, len(fillings))):
+        fillings = list(_fillings(slots, values))
+        for payload, data in exhibit.numbers.sample(fillings, min(CALLS_PER_FUNCTION, len(fillings))):
             body = {
                 "fn_index": function["id"],
                 "data": data,
                 "session_hash": next(sessions),
                 "trigger_id": (function["targets"] or [[None]])[0][0],
-                "event_data": {"index": [0, 0], "value": value, "row_value": [value], "selected": True},
+                "event_data": {"index": [0, 0], "value": payload, "row_value": [payload], "selected": True},
             }
             headers = {**exhibit.mallory.headers, **_JSON}
             yield Forged("a function's inputs", "POST", f"{API}/queue/join", headers, _json(body), True)
 
 
-def _filled(slots: list[tuple[str, Any]], values: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Values and the inputs that hold each: in one slot at a time, or in all that take text."""
-    defaults = [value for _, value in slots]
-    for value in values:
-        if len(slots) > SLOTS_EACH or not slots:
-            yield value, [value if kind in _TEXT_SLOTS else default for kind, default in slots]
+def _fillings(slots: list[tuple[str, Any]], values: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield values and inputs: each value in one slot at a time, or in all text slots."""
+    defaults = [payload for _, payload in slots]
+    for payload in values:
+        if len(slots) > MAX_SINGLE_SLOTS or not slots:
+            yield payload, [payload if slot_type in _TEXT_SLOTS else default for slot_type, default in slots]
             continue
         for number in range(len(slots)):
-            yield value, [value if slot == number else default for slot, default in enumerate(defaults)]
+            yield payload, [payload if slot == number else default for slot, default in enumerate(defaults)]
 
 
 def direct_calls(exhibit: Exhibit) -> Iterator[Forged]:
-    """Every endpoint by its name, with odd names and files, on the routes that do not queue or that do."""
+    """Yield calls of every endpoint by name, with odd names and files, on direct and queued routes."""
     own = exhibit.mallory.run_id
-    named = [each for each in exhibit.config["dependencies"] if each["api_visibility"] == "public"]
+    public_functions = [each for each in exhibit.config["dependencies"] if each["api_visibility"] == "public"]
     values = [*odd_names(exhibit), *file_payloads(exhibit)]
-    for function, value in itertools.product(named, exhibit.numbers.sample(values, OF_ENDPOINT)):
+    for function, payload in itertools.product(
+        public_functions, exhibit.numbers.sample(values, PAYLOADS_PER_ENDPOINT)
+    ):
         count, name = len(function["inputs"]), function["api_name"]
-        settings = {"dataset_name": value, "model_name_or_path": value}
-        fillings = [[value] * count, [settings] * count, [own, *[value] * (count - 1)]][
+        settings = {"dataset_name": payload, "model_name_or_path": payload}
+        fillings = [[payload] * count, [settings] * count, [own, *[payload] * (count - 1)]][
             : 2 if count < 2 else 3
         ]
         for route, data in itertools.product(("run", "api", "call"), fillings):
@@ -304,7 +306,7 @@ def direct_calls(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def mcp_calls(exhibit: Exhibit) -> Iterator[Forged]:
-    """Every tool of MCP, with odd names, files and addresses; prompts and resources that there are not."""
+    """Yield calls of every MCP tool with odd names, files and URLs, and of unknown prompts and resources."""
     tools = [
         each["api_name"] for each in exhibit.config["dependencies"] if each["api_visibility"] == "public"
     ]
@@ -314,9 +316,9 @@ def mcp_calls(exhibit: Exhibit) -> Iterator[Forged]:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
         return Forged("an MCP call", "POST", f"{API}/mcp/", headers, _json(body))
 
-    for tool, value in itertools.product(tools, [*odd_names(exhibit), *file_payloads(exhibit)]):
-        named = {"run_id": value, "settings": {"dataset_name": value}, "kind": value, "text": "x"}
-        yield ask("tools/call", {"name": tool, "arguments": named})
+    for tool, payload in itertools.product(tools, [*odd_names(exhibit), *file_payloads(exhibit)]):
+        arguments = {"run_id": payload, "settings": {"dataset_name": payload}, "kind": payload, "text": "x"}
+        yield ask("tools/call", {"name": tool, "arguments": arguments})
     for address in (*secret_addresses(exhibit), *secret_paths(exhibit)):
         yield ask("resources/read", {"uri": address if "://" in address else f"file://{address}"})
         yield ask("prompts/get", {"name": address})
@@ -326,7 +328,7 @@ def mcp_calls(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def tokens(exhibit: Exhibit) -> Iterator[Forged]:
-    """Anna's runs by tokens and links that are not hers, or are not where a token belongs."""
+    """Yield requests for Anna's runs with wrong tokens and links, or with tokens in wrong headers."""
     names, anna = exhibit.names, exhibit.anna
     values = (*names.values(), anna.run_id, anna.owner.upper(), f"{anna.owner}\t", "", "null", "0" * 64, "*",
               names["nonce"] * 2, anna.token.upper(), anna.token[:-1], f"{anna.token},", f'"{anna.token}"',
@@ -349,7 +351,7 @@ def tokens(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def sessions(exhibit: Exhibit) -> Iterator[Forged]:
-    """Anna's sessions and events, by their names."""
+    """Yield requests for Anna's sessions and events by id."""
     parties = (exhibit.mallory.headers, {}, {"X-Gradio-User": "mcp"}, {TOKEN_HEADER: exhibit.anna.owner})
     keys = ("session", "call", "event", "upload")
     for party, name in itertools.product(parties, (exhibit.names[key] for key in keys)):
@@ -373,7 +375,7 @@ def sessions(exhibit: Exhibit) -> Iterator[Forged]:
 
 
 def uploads(exhibit: Exhibit) -> Iterator[Forged]:
-    """Files with odd names, for places beside the folder of uploads."""
+    """Yield uploads with odd file names that point outside the upload folder."""
     odd = (".", "..", "", f"{TAG}.csv", "\0.csv", "a\0/../b.csv", "x" * 5000, "con")
     encoded = (encode("/secret.txt") for encode in _ENCODINGS.values())
     names = [*secret_paths(exhibit), *encoded, *odd, f"../{exhibit.anna.owner}/reviews.csv"]

@@ -1,4 +1,4 @@
-"""Guesses of a password: many at once, from one address and from many, against the app with a login."""
+"""Guesses of a password: many at once, from one and from many addresses, at an app with a login."""
 
 import http.client
 import ipaddress
@@ -18,12 +18,12 @@ from peft_core.access.passwords import MAX_WAIT_SECONDS
 NAME = "guesses of a password"
 PASSES_WHEN = "limited and logged; the right one still enters"
 GUESSES = 10_000
-ADDRESSES = 1_000  # that half of the guesses come from; the other half comes from one
+ADDRESSES = 1_000  # of half of the guesses; the other half comes from one address
 AT_ONCE = 64
-MOST_CHECKED = 300  # guesses that may be compared with the password, however many are sent
-LONGEST_WAIT = 40.0  # seconds until the right password has entered
+MAX_CHECKED = 300  # guesses that may be compared with the password
+MAX_LOGIN_SECONDS = 40.0  # time limit of a login with the right password
 _USER, _PASSWORD = "me", "the right one"
-_KNOWN, _ATTACKER, _NEWCOMER = "198.51.100.1", "203.0.113.1", "198.51.100.2"
+_OWNER_ADDRESS, _ATTACKER_ADDRESS, _NEW_ADDRESS = "198.51.100.1", "203.0.113.1", "198.51.100.2"
 _FIRST_OF_MANY = ipaddress.ip_address("10.0.0.1")
 _CHECKED, _TURNED_AWAY, _ENTERED = 400, 429, 200
 _PATCH = "from peft_core.access import passwords\npasswords.MAX_WAIT_SECONDS = {most_seconds}\n"
@@ -35,9 +35,9 @@ passwords.Login.verify = verify
 
 
 def run(share: float = 1.0, *, most_seconds: float = MAX_WAIT_SECONDS, broken: bool = False) -> BatteryResult:
-    """Send `share` of all guesses to an app whose longest wait is so long.
+    """Send `share` of all guesses to an app with this longest wait.
 
-    `broken` takes the waiting out of the app under test.
+    `broken` removes the wait from the app under test.
     """
     start, count = time.monotonic(), max(1, round(GUESSES * share))
     with tempfile.TemporaryDirectory(prefix="guesses-") as folder:
@@ -45,23 +45,23 @@ def run(share: float = 1.0, *, most_seconds: float = MAX_WAIT_SECONDS, broken: b
         patch = _PATCH.format(most_seconds=most_seconds) + (_BROKEN if broken else "")
         with serve(runs_dir, patch=patch, AUTH=f"{_USER}:{_PASSWORD}") as server:
             port = int(server.url.rpartition(":")[2])
-            problems = _enter(port, _KNOWN, LONGEST_WAIT)
+            problems = _login_problems(port, _OWNER_ADDRESS, MAX_LOGIN_SECONDS)
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 guesses = [pool.submit(_log_in, port, *guess) for guess in _guesses(count)]
-                problems += _enter(port, _KNOWN, 2.0)
+                problems += _login_problems(port, _OWNER_ADDRESS, 2.0)
                 answers = Counter(guess.result() for guess in guesses)
-            for address in (_KNOWN, _NEWCOMER, _ATTACKER):
-                problems += _enter(port, address, LONGEST_WAIT)
+            for address in (_OWNER_ADDRESS, _NEW_ADDRESS, _ATTACKER_ADDRESS):
+                problems += _login_problems(port, address, MAX_LOGIN_SECONDS)
             log = (runs_dir.parent / f"app-{port}.log").read_text(encoding="utf-8", errors="replace")
-    logged = log.count("Wrong password from")
+    logged_count = log.count("Wrong password from")
     if answers[_ENTERED]:
         problems.append(f"{answers[_ENTERED]} wrong passwords entered")
     if set(answers) - {_CHECKED, _TURNED_AWAY}:
         problems.append(f"answered otherwise: {dict(answers)}")
-    if answers[_CHECKED] > MOST_CHECKED:
+    if answers[_CHECKED] > MAX_CHECKED:
         problems.append(f"{answers[_CHECKED]:,} of {count:,} guesses were compared with the password")
-    if logged < answers[_CHECKED]:
-        problems.append(f"{answers[_CHECKED]:,} were checked, {logged:,} logged")
+    if logged_count < answers[_CHECKED]:
+        problems.append(f"{answers[_CHECKED]:,} were checked, {logged_count:,} logged")
     if _PASSWORD in log:
         problems.append("the log holds the password")
     outcomes = (("checked", answers[_CHECKED]), ("turned away", answers[_TURNED_AWAY]))
@@ -69,14 +69,14 @@ def run(share: float = 1.0, *, most_seconds: float = MAX_WAIT_SECONDS, broken: b
 
 
 def _guesses(count: int) -> Iterator[tuple[str, str]]:
-    """Passwords and the addresses that they are sent from."""
+    """Yield passwords and the addresses from which they are sent."""
     for number in range(count):
-        spread = str(_FIRST_OF_MANY + number // 2 % ADDRESSES)
-        yield f"guess {number}", spread if number % 2 else _ATTACKER
+        spread_address = str(_FIRST_OF_MANY + number // 2 % ADDRESSES)
+        yield f"guess {number}", spread_address if number % 2 else _ATTACKER_ADDRESS
 
 
-def _enter(port: int, address: str, seconds: float) -> list[str]:
-    """What is wrong with a login by the right password, which may take so long."""
+def _login_problems(port: int, address: str, seconds: float) -> list[str]:
+    """Log in with the right password; return a problem if that fails within so many seconds."""
     start = time.monotonic()
     while (status := _log_in(port, _PASSWORD, address)) == _TURNED_AWAY:
         if time.monotonic() - start > seconds:
@@ -89,7 +89,7 @@ def _enter(port: int, address: str, seconds: float) -> list[str]:
 
 
 def _log_in(port: int, password: str, address: str) -> int:
-    """The status of one attempt; a proxy on this machine is believed the address that it names."""
+    """Return the status of one attempt; the app trusts the address in the header of a local proxy."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     headers = {"Content-Type": "application/x-www-form-urlencoded", "X-Forwarded-For": address}
     try:

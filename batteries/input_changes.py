@@ -1,4 +1,4 @@
-"""How inputs of a run change between a kill and Continue: rows, labels, base model, settings, versions."""
+"""Changes of a run's inputs between a kill and Continue: rows, labels, base model, settings, versions."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Inputs(NamedTuple):
-    """Where the inputs of an interrupted run lie."""
+    """An interrupted run and the folders of its inputs."""
 
     run: Run
     data: Path
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 class InputChange(NamedTuple):
-    """A change by name, and a word that the refusal must have: what it names."""
+    """A named change, and a word that the refusal must contain."""
 
     name: str
     apply: Callable[[Inputs], None]
@@ -42,7 +42,7 @@ class InputChange(NamedTuple):
 
 
 def _edit(split: str, edit: Callable[[list[Row]], list[Row]]) -> Callable[[Inputs], None]:
-    """Change the rows of a split, each a text and a label."""
+    """Return a change of the rows (text and label) of a split."""
 
     def apply(inputs: Inputs) -> None:
         path = inputs.data / f"{split}.csv"
@@ -58,19 +58,19 @@ def _edit_all(edit: Callable[[list[Row]], list[Row]]) -> Callable[[Inputs], None
     return lambda inputs: [_edit(split, edit)(inputs) for split in SPLITS] and None
 
 
-def _labels(**names: str) -> Callable[[Inputs], None]:
-    """Rename labels in every split."""
+def _rename_labels(**names: str) -> Callable[[Inputs], None]:
+    """Return a change that renames labels in every split."""
     return _edit_all(lambda rows: [[text, names.get(label, label)] for text, label in rows])
 
 
-def _set(name: str, value: Any) -> InputChange:
-    """Another value of one setting, sealed as the app itself would write it.
+def _change_setting(name: str, new_value: Any) -> InputChange:
+    """Return a change of one setting, with a valid manifest.
 
-    The refusal names the rows where these come of the setting.
+    The refusal names the rows if the setting determines them.
     """
 
     def apply(inputs: Inputs) -> None:
-        settings = {**inputs.run.config().to_dict(), name: value}
+        settings = {**inputs.run.config().to_dict(), name: new_value}
         values = json.loads(TrainConfig.from_dict(settings).to_json())
         write_json(inputs.run.folder / CONFIG_FILE, {**values, "schema_version": SCHEMA_VERSION})
         write_manifest(inputs.run.folder, CONFIG_FILE, INPUTS_FILE)
@@ -78,8 +78,8 @@ def _set(name: str, value: Any) -> InputChange:
     return InputChange(f"setting {name}", apply, "train rows" if name == "seed" else f"setting {name}")
 
 
-def _version(module: Any) -> InputChange:
-    """Another version of a library; it is applied in a forked process, which ends afterwards."""
+def _change_version(module: Any) -> InputChange:
+    """Return a change of a library's version, applied in a forked process, which ends afterwards."""
 
     def apply(inputs: Inputs) -> None:
         module.__version__ = "0.0.1"
@@ -100,14 +100,14 @@ def _change_label(rows: list[Row]) -> list[Row]:
 
 
 def _move_row_to_test(inputs: Inputs) -> None:
-    """A row that was trained on becomes a test row, and a test row is trained on."""
+    """Exchange a training row and a test row."""
     moved: list[Row] = []
     _edit("train", lambda rows: moved.append(rows[0]) or rows[1:])(inputs)
     _edit("test", lambda rows: moved.append(rows[0]) or [moved[0], *rows[1:]])(inputs)
     _edit("train", lambda rows: [moved[1], *rows])(inputs)
 
 
-def _tensor(inputs: Inputs, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def _edit_tensor(inputs: Inputs, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     path = inputs.model / "model.safetensors"
     tensors = load_file(path)
     name = "embeddings.word_embeddings.weight"
@@ -121,12 +121,12 @@ def _flip_bit(inputs: Inputs) -> None:
     path.write_bytes(content)
 
 
-def _json(inputs: Inputs, name: str, **entries: Any) -> None:
+def _edit_json(inputs: Inputs, name: str, **entries: Any) -> None:
     path = inputs.model / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
-def _tokenizer(inputs: Inputs, change: Callable[[dict[str, Any]], None]) -> None:
+def _edit_tokenizer(inputs: Inputs, change: Callable[[dict[str, Any]], None]) -> None:
     path = inputs.model / "tokenizer.json"
     content = json.loads(path.read_text())
     change(content)
@@ -138,19 +138,19 @@ def _swap_words(content: dict[str, Any]) -> None:
     words["good"], words["bad"] = words["bad"], words["good"]
 
 
-def _another_folder(inputs: Inputs) -> None:
-    """The settings name another base model, of the same kind."""
+def _use_another_base(inputs: Inputs) -> None:
+    """Name another base model of the same architecture in the settings."""
     folder = inputs.model.with_name("another")
     make_tiny_bert(folder, with_head=False)
-    _set("model_name_or_path", str(folder)).apply(inputs)
+    _change_setting("model_name_or_path", str(folder)).apply(inputs)
 
 
-def _data_elsewhere(inputs: Inputs) -> None:
+def _move_data(inputs: Inputs) -> None:
     folder = inputs.data.with_name("copy-of-data")
     folder.mkdir()
     for path in inputs.data.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    _set("dataset_name", str(folder)).apply(inputs)
+    _change_setting("dataset_name", str(folder)).apply(inputs)
 
 
 _NEW = ["The pizza was amazing and the coffee excellent, really best.", "good"]
@@ -169,43 +169,49 @@ _SPLIT_CHANGES = [
     )
 ]
 _LABEL_CHANGES = [
-    InputChange("a label renamed, its place kept", _labels(good="great"), "labels"),
-    InputChange("a label renamed, the order turned", _labels(bad="worse"), "labels"),
-    InputChange("a label in capitals", _labels(good="Good"), "labels"),
-    InputChange("the labels exchanged", _labels(good="bad", bad="good"), "rows"),
+    InputChange("a label renamed, its place kept", _rename_labels(good="great"), "labels"),
+    InputChange("a label renamed, the order turned", _rename_labels(bad="worse"), "labels"),
+    InputChange("a label in capitals", _rename_labels(good="Good"), "labels"),
+    InputChange("the labels exchanged", _rename_labels(good="bad", bad="good"), "rows"),
     InputChange("a third label", _edit_all(lambda rows: [*rows, [_NEW[0], "middling"]] * 1), "labels"),
-    InputChange("labels as numbers", _labels(good="4.5", bad="1.25"), "labels"),
+    InputChange("labels as numbers", _rename_labels(good="4.5", bad="1.25"), "labels"),
     InputChange("training rows in reverse", _edit("train", lambda rows: rows[::-1]), "train rows"),
     InputChange("a training row is a test row now", _move_row_to_test, "rows"),
 ]
 _BASE_CHANGES = [
     InputChange("one bit of the base weights", _flip_bit, "base model"),
     InputChange(
-        "a tensor of the base scaled", lambda inputs: _tensor(inputs, lambda t: t * 1.01), "base model"
+        "a tensor of the base scaled", lambda inputs: _edit_tensor(inputs, lambda t: t * 1.01), "base model"
     ),
-    InputChange("a tensor of the base zero", lambda inputs: _tensor(inputs, torch.zeros_like), "base model"),
     InputChange(
-        "the base's layer norm", lambda i: _json(i, "config.json", layer_norm_eps=1e-5), "base model"
+        "a tensor of the base zero", lambda inputs: _edit_tensor(inputs, torch.zeros_like), "base model"
     ),
-    InputChange("the base's activation", lambda i: _json(i, "config.json", hidden_act="relu"), "base model"),
+    InputChange(
+        "the base's layer norm", lambda i: _edit_json(i, "config.json", layer_norm_eps=1e-5), "base model"
+    ),
+    InputChange(
+        "the base's activation", lambda i: _edit_json(i, "config.json", hidden_act="relu"), "base model"
+    ),
     InputChange("another base in the folder", lambda i: make_tiny(i.model, "electra") and None, "base model"),
-    InputChange("another base by name", _another_folder, "base model"),
-    InputChange("two words of the tokenizer exchanged", lambda i: _tokenizer(i, _swap_words), "tokenizer"),
+    InputChange("another base by name", _use_another_base, "base model"),
+    InputChange(
+        "two words of the tokenizer exchanged", lambda i: _edit_tokenizer(i, _swap_words), "tokenizer"
+    ),
     InputChange(
         "the tokenizer minds capitals",
-        lambda i: _json(i, "tokenizer_config.json", do_lower_case=False),
+        lambda i: _edit_json(i, "tokenizer_config.json", do_lower_case=False),
         "tokenizer",
     ),
     InputChange(
         "the tokenizer cuts at the left",
-        lambda i: _json(i, "tokenizer_config.json", truncation_side="left"),
+        lambda i: _edit_json(i, "tokenizer_config.json", truncation_side="left"),
         "tokenizer",
     ),
 ]
 _SETTING_CHANGES = [
-    InputChange("the data set by another name", _data_elsewhere, "setting dataset_name"),
+    InputChange("the data set by another name", _move_data, "setting dataset_name"),
     *(
-        _set(name, value)
+        _change_setting(name, value)
         for name, value in (
             ("learning_rate", 0.02),
             ("num_train_epochs", 3),
@@ -228,5 +234,5 @@ CHANGES = (
     *_LABEL_CHANGES,
     *_BASE_CHANGES,
     *_SETTING_CHANGES,
-    *(_version(module) for module in (torch, transformers, peft, datasets)),
+    *(_change_version(module) for module in (torch, transformers, peft, datasets)),
 )

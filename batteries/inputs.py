@@ -1,4 +1,4 @@
-"""Inputs changed between a kill and Continue: each is refused by its name, with nothing changed on disk."""
+"""Inputs changed between a kill and Continue: each is refused by name, and nothing changes on disk."""
 
 import hashlib
 import random
@@ -16,26 +16,26 @@ from peft_core.training.entry import train
 
 NAME = "inputs changed between kill and Continue"
 PASSES_WHEN = "0 accepted; one sentence names what changed; nothing on disk changes"
-_OWN_FILES = ("status.json", "lock")  # which say that Continue was tried
+_OWN_FILES = ("status.json", "lock")  # written by each attempt to continue
 
 
 def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
-    """Try `share` of all changes, and at last Continue with the inputs as they were."""
-    start, numbers = time.monotonic(), random.Random(seed)
+    """Try `share` of all changes, and finally Continue with the original inputs."""
+    start, rng = time.monotonic(), random.Random(seed)
     changes = list(CHANGES)
     if share < 1:
-        changes = numbers.sample(changes, max(1, round(len(changes) * share)))
+        changes = rng.sample(changes, max(1, round(len(changes) * share)))
     inputs, snapshot = interrupt(place)
     failures = [
         f"{change.name}: {problem}" for change in changes for problem in check(inputs, snapshot, change)
     ]
-    failures += [f"inputs as they were: {problem}" for problem in _accepted(inputs)]
+    failures += [f"inputs as they were: {problem}" for problem in _continue_problems(inputs)]
     seconds = time.monotonic() - start
     return BatteryResult(NAME, len(changes), tuple(failures), (), PASSES_WHEN, seconds)
 
 
 def interrupt(place: Workplace) -> tuple[Inputs, Path]:
-    """An interrupted run with inputs of its own, and a copy of all of it."""
+    """Create an interrupted run with inputs of its own; return it and the folder of its copy."""
     folder, snapshot = place.folder / "inputs", place.folder / "inputs-before"
     for path in (folder, snapshot):
         shutil.rmtree(path, ignore_errors=True)
@@ -53,7 +53,7 @@ def interrupt(place: Workplace) -> tuple[Inputs, Path]:
 
 
 def check(inputs: Inputs, snapshot: Path, change: InputChange) -> list[str]:
-    """Change the inputs, continue, and put them back; what was accepted, unclear or changed on disk."""
+    """Change the inputs, continue, and restore them; return what was accepted, unclear or changed."""
 
     def task(report: Report) -> None:
         change.apply(inputs)
@@ -84,8 +84,8 @@ def check(inputs: Inputs, snapshot: Path, change: InputChange) -> list[str]:
     return problems
 
 
-def _accepted(inputs: Inputs) -> list[str]:
-    """Whether the run continues with the inputs as they were: a refusal of everything would prove nothing."""
+def _continue_problems(inputs: Inputs) -> list[str]:
+    """Return a problem if the run does not continue with its original inputs."""
     child = run_child(lambda report: train(inputs.run.folder))
     if outcome(child) or inputs.run.state().status != FINISHED:
         return [f"refused: {outcome(child)}"]
@@ -93,7 +93,7 @@ def _accepted(inputs: Inputs) -> list[str]:
 
 
 def _digests(run: Run) -> dict[str, str]:
-    """The hash of every file of a run but those that say that Continue was tried."""
+    """Return the hash of every file of a run except `_OWN_FILES`."""
     files = (path for path in run.folder.rglob("*") if path.is_file() and path.name not in _OWN_FILES)
     return {
         str(path.relative_to(run.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files

@@ -1,12 +1,12 @@
 """SIGKILL at random moments of a training, a merge and an export, and while each of them saves.
 
-A child tells through a pipe what it is about to write, what it has committed (after the rename returned) and
-what it is about to remove; the parent kills it after a random part of the measured length of that stage. What
-the child had reported must be there and load, nothing half-written may be accepted, the run must say that its
-process died, and the sweep that runs when the app starts must leave no staging folder.
+A child reports through a pipe what it is about to write, what it has committed (after the rename returned)
+and what it is about to remove; the parent kills it after a random part of the measured length of that stage.
+Reported commits must exist and load, partial files may not be accepted, the run must record the death of its
+process, and the sweep at the start of the app must leave no staging folder.
 
-A kill shows nothing about fsync: the system keeps what a dead process had written. The battery of disk faults
-compares the order of fsync and rename instead.
+A kill cannot test fsync: the system keeps the writes of a dead process. The battery of disk faults checks the
+order of fsync and rename instead.
 """
 
 import os
@@ -40,30 +40,30 @@ COUNT, WHILE_SAVING = 1_000, 300
 BEGIN, STAGING, SYNCING, COMMITTED, REMOVING, ROTATING, STATE = (
     "begin", "staging", "syncing", "committed", "removing", "rotating", "state",
 )  # fmt: skip
-# jobs and the saves in them that are aimed at: what is written, and from which moment on
+# targets of kills while saving: the job, the message that begins the stage, and the name of the written file
 SAVES: tuple[tuple[str, str, str], ...] = (
     ("train", STAGING, "checkpoint"), ("train", SYNCING, "checkpoint"), ("train", ROTATING, ""),
     ("train", STAGING, "evaluation"), ("train", STAGING, "adapter"), ("train", SYNCING, "adapter"),
     ("train", SYNCING, "evaluation"), ("train", STAGING, "status.json"), ("merge", STAGING, "merged"),
     ("merge", SYNCING, "merged"), ("embeddings", SYNCING, "embeddings"), ("zip", STAGING, "adapter"),
 )  # fmt: skip
-ANYTIME = ("train",) * 10 + ("merge",) * 5 + ("embeddings",) * 3 + ("zip",) * 1
-ONNX_ONE_IN = 50  # of the kills at any time: an export as ONNX takes as long as ten trainings
-TOO_LATE = 0.8  # a stage is taken to be this much shorter once a kill came after its end
+ANY_TIME_JOBS = ("train",) * 10 + ("merge",) * 5 + ("embeddings",) * 3 + ("zip",) * 1
+ONNX_EVERY = 50  # kills at any time; an ONNX export takes as long as ten trainings
+TOO_LATE = 0.8  # factor of a stage's length after a kill that came too late
 
-Target = tuple[str, str, str]  # the job, the kind of message that begins the stage, and what it names
+Target = tuple[str, str, str]  # job, kind of the message that begins the stage, and prefix of its text
 
 
 @dataclass
 class Battery:
-    """The state of a battery: the place, random numbers, and what was measured and counted so far."""
+    """The state of the battery: workplace, random numbers, measured stages, failures and counts."""
 
     place: Workplace
     random: random.Random
     lengths: dict[Target, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
-    resumable: Run | None = None  # killed before, with a checkpoint to continue from
+    resumable: Run | None = None  # a killed run with a checkpoint
 
     @property
     def count(self) -> int:
@@ -72,7 +72,7 @@ class Battery:
 
 @dataclass(frozen=True)
 class Before:
-    """A run before a kill: its status, the step it would continue from, and what was damaged on purpose."""
+    """A run before a kill: status, step of its checkpoint, and parts damaged on purpose."""
 
     status: str
     step: int
@@ -91,7 +91,7 @@ def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
     if share == 1:
         battery.lengths |= measure_stages(battery, "onnx")
     for number in range(count - while_saving):
-        job = "onnx" if share == 1 and number % ONNX_ONE_IN == 0 else battery.random.choice(ANYTIME)
+        job = "onnx" if share == 1 and number % ONNX_EVERY == 0 else battery.random.choice(ANY_TIME_JOBS)
         _kill_at(battery, (job, BEGIN, ""), "at any time")
     return BatteryResult(
         NAME,
@@ -104,13 +104,13 @@ def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
 
 
 def kill_once(battery: Battery, target: Target) -> list[str] | None:
-    """Kill one child in a stage and look at what is left; None if it ended before the kill came."""
+    """Kill one child in a stage and return the problems; None if it ended before the kill."""
     job = target[0]
     run, last_status = _run_for(battery, job)
     before = Before(last_status, run_checks.chosen_step(run), tuple(run_checks.torn_parts(run)))
     child = fork_child(lambda report: _work(job, run, report))
-    begun = child.wait_for(lambda message: _begins(target, message))
-    if begun is not None:
+    begin_message = child.wait_for(lambda message: _begins(target, message))
+    if begin_message is not None:
         time.sleep(battery.random.uniform(0, battery.lengths[target]))
     if not child.kill():
         battery.lengths[target] *= TOO_LATE
@@ -119,12 +119,12 @@ def kill_once(battery: Battery, target: Target) -> list[str] | None:
     problems = _problems(run, child, before)
     runs.sweep(battery.place.runs_dir)
     problems += run_checks.staging_left(battery.place.runs_dir)
-    _keep_or_delete(battery, job, run)
+    _keep_resumable_or_delete(battery, job, run)
     return problems
 
 
 def measure_stages(battery: Battery, job: str) -> dict[Target, float]:
-    """How long each stage of a job takes when nothing disturbs it, in seconds."""
+    """Return the seconds of each stage of an undisturbed job."""
     run, _ = _run_for(battery, job, fresh=True)
     child = run_child(lambda report: _work(job, run, report))
     if outcome(child):
@@ -139,7 +139,7 @@ def measure_stages(battery: Battery, job: str) -> dict[Target, float]:
 
 
 def _kill_at(battery: Battery, target: Target, when: str) -> None:
-    """Kill a child in a stage, again until one was killed before it ended."""
+    """Kill a child in a stage; repeat until a kill came before the end."""
     problems = None
     while problems is None:
         problems = kill_once(battery, target)
@@ -149,7 +149,7 @@ def _kill_at(battery: Battery, target: Target, when: str) -> None:
 
 
 def _stage_times(messages: list[Message], target: Target) -> Iterator[tuple[float, float]]:
-    """When each stage of a kind began and ended: with the next commit or removal."""
+    """Yield start and end of each stage of a kind; it ends with the next commit or removal."""
     for number, message in enumerate(messages):
         if _begins(target, message):
             later = messages[number + 1 :]
@@ -164,7 +164,7 @@ def _begins(target: Target, message: Message) -> bool:
 
 
 def _run_for(battery: Battery, job: str, *, fresh: bool = False) -> tuple[Run, str]:
-    """A run to train, or to continue, or a finished one to merge and export, and its status."""
+    """Return a run to train or resume, or a finished run to merge and export, and its status."""
     if job != "train":
         run = battery.place.copy(battery.place.finished, "copy")
         if job == "merge" and not fresh and battery.random.random() < 0.5:
@@ -174,12 +174,14 @@ def _run_for(battery: Battery, job: str, *, fresh: bool = False) -> tuple[Run, s
         run, battery.resumable = battery.resumable, None
         return run, run.state().status
     if battery.random.random() < 0.2:
-        shutil.rmtree(battery.place.runs_dir / ".tokens", ignore_errors=True)  # so that it is written again
+        shutil.rmtree(
+            battery.place.runs_dir / ".tokens", ignore_errors=True
+        )  # forces the cache to be written again
     return battery.place.create(seed=battery.random.randrange(1000)), runs.SCHEDULED
 
 
 def _merge_and_damage(run: Run) -> None:
-    """A merged model that must be removed and made again."""
+    """Merge a run and damage the merged model, so that the next merge replaces it."""
     merge(run.folder)
     weights = run.merged / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -200,7 +202,7 @@ def _work(job: str, run: Run, report: Report) -> None:
 
 
 def report_writes(report: Report) -> None:
-    """Report stages, commits and removals from here on; for a child, which ends afterwards."""
+    """Patch this process to report stages, commits and removals; for a child, which ends afterwards."""
     _before(atomic, "staging_path", lambda path: report(STAGING, path.name))
     _before(atomic, "fsync_tree", lambda path: report(SYNCING, path.name))
     _after(os, "replace", lambda source, target: report(COMMITTED, target))
@@ -232,7 +234,7 @@ def _after(owner: Any, name: str, report: Callable[..., None]) -> None:
 
 
 def _problems(run: Run, child: Child, before: Before) -> list[str]:
-    """What does not hold of a run whose process was killed; it had reported these messages."""
+    """Return the problems of a run whose process was killed, given the messages of the child."""
     states = [message.text for message in child.messages if message.kind == STATE]
     return [
         *_lost_commits(run, child, before.step),
@@ -244,7 +246,7 @@ def _problems(run: Run, child: Child, before: Before) -> list[str]:
 
 
 def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
-    """What the child reported as committed, and not as about to be removed, and is not there any more."""
+    """Yield commits that the child reported, did not report as removed, and that are missing."""
     present: dict[Path, None] = {}
     for message in child.messages:
         if message.kind == COMMITTED:
@@ -264,14 +266,14 @@ def _lost_commits(run: Run, child: Child, step_before: int) -> Iterator[str]:
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a staging folder, or is one."""
+    """Whether a path is a staging folder or in one."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _keep_or_delete(battery: Battery, job: str, run: Run) -> None:
+def _keep_resumable_or_delete(battery: Battery, job: str, run: Run) -> None:
     if job == "train" and battery.resumable is None and run_checks.chosen_step(run):
         battery.resumable = run
         return
-    if run.state().status == runs.SCHEDULED:  # it was killed before it began
+    if run.state().status == runs.SCHEDULED:  # killed before it began
         run.update(status=runs.KILLED)
     runs.remove(battery.place.runs_dir, run.run_id)

@@ -1,12 +1,12 @@
-"""Many open pages of a public demo beside a training: how long a click takes, and what the training loses.
+"""Many open pages of a public demo beside a training: click latency, and slowdown of the training.
 
-A visitor's page keeps its stream open and looks at the picked run as often as the page of a public demo does.
-About every ten seconds its person clicks: a function of the page or an endpoint runs through the queue.
-Meanwhile one default run after another trains, which one of the visitors watches. The same training runs
-alone before, between and after.
+Each visitor's page keeps its stream open and polls the selected run as often as the page of a public demo.
+About every ten seconds the visitor clicks: a function of the page or an endpoint runs through the queue.
+Meanwhile default runs train one after another, and one visitor watches them. The same training runs alone
+before, between and after.
 
-All visitors are one process with a low priority, forked from this one: they share the cores with the app, so
-what they take of a processor is reported too.
+All visitors run in one low-priority process, forked from this one. They share the cores with the app, so
+their processor time is reported too.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ MOST_SECONDS = 2.0  # for 95 % of the clicks
 MOST_SLOWDOWN = 0.05
 LEAST_SERVED = 0.95  # of the clicks
 PHASES = 2  # of load, with trainings alone before, between and after
-ALONE = 2  # trainings at each of these times
+ALONE = 2  # trainings before, between and after each
 PAUSE = 10.0  # seconds between clicks on average
 _NICE = 10
 _LONGEST_TRAINING = 900.0  # seconds
@@ -52,34 +52,34 @@ _MEASURES = "measures"
 
 @dataclass
 class Measures:
-    """What was measured; times in seconds. Of clicks by kind; `cpu` is in cores, of each phase."""
+    """Measurements, in seconds; clicks by kind, `cpu` in cores for each phase."""
 
     clicks: dict[str, list[float]] = field(default_factory=dict)
     polls: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     loaded: list[float] = field(default_factory=list)
-    refused: dict[str, int] = field(default_factory=dict)  # by the sentence
+    refused: dict[str, int] = field(default_factory=dict)  # number by message
     cpu: dict[str, list[float]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def note(self, kind: str, reply: Reply, seconds: float) -> None:
-        """Count how a click or a look (`poll`) ended."""
+        """Record the end of a click or a poll."""
         if reply.is_served:
             (self.polls if kind == "poll" else self.clicks.setdefault(kind, [])).append(seconds)
-        elif reply.is_busy and reply.answer.sentence().endswith("."):
+        elif reply.is_busy and reply.answer.error_detail().endswith("."):
             sentence = f"{kind}: {reply.text}"
             self.refused[sentence] = self.refused.get(sentence, 0) + 1
         else:
             self.problems.append(f"{kind} was answered {reply.text or 'nothing'}")
 
     def seconds_of_clicks(self) -> list[float]:
-        """Of all that a person waits for; the panel is drawn anew by itself."""
+        """Return the sorted seconds of all clicks, without the panel, which refreshes by itself."""
         return sorted(seconds for kind, times in self.clicks.items() if kind != "panel" for seconds in times)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many visitors come, for how long, and how often the training runs alone at each time."""
+    """Number of visitors, minutes of load, and trainings alone before, between and after."""
 
     minutes: float
     visitors: int
@@ -97,15 +97,15 @@ def run(
     finished: Run | None = None,
     broken: str = "",
 ) -> BatteryResult:
-    """Let visitors come for so many minutes.
+    """Put the app under load for so many minutes.
 
     Args:
-        minutes: of load; the trainings alone come on top.
+        minutes: of load, without the trainings alone.
         seed: of the clicks.
         visitors: open pages.
-        alone: trainings alone before, between and after; without any, slowdown is not judged.
-        most_seconds: for 95 % of the clicks.
-        finished: what each visitor's run is a copy of; a default run that is trained first by default.
+        alone: trainings alone before, between and after; with 0 the slowdown is not checked.
+        most_seconds: that 95 % of the clicks may take.
+        finished: the run that each visitor gets a copy of; by default a default run is trained first.
         broken: Python that breaks the app under test.
     """
     start, plan = time.monotonic(), Plan(minutes, visitors, alone, seed)
@@ -141,11 +141,11 @@ class Crowd:
         self.random = random.Random(plan.seed)
         with urllib.request.urlopen(f"{server.url}/config", timeout=60) as answer:
             self.page = PageFunctions(json.load(answer))
-        self.measures, self.over = Measures(), asyncio.Event()
+        self.measures, self.load_over = Measures(), asyncio.Event()
         self.trainer = PageVisitor(self, 0)
 
     async def measure(self) -> Measures:
-        """Train alone and under load in turn."""
+        """Train alone and under load in turn; return the measurements."""
         await self._warm()
         if self.finished is None:
             self.finished = await self._train()
@@ -163,17 +163,17 @@ class Crowd:
         """Sleep, at most until the load is over."""
         try:
             async with asyncio.timeout(seconds):
-                await self.over.wait()
+                await self.load_over.wait()
         except TimeoutError:
             pass
 
     async def _warm(self) -> None:
-        """Wait until the workers have imported what they need."""
+        """Wait until the workers have imported their modules."""
         for kind in ("count", "inspect"):
             await self.trainer.clicks()[kind]()
 
     def _arrivals(self) -> "list[PageVisitor]":
-        """Visitors with a finished run each."""
+        """Create the visitors, each with a finished run."""
         visitors = [PageVisitor(self, number) for number in range(1, self.plan.visitors)]
         for visitor in visitors:
             folder = self.server.runs_dir / f"run-of-{visitor.number}"
@@ -187,8 +187,8 @@ class Crowd:
             await self._note_training(self.measures.alone)
 
     async def _load(self, visitors: "Sequence[PageVisitor]", seconds: float) -> None:
-        """Let pages be open for so long, and until the last training has ended; note trainings meanwhile."""
-        self.over.clear()
+        """Keep pages open for so long and until the last training has ended; record the trainings."""
+        self.load_over.clear()
         processes = {"the app": psutil.Process(self.server.process.pid), "the visitors": psutil.Process()}
         before, start = {name: _cpu(process) for name, process in processes.items()}, time.monotonic()
         pages = [asyncio.create_task(visitor.stay()) for visitor in visitors]
@@ -200,13 +200,13 @@ class Crowd:
             await self._train_until(end)
         elapsed = time.monotonic() - start
         for name, process in processes.items():
-            used = [*self.measures.cpu.get(name, []), (_cpu(process) - before[name]) / elapsed]
-            self.measures.cpu[name] = used
-        self.over.set()
+            core_shares = [*self.measures.cpu.get(name, []), (_cpu(process) - before[name]) / elapsed]
+            self.measures.cpu[name] = core_shares
+        self.load_over.set()
         await asyncio.gather(*pages)
 
     async def _train_until(self, end: asyncio.Task) -> None:
-        """Have a training run until then, and stop it: its process would outlive the app."""
+        """Train until then and stop the run, whose process would outlive the app."""
         run_id = await self._start_training()
         await end
         await self.trainer.client.call("stop", run_id)
@@ -221,12 +221,12 @@ class Crowd:
             self.measures.problems.append(f"a training ended {state.status}: {state.error}")
 
     async def _train(self) -> Run:
-        """The default run, after it has ended."""
+        """Train the default run and return it."""
         return await self._wait_for(await self._start_training())
 
     async def _start_training(self) -> str:
-        """Press Train; the id of the new run, which the page picks. RuntimeError if there is none."""
-        train = self.page.of("click", "train")
+        """Press Train and return the id of the new run. Raises RuntimeError if none was started."""
+        train = self.page.on_element("click", "train")
         reply = await self.trainer.client.press(train, train.arguments({}))
         picked = reply.data[0] if reply.data else None
         if not isinstance(picked, dict) or not picked.get("value"):
@@ -242,7 +242,7 @@ class Crowd:
 
 
 class PageVisitor:
-    """One open page, and the person who clicks on it."""
+    """One open page and its visitor."""
 
     def __init__(self, crowd: Crowd, number: int) -> None:
         self.crowd, self.number, self.random = crowd, number, random.Random(crowd.random.getrandbits(64))
@@ -250,15 +250,22 @@ class PageVisitor:
         address = f"10.1.{number >> 8}.{number & 255}"
         self.client = DemoClient(int(crowd.server.url.rpartition(":")[2]), token, address, session)
         self.run_id = ""
-        self._last = ""  # what the page holds of the last look
-        look = crowd.page.triggered_by("tick")
-        self._look, self._show = look, crowd.page.triggered_by("change", look.input_ids[1])
+        self._last_version = ""  # run version of the last poll
+        poll_function = crowd.page.triggered_by("tick")
+        self._poll_function, self._panel_function = (
+            poll_function,
+            crowd.page.triggered_by("change", poll_function.input_ids[1]),
+        )
 
     def clicks(self) -> dict[str, Callable[[], Awaitable[Reply]]]:
-        """What this person may click: edit a setting, open the data card, try the model, ask for runs."""
+        """Return the possible clicks: edit a setting, open the data card, try the model, list runs."""
         page, press = self.crowd.page, self.client.press
-        count, inspect = page.of("change", "r"), page.filling("data-facts")
-        classify, status, runs = page.of("click", "classify"), page.named("status"), page.named("runs")
+        count, inspect = page.on_element("change", "r"), page.updating("data-facts")
+        classify, status, runs = (
+            page.on_element("click", "classify"),
+            page.endpoint("status"),
+            page.endpoint("runs"),
+        )
         picked = {"runs": self.run_id, "text": _TEXT}
         return {
             "count": lambda: press(count, count.arguments({"r": self.random.randint(1, 64)})),
@@ -275,24 +282,28 @@ class PageVisitor:
             await asyncio.gather(self._poll(), self._click())
 
     async def _poll(self) -> None:
-        """Look at each tick; one that comes while a look is answered is dropped, as on the page."""
+        """Poll at each tick; a tick during a poll is dropped, as on the page."""
         due, pause = time.monotonic(), POLL_SECONDS if self is self.crowd.trainer else IDLE_POLL_SECONDS
-        while not self.crowd.over.is_set():
-            reply = await self._measure("poll", lambda: self.client.run(self._look, self._looked()))
-            if reply.is_served and isinstance(reply.data[0], str) and reply.data[0] != self._last:
-                self._last = reply.data[0]
-                await self._measure("panel", lambda: self.client.press(self._show, [self.run_id or None]))
+        while not self.crowd.load_over.is_set():
+            reply = await self._measure(
+                "poll", lambda: self.client.run(self._poll_function, self._poll_arguments())
+            )
+            if reply.is_served and isinstance(reply.data[0], str) and reply.data[0] != self._last_version:
+                self._last_version = reply.data[0]
+                await self._measure(
+                    "panel", lambda: self.client.press(self._panel_function, [self.run_id or None])
+                )
             due += pause * max(1, -int(-(time.monotonic() - due) // pause))
             await self.crowd.wait(max(0.0, due - time.monotonic()))
 
-    def _looked(self) -> list[Any]:
-        return [self.run_id or None, self._last, None]
+    def _poll_arguments(self) -> list[Any]:
+        return [self.run_id or None, self._last_version, None]
 
     async def _click(self) -> None:
         await self.crowd.wait(self.random.uniform(0, PAUSE))
-        while not self.crowd.over.is_set():
+        while not self.crowd.load_over.is_set():
             kinds = list(self.clicks())
-            if self is self.crowd.trainer:  # whose run has no adapter yet
+            if self is self.crowd.trainer:  # its run has no adapter yet
                 kinds = ["count", "inspect", "list"]
             kind = self.random.choice(kinds)
             await self._measure(kind, self.clicks()[kind])
@@ -306,7 +317,7 @@ class PageVisitor:
 
 
 def problems_of(measures: Measures, most_seconds: float) -> list[str]:
-    """What is worse than it may be."""
+    """Return the measurements that exceed their limits."""
     problems, clicks = list(dict.fromkeys(measures.problems)), measures.seconds_of_clicks()
     refused = sum(measures.refused.values())
     if len(clicks) < LEAST_SERVED * (len(clicks) + refused) or not clicks:
@@ -322,7 +333,7 @@ def problems_of(measures: Measures, most_seconds: float) -> list[str]:
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The smallest of the values that so many percent do not exceed; 0 of none."""
+    """Return the smallest value that so many percent do not exceed; 0 if there are none."""
     return ascending[max(0, -int(-len(ascending) * percent // 100) - 1)] if ascending else 0.0
 
 
@@ -346,8 +357,8 @@ def _outcomes(measures: Measures) -> dict[str, int]:
     if slowdown is not None:
         outcomes["permille that trainings took longer"] = round(1000 * slowdown)
     cpu = {
-        f"percent of a core, {name}": round(100 * statistics.mean(used))
-        for name, used in measures.cpu.items()
+        f"percent of a core, {name}": round(100 * statistics.mean(core_shares))
+        for name, core_shares in measures.cpu.items()
     }
     return outcomes | cpu | {"looks": len(measures.polls), "refused": sum(measures.refused.values())}
 

@@ -1,4 +1,4 @@
-"""One odd data file with its right answer."""
+"""One odd data file with its expected rows or error."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ Rows = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class OddFile:
-    """A file and what must come of it: these rows of cells as texts, or an error that holds these words.
+    """A file and its expected outcome: rows of text cells, or an error that contains `refusal`.
 
-    `rows` is None where any rows are right. `predicted` are the rows of a file to predict where they differ
-    from those to train on. `loose` are places in `rows` whose cells may differ because they hold the damage.
-    With `may_refuse`, any named error is right as well.
+    `rows` is None if any rows are right. `predicted` are the rows of a file to predict if they differ from
+    those for training. `loose` are indexes of damaged rows, whose cells may differ. With `may_refuse` any
+    `PeftCoreError` is right as well.
     """
 
     title: str

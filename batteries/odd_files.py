@@ -1,6 +1,6 @@
 """A seeded generator of odd data files: random tables in every format, encoding and packing, some damaged.
 
-The right answer is the table that a file was made from, never what a reader says of it.
+The expected rows are those of the table that the file was made from, never those of a reader.
 """
 
 import csv
@@ -67,7 +67,7 @@ _PADDING = "and the rest of this line is plain English so that accents stay rare
 
 
 def odd_file(seed: int, number: int) -> OddFile:
-    """The file of this number in the sequence of this seed."""
+    """Return the file with this number in the sequence of this seed."""
     rng = random.Random(f"{seed}/{number}")
     kind = rng.choices(list(_KINDS), weights=[weight for _, weight in _KINDS.values()])[0]
     make, _ = _KINDS[kind]
@@ -77,7 +77,7 @@ def odd_file(seed: int, number: int) -> OddFile:
 def _table(
     rng: random.Random, profile: str, columns: int | None = None
 ) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Column names and rows of texts; the first two columns are a text and a label."""
+    """Return column names and rows; the first two columns are text and label."""
     header = list(rng.choice(_HEADERS))
     labels = rng.choice(_LABELS)
     extra = rng.sample(_EXTRA, rng.choice((0, 0, 1, 2, 4))) if columns is None else []
@@ -97,7 +97,7 @@ def _table(
 def _csv_text(
     rng: random.Random, columns: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str, ending: str
 ) -> list[str]:
-    """Each record as it is written, the header first."""
+    """Return each record as CSV, the header first."""
     quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     records = []
     for row in (columns, *rows):
@@ -114,7 +114,7 @@ def _encoded(rng: random.Random, text: str, profile: str) -> bytes:
 
 
 def _packed(rng: random.Random, name: str, data: bytes, *, gz: bool = True) -> tuple[str, bytes]:
-    """The file as it is, or in a .gz or a .zip beside files that are no data."""
+    """Return the file unchanged, as .gz, or in a .zip with files that are not data."""
     choice = rng.choice(("plain", "plain", "plain", "gz", "zip"))
     if choice == "gz" and gz:
         return f"{name}.gz", gzip.compress(data, 1)
@@ -133,69 +133,71 @@ def _delimited(rng: random.Random, title: str) -> OddFile:
     columns, rows = _table(rng, profile)
     delimiter, ending = rng.choice(_DELIMITERS), rng.choice(_ENDINGS)
     records = _csv_text(rng, columns, rows, delimiter, ending)
-    kept = [list(row) for row in rows]
-    if rng.random() < 0.2:  # empty cells that some programs leave at the end of a row
-        place = rng.randrange(1, len(records))
-        records[place] = records[place].removesuffix(ending) + delimiter * rng.randint(1, 3) + ending
-    predicted = kept
+    expected_rows = [list(row) for row in rows]
+    if rng.random() < 0.2:  # some programs write empty cells at the end of a row
+        index = rng.randrange(1, len(records))
+        records[index] = records[index].removesuffix(ending) + delimiter * rng.randint(1, 3) + ending
+    predicted = expected_rows
     if rng.random() < 0.3:
-        place = rng.randrange(1, len(records))
-        records.insert(place, rng.choice(("", "  ")) + ending)
-        predicted = [*kept[: place - 1], [""] * len(columns), *kept[place - 1 :]]
+        index = rng.randrange(1, len(records))
+        records.insert(index, rng.choice(("", "  ")) + ending)
+        predicted = [*expected_rows[: index - 1], [""] * len(columns), *expected_rows[index - 1 :]]
     text = "".join(records)
     text = text.removesuffix(ending) if rng.random() < 0.3 else text + ending * rng.choice((0, 0, 1, 3))
     if rng.random() < 0.05:
         text = f"sep={delimiter}{ending}{text}"
     name, data = _packed(rng, f"a.{'tsv' if delimiter == chr(9) else 'csv'}", _encoded(rng, text, profile))
-    return OddFile(title, name, data, columns, _rows(kept), _rows(predicted))
+    return OddFile(title, name, data, columns, _rows(expected_rows), _rows(predicted))
 
 
 def _one_column(rng: random.Random, title: str) -> OddFile:
-    """A column of texts with blank lines between, before the end and at the end."""
+    """A column of texts with blank lines at random places."""
     columns, rows = _table(rng, "any", 1)
     ending = rng.choice(_ENDINGS)
     records = _csv_text(rng, columns, rows, ",", ending)
     cells = [row[0] for row in rows]
     for _ in range(rng.randint(0, 4)):
-        place = rng.randint(1, len(records))
-        records.insert(place, ending)
-        cells.insert(place - 1, "")
+        index = rng.randint(1, len(records))
+        records.insert(index, ending)
+        cells.insert(index - 1, "")
     if not any(cell.strip() for cell in cells):
         return OddFile(title, "a.csv", "".join(records).encode(), refusal="no rows")
     return OddFile(title, "a.csv", "".join(records).encode(), columns, tuple((cell,) for cell in cells))
 
 
 def _damaged_bytes(rng: random.Random, title: str) -> OddFile:
-    """One bad or zero byte in one row of a UTF-8 file whose other rows hold accents."""
+    """One invalid or zero byte in one row of a UTF-8 file with accents in the other rows."""
     rows = [
         [f"{i} café {rng.choice(_WORDS['any'])}", "pos" if i % 2 else "neg"]
         for i in range(rng.randint(3, 30))
     ]
-    place = rng.randrange(len(rows))
-    bad = rng.choice((b"\xff", b"\xc3", b"\x80", b"\0", b"\xe2\x82", b"\xf0\x9f\x98"))
+    damaged_row = rng.randrange(len(rows))
+    damage = rng.choice((b"\xff", b"\xc3", b"\x80", b"\0", b"\xe2\x82", b"\xf0\x9f\x98"))
     marked = [
-        [text.replace("café", "caf\x01") if i == place else text, label]
+        [text.replace("café", "caf\x01") if i == damaged_row else text, label]
         for i, (text, label) in enumerate(rows)
     ]
     if rng.random() < 0.5:
         name, text = "a.csv", "".join(_csv_text(rng, ("text", "label"), marked, ",", "\n"))
-        data = text.encode().replace(b"\x01", bad)
+        data = text.encode().replace(b"\x01", damage)
     else:
         lines = [json.dumps({"text": t, "label": y}, ensure_ascii=rng.random() < 0.2) for t, y in marked]
-        name, data = "a.jsonl", "\n".join(lines).encode().replace(b"\x01", bad).replace(b"\\u0001", bad)
-    if bad != b"\0" and data.replace(bad, b"").isascii():  # nothing speaks for UTF-8: it may be Windows-1252
+        name, data = "a.jsonl", "\n".join(lines).encode().replace(b"\x01", damage).replace(b"\\u0001", damage)
+    if (
+        damage != b"\0" and data.replace(damage, b"").isascii()
+    ):  # without other accents it may be Windows-1252
         return OddFile(title, name, data)
     data = "﻿".encode() + data if rng.random() < 0.2 else data
     name, data = _packed(rng, name, data)
-    return OddFile(title, name, data, ("text", "label"), _rows(rows), loose=frozenset({place}))
+    return OddFile(title, name, data, ("text", "label"), _rows(rows), loose=frozenset({damaged_row}))
 
 
 def _ragged(rng: random.Random, title: str) -> OddFile:
     columns, rows = _table(rng, "ascii")
     delimiter = rng.choice(_DELIMITERS)
     records = _csv_text(rng, columns, rows, delimiter, "\n")
-    place = rng.randrange(1, len(records))
-    records[place] = rng.choice(("only one cell\n", "a" + f"{delimiter}x" * (len(columns) + 1) + "\n"))
+    index = rng.randrange(1, len(records))
+    records[index] = rng.choice(("only one cell\n", "a" + f"{delimiter}x" * (len(columns) + 1) + "\n"))
     return OddFile(title, "a.csv", "".join(records).encode(), may_refuse=True)
 
 
@@ -213,7 +215,7 @@ def _json_value(rng: random.Random, cell: str) -> Any:
 
 
 def _json(rng: random.Random, title: str) -> OddFile:
-    """Rows in each shape of JSON; numbers among texts are texts."""
+    """Rows in one of the shapes of JSON; numbers among texts are read as text."""
     columns, rows = _table(rng, rng.choice(list(_WORDS)))
     columns = tuple(
         name or f"c{i}" if columns.index(name) == i else f"{name}{i}" for i, name in enumerate(columns)
@@ -246,7 +248,7 @@ def _json(rng: random.Random, title: str) -> OddFile:
 
 
 def _export(rng: random.Random, title: str) -> OddFile:
-    """What Label Studio, Doccano and Argilla write for texts with one label each."""
+    """An export of Label Studio, Doccano or Argilla with one label per text."""
     texts = [f"{i} {rng.choice(_WORDS['any'])}" for i in range(rng.randint(2, 12))]
     labels = [rng.choice(("pos", "neg")) for _ in texts]
     pairs, tool = list(zip(texts, labels, strict=True)), rng.choice(list(_EXPORTS))
@@ -281,7 +283,7 @@ _EXPORTS: dict[str, Callable[[int, str, str], dict[str, Any]]] = {
 
 
 def _workbook(rng: random.Random, title: str) -> OddFile:
-    """A table on some sheet below titles, with blank rows between."""
+    """A table in a workbook, possibly below titles or with a blank row."""
     columns, rows = _table(rng, "any")
     columns = tuple(name or f"c{i}" for i, name in enumerate(columns))
     book = openpyxl.Workbook(write_only=True)
@@ -333,19 +335,19 @@ def _parquet(rng: random.Random, title: str) -> OddFile:
 
 
 def _broken(rng: random.Random, title: str) -> OddFile:
-    """Any other file, cut short or with some bytes changed: rows or a named error, whatever they are."""
+    """Another generated file, truncated or with changed bytes; any rows and any `PeftCoreError` are right."""
     make = rng.choice((_delimited, _json, _workbook, _parquet, _export, _one_column))
-    whole = make(rng, title)
-    data = bytearray(whole.data)
+    source = make(rng, title)
+    data = bytearray(source.data)
     if rng.random() < 0.5:
         data = data[: rng.randrange(len(data) + 1)]
     for _ in range(rng.randint(0, 4) if data else 0):
         data[rng.randrange(len(data))] = rng.randrange(256)
-    return OddFile(f"{title} of {whole.title}", whole.name, bytes(data), may_refuse=True)
+    return OddFile(f"{title} of {source.title}", source.name, bytes(data), may_refuse=True)
 
 
 def _noise(rng: random.Random, title: str) -> OddFile:
-    """Characters that mean something to a parser, in no order."""
+    """Random characters with a meaning for parsers."""
     alphabet = 'ab é,;|\t"\\\n\r {}[]:\0\ufeff123.e-' if rng.random() < 0.7 else "a\n,"
     text = "".join(rng.choices(alphabet, k=rng.randint(0, 120)))
     suffix = rng.choice(

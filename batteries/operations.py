@@ -1,4 +1,4 @@
-"""What reads the files of a run, each with an answer that can be compared as text."""
+"""Operations that read the files of a run; each returns an answer that can be compared as text."""
 
 import hashlib
 import json
@@ -31,36 +31,38 @@ from peft_core.training.entry import train
 from peft_core.training.schedule import evaluation_rows
 
 CONTINUE = "continue"
-CONTINUED_ONE_IN = 4  # files of a checkpoint after whose damage the run is trained to its end
+CONTINUE_EVERY = 4  # after the damage of one checkpoint file in so many, the run is trained to its end
 
 
 class Operation(NamedTuple):
-    """Something that a person does with a run; `ask` raises a PeftCoreError or returns the answer."""
+    """An operation on a run; `ask` returns the answer or raises a PeftCoreError."""
 
     name: str
     ask: Callable[[], str]
 
 
 def operations_on(run: Run, path: Path | None) -> list[Operation]:
-    """All that reads one file of a run, or with None all that can be done with the run, in an order in which
-    nothing is made again before it was read."""
+    """Return the operations that read one file of a run, or with None all operations.
+
+    They are ordered so that each file is read before it is written anew.
+    """
     part = None if path is None else _part(run, path)
     is_finished = (run.folder / "adapter").is_dir() or (run.folder / "evaluation").is_dir()
-    operations = _of_finished(run) if is_finished else _of_stopped(run, path)
+    operations = _finished_operations(run) if is_finished else _stopped_operations(run, path)
     return [operation for parts, operation in operations if part is None or part in parts]
 
 
 def _part(run: Run, path: Path) -> str:
-    """The folder of the run that a file lies in, `.tokens`, or `run` for a file of the run itself."""
+    """Return the folder of a file in the run, `.tokens`, or `run` for a file of the run itself."""
     if run.folder not in path.parents:
         return ".tokens"
     parts = path.relative_to(run.folder).parts
     return parts[0] if len(parts) > 1 else "run"
 
 
-def _of_finished(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
+def _finished_operations(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
     operations = [
-        *_of_records(run),
+        *_record_operations(run),
         (("adapter",), Operation("predict", lambda: _logits(run, ADAPTER))),
         (("adapter",), Operation("labels", lambda: repr(Classifier.read(run)))),
         (("adapter",), Operation("decision rule", lambda: repr(DecisionRule.read(run)))),
@@ -90,26 +92,27 @@ def _of_finished(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
     ]
 
 
-def _of_stopped(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Operation]]:
+def _stopped_operations(run: Run, path: Path | None) -> list[tuple[tuple[str, ...], Operation]]:
     operations = [
-        *_of_records(run),
+        *_record_operations(run),
         (("checkpoints",), Operation("choose a checkpoint", lambda: _checkpoint(run))),
     ]
     if path is not None and run.checkpoints in path.parent.parents:
         operations.append(
-            (("checkpoints",), Operation("choose an older checkpoint", lambda: _older(run, path)))
+            (
+                ("checkpoints",),
+                Operation("choose an older checkpoint", lambda: _choose_older_checkpoint(run, path)),
+            )
         )
     number = int(hashlib.sha256(str(path).encode()).hexdigest(), 16)
-    is_best = (
-        path is not None and path.parent == run.checkpoints
-    )  # best.safetensors, which Continue writes again
-    if path is None or is_best or number % CONTINUED_ONE_IN == 0:
+    is_best = path is not None and path.parent == run.checkpoints  # best.safetensors, which Continue rewrites
+    if path is None or is_best or number % CONTINUE_EVERY == 0:
         operations.append((("checkpoints", "run"), Operation(CONTINUE, lambda: _continue(run))))
     return operations
 
 
-def _of_records(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
-    """Reading the files of the run itself, and the cache beside it."""
+def _record_operations(run: Run) -> list[tuple[tuple[str, ...], Operation]]:
+    """Return operations that read the run's own files and the token cache."""
     return [
         (("run",), Operation("settings", lambda: run.config().to_json())),
         (("run",), Operation("state", lambda: _state(run))),
@@ -152,7 +155,7 @@ def _onnx_report(run: Run) -> str:
 
 
 def _zip(run: Run, kind: str) -> str:
-    """The names and hashes of what is in a zip; a zip that is made again has other times."""
+    """Return the names and hashes of the files in a zip, without its timestamps."""
     with zipfile.ZipFile(zip_of(run, kind)) as archive:
         return json.dumps(
             {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
@@ -174,12 +177,12 @@ def _curve(run: Run) -> str:
 
 
 def _tokens(run: Run) -> str:
-    """Of every run beside this one: they share the cache."""
+    """Return the tokens of every run in the folder, which share the cache."""
     return json.dumps([_tokens_of(other) for other in sorted(list_runs(run.folder.parent), key=str)])
 
 
 def _tokens_of(run: Run) -> list[dict[str, list]]:
-    """Of the training rows and of the rows of the curve, as a training reads them."""
+    """Return the tokens of the training and curve rows, read as in a training."""
     config, columns = run.config(), ("input_ids", "attention_mask", "labels")
     data = load_labeled_splits(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
@@ -197,8 +200,8 @@ def _checkpoint(run: Run) -> str:
     return str(choice.step)
 
 
-def _older(run: Run, path: Path) -> str:
-    """The step that a run continues from when a file of an older checkpoint is all that there is."""
+def _choose_older_checkpoint(run: Run, path: Path) -> str:
+    """Return the step from which the run would resume without the newer checkpoints."""
     own = run.checkpoints / path.relative_to(run.checkpoints).parts[0]
     newer = [
         checkpoint for checkpoint in list_checkpoints(run.checkpoints) if step_of(checkpoint) > step_of(own)
@@ -212,7 +215,7 @@ def _older(run: Run, path: Path) -> str:
 
 
 def _continue(run: Run) -> str:
-    """Train to the end, from whichever checkpoint is whole: the adapter is the same."""
+    """Train to the end from the latest valid checkpoint; return the hash of the adapter."""
     train(run.folder)
     if run.state().status != FINISHED:
         raise DamagedError("It was not finished.")

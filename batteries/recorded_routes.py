@@ -1,4 +1,4 @@
-"""What an app under test runs first, to write its routes and their methods into the file named by ROUTES."""
+"""Patch for an app under test that writes its routes and their methods into the file named by ROUTES."""
 
 RECORD_ROUTES = """
 import contextlib, json, os

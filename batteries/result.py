@@ -1,4 +1,4 @@
-"""What every battery returns."""
+"""The result of a battery."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,10 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BatteryResult:
-    """A battery's name, how many cases ran, one sentence for each that failed, and how the rest ended.
+    """The result of a battery.
 
-    `passes_when` says in words what each case is checked for; `seconds` is how long the battery took. `date`,
-    the `commit` of the code and the `machine` in words are those of a result that was written down.
+    Attributes:
+        count: number of cases.
+        failures: one sentence per failed case.
+        outcomes: number of cases, or a measurement, by name.
+        passes_when: the criterion in words.
+        date: of the run; `commit` and `machine` likewise are set when the result is written.
     """
 
     name: str
@@ -25,7 +29,7 @@ class BatteryResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BatteryResult":
-        """The result that `to_dict` gave."""
+        """Restore a result from `to_dict`."""
         fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         sequences = {
             "failures": tuple(values["failures"]),
@@ -40,11 +44,11 @@ class BatteryResult:
 
     @property
     def upper_bound_95(self) -> float:
-        """The share of failing cases that 0 failures exclude at 95 % confidence: the rule of three."""
+        """Upper bound (95 % confidence) of the failure rate after 0 failures, by the rule of three."""
         return min(1.0, 3 / self.count) if self.count else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the result as JSON types."""
         return {
             **asdict(self),
             "failures": list(self.failures),

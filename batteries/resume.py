@@ -1,8 +1,8 @@
-"""A training that is killed and continued ends with the same bytes as one that nothing disturbed.
+"""A training that is killed and resumed ends with the same adapter bytes as an uninterrupted one.
 
-Over every method that the tiny model takes, in plain and in fast arithmetic. For the fast one the probe of
-the processor is answered with yes and the least size of a model is lowered, so that half-width weights are
-used whatever the machine.
+Covers every method that the tiny model supports, in plain and in fast arithmetic. For fast arithmetic the
+processor probe is patched to succeed and the minimum model size is lowered, so that bfloat16 weights are used
+on every machine.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ NAME = "kill and Continue against uninterrupted"
 PASSES_WHEN = "the adapter's weights are bit-identical, in plain and in fast arithmetic"
 COUNT = 100
 FAMILY = "bert"
-HALF_WIDTH_FROM = 10_000  # frozen weights; the tiny model has more, and no trained matrix has
+HALF_WIDTH_FROM = 10_000  # frozen weights; the tiny model has more, each trained matrix fewer
 DROPOUT = 0.1
-TWICE = 0.3  # the share of runs whose continuation is killed and continued, too
+SECOND_KILL_SHARE = 0.3  # share of runs that are killed again after resuming
 
 
 class Case(NamedTuple):
-    """A variant of a method in one arithmetic, and its settings."""
+    """A method variant with one arithmetic, and its settings."""
 
     name: str
     settings: dict[str, Any]
@@ -44,39 +44,37 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """An uninterrupted training: the hash of its adapter, and its seconds after the first checkpoint."""
+    """An uninterrupted training: hash of its adapter, and seconds after its first checkpoint."""
 
     sha256: str
     seconds: float
 
 
 def cases() -> list[Case]:
-    """Every variant that the tiny model takes, in each arithmetic."""
-    found = []
+    """Return every method variant with each arithmetic."""
+    case_list = []
     for name, variant in variants().items():
         for arithmetic in ARITHMETIC_MODES:
-            dropout = DROPOUT if arithmetic == "plain" else 0.0  # it keeps frozen layers from running once
+            dropout = DROPOUT if arithmetic == "plain" else 0.0  # dropout disables the frozen layer cache
             changes = {"num_train_epochs": EPOCHS, "arithmetic": arithmetic, "dropout": dropout}
             settings = {**settings_of(variant, FAMILY), **changes}
-            found.append(Case(f"{name}, {arithmetic}", settings))
-    return found
+            case_list.append(Case(f"{name}, {arithmetic}", settings))
+    return case_list
 
 
 def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
-    """Kill and continue `share` of the full count of trainings."""
-    start, numbers = time.monotonic(), random.Random(seed)
+    """Kill and resume `share` of `COUNT` trainings."""
+    start, rng = time.monotonic(), random.Random(seed)
     references: dict[str, Reference] = {}
     failures, outcomes = [], Counter[str]()
-    possible = [case for case in cases() if not _unworkable(place, case)]
+    possible = [case for case in cases() if not _conflict(place, case)]
     if share < 1:
-        numbers.shuffle(possible)
+        rng.shuffle(possible)
     for number in range(max(1, round(COUNT * share))):
         case = possible[number % len(possible)]
         if case.name not in references:
             references[case.name] = train_uninterrupted(place, case)
-        failures += [
-            f"{case.name}: {problem}" for problem in check(place, case, references[case.name], numbers)
-        ]
+        failures += [f"{case.name}: {problem}" for problem in check(place, case, references[case.name], rng)]
         outcomes[case.settings["arithmetic"]] += 1
     seconds = time.monotonic() - start
     return BatteryResult(
@@ -85,7 +83,7 @@ def run(place: Workplace, share: float = 1.0, seed: int = 0) -> BatteryResult:
 
 
 def train_uninterrupted(place: Workplace, case: Case) -> Reference:
-    """Train a case from start to end. Raises RuntimeError if that fails: then nothing can be compared."""
+    """Train a case without interruption. Raises RuntimeError if the training fails."""
     run = place.create(**case.settings)
     child = run_child(lambda report: _train(run, report))
     if outcome(child) or run.state().status != FINISHED:
@@ -96,32 +94,32 @@ def train_uninterrupted(place: Workplace, case: Case) -> Reference:
     return reference
 
 
-def check(place: Workplace, case: Case, reference: Reference, numbers: random.Random) -> list[str]:
-    """Kill a training after its first checkpoint and continue it; what is not as in the reference."""
+def check(place: Workplace, case: Case, reference: Reference, rng: random.Random) -> list[str]:
+    """Kill a training after its first checkpoint and resume it; return differences from the reference."""
     run = place.create(**case.settings)
     length = reference.seconds
-    while not (_killed(run, numbers.uniform(0, length)) and run.state().status != FINISHED):
+    while not (_kill_after_checkpoint(run, rng.uniform(0, length)) and run.state().status != FINISHED):
         runs.remove(place.runs_dir, run.run_id)  # it had ended before
         run, length = place.create(**case.settings), 0.8 * length
-    if numbers.random() < TWICE:
-        _killed(run, numbers.uniform(0, length))
-    problems = _continued(run) if run.state().status != FINISHED else []
+    if rng.random() < SECOND_KILL_SHARE:
+        _kill_after_checkpoint(run, rng.uniform(0, length))
+    problems = _continue_problems(run) if run.state().status != FINISHED else []
     if not problems and _adapter_sha256(run) != reference.sha256:
         problems.append(f"continued from step {run.result()['resumed_from']}, its adapter has other weights")
     runs.remove(place.runs_dir, run.run_id)
     return problems
 
 
-def _killed(run: Run, delay: float) -> bool:
-    """Kill a training so many seconds after it has saved a checkpoint; False if it ended before."""
+def _kill_after_checkpoint(run: Run, delay: float) -> bool:
+    """Kill a training so many seconds after its first checkpoint; return False if it had ended."""
     child = fork_child(lambda report: _train(run, report))
     if child.wait_for(lambda message: _is_checkpoint(run, message)) is not None:
         time.sleep(delay)
     return child.kill()
 
 
-def _continued(run: Run) -> list[str]:
-    """Continue a run to its end; what is wrong with how it went on."""
+def _continue_problems(run: Run) -> list[str]:
+    """Resume a run to its end; return problems."""
     step = run_checks.chosen_step(run)
     if not step:
         return ["it has no checkpoint to continue from"]
@@ -133,7 +131,7 @@ def _continued(run: Run) -> list[str]:
 
 
 def _train(run: Run, report: Report) -> None:
-    speedups.WORTH_IT = HALF_WIDTH_FROM  # in this child alone
+    speedups.WORTH_IT = HALF_WIDTH_FROM  # only in this child
     speedups.is_bfloat16_faster = lambda device: True
     report_writes(report)
     train(run.folder)
@@ -147,5 +145,5 @@ def _adapter_sha256(run: Run) -> str:
     return hashlib.sha256((run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def _unworkable(place: Workplace, case: Case) -> str:
+def _conflict(place: Workplace, case: Case) -> str:
     return find_model_conflict(place.config(**case.settings).to_dict(), FAMILY)

@@ -1,6 +1,6 @@
-"""What must hold of a run folder whatever happened to the process that wrote it: whole or absent, and told.
+"""Invariants of a run folder after the death of its process: each part is complete, absent or reported.
 
-Each function returns sentences, one for each thing that does not hold.
+Each function returns one sentence per violation.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ DIED = "ended unexpectedly"
 
 
 def torn_parts(run: Run) -> list[str]:
-    """Parts of a run that are there and are not as they were written."""
+    """Return parts of a run that exist and differ from what was written."""
     folders = [run.folder / name for name in MADE] + sorted((run.folder / "downloads").glob("[!.]*"))
     checks: dict[str, Callable[[], Any]] = {
         str(folder.relative_to(run.folder)): lambda folder=folder: verify_folder(folder)
@@ -33,20 +33,20 @@ def torn_parts(run: Run) -> list[str]:
         if folder.is_dir()
     }
     checks["settings"] = run.config
-    if run.state().status != FINISHED:  # which needs none, and may have died while it removed them
+    if run.state().status != FINISHED:  # a finished run may have died while it removed them
         checks["checkpoints"] = lambda: choose_checkpoint(run)
     if run.certificate.is_file():
-        checks["merged"] = lambda: _unless_of_earlier_adapter(run)
+        checks["merged"] = lambda: _verify_merged_of_current_adapter(run)
     problems = [f"{name} is torn: {error}" for name, check in checks.items() for error in _damage(check)]
     return problems + [f"it is reported as damaged: {sentence}" for sentence in run.damage()]
 
 
 def unusable_parts(run: Run) -> list[str]:
-    """Parts of a run that are whole and yet cannot be loaded and used."""
+    """Return parts of a run that are complete but cannot be loaded and used."""
     checks: dict[str, Callable[[], Any]] = {}
     if run.has_adapter:
         checks["adapter"] = lambda: Predictor(run.folder).predict(TEXTS)
-    if run.evaluation.is_file() and _result_is_of_adapter(run):
+    if run.evaluation.is_file() and _result_matches_adapter(run):
         checks["evaluation"] = lambda: (load_evaluation_rows(run), load_evaluation_rows(run, VALIDATION))
     if run.certificate.is_file() and _is_merged(run):
         checks["merged"] = lambda: Predictor(run.folder, MERGED).predict(TEXTS)
@@ -54,18 +54,18 @@ def unusable_parts(run: Run) -> list[str]:
 
 
 def state_problems(run: Run, last_status: str) -> list[str]:
-    """How the state of a run whose process is dead is other than the last one that it wrote says.
+    """Return a problem if the state of a run whose process died contradicts the last status that it wrote.
 
-    A run that was RUNNING must be FAILED, and say that its process died.
+    A run that was RUNNING must be FAILED and report that its process died.
     """
     state = run.state()
     if last_status in runs.ENDED:
-        right = state.status == last_status
+        is_expected = state.status == last_status
     elif last_status == runs.RUNNING:
-        right = state.status == FINISHED or _died(state)
-    else:  # it may have been killed before or after it wrote RUNNING
-        right = state.status == runs.SCHEDULED or _died(state)
-    return [] if right else [f"its state is {state.status} ({state.error}) after {last_status}"]
+        is_expected = state.status == FINISHED or _died(state)
+    else:  # killed before or after it wrote RUNNING
+        is_expected = state.status == runs.SCHEDULED or _died(state)
+    return [] if is_expected else [f"its state is {state.status} ({state.error}) after {last_status}"]
 
 
 def _died(state: RunState) -> bool:
@@ -73,24 +73,26 @@ def _died(state: RunState) -> bool:
 
 
 def lock_problems(run: Run) -> list[str]:
-    """The lock of a dead process must be free."""
+    """Return a problem if the lock of a dead process is not free."""
     return [f"its lock is taken: {error}" for error in _errors(lambda: _lock(run))]
 
 
 def staging_left(runs_dir: Path) -> list[str]:
-    """Files and folders that nothing but a process which is gone could have use for.
+    """Return leftover staging files and folders of dead processes.
 
-    The old content of a folder whose new name could not be synced is kept on purpose, until the next sweep.
-    Deleted runs are kept for an hour.
+    The old content of a folder whose new name could not be synced is kept until the next sweep, deleted runs
+    for an hour.
     """
-    kept = (TOKENS, TRASH)
-    left = [path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name not in kept]
-    outermost = [path for path in left if path.parent not in left]
+    permanent = (TOKENS, TRASH)
+    hidden = [
+        path for path in runs_dir.rglob("*") if path.name.startswith(".") and path.name not in permanent
+    ]
+    outermost = [path for path in hidden if path.parent not in hidden]
     return [f"{path.relative_to(runs_dir)} is left" for path in outermost if not _is_old_content(path)]
 
 
 def _is_old_content(path: Path) -> bool:
-    """Whether a staging folder holds one whole folder that was replaced by another, and nothing else."""
+    """Whether a staging folder contains only one complete folder that was replaced by another."""
     inside = list(path.iterdir()) if path.is_dir() else []
     if len(inside) != 1 or not path.with_name(inside[0].name).is_dir():
         return False
@@ -102,7 +104,7 @@ def _is_old_content(path: Path) -> bool:
 
 
 def chosen_step(run: Run) -> int:
-    """The step that a run would continue from; 0 if it would start anew or cannot continue."""
+    """Return the step from which a run would resume; 0 if it would start anew or cannot resume."""
     try:
         choice = choose_checkpoint(run)
         return choice.step if choice else 0
@@ -122,12 +124,12 @@ def _errors(check: Callable[[], Any]) -> Iterator[str]:
         check()
     except PeftCoreError as error:
         yield str(error)
-    except Exception as error:  # anything else is a bug, which a battery reports as well
+    except Exception as error:  # any other error is a bug, and reported too
         yield f"{type(error).__name__}: {error} (a bug)"
 
 
-def _unless_of_earlier_adapter(run: Run) -> None:
-    """Verify a merged model; one of an earlier adapter is refused by name, and is not torn."""
+def _verify_merged_of_current_adapter(run: Run) -> None:
+    """Verify a merged model; one of an earlier adapter is not torn and passes."""
     try:
         verified_certificate(run)
     except DamagedError:
@@ -140,8 +142,8 @@ def _is_merged(run: Run) -> bool:
     return not list(_errors(lambda: verified_certificate(run)))
 
 
-def _result_is_of_adapter(run: Run) -> bool:
-    return not any("of another adapter" in error for error in _errors(run.result))
+def _result_matches_adapter(run: Run) -> bool:
+    return not any("belongs to another adapter" in error for error in _errors(run.result))
 
 
 def _lock(run: Run) -> None:

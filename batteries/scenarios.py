@@ -1,4 +1,4 @@
-"""What a run writes, each as a scenario that goes to the moment before and calls back there."""
+"""Scenarios of everything that a run writes; each calls back just before it writes."""
 
 import shutil
 from collections.abc import Callable
@@ -26,8 +26,10 @@ AtMoment = Callable[[], None]
 
 
 class Scenario(NamedTuple):
-    """`prepare` makes a run; `act` changes it and calls back right before; `problems` are what is missing of
-    an action that met no error. `deletes`: the run itself may be gone afterwards."""
+    """`prepare` creates a run; `act` calls back and then changes it; `problems` checks it after success.
+
+    `deletes`: the run itself may be gone afterwards.
+    """
 
     name: str
     prepare: Callable[[Workplace], Run]
@@ -57,14 +59,14 @@ def _merged(place: Workplace) -> Run:
 
 
 def _stopped(place: Workplace) -> Run:
-    """A run that was interrupted behind its second checkpoint."""
+    """Create a run that was interrupted after its second checkpoint."""
     run = place.create()
     train_until(run, "_save_checkpoint", calls=3)
     return run
 
 
 def train_until(run: Run, method: str, calls: int) -> None:
-    """Train until a method of the trainer is called for the so many-th time, and interrupt it there."""
+    """Train until the n-th call of a method of the trainer (n = `calls`) and interrupt it there."""
     _at_call(method, calls, _interrupt)
     train(run.folder)
     setattr(RunTrainer, method, _ORIGINAL[method])
@@ -74,7 +76,7 @@ _ORIGINAL = {name: getattr(RunTrainer, name) for name in ("_save_checkpoint", "t
 
 
 def _at_call(method: str, calls: int, moment: AtMoment) -> None:
-    """Call back when a method of the trainer is called for the so many-th time."""
+    """Call back at the n-th call of a method of the trainer (n = `calls`)."""
     original, count = _ORIGINAL[method], 0
 
     def counting(*values: Any, **options: Any) -> Any:
@@ -100,13 +102,13 @@ def _at_once(act: Callable[[Run], Any]) -> Callable[[Run, AtMoment], None]:
 
 
 def _save_and_finish(run: Run, moment: AtMoment) -> None:
-    """The third checkpoint, before which the first is removed, and all that a training writes after it."""
+    """Write the third checkpoint, which removes the first, and everything after it."""
     _at_call("_save_checkpoint", 3, moment)
     train(run.folder)
 
 
 def _export_onnx(run: Run, moment: AtMoment) -> None:
-    """From the moment on when torch has followed the model, which takes most of the time."""
+    """Call back after torch has traced the model, which takes most of the time."""
     original = torch.onnx.export
 
     def exporting(*values: Any, **options: Any) -> Any:
@@ -119,7 +121,7 @@ def _export_onnx(run: Run, moment: AtMoment) -> None:
 
 
 def _start(run: Run) -> None:
-    """Everything that a training writes before its first step."""
+    """Write everything that a training writes before its first step."""
     shutil.rmtree(run.folder.parent / ".tokens", ignore_errors=True)
     train_until(run, "train", calls=1)
 

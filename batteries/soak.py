@@ -1,9 +1,9 @@
-"""Train, predict, merge, export and delete in a loop, as the app does it: nothing may grow.
+"""Train, predict, merge, export and delete in a loop, as the app does: memory and open files may not grow.
 
-One process with a workbench and its two workers lives through the whole loop; each training has a process of
-its own. After each turn the memory and the open files of these three processes are read, and what is left in
-the folder of runs. Memory counts after a warm-up, in which caches fill: the median of the last quarter must
-be within 5 % of that of the first quarter after it.
+One process with a workbench and its two workers runs the whole loop; each training has a process of its own.
+After each turn, memory and open files of these three processes and files left in the runs folder are
+recorded. Memory is compared after a warm-up, in which caches fill: the median of the last quarter must be
+within 5 % of that of the first quarter.
 """
 
 import collections
@@ -30,17 +30,17 @@ from peft_core.service.worker import Worker
 NAME = "soak: train, predict, merge, export, delete in a loop"
 PASSES_WHEN = "memory within 5 %, no handle or file left"
 MINUTES = 30.0
-WARM_UP = 0.25  # the share of the turns in which caches fill
+WARM_UP = 0.25  # share of the turns in which caches fill
 GROWTH = 0.05
-ONNX_ONE_IN = 5  # turns: an export as ONNX takes as long as all the rest of a turn
-LONGEST_TRAINING = 600.0  # seconds
+ONNX_EVERY = 5  # turns; an ONNX export takes as long as the rest of a turn
+MAX_TRAINING_SECONDS = 600.0  # seconds
 TEXT = "The food was awful and the staff rude."
 _SHARED = (".tokens", ".trash", ".uploads")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is held after a turn: bytes of memory, open files of each process, and files that are left."""
+    """Resources after a turn: bytes of memory, open files of each process, and leftover files."""
 
     memory: int
     handles: tuple[int, ...]
@@ -48,24 +48,24 @@ class Sample:
 
 
 class Turns:
-    """What a turn does, over one workbench; the number of the turn is counted from 0."""
+    """The turns of the loop on one workbench, numbered from 0."""
 
     def __init__(self, bench: Workbench, settings: dict[str, Any]) -> None:
         self.bench, self.settings = bench, settings
 
     def take(self, number: int) -> None:
-        """Train a run, use it in every way, and delete it. Raises RuntimeError if something does not work."""
+        """Train a run, use it in every way, and delete it. Raises RuntimeError if the training fails."""
         run_id = self.train()
-        self.use(run_id, onnx=number % ONNX_ONE_IN == 0)
+        self.use(run_id, onnx=number % ONNX_EVERY == 0)
         self.delete(run_id)
 
     def train(self) -> str:
-        """A run that was trained by a process of its own."""
+        """Train a run in a process of its own and return its id."""
         run_id = self.bench.train(self.settings)["run_id"]
-        end = time.monotonic() + LONGEST_TRAINING
+        end = time.monotonic() + MAX_TRAINING_SECONDS
         while self.bench.find(run_id).state().status not in ENDED or self.bench.launcher.advance():
             if time.monotonic() > end:
-                raise RuntimeError(f"{run_id} was not trained in {LONGEST_TRAINING:.0f} s")
+                raise RuntimeError(f"{run_id} was not trained in {MAX_TRAINING_SECONDS:.0f} s")
             time.sleep(0.1)
         state = self.bench.find(run_id).state()
         if state.status != FINISHED:
@@ -73,7 +73,7 @@ class Turns:
         return run_id
 
     def use(self, run_id: str, *, onnx: bool) -> None:
-        """Ask, merge and export a run."""
+        """Predict with, merge and export a run."""
         bench, run = self.bench, self.bench.find(run_id)
         bench.predict(TEXT, run_id, "base")
         bench.predict(TEXT, run_id, "adapter")
@@ -93,16 +93,16 @@ class Turns:
 
 
 def run(minutes: float = MINUTES, turns: int | None = None) -> BatteryResult:
-    """Go on for so many minutes, or for so many turns."""
+    """Run for so many minutes, or for so many turns."""
     start, samples, failures = time.monotonic(), [], []
-    with tempfile.TemporaryDirectory(prefix="soak-") as name, opened(Path(name)) as taken:
+    with tempfile.TemporaryDirectory(prefix="soak-") as name, opened(Path(name)) as turn_runner:
         while not samples or (len(samples) < turns if turns else time.monotonic() - start < 60 * minutes):
             try:
-                taken.take(len(samples))
+                turn_runner.take(len(samples))
             except Exception as error:
                 failures.append(f"turn {len(samples) + 1}: {type(error).__name__}: {str(error)[:300]}")
                 break
-            samples.append(take_sample(taken.bench))
+            samples.append(take_sample(turn_runner.bench))
     failures += problems_of(samples)
     seconds = time.monotonic() - start
     return BatteryResult(NAME, len(samples), tuple(failures), _outcomes(samples), PASSES_WHEN, seconds)
@@ -110,7 +110,7 @@ def run(minutes: float = MINUTES, turns: int | None = None) -> BatteryResult:
 
 @contextmanager
 def opened(folder: Path, turns: Callable[..., Turns] = Turns) -> Iterator[Turns]:
-    """Turns over a new workbench in a folder, which is closed afterwards."""
+    """Open a workbench in a folder, yield its turns, and close it."""
     model, data = make_tiny_bert(folder / "model", with_head=False), write_small_data(folder / "data")
     settings = {"model_name_or_path": str(model), "dataset_name": str(data), "max_length": 64}
     bench = Workbench.open(folder / "runs")
@@ -128,7 +128,7 @@ def consume(reports: Iterable[Any]) -> None:
 
 
 def take_sample(bench: Workbench) -> Sample:
-    """Read the memory and the open files of this process and of its workers, and what lies in the folder."""
+    """Return memory and open files of this process and its workers, and the files in the runs folder."""
     processes = [psutil.Process(), *_workers(bench.worker), *_workers(bench.jobs)]
     files = (path.name for path in bench.runs_dir.iterdir() if path.name not in _SHARED)
     memory = sum(process.memory_full_info().uss for process in processes)
@@ -136,7 +136,7 @@ def take_sample(bench: Workbench) -> Sample:
 
 
 def problems_of(samples: list[Sample]) -> list[str]:
-    """What grew: files at any time, handles and memory after the warm-up."""
+    """Return problems: leftover files at any time, growth of open files and memory after the warm-up."""
     problems = [
         f"after turn {number + 1} {', '.join(sample.files[:3])} is left in the folder of runs"
         for number, sample in enumerate(samples)
@@ -157,7 +157,7 @@ def problems_of(samples: list[Sample]) -> list[str]:
 
 
 def _workers(worker: Worker) -> list[psutil.Process]:
-    """The processes of a worker that has been started."""
+    """Return the processes of a worker, if it was started."""
     pool = worker._pool
     return [psutil.Process(pid) for pid in sorted(pool._processes)] if pool is not None else []
 

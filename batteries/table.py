@@ -20,10 +20,10 @@ _FAILURES_SHOWN = 20
 
 
 def write_results(folder: Path, results: Sequence[BatteryResult], command: str) -> None:
-    """Write `batteries.md` and `batteries.json` into a folder; batteries that did not run keep their rows."""
+    """Write `batteries.md` and `batteries.json`; batteries that did not run keep their rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = merged(read_results(folder / "batteries.json"), [_dated(result) for result in results])
-    write_json(folder / "batteries.json", {"batteries": [result.to_dict() for result in kept]})
+    all_results = merged(read_results(folder / "batteries.json"), [_dated(result) for result in results])
+    write_json(folder / "batteries.json", {"batteries": [result.to_dict() for result in all_results]})
     lines = [
         "# Batteries",
         "",
@@ -32,32 +32,32 @@ def write_results(folder: Path, results: Sequence[BatteryResult], command: str) 
         "",
         "0 failures in N cases say, at 95 % confidence, that fewer than 3/N of such cases fail.",
         "",
-        table(kept),
+        table(all_results),
         "",
-        *_details(kept),
+        *_details(all_results),
     ]
     write_text(folder / "batteries.md", "\n".join(lines))
 
 
 def read_results(path: Path) -> list[BatteryResult]:
-    """The results in a `batteries.json`; none if there is no such file."""
+    """Return the results in a `batteries.json`; none if the file is missing."""
     if not path.is_file():
         return []
     return [BatteryResult.from_dict(values) for values in json.loads(path.read_text("utf-8"))["batteries"]]
 
 
 def merged(before: Sequence[BatteryResult], now: Sequence[BatteryResult]) -> list[BatteryResult]:
-    """Earlier results, each in its place, with those of now instead where there are any."""
+    """Return the earlier results in their order, replaced by new ones of the same name."""
     newest = {result.name: result for result in [*before, *now]}
     return list(newest.values())
 
 
-def _dated(result: BatteryResult) -> BatteryResult:
-    return replace(result, date=time.strftime("%Y-%m-%d"), commit=_commit(), machine=describe(machine()))
+def _dated(battery: BatteryResult) -> BatteryResult:
+    return replace(battery, date=time.strftime("%Y-%m-%d"), commit=_commit(), machine=describe(machine()))
 
 
 def _commit() -> str:
-    """The commit of this code, with a `+` if files differ from it; empty without git."""
+    """Return the commit of this code, with a `+` if files differ from it; empty without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -66,13 +66,13 @@ def _commit() -> str:
 
 
 def table(results: Sequence[BatteryResult]) -> str:
-    """A table in Markdown, one row for each battery."""
+    """Return a Markdown table with one row per battery."""
     rows = [_HEADER, tuple("---" for _ in _HEADER), *map(_row, results)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, and what computed."""
+    """Return processor, cores, system and versions."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -83,20 +83,26 @@ def machine() -> dict[str, Any]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The machine in words."""
+    """Return the machine in words."""
     return (
         f"{facts['processor']}, {facts['cores']} cores, {facts['system']}, Python {facts['python']}, "
         f"torch {facts['torch']}"
     )
 
 
-def _row(result: BatteryResult) -> tuple[str, ...]:
-    failed = len(result.failures)
-    verdict = "0 failures" if result.passed else f"**{failed:,} failures**" if failed else "**no case ran**"
-    bound = f"below {result.upper_bound_95:.2%}" if result.passed else ""
-    time_taken = _duration(result.seconds)
+def _row(battery: BatteryResult) -> tuple[str, ...]:
+    failure_count = len(battery.failures)
+    verdict = (
+        "0 failures"
+        if battery.passed
+        else f"**{failure_count:,} failures**"
+        if failure_count
+        else "**no case ran**"
+    )
+    bound = f"below {battery.upper_bound_95:.2%}" if battery.passed else ""
+    time_taken = _duration(battery.seconds)
     return (
-        result.name, f"{result.count:,}", result.passes_when, verdict, bound, time_taken, result.commit,
+        battery.name, f"{battery.count:,}", battery.passes_when, verdict, bound, time_taken, battery.commit,
     )  # fmt: skip
 
 
@@ -105,19 +111,21 @@ def _duration(seconds: float) -> str:
 
 
 def _details(results: Sequence[BatteryResult]) -> list[str]:
-    """What the cases of each battery were, and its failures."""
+    """Return a list with outcomes and failures of each battery."""
     lines = []
-    for result in results:
-        parts = ", ".join(f"{name}: {number:,}" for name, number in result.outcomes)
-        lines.append(f"- {'. '.join(filter(None, (result.name, parts)))}. {result.date}, {result.machine}.")
-        lines += [f"  - failed: {failure}" for failure in result.failures[:_FAILURES_SHOWN]]
-        if len(result.failures) > _FAILURES_SHOWN:
-            lines.append(f"  - and {len(result.failures) - _FAILURES_SHOWN:,} more, in batteries.json")
+    for battery in results:
+        parts = ", ".join(f"{name}: {number:,}" for name, number in battery.outcomes)
+        lines.append(
+            f"- {'. '.join(filter(None, (battery.name, parts)))}. {battery.date}, {battery.machine}."
+        )
+        lines += [f"  - failed: {failure}" for failure in battery.failures[:_FAILURES_SHOWN]]
+        if len(battery.failures) > _FAILURES_SHOWN:
+            lines.append(f"  - and {len(battery.failures) - _FAILURES_SHOWN:,} more, in batteries.json")
     return [*lines, ""]
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, or what Python knows."""
+    """Return the processor's name from Linux, or else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

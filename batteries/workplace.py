@@ -1,4 +1,4 @@
-"""A place to work in: a tiny model, a small data set, and runs trained on them in forked children."""
+"""The working folder of a battery: a tiny model, a small data set, and runs that forked children train."""
 
 import contextlib
 import gc
@@ -30,7 +30,7 @@ EPOCHS = 2  # 20 steps with checkpoints at 5, 10 and 15: about a second of a pro
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder with `model/`, `data/` and `runs/`, and a run in it that is finished."""
+    """A folder with `model/`, `data/` and `runs/`, and a finished run in it."""
 
     folder: Path
     finished: Run
@@ -40,21 +40,21 @@ class Workplace:
         return self.folder / "runs"
 
     def config(self, **changes: Any) -> TrainConfig:
-        """Settings under which the tiny model learns the small data in about a second."""
+        """Return settings with which the tiny model learns the small data in about a second."""
         return settings_in(self.folder, **changes)
 
     def create(self, **changes: Any) -> Run:
-        """A new run that waits."""
+        """Create a scheduled run."""
         return runs.create(self.runs_dir, self.config(**changes))
 
     def copy(self, run: Run, name: str) -> Run:
-        """A copy of a run under another name, in place of an earlier copy."""
+        """Copy a run to another name, and replace an earlier copy."""
         shutil.rmtree(self.runs_dir / name, ignore_errors=True)
         return Run(shutil.copytree(run.folder, self.runs_dir / name))
 
 
 def settings_in(folder: Path, **changes: Any) -> TrainConfig:
-    """The settings of a workplace in a folder."""
+    """Return the settings of a workplace in a folder."""
     own = {
         "model_name_or_path": str(folder / "model"),
         "dataset_name": str(folder / "data"),
@@ -67,10 +67,10 @@ def settings_in(folder: Path, **changes: Any) -> TrainConfig:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Workplace]:
-    """A workplace whose first run was trained, merged and exported in this process.
+    """Create a workplace whose first run is trained, merged and exported in this process.
 
-    That imports all that is imported late, so that forked children start warm. Torch computes on one thread:
-    one that others wait for would be missing in a child.
+    That loads all lazy imports, so that forked children start fast. Torch uses one thread, because the
+    threads of a pool do not exist in a forked child.
     """
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
@@ -82,13 +82,13 @@ def workplace() -> Iterator[Workplace]:
         with contextlib.redirect_stdout(io.StringIO()):  # Trainer prints every loss
             train(run.folder)
         _use_all(run)
-        gc.freeze()  # a child's collector would touch, and so copy, all of this process's memory
+        gc.freeze()  # a child's collector would touch, and thus copy, all memory
         shutil.copytree(run.folder, folder / "finished")
         yield Workplace(folder, run)
 
 
 def _use_all(run: Run) -> None:
-    """Merge and export a copy of a run, and ask it."""
+    """Merge, export and predict with a copy of a run."""
     copy = Run(shutil.copytree(run.folder, run.folder.parent / "warm"))
     merge(copy.folder)
     export_embeddings(copy.folder)

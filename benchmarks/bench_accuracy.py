@@ -89,10 +89,10 @@ def train_workbench(config: TrainConfig, folder: Path) -> dict[str, Any]:
     with contextlib.redirect_stdout(sys.stderr):
         if entry.main([str(run.folder)]):
             raise RuntimeError("the run failed")
-    result, test_rows = run.result(), load_evaluation_rows(run)
+    metrics, test_rows = run.result(), load_evaluation_rows(run)
     correct = test_rows.logits.argmax(-1) == test_rows.labels
-    summary = curves[0].summarize(result["train_seconds"] - curves[0].spent, correct)
-    return {**summary, "seconds": result["tokens"] / result["tokens_per_second"]}
+    summary = curves[0].summarize(metrics["train_seconds"] - curves[0].spent, correct)
+    return {**summary, "seconds": metrics["tokens"] / metrics["tokens_per_second"]}
 
 
 def train_stock(config: TrainConfig, folder: Path) -> dict[str, Any]:

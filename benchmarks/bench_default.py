@@ -30,7 +30,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         lora = [default_run(Path(folder), seed) for seed in SEEDS]
-        again = default_run(Path(folder), SEEDS[0])
+        repeated = default_run(Path(folder), SEEDS[0])
         certificate = merge(lora[0][0].folder)
     results = [result for _, result, _ in lora]
     rows.append(("LoRA r 8, query and value (the default)", results, [r["train_seconds"] for r in results]))
@@ -38,9 +38,9 @@ def main() -> None:
         ("Frozen MiniLM, mean-pooled, logistic regression", probe),
         ("TF-IDF words and pairs, logistic regression", tfidf),
     ):
-        measured = [classify(load_labeled_splits(TrainConfig(seed=seed))) for seed in SEEDS]
-        rows.append((name, [{"accuracy": a} for a, _ in measured], [s for _, s in measured]))
-    print_table(rows, results[0], lora[0][2] == again[2], certificate.max_logit_diff_reloaded)
+        measurements = [classify(load_labeled_splits(TrainConfig(seed=seed))) for seed in SEEDS]
+        rows.append((name, [{"accuracy": a} for a, _ in measurements], [s for _, s in measurements]))
+    print_table(rows, results[0], lora[0][2] == repeated[2], certificate.max_logit_diff_reloaded)
 
 
 def default_run(folder: Path, seed: int) -> tuple[runs.Run, dict, str]:
@@ -109,8 +109,8 @@ def cpu_name() -> str:
     """Return the processor's name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

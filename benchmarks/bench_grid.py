@@ -36,9 +36,9 @@ CELLS = {  # batch sizes and epochs by method and rows
     ("head_only", 3000): ((16,), (1, 2, 4)),
 }
 SEED = 7  # not used by benchmarks that report a test result
-REPEATED_SEEDS = (8, 9, 10)  # with which two starting points are compared
-WAYS = {"as many steps as by default": (16, 2e-3), "small batches, half the rate": (8, 1e-3)}
-TEXTS = {250: (2500, 4000), 1000: (3000, 4000)}  # that each starting point reads in total, by rows
+REPEATED_SEEDS = (8, 9, 10)  # for the comparison of two starting points
+STARTING_POINTS = {"as many steps as by default": (16, 2e-3), "small batches, half the rate": (8, 1e-3)}
+TEXTS = {250: (2500, 4000), 1000: (3000, 4000)}  # read in total by each starting point, by number of rows
 TABLE = "grid"
 
 
@@ -48,7 +48,7 @@ def grid() -> Iterator[dict[str, Any]]:
         for batch, number, rate in itertools.product(batches, epochs, RATES[method]):
             yield settings_of(method, rows, batch, number, rate, SEED)
     for seed, rows in itertools.product(REPEATED_SEEDS, TEXTS):
-        for (batch, rate), texts in zip(WAYS.values(), TEXTS[rows], strict=True):
+        for (batch, rate), texts in zip(STARTING_POINTS.values(), TEXTS[rows], strict=True):
             yield settings_of("lora", rows, batch, texts / rows, rate, seed)
 
 
@@ -69,12 +69,12 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         train(run.folder)
     rows = load_evaluation_rows(run, VALIDATION)
-    result = run.result()
+    metrics = run.result()
     return {
         **settings,
         "validation_accuracy": float((rows.logits.argmax(-1) == rows.labels).mean()),
         "validation_rows": len(rows),
-        "steps": result["steps"],
+        "steps": metrics["steps"],
     }
 
 
@@ -108,23 +108,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for (method, count), (batches, epochs) in CELLS.items():
         for batch, number in itertools.product(batches, epochs):
-            wanted = [settings_of(method, count, batch, number, rate, SEED) for rate in RATES[method]]
-            scores = [_accuracy(rows, settings) for settings in wanted]
+            cell_settings = [settings_of(method, count, batch, number, rate, SEED) for rate in RATES[method]]
+            scores = [_accuracy(rows, settings) for settings in cell_settings]
             if any(scores):
                 lines.append(f"| {method} | {count:,} | {batch} | {number} | {' | '.join(scores)} |")
-    return "\n".join([*lines, "", *_ways(rows)])
+    return "\n".join([*lines, "", *_starting_points_table(rows)])
 
 
-def _ways(rows: list[dict[str, Any]]) -> list[str]:
+def _starting_points_table(rows: list[dict[str, Any]]) -> list[str]:
     """Return a table of two starting points on few rows."""
     lines = [f"| LoRA, seeds {_listed(REPEATED_SEEDS)} | rows | mean (each seed) |", "|---|---|---|"]
-    for count, both in TEXTS.items():
-        for (way, (batch, rate)), texts in zip(WAYS.items(), both, strict=True):
-            wanted = [settings_of("lora", count, batch, texts / count, rate, seed) for seed in REPEATED_SEEDS]
-            each = [score for score in (_accuracy(rows, settings) for settings in wanted) if score]
+    for count, text_counts in TEXTS.items():
+        for (starting_point, (batch, rate)), texts in zip(STARTING_POINTS.items(), text_counts, strict=True):
+            seed_settings = [
+                settings_of("lora", count, batch, texts / count, rate, seed) for seed in REPEATED_SEEDS
+            ]
+            each = [score for score in (_accuracy(rows, settings) for settings in seed_settings) if score]
             mean = statistics.mean(map(float, each)) if each else 0.0
-            words = f"{way}: batch {batch}, rate {rate:g}, {texts / count:g} epochs"
-            lines.append(f"| {words} | {count:,} | {mean:.3f} ({', '.join(each)}) |")
+            label = f"{starting_point}: batch {batch}, rate {rate:g}, {texts / count:g} epochs"
+            lines.append(f"| {label} | {count:,} | {mean:.3f} ({', '.join(each)}) |")
     return lines
 
 

@@ -119,7 +119,7 @@ def write_rows(folder: Path, rows: int) -> Path:
     """Write a data set of two labels whose texts are longer than any `max_length`."""
     folder.mkdir(exist_ok=True)
     for split, count in (("train", rows), ("validation", TEST_ROWS), ("test", TEST_ROWS)):
-        draw = random.Random(split)  # unlike texts: alike ones with two labels have no gradient to compare
+        draw = random.Random(split)  # different texts: identical ones with two labels have no gradient
         texts = [" ".join(draw.choices(VOCABULARY, k=WORDS)) for _ in range(count)]
         lines = [f"{'bad' if i % 2 else 'good'},{text}" for i, text in enumerate(texts)]
         (folder / f"{split}.csv").write_text("\n".join(["label,text", *lines]), encoding="utf-8")

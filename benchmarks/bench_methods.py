@@ -1,4 +1,4 @@
-"""Measures every method on the embedded model: accuracy over three seeds, parameters, time.
+"""Measures every method on the embedded model: accuracy over three seeds, parameters and time.
 
 `make bench-methods` appends each run to a file as it ends, so that a long measurement can be stopped and
 continued, and writes the table into docs/methods.md. Arguments: the file, then names of variants (all if
@@ -26,7 +26,7 @@ from peft_core.config import TrainConfig
 
 SEEDS = (42, 1, 2)
 ROWS = 2000
-PROMISE = 0.72
+MIN_ACCURACY = 0.72
 TABLE = "methods"
 
 
@@ -52,14 +52,14 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
         run = runs.create(Path(folder), config)
         command = [sys.executable, "-W", "ignore", "-m", "peft_core.train", str(run.folder)]
         subprocess.run(command, check=True, env={**os.environ, **threads}, capture_output=True)
-        result = run.result()
+        metrics = run.result()
     return {
         "variant": variant,
         "seed": seed,
-        "accuracy": result["accuracy"],
-        "trainable": result["parameters"]["trainable"],
-        "file_bytes": result["parameters"]["file_bytes"],
-        "seconds": result["train_seconds"] if seed == SEEDS[0] else None,
+        "accuracy": metrics["accuracy"],
+        "trainable": metrics["parameters"]["trainable"],
+        "file_bytes": metrics["parameters"]["file_bytes"],
+        "seconds": metrics["train_seconds"] if seed == SEEDS[0] else None,
         "learning_rate": config.learning_rate,
         "epochs": config.num_train_epochs,
     }
@@ -74,7 +74,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return Markdown: a row for each method, in the order of METHODS."""
     lines = [
         "What each reaches with its default settings on the embedded model (`make bench-methods`; ↓ marks a",
-        f"mean below {PROMISE}):",
+        f"mean below {MIN_ACCURACY}):",
         "",
         f"{ROWS:,} training sentences, 1,000 test sentences, seeds {', '.join(map(str, SEEDS))}; time is of "
         f"seed {SEEDS[0]} on {os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}. "
@@ -97,7 +97,7 @@ def line(variant: str, measured: list[dict[str, Any]]) -> str:
     """Return a method's row of the table."""
     scores = [row["accuracy"] for row in measured]
     mean = statistics.mean(scores)
-    below = "" if mean >= PROMISE else " ↓"
+    below = "" if mean >= MIN_ACCURACY else " ↓"
     each = ", ".join(f"{score:.3f}" for score in scores)
     first = measured[0]
     return (

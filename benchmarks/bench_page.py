@@ -135,7 +135,7 @@ def _processor_seconds(pid: int) -> float:
 
 
 def use_page(page: OpenPage, response_seconds: dict[str, list[float]], end: float) -> None:
-    """Poll until `end`, and now and then change a setting and call the API, as somebody with an open page."""
+    """Poll until `end`; at intervals change a setting and call the API, as a user of the page does."""
     clicked = 0.0
     while time.time() < end:
         _timed(response_seconds[POLL], page.poll)

@@ -200,7 +200,7 @@ def warm_libraries() -> None:
 
 def resident(model: torch.nn.Module) -> int:
     """Return the bytes in use with the whole model read, and start the measurement of `peak`."""
-    for parameter in model.parameters():  # loading maps a file, which is read where it is touched
+    for parameter in model.parameters():  # a loaded file is mapped, and read on access
         parameter.sum()
     if GPU:
         torch.cuda.reset_peak_memory_stats()
@@ -256,7 +256,7 @@ def print_table(results: dict[str, dict[str, list[dict[str, float]]]]) -> None:
         workbench = next(iter(medians.values()))["tokens_per_second"]
         for setup, median in medians.items():
             rate, words = median["tokens_per_second"], {**WORDS, **OURS}[setup]
-            share = "" if setup == "top_half" else f"{median['mfu']:.2f}"  # which leaves out operations
+            share = "" if setup == "top_half" else f"{median['mfu']:.2f}"  # it skips operations
             print(
                 f"| {CASES[name].words}: {words} | {rate:,.0f} | {workbench / rate:.2f}x as fast "
                 f"| {share} | {median['peak_mb']:,.0f} MB |"

@@ -183,9 +183,9 @@ def _script_difference(run: Run, folder: Path) -> float:
     process = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-4000:]
     printed = json.loads(process.stdout[process.stdout.rindex("{") :])
-    result = run.result()
-    numbers = {name: value for name, value in printed.items() if isinstance(value, float)}
-    return max(abs(value - result[name]) for name, value in numbers.items())
+    metrics = run.result()
+    script_metrics = {name: metric for name, metric in printed.items() if isinstance(metric, float)}
+    return max(abs(metric - metrics[name]) for name, metric in script_metrics.items())
 
 
 def _in_subprocess(variant: str, folder: Path) -> list[Cell]:

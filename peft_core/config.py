@@ -17,18 +17,18 @@ EMBEDDED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_DATASET = "rotten_tomatoes"
 LORA_INITIALIZATIONS = ("default", "gaussian", "pissa", "olora", "eva")
 PROBLEM_TYPES = {
-    "single_label_classification": "One label a text",
-    "multi_label_classification": "Several labels a text",
-    "regression": "A number a text",
+    "single_label_classification": "One label per text",
+    "multi_label_classification": "Several labels per text",
+    "regression": "A number per text",
 }
 REMEDIES = {
     "empty": "Leave out rows without text or label",
     "duplicates": "Keep one of each repeated row",
-    "conflicts": "Leave out texts that carry different labels",
-    "leakage": "Leave out training rows whose text is also judged on",
+    "conflicts": "Leave out texts that have different labels",
+    "leakage": "Leave out training rows whose text is also in the evaluation rows",
     "small_classes": "Leave out labels with too few rows to split",
-    "label_spelling": "Make one label of those that differ only in case or spaces",
-    "shared_texts": "Leave out training rows that share one text of a pair with rows judged on",
+    "label_spelling": "Make one label of labels that differ only in case or spaces",
+    "shared_texts": "Leave out training rows that share one text of a pair with evaluation rows",
 }
 DECIMAL_MARKS = {"point": "Point, as in 1,234.5", "comma": "Comma, as in 1.234,5"}
 BASE_HEADS = {
@@ -55,7 +55,7 @@ class TrainConfig:
     revision: str | None = setting(
         None,
         "Revision",
-        "Branch, tag or commit of the base model on the Hub; of a preset, else the commit it is pinned to.",
+        "Branch, tag or commit of the base model on the Hub; if empty, a preset uses its pinned commit.",
     )
     dataset_name: str = setting(
         EMBEDDED_DATASET,
@@ -67,7 +67,7 @@ class TrainConfig:
     validation_split: str = setting(
         "validation",
         "Validation split",
-        "The split that the curves show and the best step is chosen on; held out if absent.",
+        "The split for the curves and the choice of the best step; held out if absent.",
     )
     eval_split: str = setting(
         "test",
@@ -75,10 +75,12 @@ class TrainConfig:
         "The split that the result is measured on; held out of the training rows if absent.",
     )
     split_seed: int = setting(
-        42, "Split seed", "Decides which rows are held out; keep it so that runs compare.",
+        42, "Split seed", "Decides which rows are held out; keep it to compare runs.",
         minimum=0, maximum=2**32 - 1,
     )  # fmt: skip
-    sheet_name: str | None = setting(None, "Sheet", "Of a workbook; guessed when empty: the first table.")
+    sheet_name: str | None = setting(
+        None, "Sheet", "Sheet of a workbook; if empty, the first one with a table."
+    )
     header_row: int | None = setting(
         None, "Header row", "Row of a sheet, or line of a CSV, that names the columns; guessed if 0.",
         minimum=1, maximum=1_048_576,
@@ -92,11 +94,11 @@ class TrainConfig:
         (), "Label columns", "Several columns of 0 and 1, one for each label, instead of a label column."
     )
     decimal_mark: str | None = setting(
-        None, "Decimal mark", "Of the numbers in the label column; decided from all of them when empty.",
+        None, "Decimal mark", "Of the numbers in the label column; inferred from all of them when empty.",
         choices=tuple(DECIMAL_MARKS),
     )  # fmt: skip
     base_head: str = setting(
-        "by_name", "Head of the base model", "What becomes of a head that the base model brings.",
+        "by_name", "Head of the base model", "Whether its head is kept, and how outputs match labels.",
         choices=tuple(BASE_HEADS),
     )  # fmt: skip
     problem_type: str | None = setting(
@@ -106,13 +108,13 @@ class TrainConfig:
         None, "Label separator", "Between several labels in one cell; guessed when empty."
     )
     num_labels: int | None = setting(
-        None, "Number of labels", "Taken from the data when left at 0.", minimum=2, maximum=1000
+        None, "Number of labels", "Taken from the data if 0.", minimum=2, maximum=1000
     )
     class_weight: str = setting(
         "none", "Class weights", "Balanced counts a rare label's errors more.", choices=("none", "balanced")
     )
     remedies: tuple[str, ...] = setting(
-        (), "Remedies", "What the audit found and you chose to leave out.", choices=tuple(REMEDIES)
+        (), "Remedies", "Corrections of what the audit found.", choices=tuple(REMEDIES)
     )
     method: str = setting(
         "lora", "Method", "What is trained; everything else stays frozen.", choices=tuple(METHODS)
@@ -120,7 +122,7 @@ class TrainConfig:
     target_modules: tuple[str, ...] = setting(
         ("query", "value"),
         "Which matrices",
-        "Module names, as print(model) shows them; all-linear takes all.",
+        "Module names, as print(model) shows them; all-linear selects all linear modules.",
     )
     r: int = setting(8, "Rank (r)", "Width of the low-rank matrices.", minimum=1, maximum=2048)
     lora_alpha: int = setting(16, "Alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096)
@@ -130,7 +132,7 @@ class TrainConfig:
     use_rslora: bool = setting(False, "rsLoRA", "Scale by alpha / √r, so that a high rank learns as fast.")
     use_dora: bool = setting(False, "DoRA", "Train each weight's length apart from its direction.")
     init_lora_weights: str = setting(
-        "default", "Start", "Where A and B begin: at zero change, or from the weights or the data.",
+        "default", "Start", "How A and B are initialized: with no change, or from the weights or the data.",
         choices=LORA_INITIALIZATIONS,
     )  # fmt: skip
     loraplus_lr_ratio: float = setting(
@@ -145,10 +147,14 @@ class TrainConfig:
         8, "LoHa and LoKr alpha", "The update is scaled by alpha / r.", minimum=1, maximum=4096
     )
     decompose_factor: int = setting(
-        -1, "Kronecker factor", "LoKr's first factor; -1 takes the squarest.", minimum=-1, maximum=1024
+        -1,
+        "Kronecker factor",
+        "LoKr's first factor; -1 makes both factors as equal as possible.",
+        minimum=-1,
+        maximum=1024,
     )
     d_initial: float = setting(
-        0.1, "First d", "VeRA's scaling vector begins here.", minimum=0.0, maximum=10.0
+        0.1, "First d", "Initial value of VeRA's scaling vector d.", minimum=0.0, maximum=10.0
     )
     randlora_alpha: int = setting(
         64, "RandLoRA alpha", "The update is scaled by alpha / r.", minimum=1, maximum=16384
@@ -189,11 +195,11 @@ class TrainConfig:
         minimum=4, maximum=32,
     )  # fmt: skip
     top_layers: int = setting(
-        0, "Top layers", "Only the last so many layers learn, which is faster; 0 takes all.",
+        0, "Top layers", "Train only this many of the last layers, which is faster; 0 trains all.",
         minimum=0, maximum=1000,
     )  # fmt: skip
     learning_rate: float = setting(
-        2e-3, "Learning rate", "LoRA on an encoder wants 1e-3 to 5e-3.", more_than=0.0, maximum=1.0
+        2e-3, "Learning rate", "LoRA on an encoder needs 1e-3 to 5e-3.", more_than=0.0, maximum=1.0
     )
     lr_scheduler_type: str = setting(
         "linear", "Schedule", "How the learning rate falls after warm-up.", choices=LR_SCHEDULERS
@@ -208,7 +214,7 @@ class TrainConfig:
     per_device_train_batch_size: int = setting(
         16,
         "Batch size",
-        "Texts per batch on average; batches hold about as many tokens.",
+        "Texts per batch on average; all batches have about the same number of tokens.",
         minimum=1,
         maximum=1024,
     )
@@ -217,7 +223,7 @@ class TrainConfig:
         minimum=1, maximum=1024,
     )  # fmt: skip
     max_grad_norm: float = setting(
-        1.0, "Max gradient norm", "A step's gradient is scaled down to this norm; 0 leaves it as it is.",
+        1.0, "Max gradient norm", "A step's gradient is scaled down to this norm; 0 does not scale it.",
         minimum=0.0, maximum=1000.0,
     )  # fmt: skip
     label_smoothing_factor: float = setting(
@@ -225,43 +231,51 @@ class TrainConfig:
         minimum=0.0, maximum=0.9,
     )  # fmt: skip
     eval_steps: int | None = setting(
-        None, "Evaluation interval", "Steps between evaluations on validation rows; four in all when empty.",
+        None, "Evaluation interval", "Steps between evaluations on validation rows; if empty, four in total.",
         minimum=1, maximum=1_000_000,
     )  # fmt: skip
     load_best_model_at_end: bool = setting(
         True, "Keep the best step", "End with the weights of the evaluation that was best on validation rows."
     )
     metric_for_best_model: str | None = setting(
-        None, "Best by", "What decides which step is best; the task's first metric when empty.",
+        None, "Best by", "The metric that decides which step is best; the task's first one when empty.",
         choices=BEST_METRICS,
     )  # fmt: skip
     early_stopping_patience: int = setting(
-        0, "Patience", "Stop after this many evaluations in a row without improvement; 0 never does.",
+        0, "Patience", "Stop after this many evaluations in a row without improvement; 0 never stops early.",
         minimum=0, maximum=1000,
     )  # fmt: skip
     early_stopping_threshold: float = setting(
-        0.0, "Least improvement", "A smaller change of the metric does not count as one for the patience.",
+        0.0, "Least improvement", "A smaller change of the metric does not count as an improvement.",
         minimum=0.0, maximum=1000.0,
     )  # fmt: skip
     max_length: int = setting(
         128, "Max length", "Texts are cut after this many tokens.", minimum=4, maximum=8192
     )
     max_train_samples: int = setting(
-        3000, "Training rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
+        3000,
+        "Training rows",
+        "At most this many, chosen at random with the seed.",
+        minimum=1,
+        maximum=1_000_000,
     )
     max_eval_samples: int = setting(
-        1000, "Evaluation rows", "A seeded random choice of this many.", minimum=1, maximum=1_000_000
+        1000,
+        "Evaluation rows",
+        "At most this many, chosen at random with the seed.",
+        minimum=1,
+        maximum=1_000_000,
     )
     dropout: float = setting(
-        0.0, "Dropout", "Share of the model's own values dropped in training; most were made with 0.1.",
+        0.0, "Dropout", "Dropout rate inside the base model; most were trained with 0.1.",
         minimum=0.0, maximum=0.9,
     )  # fmt: skip
     arithmetic: str = setting(
-        "fast", "Arithmetic", "Plain keeps to float32 and stock modules: slower, the same to rounding.",
+        "fast", "Arithmetic", "Plain uses float32 and stock modules: slower, the same up to rounding.",
         choices=ARITHMETIC_MODES,
     )  # fmt: skip
     torch_compile: str = setting(
-        "auto", "Compile", "Compile the layers with torch.compile; auto does where it pays within the run.",
+        "auto", "Compile", "Compile the layers with torch.compile; auto compiles where it saves time.",
         choices=COMPILE_MODES,
     )  # fmt: skip
     seed: int = setting(42, "Seed", "The same seed gives the same adapter.", minimum=0, maximum=2**32 - 1)

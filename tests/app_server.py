@@ -1,4 +1,4 @@
-"""The real app in a process of its own, on loopback, for the tests that talk to it."""
+"""Start the app in its own process on loopback, for tests that send requests to it."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from processes import ROOT
 
-SECONDS_TO_START = 240  # beside other work; 5 s alone
+SECONDS_TO_START = 240  # under load; 5 s on an idle machine
 _PATCHED = """
 import runpy, sys
 sys.argv[0] = "app.py"
@@ -25,7 +25,7 @@ runpy.run_path("app.py", run_name="__main__")
 
 @dataclass(frozen=True)
 class Server:
-    """Where the app listens, its runs, and its process."""
+    """URL, runs folder and process of a running app."""
 
     url: str
     runs_dir: Path
@@ -34,20 +34,20 @@ class Server:
 
 @contextlib.contextmanager
 def serve(runs_dir: Path, *flags: str, patch: str = "", **changes: str) -> Iterator[Server]:
-    """`python app.py` with these flags until the block ends.
+    """Run `python app.py` until the block ends.
 
     Args:
-        runs_dir: the folder of runs.
-        flags: more of the command line.
-        patch: Python that runs in the app's process before it serves, such as a slower handler.
-        changes: environment variables.
+        runs_dir: Folder of runs.
+        flags: More command-line arguments.
+        patch: Python code that runs in the app's process before it serves, such as a slower handler.
+        changes: Environment variables.
     """
     port = free_port()
-    temporary = runs_dir.parent / "tmp"  # gradio hands out what lies in the temporary folder: no run does
+    temporary = runs_dir.parent / "tmp"  # gradio serves files of the temporary folder, so no run may be in it
     temporary.mkdir(exist_ok=True)
     own = {"HF_HUB_DISABLE_TELEMETRY": "1", "TMPDIR": str(temporary)}
     environment = {**os.environ, **own, **changes}
-    if "PYTEST_XDIST_WORKER" not in environment:  # else another suite's worker has the other core
+    if "PYTEST_XDIST_WORKER" not in environment:  # under xdist, another worker uses the other core
         environment.pop("OMP_NUM_THREADS", None)
     program = ["-c", _PATCHED.format(patch=patch)] if patch else ["app.py"]
     command = [sys.executable, *program, "--port", str(port), "--runs-dir", str(runs_dir), *flags]
@@ -80,7 +80,7 @@ def _wait_for(url: str, process: subprocess.Popen) -> None:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except urllib.error.HTTPError:
-            return  # a page that asks for a password is a page that is served
+            return  # a login page also means that the app is served
         except OSError:
             time.sleep(0.25)
     raise AssertionError(f"nothing answered at {url} in {SECONDS_TO_START} s")

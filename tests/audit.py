@@ -1,7 +1,7 @@
-"""Look up the pinned versions among the known vulnerabilities: make audit, with the pip-audit to use.
+"""Check the pinned versions for known vulnerabilities: `make audit`, with the path of pip-audit as argument.
 
-An index without that list answers that it does not know a package; pip-audit then finds no vulnerability. So
-packages that were not looked up are counted, and the audit passes only if there are none.
+An index without vulnerability data reports each package as unknown, and pip-audit then finds nothing. So
+packages that could not be checked are counted, and the audit passes only if there are none.
 """
 
 import json
@@ -17,7 +17,7 @@ NO_NETWORK = "No audit: the list of vulnerabilities cannot be reached. Try again
 
 
 def main(pip_audit: str) -> int:
-    """0 if no vulnerability is known, 1 if one is, 2 if that could not be found out."""
+    """Return 0 without known vulnerabilities, 1 with some, 2 if the check could not be made."""
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "pins.txt"
         pins.write_text(PINS.read_text(encoding="utf-8") + _torch(), encoding="utf-8")
@@ -36,15 +36,15 @@ def main(pip_audit: str) -> int:
 
 
 def report(packages: list[dict[str, Any]]) -> tuple[str, int]:
-    """What pip-audit found, in words, and the exit status.
+    """Return a summary of the audit and the exit status.
 
     Args:
-        packages: the `dependencies` of its JSON.
+        packages: the `dependencies` of pip-audit's JSON output.
     """
     vulnerable = [package for package in packages if package.get("vulns")]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     lines = [
-        f"{package['name']} {package['version']}: {', '.join(found['id'] for found in package['vulns'])}"
+        f"{package['name']} {package['version']}: {', '.join(vuln['id'] for vuln in package['vulns'])}"
         for package in vulnerable
     ]
     looked_up = len(packages) - len(unknown)
@@ -58,7 +58,7 @@ def report(packages: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def _torch() -> str:
-    """The version that is installed here, which is not pinned, without the mark of its build."""
+    """Return a pin of the installed torch, which is not pinned, without its local build label."""
     return f"torch=={version('torch').partition('+')[0]}\n"
 
 

@@ -1,4 +1,4 @@
-"""A real Chromium for the tests: the one on this machine, else Playwright's own, else Debian's package."""
+"""Find or install Chromium for the tests: an installed one, else Playwright's, else Debian's package."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Error, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DRAWN = "(selector) => document.querySelector(selector)?.toDataURL()"
-# after the next frame, or a second later in a page that draws none
+# Resolves after the next frame, or after one second in a page that draws none.
 _NEXT_FRAME = (
     "() => new Promise((done) => { requestAnimationFrame(() => setTimeout(done)); setTimeout(done, 1000); })"
 )
@@ -30,16 +30,16 @@ MISSING = (
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium on this machine, or None."""
-    asked = os.environ.get("CHROMIUM")
-    if asked:
-        return asked
+    """Return the path of an installed Chromium, or None."""
+    configured = os.environ.get("CHROMIUM")
+    if configured:
+        return configured
     on_path = next((shutil.which(name) for name in NAMES if shutil.which(name)), None)
     return on_path or _playwrights_own()
 
 
 def install_chromium() -> None:
-    """Fetch one: Playwright's own, else Debian's package. Failures are left for the next look to find."""
+    """Install Playwright's Chromium, else Debian's package; call `find_chromium` to see if it worked."""
     subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False, timeout=600)
     if _playwrights_own() is None and shutil.which("apt-get"):
         for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "chromium"]):
@@ -47,21 +47,21 @@ def install_chromium() -> None:
 
 
 def wait_until_redrawn(page: Page, selector: str, before: str) -> None:
-    """Wait until a canvas holds another picture than `before`, which `picture_of` returned."""
+    """Wait until the picture of a canvas differs from `before`, which `picture_of` returned."""
     redrawn = f"([selector, before]) => ![undefined, before].includes(({_DRAWN})(selector))"
     page.wait_for_function(redrawn, arg=[selector, before])
 
 
 def picture_of(page: Page, selector: str) -> str:
-    """What a canvas holds, as a data URL; a screenshot would wait for a canvas that is drawn anew."""
+    """Return the picture of a canvas as a data URL; a screenshot would wait while the canvas is redrawn."""
     return page.evaluate(_DRAWN, selector)
 
 
 def fill(page: Page, selector: str, text: str) -> None:
-    """Type into a field as a person would: no earlier than a frame after it appeared.
+    """Type into a field, at the earliest one frame after it appeared.
 
-    Gradio renders the fields of a tab when it is opened first, and puts their initial values into them once
-    more before the next frame: what a script has typed by then is lost.
+    Gradio renders the fields of a tab when the tab is first opened, and sets their initial values again
+    before the next frame, so text that was typed before that frame is lost.
     """
     page.locator(selector).wait_for()
     page.evaluate(_NEXT_FRAME)
@@ -69,20 +69,20 @@ def fill(page: Page, selector: str, text: str) -> None:
 
 
 def count_answers(context: BrowserContext) -> None:
-    """Have each page of a context count its unanswered questions, for `wait_for_answers`."""
+    """Make each page of a context count its unanswered requests, for `wait_for_answers`."""
     context.add_init_script(path=_COUNT_ANSWERS)
 
 
 def wait_for_answers(page: Page, seconds: float = 120.0) -> None:
-    """Return when all that a page asked is answered and shown, and so is what the answers set off.
+    """Wait until all requests of a page, and those that their answers trigger, are answered and rendered.
 
-    Requests alone do not tell: gradio sends all answers in one stream. If an answer comes before the reply
-    to its question, the page opens another stream for it, which stays open until the next question.
+    Watching HTTP requests is not enough, because gradio sends all answers in one stream. If an answer comes
+    before the reply to its request, the page opens another stream, which stays open until the next request.
     """
     page.evaluate(_NEXT_FRAME)
     while page.evaluate("() => window.unanswered() > 0"):
         page.wait_for_function("() => window.unanswered() === 0", timeout=1000 * seconds)
-        page.evaluate(_NEXT_FRAME)  # what an answer sets off is asked by then
+        page.evaluate(_NEXT_FRAME)  # by then, the requests that an answer triggers are sent
 
 
 def _playwrights_own() -> str | None:
@@ -95,12 +95,12 @@ def _playwrights_own() -> str | None:
 
 
 def main() -> int:
-    """See that there is a browser; 1 and a sentence if there is none."""
+    """Find or install a browser; return 1 and print an error if there is none."""
     if find_chromium() is None:
         install_chromium()
-    found = find_chromium()
-    print(f"browser: {found}" if found else MISSING, file=sys.stdout if found else sys.stderr)
-    return 0 if found else 1
+    path = find_chromium()
+    print(f"browser: {path}" if path else MISSING, file=sys.stdout if path else sys.stderr)
+    return 0 if path else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
+"""Fixtures for all tests: a tiny model, a tiny data set, and runs trained on them by the real command."""
 
 import gc
 import os
@@ -33,14 +33,14 @@ from peft_core.training.entry import train
 WIDE = {"width": 1440, "height": 900}
 Open = Callable[..., Page]
 
-LONGEST = (  # test files that take a minute or more, the longest first
+LONGEST = (  # test files that take a minute or more, longest first
     "test_public_batteries", "test_app", "test_app_data", "test_hub", "test_batteries", "test_app_visitors",
     "test_webpage_browser", "test_page_races", "test_visitors", "test_app_taking", "test_app_inference",
     "test_snippets", "test_processes", "test_worker", "test_train", "test_matrix", "test_reproduction",
     "test_launcher", "test_app_trust", "test_onnx_graph", "test_task_pages", "test_onnx", "test_compiling",
     "test_script", "test_best_step", "test_stopping", "test_workbench",
 )  # fmt: skip
-PATIENCE = 60_000  # milliseconds: two browsers and two servers share two cores, and other work may too
+PATIENCE = 60_000  # milliseconds; two browsers, two servers and possibly other work share two cores
 expect.set_options(timeout=PATIENCE)
 torch.set_num_threads(1)  # as in the processes that these tests start
 
@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def hide_bitsandbytes(config: pytest.Config) -> None:
-    """From the processes that tests start, not from those that run tests; see sitecustomize.py."""
+    """Hide bitsandbytes from processes that tests start, not from test processes; see sitecustomize.py."""
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     starts_workers = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
     if starts_workers:
@@ -66,7 +66,7 @@ def hide_bitsandbytes(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # every training collects garbage, and would look through all that was imported
+    gc.freeze()  # else each garbage collection of a training would scan all imported objects
 
 
 def pytest_report_header() -> str:
@@ -75,7 +75,7 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark unit tests. Tests alone come first, then the longest files: no worker is left with one."""
+    """Mark unit tests; run `alone` tests first, then the longest files, so that no worker ends with one."""
     for item in items:
         if is_unit_test(item):
             item.add_marker("unit")
@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder with a pooler and without a head."""
+    """A tiny encoder with a pooler and without a classification head."""
     return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny", with_head=False)
 
 
@@ -109,7 +109,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(tiny_model: Path, tiny_data: Path) -> dict[str, Any]:
-    """Settings under which the tiny model learns the tiny data in a second."""
+    """Settings with which the tiny model learns the tiny data in a second."""
     return {
         "model_name_or_path": str(tiny_model),
         "dataset_name": str(tiny_data),
@@ -121,7 +121,7 @@ def settings(tiny_model: Path, tiny_data: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def finished_run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that `python -m peft_core.train` has trained; to be read only."""
+    """A run trained by `python -m peft_core.train`; read-only."""
     run = runs.create(tmp_path_factory.mktemp("finished"), TrainConfig.from_dict(settings))
     done = python("-m", "peft_core.train", str(run.folder))
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def finished_run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of the finished run that was merged; to be read only."""
+    """A merged copy of the finished run; read-only."""
     run = copy_of(finished_run, tmp_path_factory.mktemp("merged"))
     merge(run.folder)
     return run
@@ -138,19 +138,19 @@ def merged_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has fitted no probe yet."""
+    """Clear the cache of fitted probes."""
     monkeypatch.setattr("peft_core.inference.probe._fitted_probes", {})
 
 
 @pytest.fixture
 def own_run(finished_run: Run, tmp_path: Path) -> Run:
-    """A copy of the finished run to break."""
+    """A copy of the finished run that a test may change."""
     return copy_of(finished_run, tmp_path / "own")
 
 
 @pytest.fixture
 def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
-    """Trains in this process with some settings changed, and returns the run."""
+    """A function that trains a run in this process with changed settings and returns it."""
 
     def trained(**changes: Any) -> Run:
         run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, **changes}))
@@ -162,7 +162,7 @@ def train_here(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk of so many kB."""
+    """A mounted disk whose size in kB is the fixture's parameter."""
     folder = tmp_path / "disk"
     folder.mkdir()
     size = f"size={request.param}k"
@@ -176,22 +176,22 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 
 def copy_of(run: Run, runs_dir: Path) -> Run:
-    """A copy of a run without what other tests may have had made of it."""
-    made = shutil.ignore_patterns("probe", "downloads", "predictions")
-    return Run(shutil.copytree(run.folder, runs_dir / run.run_id, ignore=made))
+    """Copy a run without outputs that other tests may have created in it."""
+    outputs = shutil.ignore_patterns("probe", "downloads", "predictions")
+    return Run(shutil.copytree(run.folder, runs_dir / run.run_id, ignore=outputs))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
-    with serve(folder / "runs", **nobody) as running:
+    unreachable_hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "hf")}
+    with serve(folder / "runs", **unreachable_hub) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def library(pytestconfig: pytest.Config) -> Path:
-    """The library that an exported page runs on, as npm has it."""
+    """The JavaScript library that an exported page uses, as published on npm."""
     return fetch_library(pytestconfig.cache.mkdir("page-library"))
 
 
@@ -207,7 +207,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def browser_context(chromium: Browser) -> BrowserContext:
-    """One for all pages of a test file, so that gradio's scripts are fetched and compiled once."""
+    """A context shared by all pages of a test file, so that gradio's scripts are loaded and compiled once."""
     context = chromium.new_context()
     count_answers(context)
     return context
@@ -219,7 +219,7 @@ def _policy_violations(message: str) -> list[str]:
 
 @pytest.fixture
 def open_page(server: Server, browser_context: BrowserContext) -> Iterator[Open]:
-    """Opens the app in a tab of its own; a script error, or what its policy blocks, fails the test."""
+    """A function that opens the app in a new tab; script errors and policy violations fail the test."""
     opened: list[Page] = []
     errors: list[str] = []
 
@@ -236,6 +236,6 @@ def open_page(server: Server, browser_context: BrowserContext) -> Iterator[Open]
 
     yield opener
     for page in opened:
-        page.evaluate("localStorage.clear()")  # of the theme
+        page.evaluate("localStorage.clear()")  # resets the theme
         page.close()
     assert not errors

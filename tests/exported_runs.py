@@ -1,4 +1,4 @@
-"""Runs with their ONNX folders, one of each task, as fixtures of conftest.py."""
+"""Runs with an ONNX export, one per problem type, as fixtures of conftest.py."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from peft_core.runs import Run
 
 @pytest.fixture(scope="session")
 def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of the finished run with its ONNX folder; to be read only."""
+    """A copy of the finished run with an ONNX export; read-only."""
     return _exported(finished_run, tmp_path_factory.mktemp("exported"))
 
 
@@ -22,7 +22,7 @@ def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
 def exported_tasks(
     calm_topics: Run, stars: Run, pairs: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """The same of several labels, of a number and of pairs."""
+    """Exported multi-label, regression and text-pair runs; read-only."""
     runs = {"topics": calm_topics, "stars": stars, "pairs": pairs}
     return {name: _exported(run, tmp_path_factory.mktemp(name)) for name, run in runs.items()}
 
@@ -34,12 +34,12 @@ def each_task(request: pytest.FixtureRequest, exported: Run, exported_tasks: dic
 
 @pytest.fixture
 def own_export(exported: Run, tmp_path: Path) -> Run:
-    """A copy of the exported run to break."""
+    """A copy of the exported run that a test may change."""
     return _copied(exported, tmp_path / "own")
 
 
 def refuse_int8(run: Run) -> None:
-    """As an export leaves it whose int8 model lost too much."""
+    """Change an export to one whose int8 model was dropped because it lost too much accuracy."""
     path = run.onnx / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     report["int8"] |= {"kept": False, "drop": 1.25}

@@ -1,4 +1,4 @@
-"""Merged LoRA runs, one of each family of encoders, as a fixture of conftest.py."""
+"""Merged LoRA runs, one per encoder family, as a fixture of conftest.py."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from peft_core.training.entry import train
 
 @pytest.fixture(scope="session")
 def family_runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """By family; trained for one epoch in this process, and merged; to be read only."""
+    """Merged runs by family, trained for one epoch in this process; read-only."""
     return {family: _run(family, tiny_data, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 

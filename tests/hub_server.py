@@ -1,4 +1,4 @@
-"""A loopback HTTP server that speaks enough of a model hub's protocol for its real clients."""
+"""A loopback HTTP server that implements enough of the Hub's protocol for its real clients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TASKS = {"ForSequenceClassification": "text-classification", "ForMaskedLM": "fi
 
 
 class HubError(Exception):
-    """An answer other than success, as the clients expect to read it."""
+    """An error response in the form that Hub clients expect."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class RepoFile:
-    """One file of a repository and its git (and, for large files, LFS) identity."""
+    """One file of a repository with its git ID and, for large files, its LFS ID."""
 
     path: str
     source: Path
@@ -73,18 +73,18 @@ class RepoFile:
         return self.sha256 or self.blob_id
 
     def sibling(self, with_blobs: bool) -> Json:
-        found: Json = {"rfilename": self.path}
+        entry: Json = {"rfilename": self.path}
         if with_blobs:
-            found |= {"size": self.size, "blobId": self.blob_id}
+            entry |= {"size": self.size, "blobId": self.blob_id}
             if self.sha256:
-                found["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return found
+                entry["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+        return entry
 
     def tree_entry(self) -> Json:
-        found: Json = {"type": "file", "path": self.path, "size": self.size, "oid": self.blob_id}
+        entry: Json = {"type": "file", "path": self.path, "size": self.size, "oid": self.blob_id}
         if self.sha256:
-            found["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return found
+            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+        return entry
 
     def chunks(self, start: int, length: int) -> Iterator[bytes]:
         with self.source.open("rb") as stream:
@@ -96,7 +96,7 @@ class RepoFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit of a repository, with the way its files are (or are not) handed out."""
+    """One commit of a repository, with its access rules and injected faults."""
 
     kind: Kind
     repo_id: str
@@ -114,7 +114,7 @@ class Commit:
         return hashlib.sha1(listing.encode()).hexdigest()
 
     def info(self, with_blobs: bool = False, expand: list[str] | None = None) -> Json:
-        found: Json = {
+        info: Json = {
             "_id": self.sha[:24],
             "id": self.repo_id,
             "author": self.repo_id.rpartition("/")[0] or None,
@@ -132,8 +132,8 @@ class Commit:
             "siblings": [file.sibling(with_blobs) for file in self.files.values()],
         }
         if self.kind == "model":
-            found |= self._model_facts()
-        return {key: found[key] for key in ("_id", "id", *expand) if key in found} if expand else found
+            info |= self._model_facts()
+        return {key: info[key] for key in ("_id", "id", *expand) if key in info} if expand else info
 
     def _card(self) -> Json:
         card = self.files.get("README.md")
@@ -141,18 +141,18 @@ class Commit:
         return yaml.safe_load(parts[1]) or {} if len(parts) > 2 and not parts[0] else {}
 
     def _model_facts(self) -> Json:
-        found: Json = {"modelId": self.repo_id, "library_name": "transformers", "tags": ["transformers"]}
+        facts: Json = {"modelId": self.repo_id, "library_name": "transformers", "tags": ["transformers"]}
         if "config.json" in self.files:
             config = json.loads(self.files["config.json"].source.read_text(encoding="utf-8"))
             architectures = config.get("architectures") or []
             tasks = [task for name in architectures for end, task in _TASKS.items() if name.endswith(end)]
-            found["config"] = {"architectures": architectures, "model_type": config.get("model_type")}
-            found["pipeline_tag"] = tasks[0] if tasks else "feature-extraction"
-            found["tags"] += [config.get("model_type"), found["pipeline_tag"]]
+            facts["config"] = {"architectures": architectures, "model_type": config.get("model_type")}
+            facts["pipeline_tag"] = tasks[0] if tasks else "feature-extraction"
+            facts["tags"] += [config.get("model_type"), facts["pipeline_tag"]]
         if "model.safetensors" in self.files:
-            found["safetensors"] = _count_parameters(self.files["model.safetensors"].source)
-            found["tags"].append("safetensors")
-        return found
+            facts["safetensors"] = _count_parameters(self.files["model.safetensors"].source)
+            facts["tags"].append("safetensors")
+        return facts
 
     def tree(self, prefix: str, recursive: bool, expand: bool) -> list[Json]:
         base = f"{prefix}/" if prefix else ""
@@ -167,22 +167,22 @@ class Commit:
 
     def entry(self, path: str, expand: bool) -> Json:
         if path in self.files:
-            found = self.files[path].tree_entry()
+            entry = self.files[path].tree_entry()
         elif any(name.startswith(f"{path}/") for name in self.files):
             oid = hashlib.sha1(f"{self.sha} {path}".encode()).hexdigest()
-            found = {"type": "directory", "path": path, "size": 0, "oid": oid}
+            entry = {"type": "directory", "path": path, "size": 0, "oid": oid}
         else:
             raise self.no_entry(path)
         if expand:
-            found["lastCommit"] = {"id": self.sha, "title": "Add files", "date": DATE}
-        return found
+            entry["lastCommit"] = {"id": self.sha, "title": "Add files", "date": DATE}
+        return entry
 
     def known_entries(self, paths: list[str], expand: bool) -> list[Json]:
-        found = []
+        entries = []
         for path in paths:
             with suppress(HubError):
-                found.append(self.entry(path, expand))
-        return found
+                entries.append(self.entry(path, expand))
+        return entries
 
     def refs(self) -> Json:
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": self.sha}
@@ -196,7 +196,7 @@ class Commit:
 
 
 class HubServer:
-    """Serves folders as hub repositories while the context lasts; an added folder must stay as it is."""
+    """Serve folders as Hub repositories while the context lasts; an added folder must not change."""
 
     endpoint: str
 
@@ -214,7 +214,7 @@ class HubServer:
         drop_after: int | None = None,
         private: bool = False,
     ) -> str:
-        """Publish a folder as the main branch and return its commit (a preset's first is its pinned one)."""
+        """Publish a folder as the main branch and return its commit; a preset's first is the pinned one."""
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files = {name: RepoFile.read(name, path) for name, path in sorted(paths.items())}
         pinned = None if (kind, repo_id) in self._repos else HUB_COMMITS.get(repo_id)
@@ -231,11 +231,11 @@ class HubServer:
         return commits[revision or "main"]
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
-        """What answers a request."""
+        """Return the request handler class."""
         return Handler
 
     def downloads(self) -> list[str]:
-        """The paths inside their repositories of the files whose content was asked for, in order."""
+        """Return the paths, within their repositories, of the downloaded files, in order."""
         matches = [_FILE_PATH.fullmatch(path) for method, path in self.requests if method == "GET"]
         return [match["path"] for match in matches if match]
 
@@ -273,7 +273,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
-        """Stop listening and cut the connections that clients keep alive."""
+        """Stop listening and close the connections that clients keep alive."""
         self.shutdown()
         self.server_close()
         for request in tuple(self._open):
@@ -282,7 +282,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers whoever reads from a hub."""
+    """Answer requests that read from the Hub."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -311,14 +311,14 @@ class Handler(BaseHTTPRequestHandler):
         revision, path = (unquote(match[name] or "") for name in ("rev", "path"))
         commit = self.server.hub.find(match["kind"], unquote(match["id"]), revision)
         if match["call"] == "tree":
-            found: Any = commit.tree(path, _flag(query, "recursive"), _flag(query, "expand"))
+            answer: Any = commit.tree(path, _flag(query, "recursive"), _flag(query, "expand"))
         elif match["call"] == "paths-info":
-            found = commit.known_entries(query.get("paths", []), _flag(query, "expand"))
+            answer = commit.known_entries(query.get("paths", []), _flag(query, "expand"))
         elif match["call"] == "refs":
-            found = commit.refs()
+            answer = commit.refs()
         else:
-            found = commit.info(_flag(query, "blobs"), query.get("expand"))
-        self._send_json(found, 200, commit.headers())
+            answer = commit.info(_flag(query, "blobs"), query.get("expand"))
+        self._send_json(answer, 200, commit.headers())
 
     def _answer_file(self, match: re.Match[str]) -> None:
         kind = "dataset" if match["dataset"] else "model"
@@ -350,16 +350,16 @@ class Handler(BaseHTTPRequestHandler):
         for chunk in file.chunks(start, length):
             self.wfile.write(chunk)
 
-    def _send_json(self, found: Any, status: int, headers: dict[str, str]) -> None:
-        content = json.dumps(found).encode()
+    def _send_json(self, answer: Any, status: int, headers: dict[str, str]) -> None:
+        content = json.dumps(answer).encode()
         self._send_head(status, len(content), "application/json; charset=utf-8", headers)
         if self.command != "HEAD":
             self.wfile.write(content)
 
     def _send_head(self, status: int, length: int, content_type: str, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Type": content_type, "Content-Length": str(length)}.items():
-            self.send_header(name, value)
+        for name, content in {**headers, "Content-Type": content_type, "Content-Length": str(length)}.items():
+            self.send_header(name, content)
         self.end_headers()
 
 
@@ -368,7 +368,7 @@ def _flag(query: dict[str, list[str]], name: str) -> bool:
 
 
 def _byte_range(header: str | None, size: int) -> tuple[int, int]:
-    """The half-open span of a file that a Range header asks for; the whole file where there is none."""
+    """Return the half-open range that a Range header requests; the whole file without a header."""
     if header is None:
         return 0, size
     match = _RANGE.fullmatch(header.strip())
@@ -388,7 +388,7 @@ def _git_blob_id(content: bytes) -> str:
 
 
 def _count_parameters(weights: Path) -> Json:
-    """Parameters per number type, read from the header of a safetensors file."""
+    """Count parameters per dtype from the header of a safetensors file."""
     with weights.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     counts: dict[str, int] = {}

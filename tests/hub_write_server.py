@@ -1,4 +1,4 @@
-"""The write side of the loopback hub: accounts, repositories, large files and commits, strictly checked."""
+"""The write API of the loopback Hub: accounts, repositories, large files and commits, strictly checked."""
 
 from __future__ import annotations
 
@@ -40,9 +40,12 @@ DROP = "drop"  # a fault that cuts the connection instead of answering
 
 @dataclass(frozen=True)
 class Person:
-    """Whom a token belongs to, what the hub tells of it, and to what it truly lets that token write.
+    """The owner of a token.
 
-    `faults` are the calls that fail for this token, each with a status or DROP.
+    Attributes:
+        whoami: Response of the whoami endpoint.
+        writes: Namespaces and repositories that the token may write to, whatever whoami says.
+        faults: Calls that fail for this token, each with a status or DROP.
     """
 
     whoami: Json
@@ -52,7 +55,7 @@ class Person:
 
 @dataclass
 class Pushed:
-    """One commit as the hub took it."""
+    """One commit that the Hub accepted."""
 
     repo_id: str
     summary: str
@@ -62,7 +65,7 @@ class Pushed:
 
 
 class WritableHub(HubServer):
-    """A hub whose repositories are kept under a folder."""
+    """A Hub that stores its repositories in a folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -85,16 +88,16 @@ class WritableHub(HubServer):
         orgs: tuple[Json, ...] = (),
         faults: Json | None = None,
     ) -> None:
-        """`access` is what whoami tells of the token: by default that it writes wherever the person may."""
+        """Register a token; `access` is its entry in whoami, by default a token with the role `write`."""
         auth = {"type": "access_token", "accessToken": access or {"displayName": "test", "role": "write"}}
-        told = {"type": "user", "id": "1", "name": name, "fullname": name, "orgs": list(orgs), "auth": auth}
-        self.people[token] = Person(told, frozenset(writes), faults or {})
+        whoami = {"type": "user", "id": "1", "name": name, "fullname": name, "orgs": list(orgs), "auth": auth}
+        self.people[token] = Person(whoami, frozenset(writes), faults or {})
 
     def exists(self, repo_id: str) -> bool:
         return ("model", repo_id) in self._repos
 
     def publish(self, repo_id: str, files: dict[str, Path | bytes], private: bool) -> Commit:
-        """Files by path as the newest commit of a repository."""
+        """Publish files by path as the newest commit of a repository."""
         tree = next(self._trees)
         for path, content in files.items():
             target = tree / path
@@ -110,10 +113,10 @@ class WritableHub(HubServer):
         del self._repos[("model", repo_id)]
 
     def in_xet(self, oid: str) -> bool:
-        """Whether a file of this SHA-256 was registered in the xet store, whose words are little-endian."""
+        """Return whether a file with this SHA-256 is in the xet store, whose words are little-endian."""
         raw = bytes.fromhex(oid)
-        wanted = b"".join(raw[i : i + 8][::-1] for i in range(0, 32, 8))
-        return any(wanted in path.read_bytes() for path in self.xet_store.rglob("shards/*.mdb"))
+        stored_id = b"".join(raw[i : i + 8][::-1] for i in range(0, 32, 8))
+        return any(stored_id in path.read_bytes() for path in self.xet_store.rglob("shards/*.mdb"))
 
 
 class _Handler(Handler):
@@ -133,23 +136,23 @@ class _Handler(Handler):
 
     def _take(self, name: str, match: re.Match[str]) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        known = self._hub.people.get(self._token())
-        fault = known.faults.get(name) if known else None
+        person = self._hub.people.get(self._token())
+        fault = person.faults.get(name) if person else None
         if fault == DROP:
             self.close_connection = True
             return
         try:
             if fault:
                 raise HubError(fault, "", "as the test wished")
-            parts = {key: unquote(value) for key, value in match.groupdict().items()}
-            found, headers = getattr(self, f"_{name}")(body, **parts), {}
-            if isinstance(found, tuple):
-                found, headers = found
-            self._send_json(found, 200, headers)
+            parts = {key: unquote(text) for key, text in match.groupdict().items()}
+            answer, headers = getattr(self, f"_{name}")(body, **parts), {}
+            if isinstance(answer, tuple):
+                answer, headers = answer
+            self._send_json(answer, 200, headers)
         except HubError as error:
             self._send_json({"error": str(error), "errors": [], "warnings": []}, error.status, error.headers)
 
-    # reading: a private repository is not there for whoever may not see it
+    # reading: a private repository is reported as not found without access
 
     def _answer_api(self, match: re.Match[str], query: dict[str, list[str]]) -> None:
         self._check_visible(match["kind"], unquote(match["id"]))
@@ -215,15 +218,15 @@ class _Handler(Handler):
 
     def _preupload(self, body: bytes, id: str) -> Json:
         self._check_write(id)
-        held, found = self._hub.find("model", id, None).files, []
+        files, modes = self._hub.find("model", id, None).files, []
         for file in json.loads(body)["files"]:
             _need(len(base64.b64decode(file["sample"], validate=True)) <= 512, "a sample of 512 bytes")
             _need(isinstance(file["size"], int), "a size")
             large = file["path"].endswith(LFS_SUFFIXES)
-            oid = held[file["path"]].etag if file["path"] in held else None
+            oid = files[file["path"]].etag if file["path"] in files else None
             mode = "lfs" if large else "regular"
-            found.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        return {"files": found, "commitOid": self._hub.find("model", id, None).sha}
+            modes.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return {"files": modes, "commitOid": self._hub.find("model", id, None).sha}
 
     def _batch(self, body: bytes, id: str) -> Json:
         self._check_write(id)
@@ -234,16 +237,16 @@ class _Handler(Handler):
         return {
             "transfer": "basic",
             "objects": [
-                {**one}
-                if (self._hub.objects / one["oid"]).is_file()
+                {**file}
+                if (self._hub.objects / file["oid"]).is_file()
                 else {
-                    **one,
+                    **file,
                     "actions": {
-                        "upload": {"href": f"{end}/storage/{one['oid']}?signature=1"},
+                        "upload": {"href": f"{end}/storage/{file['oid']}?signature=1"},
                         "verify": {"href": f"{end}/api/verify/{id}"},
                     },
                 }
-                for one in sent["objects"]
+                for file in sent["objects"]
             ],
         }
 
@@ -305,19 +308,19 @@ class _Handler(Handler):
         if stored.is_file():
             _need(stored.stat().st_size == sent["size"], "the size of the object")
             files[path] = stored
-        else:  # what the xet store holds is not handed out again: only the pointer is
+        else:  # files in the xet store are not served again, only their pointer
             _need(self._hub.in_xet(sent["oid"]), "an object that was uploaded before")
             files[path] = f"oid sha256:{sent['oid']}\n".encode()
         pushed.large[path] = sent["oid"]
 
 
-def _need(holds: object, what: str) -> None:
-    if not holds:
-        raise HubError(400, "", f"this needs {what}")
+def _need(is_met: object, requirement: str) -> None:
+    if not is_met:
+        raise HubError(400, "", f"this needs {requirement}")
 
 
 def _check_card(text: str) -> None:
-    """The metadata as the hub wants them: a header of YAML, a known base, a whole model-index."""
+    """Check the metadata as the Hub does: a YAML header, a valid base model, a complete model-index."""
     parts = text.split("\n---\n", 1)
     _need(parts[0].startswith("---\n") and len(parts) == 2, "a header of YAML")
     card = yaml.safe_load(parts[0].removeprefix("---\n"))
@@ -325,6 +328,11 @@ def _check_card(text: str) -> None:
     relations = (None, "adapter", "finetune", "merge", "quantized")
     _need(card.get("base_model_relation") in relations, "a known relation to the base model")
     for model in card.get("model-index", ()):
-        for result in model["results"]:
-            _need(result["task"]["type"] and result["dataset"]["type"] and result["dataset"]["name"], "names")
-            _need(all("type" in metric and "value" in metric for metric in result["metrics"]), "metrics")
+        for evaluation in model["results"]:
+            _need(
+                evaluation["task"]["type"]
+                and evaluation["dataset"]["type"]
+                and evaluation["dataset"]["name"],
+                "names",
+            )
+            _need(all("type" in metric and "value" in metric for metric in evaluation["metrics"]), "metrics")

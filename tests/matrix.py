@@ -44,7 +44,7 @@ LORA_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "LoRA, OLoRA start": {"init_lora_weights": "olora"},
     "LoRA, EVA start": {"init_lora_weights": "eva"},
 }
-# sizes that a matrix 32 wide can hold
+# sizes that fit into a matrix of width 32
 SMALL = {
     "r": 4, "init_r": 6, "target_r": 4, "oft_block_size": 8, "block_size": 8, "n_frequency": 100,
     "encoder_hidden_size": 16, "num_virtual_tokens": 4, "max_length": 64, "num_train_epochs": 2,
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """The cell as the table shows it."""
+        """Return the mark of the cell in the table."""
         if self.reason:
             return "—"
         return "✓" if self.merge is not None else "✓ no merge"
@@ -107,8 +107,8 @@ def variants_of_the_suite(family: str) -> list[str]:
     share = [name for place, name in enumerate(names) if place % (len(FAMILIES) - 1) == number - 1]
     impossible = [
         name
-        for name, one in variants().items()
-        if find_model_conflict(TrainConfig.from_dict(settings_of(one, family)).to_dict(), family)
+        for name, settings in variants().items()
+        if find_model_conflict(TrainConfig.from_dict(settings_of(settings, family)).to_dict(), family)
     ]
     return [name for name in names if name in {"LoRA", *share, *impossible}]
 
@@ -116,9 +116,9 @@ def variants_of_the_suite(family: str) -> list[str]:
 def train_family(family: str, folder: Path, data: Path, names: Collection[str]) -> list[Cell]:
     """Train each of these variants below `folder`; a cell has the run, or the reason why there is none."""
     model = make_tiny(folder / "model", family)
-    gc.freeze()  # every training collects garbage twice, and would look through all that was imported
-    chosen = {name: one for name, one in variants().items() if name in names}
-    return [_trained(name, one, family, folder, model, data) for name, one in chosen.items()]
+    gc.freeze()  # keeps imported objects out of the garbage collections of each training
+    chosen = {name: settings for name, settings in variants().items() if name in names}
+    return [_trained(name, settings, family, folder, model, data) for name, settings in chosen.items()]
 
 
 def check_cells(cells: list[Cell], folders: Iterable[Path]) -> list[Cell]:

@@ -1,6 +1,7 @@
-"""In a fresh process: load each run under some folders, with this project and with PEFT alone, and merge it.
+"""Load the runs of the given folders with this project and with PEFT alone, and merge them.
 
-Prints one JSON object: by run id, the largest logit differences, and the merge certificate's word.
+Runs in a fresh process and prints a JSON object: by run id, the largest logit differences and whether the
+merge certificate holds.
 """
 
 import json
@@ -24,7 +25,7 @@ from peft_core.runs import Run, list_runs
 
 
 def check(run: Run) -> dict[str, Any]:
-    """`reload`: of the evaluation's mean loss and, for PEFT alone, of the logits; `merge` as certified."""
+    """Return `reload`, the difference in mean loss and in PEFT's logits, and the certified `merge`."""
     rows = pd.read_parquet(run.evaluation)
     logits = Predictor(run.folder, "adapter").logits(rows["text"].tolist())
     assert (logits.argmax(-1) == rows["predicted"].to_numpy()).all(), f"{run.run_id}: other labels"
@@ -52,12 +53,12 @@ def _encoder_changed(run: Run) -> bool:
     base = load_file(Path(run.config().model_name_or_path) / "model.safetensors")
     merged = load_file(run.merged / "model.safetensors")
     pairs = [(base[b], merged[m]) for b in base for m in merged if m == b or m.endswith(f".{b}")]
-    assert len(pairs) >= len(base) - 2  # a pooler that the classifier has no use for is not kept
-    return any(not torch.equal(one, other) for one, other in pairs)
+    assert len(pairs) >= len(base) - 2  # a pooler that the classifier does not use is dropped
+    return any(not torch.equal(before, after) for before, after in pairs)
 
 
 def _stock_logits(run: Run, texts: list[str]) -> np.ndarray:
-    """Without this project: the base model from its folder, the adapter by PEFT."""
+    """Return the logits of base model and adapter loaded by transformers and PEFT alone."""
     base = AutoModelForSequenceClassification.from_pretrained(run.config().model_name_or_path, num_labels=2)
     model = PeftModel.from_pretrained(base, run.adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)

@@ -1,4 +1,4 @@
-"""Imported first by the tests: an empty cache for Hub files, and no way out to a network."""
+"""Environment of the tests, imported first: an empty cache of Hub files and no network."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""The library that an exported page runs on, from its package: fetched by npm, checked, kept.
+"""The JavaScript library of an exported page: fetched by npm and checked against the record.
 
 python tests/page_library.py FOLDER puts the pinned files into FOLDER, for a page's `vendor/`.
 python tests/page_library.py --pin VERSION writes another version and its checksums into the record.
@@ -26,24 +26,24 @@ FILES = {
 
 
 def fetch_library(folder: Path) -> Path:
-    """A folder that holds the pinned files, with a fetch by npm if it does not hold them yet."""
+    """Return the folder after fetching the pinned files that it lacks with npm."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), tempfile.TemporaryDirectory() as scratch:
         for file in read_record()["files"]:
-            wanted = {key: file[key] for key in ("bytes", "integrity")}
+            expected = {key: file[key] for key in ("bytes", "integrity")}
             path = folder / file["name"]
-            if path.is_file() and file_integrity(path) == wanted:
+            if path.is_file() and file_integrity(path) == expected:
                 continue
-            found = unpacked(file["package"], Path(scratch)) / file["path"]
-            assert file_integrity(found) == wanted, (
-                f"{found.name} of {file['package']} is not the pinned file"
+            source = unpacked(file["package"], Path(scratch)) / file["path"]
+            assert file_integrity(source) == expected, (
+                f"{source.name} of {file['package']} is not the pinned file"
             )
-            shutil.copyfile(found, path)
+            shutil.copyfile(source, path)
     return folder
 
 
 def unpacked(package: str, scratch: Path) -> Path:
-    """The files of a package as npm downloads and checks it, in a folder of scratch."""
+    """Return the unpacked folder of a package, downloaded and checked by npm, below `scratch`."""
     target = scratch / package.replace("/", "-")
     if not target.is_dir():
         target.mkdir()
@@ -53,9 +53,10 @@ def unpacked(package: str, scratch: Path) -> Path:
 
 
 def pinned(version: str, scratch: Path) -> dict[str, Any]:
-    """The record of a version: the files that a page loads, with their sizes and checksums."""
+    """Return the record of a version: the files that a page loads, with their sizes and checksums."""
     package = f"{PACKAGE}@{version}"
-    asked = json.loads((unpacked(package, scratch) / "package.json").read_text("utf-8"))["dependencies"]
+    manifest = unpacked(package, scratch) / "package.json"
+    dependencies = json.loads(manifest.read_text("utf-8"))["dependencies"]
     files = [
         {
             "name": Path(path).name,
@@ -63,7 +64,7 @@ def pinned(version: str, scratch: Path) -> dict[str, Any]:
             "path": path,
             **file_integrity(unpacked(name, scratch) / path),
         }
-        for name in (package, f"{RUNTIME}@{asked[RUNTIME]}")
+        for name in (package, f"{RUNTIME}@{dependencies[RUNTIME]}")
         for path in FILES[name.rsplit("@", 1)[0]]
     ]
     return {"package": PACKAGE, "version": version, "files": files}

@@ -1,4 +1,4 @@
-"""Folders served on loopback for the tests of an exported page, with a record of what was asked for."""
+"""Folders served on loopback for the tests of an exported page, with a record of the requests."""
 
 import contextlib
 import threading
@@ -20,20 +20,20 @@ SEND_AND_WAIT = """(url) => new Promise((resolve) => {  // both are refused, eac
 
 @dataclass
 class Folder:
-    """A folder at an address, and the paths that were asked of it."""
+    """A served folder: its address and the requested paths."""
 
     url: str
-    asked: list[str] = field(default_factory=list)
+    requested_paths: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def serve_folder(folder: Path) -> Iterator[Folder]:
-    """Files as any static host sends them, with leave for pages of other origins to read them."""
+    """Serve files as a static host does, readable by pages of other origins."""
 
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            served.asked.append(self.path)
-            with contextlib.suppress(ConnectionError):  # a page that is left stops reading
+            served.requested_paths.append(self.path)
+            with contextlib.suppress(ConnectionError):  # a closed page stops reading
                 super().do_GET()
 
         def end_headers(self) -> None:
@@ -41,7 +41,7 @@ def serve_folder(folder: Path) -> Iterator[Folder]:
             super().end_headers()
 
         def log_message(self, *words: object) -> None:
-            """Say nothing."""
+            """Discard the message."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     served = Folder(f"http://127.0.0.1:{server.server_port}")

@@ -1,7 +1,7 @@
-"""Write what requirements.txt and tests/requirements.txt bring, in the installed versions: make pins.
+"""Pin what requirements.txt and tests/requirements.txt install, in the installed versions: make pins.
 
-What both bring belongs to the first. torch is left out: which build of it is right depends on the machine.
-Beside each list of pins lies one of the SHA-256 of every file of the pinned versions, for all systems.
+What both install is pinned in the first. torch is omitted: its build depends on the machine. Each list of
+pins has a list of the SHA-256 of every file of the pinned versions, for all systems.
 """
 
 import subprocess
@@ -18,21 +18,21 @@ HASHES = {RUNTIME: "hashes.txt", TESTS: "tests/hashes.txt"}
 
 
 def requirements(name: str) -> list[Requirement]:
-    """The lines of a file of requirements or pins."""
+    """Return the requirements in a file of requirements or pins."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
 
 
-def brought_by(wanted: list[Requirement]) -> dict[str, str]:
-    """The installed version of every package that requirements bring, themselves included, by name."""
-    versions, seen = {}, set()
-    todo = [(requirement, extra) for requirement in wanted for extra in ("", *requirement.extras)]
+def brought_by(roots: list[Requirement]) -> dict[str, str]:
+    """Return the installed version of each required package and of its dependencies, by name."""
+    versions, visited = {}, set()
+    todo = [(requirement, extra) for requirement in roots for extra in ("", *requirement.extras)]
     while todo:
         requirement, extra = todo.pop()
         name = canonicalize_name(requirement.name)
-        if (name, extra) in seen:
+        if (name, extra) in visited:
             continue
-        seen.add((name, extra))
+        visited.add((name, extra))
         installed = distribution(name)
         versions[name] = installed.version
         for line in installed.requires or []:
@@ -43,7 +43,7 @@ def brought_by(wanted: list[Requirement]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Write all four files anew, the pins below the comment that each begins with."""
+    """Rewrite all four files; each list of pins keeps the comment at its start."""
     runtime = brought_by(requirements("requirements.txt"))
     for_tests = brought_by(requirements("tests/requirements.txt"))
     _write(RUNTIME, runtime)

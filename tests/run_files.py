@@ -1,4 +1,4 @@
-"""Change files of a run as the app itself would have written them: with their manifest."""
+"""Change files of a run and update their manifest, as the app would."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from peft_core.files.atomic import write_json
 from peft_core.files.manifests import MANIFEST_FILE, read_manifest, write_manifest
 from peft_core.runs import Run
 
-OF_THE_RESULT = ("result.json", "evaluation.parquet", "validation.parquet")
+EVALUATION_FILES = ("result.json", "evaluation.parquet", "validation.parquet")
 
 
 def path_of(run: Run, name: str) -> Path:
-    """Where a file of a run lies: the result and its rows in `evaluation/`."""
-    return run.results / name if name in OF_THE_RESULT else run.folder / name
+    """Return the path of a run's file; the result and its rows are in `evaluation/`."""
+    return run.results / name if name in EVALUATION_FILES else run.folder / name
 
 
 def change_json(run: Run, name: str, **entries: Any) -> None:
@@ -24,7 +24,7 @@ def change_json(run: Run, name: str, **entries: Any) -> None:
 
 
 def reseal(folder: Path) -> None:
-    """Write a folder's manifest anew: of a run's own folder of the files that it named before."""
+    """Rewrite a folder's manifest; that of a run folder lists the same files as before."""
     if (folder / "status.json").exists():
         write_manifest(folder, *read_manifest(folder).files)
     elif (folder / MANIFEST_FILE).exists():

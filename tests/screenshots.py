@@ -1,4 +1,4 @@
-"""Makes the pictures in assets/ from a real run of the default, in a real browser."""
+"""Take the screenshots in assets/ of a real default run in a real browser."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 380, "height": 800}
 
 
 def main() -> None:
-    """Train, merge, predict, compare; a picture at each stop. Takes about three minutes on two cores."""
+    """Train, merge, compare and predict, with a screenshot of each. About 3 minutes on two cores."""
     path = find_chromium()
     assert path is not None, MISSING
     with (
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def shot(page: Page, name: str) -> None:
-    """A picture once fonts and charts have settled, the pointer out of the way."""
+    """Take a screenshot once fonts and charts have settled, with the pointer out of the way."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
     page.screenshot(path=ASSETS / f"{name}.png")

@@ -1,4 +1,4 @@
-"""Runs a training script in this process, beside the files that it reads."""
+"""Run a training script in this process, in the folder of the files that it reads."""
 
 import contextlib
 import io
@@ -18,37 +18,38 @@ from peft_core.runs import Run
 
 
 def run_script(run: Run, folder: Path) -> dict[str, Any]:
-    """Everything that the script of a run leaves behind in its own names."""
+    """Run the script of a run in a new folder and return its globals."""
     folder.mkdir(parents=True)
     (folder / SCRIPT_FILE).write_text(script_of(run), encoding="utf-8")
     save_rows(run, folder)
-    return run_text(folder / SCRIPT_FILE)
+    return run_script_file(folder / SCRIPT_FILE)
 
 
-def run_text(path: Path) -> dict[str, Any]:
-    """The names that a file of Python leaves behind, run in its folder."""
-    words = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(words):
+def run_script_file(path: Path) -> dict[str, Any]:
+    """Run a Python file in its folder and return its globals."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(path.parent)
         return runpy.run_path(str(path))
 
 
-def assert_same(run: Run, folder: Path, found: dict[str, Any]) -> None:
-    """The script measured what the run measured, and left the same bytes of weights."""
-    result = run.result()
-    assert found["result"] == pytest.approx({name: result[name] for name in found["result"]}, abs=1e-12)
-    wanted = load_file(run.adapter / "adapter_model.safetensors")
+def assert_same(run: Run, folder: Path, script_globals: dict[str, Any]) -> None:
+    """Assert that the script has the metrics of the run and saved the same weights."""
+    run_result = run.result()
+    assert script_globals["result"] == pytest.approx(
+        {name: run_result[name] for name in script_globals["result"]}, abs=1e-12
+    )
+    expected = load_file(run.adapter / "adapter_model.safetensors")
     path = folder / "output" / "adapter" / "adapter_model.safetensors"
     saved = (
         load_file(path) if path.is_file() else load_file(folder / "output" / "model" / "model.safetensors")
     )
-    assert set(wanted) <= set(saved)
-    for name, tensor in wanted.items():
+    assert set(expected) <= set(saved)
+    for name, tensor in expected.items():
         assert tensor.equal(saved[name]), name
 
 
-def checked_by_the_linter(folder: Path) -> None:
-    """The scripts in a folder are as a person would have written them: nothing unused, nothing unknown."""
+def assert_ruff_clean(folder: Path) -> None:
+    """Assert that the scripts in a folder pass ruff check and ruff format."""
     for command in (["check", "--ignore=F821"], ["format", "--check"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), str(folder)]
         done = subprocess.run(ruff, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A small data set whose words give its labels away."""
+"""A small data set whose words determine its labels."""
 
 import csv
 import random
@@ -12,7 +12,7 @@ LABELS = {"bad": LABEL_WORDS[0], "good": LABEL_WORDS[4]}
 
 
 def write_small_data(folder: Path) -> Path:
-    """A folder with train.csv, validation.csv and test.csv, columns text and label (bad or good)."""
+    """Write train.csv, validation.csv and test.csv with the columns text and label (bad or good)."""
     sentences = list(_sentences())
     write_csv(folder / "train.csv", sentences[:TRAIN_ROWS])
     write_csv(folder / "test.csv", sentences[TRAIN_ROWS : TRAIN_ROWS + TEST_ROWS])
@@ -27,12 +27,12 @@ def write_csv(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str] 
 
 
 def _sentences() -> list[tuple[str, str]]:
-    """Texts and labels in turn, no text twice, the same at each call."""
-    rng, found = random.Random(1), {}
-    while len(found) < TRAIN_ROWS + TEST_ROWS + VALIDATION_ROWS:
-        label = list(LABELS)[len(found) % 2]
+    """Return distinct texts with alternating labels, the same at each call."""
+    rng, labels_by_text = random.Random(1), {}
+    while len(labels_by_text) < TRAIN_ROWS + TEST_ROWS + VALIDATION_ROWS:
+        label = list(LABELS)[len(labels_by_text) % 2]
         words = rng.sample(LABELS[label], 3)
         subjects = rng.sample(SUBJECTS, 2)
         text = f"The {subjects[0]} was {words[0]} and the {subjects[1]} {words[1]}, really {words[2]}."
-        found.setdefault(text, label)
-    return list(found.items())
+        labels_by_text.setdefault(text, label)
+    return list(labels_by_text.items())

@@ -1,4 +1,4 @@
-"""Rows of several labels, of numbers and of pairs, and runs trained on them, as fixtures of conftest.py."""
+"""Multi-label, regression and text pair rows, and runs trained on them as fixtures of conftest.py."""
 
 import random
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from peft_core.runs import Run
 from peft_core.training import entry, setup
 
 TOPICS = {"food": LABEL_WORDS[0], "drink": LABEL_WORDS[3], "room": LABEL_WORDS[4]}
-MORE = ["query", "value", "intermediate.dense"]
+MORE_MODULES = ["query", "value", "intermediate.dense"]
 
 
 def topic_rows(count: int, seed: int) -> Dataset:
-    """Texts that speak of none, some or all of three topics, each in words of its own."""
+    """Return texts about none, some or all of three topics, each with its own words."""
     rng, rows = random.Random(seed), {"text": [], "label": []}
     for _ in range(count):
-        held = [float(rng.random() < share) for share in (0.5, 0.5, 0.3)]
+        topic_labels = [float(rng.random() < share) for share in (0.5, 0.5, 0.3)]
         words = rng.sample(LABEL_WORDS[2], 1)
-        for own, has in zip(TOPICS.values(), held, strict=True):
+        for own, has in zip(TOPICS.values(), topic_labels, strict=True):
             words += rng.sample(own, 3) if has else []
         rng.shuffle(words)
         rows["text"].append("We had " + " and ".join(words) + ".")
-        rows["label"].append(held)
+        rows["label"].append(topic_labels)
     return Dataset.from_dict(rows)
 
 
 def number_rows(count: int, seed: int, unit: float = 1.0, offset: float = 0.0) -> Dataset:
-    """Reviews of 1 to 5 stars, in another unit where one is given."""
+    """Return reviews of 1 to 5 stars, labeled `stars * unit + offset`."""
     rng, rows = random.Random(seed), {"text": [], "label": []}
     for _ in range(count):
         stars = rng.randint(1, 5)
@@ -46,7 +46,7 @@ def number_rows(count: int, seed: int, unit: float = 1.0, offset: float = 0.0) -
 
 
 def pair_rows(count: int, seed: int) -> Dataset:
-    """Pairs in which the second text alone tells the label."""
+    """Return text pairs whose label depends on the second text alone."""
     rng, rows = random.Random(seed), {"text": [], "text_pair": [], "label": []}
     for _ in range(count):
         label = rng.randint(0, 1)
@@ -56,16 +56,20 @@ def pair_rows(count: int, seed: int) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-def labelled(make: Callable[..., Dataset], names: tuple[str, ...], task: str, **named: Any) -> LabeledSplits:
-    parts = [make(count, seed, **named) for seed, count in enumerate((240, 40, 60))]
-    return LabeledSplits(*parts, label_names=names, has_label_names=True, problem_type=task, record={})
+def labeled_splits(
+    make: Callable[..., Dataset], names: tuple[str, ...], problem_type: str, **options: Any
+) -> LabeledSplits:
+    parts = [make(count, seed, **options) for seed, count in enumerate((240, 40, 60))]
+    return LabeledSplits(
+        *parts, label_names=names, has_label_names=True, problem_type=problem_type, record={}
+    )
 
 
 @pytest.fixture(scope="session")
 def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """Trains the tiny model in this process on rows made by hand."""
+    """Return a function that trains the tiny model on given rows in this process."""
 
-    def fitted(data: LabeledSplits, **changes: Any) -> Run:
+    def train_rows(data: LabeledSplits, **changes: Any) -> Run:
         settings = {
             "model_name_or_path": str(tiny_model),
             "max_length": 64,
@@ -76,11 +80,11 @@ def fit(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         train_on(data, run)
         return run
 
-    return fitted
+    return train_rows
 
 
 def train_on(data: LabeledSplits, run: Run) -> None:
-    """Start a run, or continue it, on these rows."""
+    """Start or continue a run on these rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "load_labeled_splits", lambda config: data)
         entry.train(run.folder)
@@ -88,24 +92,24 @@ def train_on(data: LabeledSplits, run: Run) -> None:
 
 @pytest.fixture(scope="session")
 def topics(fit: Callable[..., Run]) -> Run:
-    return fit(several_labels(), num_train_epochs=12, target_modules=MORE)
+    return fit(multi_label_splits(), num_train_epochs=12, target_modules=MORE_MODULES)
 
 
 @pytest.fixture(scope="session")
 def calm_topics(fit: Callable[..., Run]) -> Run:
-    """The same at a rate at which rounding alone does not decide which model comes out."""
-    return fit(several_labels(), num_train_epochs=25, learning_rate=0.01, target_modules=MORE)
+    """The same at a learning rate at which rounding errors do not change the resulting model."""
+    return fit(multi_label_splits(), num_train_epochs=25, learning_rate=0.01, target_modules=MORE_MODULES)
 
 
-def several_labels() -> LabeledSplits:
-    return labelled(topic_rows, tuple(TOPICS), MULTI)
+def multi_label_splits() -> LabeledSplits:
+    return labeled_splits(topic_rows, tuple(TOPICS), MULTI)
 
 
 @pytest.fixture(scope="session")
 def stars(fit: Callable[..., Run]) -> Run:
-    return fit(labelled(number_rows, (), REGRESSION))
+    return fit(labeled_splits(number_rows, (), REGRESSION))
 
 
 @pytest.fixture(scope="session")
 def pairs(fit: Callable[..., Run]) -> Run:
-    return fit(labelled(pair_rows, ("bad", "good"), SINGLE), num_train_epochs=10)
+    return fit(labeled_splits(pair_rows, ("bad", "good"), SINGLE), num_train_epochs=10)

@@ -1,4 +1,4 @@
-"""What each method builds, starts from, schedules and refuses, and that a stopped run of it goes on."""
+"""Tests of the methods: built adapters, initialization, schedules, invalid settings and resuming."""
 
 import json
 from pathlib import Path
@@ -32,20 +32,20 @@ def config_of(model: Path, variant: str, **changes: Any) -> TrainConfig:
     return TrainConfig.from_dict({**settings, "model_name_or_path": str(model), "num_labels": 2, **changes})
 
 
-def loaded(model: Path) -> torch.nn.Module:
+def load_classifier(model: Path) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
 
 
 @pytest.mark.parametrize("variant", variants())
-def test_the_count_without_weights_is_that_of_the_real_model(bert: Path, variant: str) -> None:
+def test_count_parameters_without_weights_matches_real_model(bert: Path, variant: str) -> None:
     config = config_of(bert, variant)
-    assert count_parameters(config) == count_model(apply_method(loaded(bert), config))
+    assert count_parameters(config) == count_model(apply_method(load_classifier(bert), config))
 
 
 @pytest.mark.parametrize("variant", ["LoRA, PiSSA start", "LoRA, OLoRA start"])
-def test_a_start_from_the_weights_is_no_change_of_the_model(bert: Path, variant: str) -> None:
+def test_weight_based_init_keeps_model_outputs(bert: Path, variant: str) -> None:
     torch.manual_seed(0)
-    base = loaded(bert).eval()
+    base = load_classifier(bert).eval()
     batch = {"input_ids": torch.arange(5, 45).reshape(2, 20)}
     with torch.inference_mode():
         before = base(**batch).logits
@@ -55,7 +55,7 @@ def test_a_start_from_the_weights_is_no_change_of_the_model(bert: Path, variant:
         assert all(matrices[name].abs().max() > 0 for name in matrices if "lora_B" in name)
 
 
-def test_prompt_tuning_starts_as_the_label_names(
+def test_prompt_tuning_starts_from_label_name_embeddings(
     bert: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     small = {"learning_rate": 1e-12, "num_train_epochs": 1, "num_virtual_tokens": 6}
@@ -64,47 +64,49 @@ def test_prompt_tuning_starts_as_the_label_names(
     )
     train(run.folder)
     (start,) = (
-        value
-        for name, value in load_file(run.adapter / "adapter_model.safetensors").items()
+        tensor
+        for name, tensor in load_file(run.adapter / "adapter_model.safetensors").items()
         if "prompt" in name
     )
     ids = AutoTokenizer.from_pretrained(bert)("bad good")["input_ids"]
-    words = loaded(bert).get_input_embeddings().weight[[*ids, *ids][:6]]
+    words = load_classifier(bert).get_input_embeddings().weight[[*ids, *ids][:6]]
     assert torch.allclose(start, words, atol=1e-6)
     saved = json.loads((run.adapter / "adapter_config.json").read_text())
     assert saved["tokenizer_name_or_path"] == saved["base_model_name_or_path"] == str(bert)
 
 
-def test_adalora_ends_with_its_target_rank(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_adalora_ends_at_target_rank(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     config = config_of(bert, "AdaLoRA", dataset_name=settings["dataset_name"], num_train_epochs=10)
     run = runs.create(tmp_path, config)
     train(run.folder)
     pattern = json.loads((run.adapter / "adapter_config.json").read_text())["rank_pattern"]
     matrices = 2 * 2  # query and value of two layers
     assert len(pattern) == matrices
-    assert sum(sum(kept) for kept in pattern.values()) == config.target_r * matrices
-    assert {len(kept) for kept in pattern.values()} == {config.init_r}
+    assert sum(sum(mask) for mask in pattern.values()) == config.target_r * matrices
+    assert {len(mask) for mask in pattern.values()} == {config.init_r}
 
 
-def test_eva_starts_from_the_training_rows(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    """At a rate of nearly nothing the trained matrices are the ones that training began with."""
+def test_eva_initializes_from_training_rows(bert: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    """With a learning rate near zero, the trained matrices equal the initial ones."""
     small = {"dataset_name": settings["dataset_name"], "learning_rate": 1e-12, "num_train_epochs": 1}
-    found = {}
+    weights = {}
     for variant in ("LoRA", "LoRA, EVA start"):
         run = runs.create(tmp_path, config_of(bert, variant, **small))
         train(run.folder)
-        found[variant] = load_file(run.adapter / "adapter_model.safetensors")
-    first = next(name for name in found["LoRA"] if "lora_A" in name)
-    eva, plain = found["LoRA, EVA start"][first], found["LoRA"][first]
+        weights[variant] = load_file(run.adapter / "adapter_model.safetensors")
+    first = next(name for name in weights["LoRA"] if "lora_A" in name)
+    eva, plain = weights["LoRA, EVA start"][first], weights["LoRA"][first]
     directions = eva / eva.norm(dim=1, keepdim=True)
     assert torch.allclose(directions @ directions.T, torch.eye(len(eva)), atol=1e-4)  # singular vectors
     assert not torch.allclose(plain @ plain.T, torch.diag((plain**2).sum(1)), atol=1e-4)
-    assert all(value.shape == found["LoRA"][name].shape for name, value in found["LoRA, EVA start"].items())
+    assert all(
+        tensor.shape == weights["LoRA"][name].shape for name, tensor in weights["LoRA, EVA start"].items()
+    )
 
 
-def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
+def test_loraplus_optimizer_scales_rate_of_lora_b(bert: Path) -> None:
     config = config_of(bert, "LoRA, LoRA+", loraplus_lr_ratio=8.0, learning_rate=0.01)
-    model = apply_method(loaded(bert), config)
+    model = apply_method(load_classifier(bert), config)
     optimizer = loraplus_optimizer(model, config, torch.optim.AdamW, lr=config.learning_rate)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -120,8 +122,10 @@ def test_lora_plus_gives_b_its_own_rate(bert: Path) -> None:
         "P-tuning",
     ],
 )  # fmt: skip
-def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str) -> None:
-    # 100 steps of 10 an epoch: the first checkpoint, at 25, is in the middle of the third
+def test_stopped_run_continues_to_the_same_weights(
+    bert: Path, settings: dict[str, Any], tmp_path: Path, variant: str
+) -> None:
+    # 100 steps, 10 per epoch: the first checkpoint, at step 25, is in the middle of the third epoch
     config = config_of(bert, variant, dataset_name=settings["dataset_name"], num_train_epochs=10)
     run = runs.create(tmp_path, config)
     with mock.patch.object(Run, "stop_requested", can_continue):
@@ -131,9 +135,11 @@ def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: P
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
     straight = runs.create(tmp_path, config)
     train(straight.folder)
-    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    continued_weights, straight_weights = (
+        load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight)
+    )
+    assert continued_weights.keys() == straight_weights.keys()
+    assert all(torch.equal(continued_weights[name], straight_weights[name]) for name in continued_weights)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_a_stopped_run_goes_on(bert: Path, settings: dict[str, Any], tmp_path: P
         ({"use_dora": "yes"}, "true or false"),
     ],
 )
-def test_what_cannot_work_together_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_config_with_incompatible_settings_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TrainConfig.from_dict(changes)
 
@@ -160,7 +166,7 @@ def test_what_cannot_work_together_is_refused(changes: dict[str, Any], words: st
         ("LoRA", {"target_modules": ["q_lin"]}, "matches nothing in this model; it has"),
     ],
 )
-def test_what_cannot_work_on_a_model_is_refused(
+def test_count_parameters_with_settings_unfit_for_model_raises(
     bert: Path, variant: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ModelError, match=words):

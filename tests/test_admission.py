@@ -1,8 +1,8 @@
-"""A speed-up is admitted on masked and unmasked batches, and what it is admitted on holds for whole runs.
+"""Training optimizations are admitted on masked and unmasked batches and then work for whole runs.
 
-Half-width weights are tried only on processors that multiply them faster. These tests answer that probe
-themselves, so they run the same code on any machine: every processor can compute in bfloat16, and neither the
-difference of a gradient nor a type error depends on how fast it is.
+bfloat16 weights are tried only on processors that multiply them faster. These tests replace that check, so
+they run the same code on any machine: every processor can compute in bfloat16, and neither a gradient
+difference nor a type error depends on its speed.
 """
 
 import copy
@@ -27,7 +27,7 @@ from peft_core.training.entry import train
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
-# Two layers of this width hold over a million frozen weights, even where they share them (ALBERT).
+# Two layers of this width have over a million frozen weights, even if they share them (ALBERT).
 WIDE = {"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 4}
 WIDE_BY_FAMILY = {"deberta-v2": {"pooler_hidden_size": 320}}
 ADMITTED_IN_HALF = sorted(FAMILIES)
@@ -40,7 +40,7 @@ def half_width_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wide_model(folder: Path, family: str, **changes: Any) -> tuple[Any, TrainConfig]:
-    """A model with over a million frozen weights in its layers, and its adapter."""
+    """Return a model with an adapter and over a million frozen weights in its layers, and its config."""
     make_tiny(folder, family, **WIDE, **WIDE_BY_FAMILY.get(family, {}))
     targets = TARGETS.get(family, ["query", "value"])
     config = TrainConfig.from_dict(
@@ -56,19 +56,19 @@ def wide_model(folder: Path, family: str, **changes: Any) -> tuple[Any, TrainCon
 
 
 def whole_batch(model: Any) -> dict[str, torch.Tensor]:
-    """As the collator makes it of texts of one length: without an attention mask."""
+    """Return a batch as the collator builds it from texts of equal length: without an attention mask."""
     batch = batch_of(model, padded=False)
     del batch["attention_mask"]
     return batch
 
 
 def mixed_batches(model: Any) -> list[dict[str, torch.Tensor]]:
-    """Without a mask, with one, and again, of different shapes."""
+    """Return batches with and without an attention mask, in different shapes."""
     return [whole_batch(model), batch_of(model), batch_of(model, 3, 17), whole_batch(model)]
 
 
 def losses_of(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
-    """The losses of one step of plain gradient descent a batch."""
+    """Return the losses of one step of plain gradient descent per batch."""
     losses = []
     for batch in batches:
         losses.append(step(model, batch)[0])
@@ -80,9 +80,7 @@ def losses_of(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_trains_on_masked_and_unmasked_batches_as_the_plain_form(
-    family: str, tmp_path: Path
-) -> None:
+def test_optimize_training_on_mixed_batches_matches_plain_losses(family: str, tmp_path: Path) -> None:
     model, config = wide_model(tmp_path, family)
     plain = losses_of(copy.deepcopy(model), mixed_batches(model))
     with optimize_training(model, config, whole_batch(model), STEPS) as applied:
@@ -92,7 +90,7 @@ def test_every_family_trains_on_masked_and_unmasked_batches_as_the_plain_form(
 
 
 def only_first_layer_narrowed(layers: torch.nn.ModuleList) -> list[Any]:
-    """As it was when a run of all-mpnet-base-v2 failed: MPNet gives every layer its float32 mask."""
+    """Register the hooks with which all-mpnet-base-v2 failed: MPNet passes each layer a float32 mask."""
     return [
         layers[0].register_forward_pre_hook(speedups._narrow, with_kwargs=True),
         layers[-1].register_forward_hook(speedups._widen),
@@ -100,7 +98,7 @@ def only_first_layer_narrowed(layers: torch.nn.ModuleList) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
-def test_half_width_that_fails_on_masked_batches_is_refused(
+def test_half_precision_that_fails_on_masked_batches_is_refused(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="peft_core")
@@ -110,13 +108,13 @@ def test_half_width_that_fails_on_masked_batches_is_refused(
     with optimize_training(model, config, whole_batch(model), STEPS) as applied:
         assert applied.record.dtype == "float32"
         assert losses_of(model, mixed_batches(model)) == pytest.approx(plain, abs=1e-4)
-    assert "dtype stays as it is: it fails" in caplog.text
+    assert "dtype is not applied: it fails" in caplog.text
 
 
-def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
+def test_mpnet_admitted_on_unmasked_batch_only_fails_at_second_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The failure of the real run, which shows that the tests above would notice it."""
+    """Reproduce the failure of the real run, so that the tests above are known to detect it."""
     monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
     monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
     model, config = wide_model(tmp_path, "mpnet")
@@ -129,7 +127,7 @@ def test_mpnet_admitted_on_an_unmasked_batch_alone_fails_at_its_second_step(
 
 
 def mixed_lengths(folder: Path) -> Path:
-    """Reviews of full length, which fill the first batch, and short ones, whose batches are masked."""
+    """Write full-length reviews, which fill the first batch, and short ones, whose batches are masked."""
     rows = [("good food " * 20, "good"), ("bad food " * 20, "bad")] * 12
     rows += [(f"good {'food ' * (i % 5)}", "good") for i in range(24)]
     rows += [(f"bad {'food ' * (i % 5)}", "bad") for i in range(24)]
@@ -138,20 +136,20 @@ def mixed_lengths(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("mended", [True, False], ids=["now", "as it was"])
+@pytest.mark.parametrize("fixed", [True, False], ids=["now", "as it was"])
 def test_mpnet_run_with_unmasked_and_masked_batches_finishes(
-    mended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Now in half width to its end; as it was, in the plain form from the step on that ended the real run."""
+    """Fixed: in bfloat16 to the end. Not fixed: plain from the step at which the real run failed."""
     masked: list[bool] = []
     compute_loss = RunTrainer.compute_loss
 
-    def recorded(trainer: RunTrainer, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+    def recorded(trainer: RunTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         masked.append("attention_mask" in inputs)
-        return compute_loss(trainer, model, inputs, *given, **named)
+        return compute_loss(trainer, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(RunTrainer, "compute_loss", recorded)
-    if not mended:
+    if not fixed:
         monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
         monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
     config = {
@@ -167,29 +165,29 @@ def test_mpnet_run_with_unmasked_and_masked_batches_finishes(
     assert not masked[0] and any(masked)
     record = run.result()["speedups"]
     assert run.state().status == "FINISHED" and record["dtype"] == "bfloat16"
-    assert record["failed_at"] == (None if mended else masked.index(True))
-    assert mended or "same dtype" in record["failure"]
+    assert record["failed_at"] == (None if fixed else masked.index(True))
+    assert fixed or "same dtype" in record["failure"]
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
-def test_compared_batches_are_one_without_and_one_with_a_mask(padded: bool, tmp_path: Path) -> None:
+def test_mask_variants_return_unmasked_and_masked_batch(padded: bool, tmp_path: Path) -> None:
     model, _ = wide_model(tmp_path, "mpnet")
     batch = batch_of(model, padded=padded)
     whole, masked = mask_variants(batch, pad=1)
     assert "attention_mask" not in whole and whole["input_ids"].equal(batch["input_ids"])
     assert 0 < masked["attention_mask"].sum() < masked["attention_mask"].numel()
-    assert masked["attention_mask"].any(1).all()  # no text is masked whole
+    assert masked["attention_mask"].any(1).all()  # no text is masked completely
     assert masked["labels"].equal(batch["labels"])
     if padded:
         assert masked["attention_mask"].equal(batch["attention_mask"])
 
 
-def test_compared_batches_of_single_tokens_have_no_mask() -> None:
+def test_mask_variants_of_single_tokens_have_no_mask() -> None:
     batch = {"input_ids": torch.ones(3, 1, dtype=torch.long), "labels": torch.zeros(3, dtype=torch.long)}
-    assert [set(one) for one in mask_variants(batch, pad=0)] == [{"input_ids", "labels"}]
+    assert [set(variant) for variant in mask_variants(batch, pad=0)] == [{"input_ids", "labels"}]
 
 
-def test_plain_step_error_is_that_of_the_worst_batch(tmp_path: Path) -> None:
+def test_plain_step_gradient_error_is_that_of_worst_batch(tmp_path: Path) -> None:
     model, _ = wide_model(tmp_path, "bert")
     plain = PlainStep(model, batch_of(model))
     assert plain.gradient_error(model) == 0.0

@@ -1,4 +1,4 @@
-"""The named endpoints, asked by the real client, and what a public demo refuses."""
+"""Tests of the named endpoints with the real client, and of requests that are refused."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Client:
-    """With the origin of the app's own page, which may name files."""
+    """A client with the origin of the app's own page, which may name local files."""
     return Client(server.url, headers={"Origin": server.url}, verbose=False)
 
 
@@ -44,23 +44,23 @@ def program(server: Server) -> Client:
     return Client(server.url, verbose=False)
 
 
-def finished(client: Client, run_id: str, seconds: float = 180) -> dict[str, Any]:
+def wait_until_finished(client: Client, run_id: str, seconds: float = 180) -> dict[str, Any]:
     deadline = time.time() + seconds
     while time.time() < deadline:
-        state = client.predict(run_id, api_name="/status")
-        if state["status"] not in ("SCHEDULED", "RUNNING"):
-            return state
+        status = client.predict(run_id, api_name="/status")
+        if status["status"] not in ("SCHEDULED", "RUNNING"):
+            return status
         time.sleep(0.5)
-    raise AssertionError(f"{run_id} did not end in {seconds} s: {state}")
+    raise AssertionError(f"{run_id} did not end in {seconds} s: {status}")
 
 
-def test_exactly_the_named_endpoints_are_public(client: Client) -> None:
-    named = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(named) == ENDPOINTS
+def test_api_exposes_exactly_the_named_endpoints(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(endpoints) == ENDPOINTS
 
 
-def test_an_app_that_waits_does_not_wake_a_thousand_times_a_second(client: Client, server: Server) -> None:
-    """As gradio's queue would, each time in the way of a training."""
+def test_idle_app_rarely_wakes(client: Client, server: Server) -> None:
+    """Gradio's own queue wakes a thousand times a second, which slows down a training."""
 
     def wakes() -> int:
         threads = psutil.Process(server.process.pid).threads()
@@ -71,7 +71,7 @@ def test_an_app_that_waits_does_not_wake_a_thousand_times_a_second(client: Clien
     assert wakes() - before < 3 * 250
 
 
-def test_count_of_the_articles_model_by_id(client: Client) -> None:
+def test_count_by_hub_id_matches_article(client: Client) -> None:
     settings = {"model_name_or_path": "nlptown/bert-base-multilingual-uncased-sentiment", "num_labels": 5}
     counted = client.predict(settings, api_name="/count")
     assert (counted["trainable"], counted["total"]) == (298_757, 167_659_018)
@@ -79,16 +79,16 @@ def test_count_of_the_articles_model_by_id(client: Client) -> None:
     assert round(counted["percent"], 4) == 0.1782
 
 
-def test_count_of_a_folder_that_holds_only_a_config(client: Client, tmp_path: Path) -> None:
+def test_count_of_folder_with_only_config_matches_article(client: Client, tmp_path: Path) -> None:
     config = {"model_type": "bert", "vocab_size": 105_879, "architectures": ["BertForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     counted = client.predict({"model_name_or_path": str(tmp_path), "num_labels": 5}, api_name="/count")
     assert (counted["trainable"], counted["total"]) == (298_757, 167_659_018)
 
 
-def test_the_whole_job(client: Client, settings: dict[str, Any]) -> None:
+def test_api_trains_merges_and_predicts(client: Client, settings: dict[str, Any]) -> None:
     run_id = client.predict(settings, api_name="/train")["run_id"]
-    state = finished(client, run_id)
+    state = wait_until_finished(client, run_id)
     assert state["status"] == "FINISHED", state
     assert state["result"]["accuracy"] > 0.9
     assert state["settings"]["learning_rate"] == settings["learning_rate"]
@@ -110,9 +110,7 @@ def test_the_whole_job(client: Client, settings: dict[str, Any]) -> None:
     assert "logistic regression on its frozen vectors" in answers["base"]["note"]
 
 
-def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
-    client: Client, settings: dict[str, Any]
-) -> None:
+def test_second_training_waits_and_can_be_stopped(client: Client, settings: dict[str, Any]) -> None:
     first = client.predict({**settings, "num_train_epochs": 100}, api_name="/train")
     second = client.predict(settings, api_name="/train")
     assert second["waiting_for"] == first["run_id"]
@@ -120,7 +118,7 @@ def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
     with pytest.raises(AppError, match="stop it before you delete it"):
         client.predict(first["run_id"], api_name="/delete")
     client.predict(first["run_id"], api_name="/stop")
-    assert finished(client, first["run_id"])["status"] == "KILLED"
+    assert wait_until_finished(client, first["run_id"])["status"] == "KILLED"
     for run in (first, second):
         assert client.predict(run["run_id"], api_name="/delete") == {"run_id": run["run_id"], "deleted": True}
         with pytest.raises(AppError, match="There is no run"):
@@ -146,7 +144,9 @@ def test_a_second_training_waits_and_a_waiting_one_can_be_stopped(
         ("/predict", ["", "no-such-run", "adapter"], "The text is empty"),
     ],
 )
-def test_bad_input_is_one_sentence(client: Client, endpoint: str, arguments: list, words: str) -> None:
+def test_endpoint_with_bad_input_returns_one_sentence(
+    client: Client, endpoint: str, arguments: list, words: str
+) -> None:
     with pytest.raises(AppError) as refused:
         client.predict(*arguments, api_name=endpoint)
     assert words in str(refused.value)
@@ -155,26 +155,26 @@ def test_bad_input_is_one_sentence(client: Client, endpoint: str, arguments: lis
 
 @pytest.mark.parametrize("endpoint", ["/train", "/count"])
 @pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name"])
-def test_program_without_login_names_no_files(
+def test_client_without_login_cannot_name_local_paths(
     program: Client, server: Server, tmp_path: Path, endpoint: str, name: str
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "a canary"}')
     (tmp_path / "secrets.json").write_text('[{"text": "a canary", "label": "a canary"}]')
     before = sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []
-    said = set()
+    messages = set()
     for path in (tmp_path, tmp_path / "secrets.json", tmp_path / "missing"):
         with pytest.raises(AppError) as refused:
             program.predict({name: str(path)}, api_name=endpoint)
-        said.add(str(refused.value).replace(repr(str(path)), "PATH"))
-    assert said == {
+        messages.add(str(refused.value).replace(repr(str(path)), "PATH"))
+    assert messages == {
         f"{name} is PATH, which is neither a preset, an upload nor a Hub id. Programs may name local paths "
-        "after a login alone: start the app with --auth, or use the page."
+        "only after a login: start the app with --auth, or use the page."
     }
     assert (sorted(server.runs_dir.iterdir()) if server.runs_dir.exists() else []) == before
 
 
-def ask_handler(url: str, number: int, data: list[Any]) -> dict[str, Any]:
-    """The last message about a call of one of the page's own handlers."""
+def call_handler(url: str, number: int, data: list[Any]) -> dict[str, Any]:
+    """Call one of the page's own handlers and return the last message about the call."""
     question = json.dumps({"data": data, "fn_index": number, "session_hash": f"handler{number}"}).encode()
     headers = {"Content-Type": "application/json"}
     urllib.request.urlopen(
@@ -190,10 +190,10 @@ def ask_handler(url: str, number: int, data: list[Any]) -> dict[str, Any]:
     raise AssertionError("the call was not answered")
 
 
-def test_files_are_not_fetched_from_an_address_that_a_request_names(client: Client, server: Server) -> None:
+def test_handlers_fetch_no_file_from_a_requested_url(client: Client, server: Server) -> None:
     takes_files = {"file", "uploadbutton"}
     files = {part["id"] for part in client.config["components"] if part["type"] in takes_files}
-    asked = 0
+    calls = 0
     for handler in client.config["dependencies"]:
         places = [place for place, part in enumerate(handler["inputs"]) if part in files]
         if not places or not handler["backend_fn"]:
@@ -201,14 +201,14 @@ def test_files_are_not_fetched_from_an_address_that_a_request_names(client: Clie
         address = "https://192.0.2.1/a.csv"
         file = {"path": address, "url": address, "orig_name": "a.csv", "meta": {"_type": "gradio.FileData"}}
         data = [[file] if place in places else None for place in range(len(handler["inputs"]))]
-        message = ask_handler(server.url, handler["id"], data)
+        message = call_handler(server.url, handler["id"], data)
         assert not message["success"]
-        assert "fetches no file from an address, such as 'https://192.0.2.1/a.csv'" in str(message["output"])
-        asked += 1
-    assert asked >= 2
+        assert "does not download files from URLs, such as 'https://192.0.2.1" in str(message["output"])
+        calls += 1
+    assert calls >= 2
 
 
-def test_mcp_clients_are_offered_the_same_endpoints(server: Server) -> None:
+def test_mcp_schema_lists_the_same_endpoints(server: Server) -> None:
     with urllib.request.urlopen(f"{server.url}/gradio_api/mcp/schema", timeout=30) as answer:
         tools = {tool["name"] for tool in json.load(answer)}
     assert {name.removeprefix("/") for name in ENDPOINTS} <= {name.removeprefix("app_") for name in tools}

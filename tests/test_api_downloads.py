@@ -1,4 +1,4 @@
-"""Files by the real client, of runs that lie outside every folder that gradio hands out files from."""
+"""Downloads with the real client, of runs outside every folder that gradio serves files from."""
 
 import urllib.error
 import urllib.parse
@@ -16,15 +16,20 @@ from gradio_client.exceptions import AppError
 from peft_core.files.manifests import write_manifest
 from peft_core.runs import Run
 
-MADE = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}
-INSIDE = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors", "script": "train.py", **MADE}
+EXPORT_FILES = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}
+ARCHIVE_FILES = {
+    "adapter": "adapter_model.safetensors",
+    "merged": "model.safetensors",
+    "script": "train.py",
+    **EXPORT_FILES,
+}
 
 
 @pytest.fixture(scope="module")
 def run(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A merged run with a file in each folder that an export makes."""
+    """A merged run with a file in the folder of each export."""
     run = copy_of(merged_run, tmp_path_factory.mktemp("elsewhere") / "runs")
-    for kind, name in MADE.items():
+    for kind, name in EXPORT_FILES.items():
         path = run.folder / kind / name
         path.parent.mkdir(parents=True)
         path.write_bytes(kind.encode())
@@ -51,28 +56,28 @@ def fetch(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-@pytest.mark.parametrize("kind", INSIDE)
-def test_download_returns_the_zip_of_a_run_elsewhere(kind: str, client: Client, run: Run) -> None:
+@pytest.mark.parametrize("kind", ARCHIVE_FILES)
+def test_download_of_run_outside_served_folders_returns_zip(kind: str, client: Client, run: Run) -> None:
     path = Path(client.predict(run.run_id, kind, api_name="/download"))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         names = archive.namelist()
-        assert [name for name in names if name.endswith(INSIDE[kind])], names
-        if kind in MADE:
-            assert archive.read(MADE[kind]) == kind.encode()
+        assert [name for name in names if name.endswith(ARCHIVE_FILES[kind])], names
+        if kind in EXPORT_FILES:
+            assert archive.read(EXPORT_FILES[kind]) == kind.encode()
 
 
 @pytest.mark.parametrize("kind", ["nothing", "../adapter", "", None])
-def test_download_of_an_unknown_kind_is_one_sentence(kind: object, client: Client, run: Run) -> None:
+def test_download_of_unknown_kind_returns_one_sentence(kind: object, client: Client, run: Run) -> None:
     with pytest.raises(AppError, match="it is one of adapter, merged") as refused:
         client.predict(run.run_id, kind, api_name="/download")
     assert str(run.folder.parent) not in str(refused.value)
 
 
-def test_download_that_cannot_be_written_names_no_place(client: Client, run: Run) -> None:
+def test_download_that_cannot_be_written_reveals_no_path(client: Client, run: Run) -> None:
     downloads = run.folder / "downloads"
     downloads.rename(run.folder / "aside")
-    downloads.write_bytes(b"")  # in the way of the zip's folder, also for root
+    downloads.write_bytes(b"")  # blocks the zip's folder, even for root
     try:
         with pytest.raises(AppError) as refused:
             client.predict(run.run_id, "adapter", api_name="/download")
@@ -82,7 +87,7 @@ def test_download_that_cannot_be_written_names_no_place(client: Client, run: Run
     assert str(refused.value) == "'downloads' is not a folder; move it elsewhere and try again."
 
 
-def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: Client, run: Run) -> None:
+def test_run_files_cannot_be_fetched_by_path(server: Server, client: Client, run: Run) -> None:
     client.predict(run.run_id, "adapter", api_name="/download")
     paths = [path for path in run.folder.rglob("*") if path.is_file()]
     assert run.folder / "status.json" in paths and any(path.suffix == ".zip" for path in paths)
@@ -92,7 +97,7 @@ def test_files_of_a_run_cannot_be_fetched_by_their_path(server: Server, client: 
         assert content != path.read_bytes()
 
 
-def test_download_leaves_one_copy_however_often_it_is_asked_for(client: Client, run: Run) -> None:
+def test_repeated_download_leaves_one_copy(client: Client, run: Run) -> None:
     for _ in range(3):
         client.predict(run.run_id, "merged", api_name="/download")
     copies = list((run.folder.parent.parent / "tmp" / "gradio").rglob("*-merged.zip"))

@@ -1,4 +1,4 @@
-"""A person's own file, from upload to a merged model, in a real Chromium."""
+"""Tests of an uploaded file, from upload to a merged model, in a real Chromium."""
 
 import json
 import random
@@ -27,7 +27,7 @@ THINGS = ["Frühstück", "Zimmer", "Personal", "Menü", "Gebäude", "Straße", "
 
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
-    """Semicolons, Latin-1, a comma in the texts, five labels that are words."""
+    """A Latin-1 file with semicolons, commas in the texts, and five labels that are words."""
     rng, rows = random.Random(3), {}
     while len(rows) < 450:
         label = list(TONES)[len(rows) % len(TONES)]
@@ -40,7 +40,7 @@ def reviews(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
+def test_uploaded_file_is_trained_and_merged(
     server: Server,
     open_page: Open,
     reviews: Path,
@@ -49,7 +49,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(reviews))
     expect(page.get_by_test_id("data-facts")).to_contain_text("semicolon", timeout=60_000)
-    for fact in ("Windows-1252", "Text column: Meinung", "Label column: Urteil", "One label a text"):
+    for fact in ("Windows-1252", "Text column: Meinung", "Label column: Urteil", "One label per text"):
         expect(page.get_by_test_id("data-facts")).to_contain_text(fact)
     expect(page.get_by_role("button", name="4  Training")).to_contain_text("13 epochs")
     page.get_by_role("button", name="4  Training").click()
@@ -59,16 +59,16 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     expect(page.locator("#panel .running")).to_be_visible()
     (run,) = list_runs(server.runs_dir)
     expect(page.locator("#merge")).to_be_visible(timeout=180_000)
-    result = run.result()
-    assert set(result["labels"]) == set(TONES)
-    assert result["accuracy"] > result["baseline"]["accuracy"] + 0.4
-    assert result["data"]["used"] == {"train": 315, "validation": 45, "test": 90}
+    report = run.result()
+    assert set(report["labels"]) == set(TONES)
+    assert report["accuracy"] > report["baseline"]["accuracy"] + 0.4
+    assert report["data"]["used"] == {"train": 315, "validation": 45, "test": 90}
     page.click("#merge")
     expect(page.locator(".working")).to_be_visible()
     expect(page.get_by_test_id("certificate")).to_contain_text("holds", timeout=120_000)
     config = json.loads((run.merged / "config.json").read_text(encoding="utf-8"))
     assert set(config["label2id"]) == set(TONES)
-    page.click("#try-it")  # what is asked of a run knows it as soon as it is trained
+    page.click("#try-it")  # the Inference tab knows a run as soon as it is trained
     expect(page.locator("#examples")).to_contain_text(" war ")
     page.get_by_role("tab", name="Explain").click()
     expect(page.locator("#why-label")).to_be_visible()
@@ -76,7 +76,7 @@ def test_a_file_of_ones_own_goes_from_upload_to_a_merged_model(
     expect(page.get_by_role("option")).to_have_count(1 + len(TONES))
 
 
-def test_train_pressed_at_once_trains_the_uploaded_file(
+def test_train_right_after_upload_uses_uploaded_file(
     server: Server,
     open_page: Open,
     reviews: Path,
@@ -95,7 +95,7 @@ def test_train_pressed_at_once_trains_the_uploaded_file(
     expect(page.locator("#stop")).to_be_hidden(timeout=60_000)
 
 
-def test_uneven_labels_are_balanced_by_one_click(open_page: Open, tmp_path: Path) -> None:
+def test_balance_button_sets_class_weight_for_uneven_labels(open_page: Open, tmp_path: Path) -> None:
     rows = [
         f"The {THINGS[i % 10]} number {i} was fine;{'rare' if i % 20 == 0 else 'usual'}" for i in range(400)
     ]
@@ -112,12 +112,12 @@ def test_uneven_labels_are_balanced_by_one_click(open_page: Open, tmp_path: Path
 
 
 def choose(page: Page, name: str, label: str) -> None:
-    """Pick an option of a drop-down by its words."""
+    """Choose an option of a dropdown by its label."""
     page.click(f"#{name} input")
     page.get_by_role("option", name=label).click()
 
 
-def test_numbers_that_can_be_read_in_two_ways_are_answered_in_the_card(open_page: Open) -> None:
+def test_ambiguous_numbers_are_resolved_by_decimal_mark(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
     expect(page.get_by_test_id("data-facts")).to_be_visible(timeout=60_000)
@@ -127,12 +127,12 @@ def test_numbers_that_can_be_read_in_two_ways_are_answered_in_the_card(open_page
     expect(page.get_by_test_id("data-facts").get_by_role("alert")).to_contain_text("Choose the decimal mark")
     choose(page, "decimal_mark", "Point, as in 1,234.5")
     expect(page.get_by_test_id("data-preview")).to_contain_text("Numbers from 1100 to", timeout=60_000)
-    expect(page.get_by_test_id("data-facts")).to_contain_text("rows to learn from")
+    expect(page.get_by_test_id("data-facts")).to_contain_text("rows for training")
     choose(page, "decimal_mark", "Comma, as in 1.234,5")
     expect(page.get_by_test_id("data-preview")).to_contain_text("Numbers from 1.1 to", timeout=60_000)
 
 
-def test_columns_of_zero_and_one_are_several_labels_or_one(open_page: Open) -> None:
+def test_zero_one_columns_are_used_as_several_labels_or_one(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(CASES / "zero_one_columns.csv"))
@@ -147,10 +147,10 @@ def test_columns_of_zero_and_one_are_several_labels_or_one(open_page: Open) -> N
     expect(facts).to_contain_text("Label columns: sound, price, service (guessed)", timeout=60_000)
     choose(page, "label_column", "service ·")
     expect(facts).to_contain_text("Label column: service", timeout=60_000)
-    expect(facts).to_contain_text("One label a text")
+    expect(facts).to_contain_text("One label per text")
 
 
-def test_labels_of_two_spellings_become_one_by_a_remedy(open_page: Open) -> None:
+def test_label_spelling_remedy_can_be_chosen(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(CASES / "case_and_space.csv"))
@@ -159,24 +159,24 @@ def test_labels_of_two_spellings_become_one_by_a_remedy(open_page: Open) -> None
     expect(page.locator("#remedies").get_by_label("Make one label")).to_be_checked()
 
 
-def test_a_head_with_other_names_is_asked_about(open_page: Open, tmp_path: Path) -> None:
+def test_head_with_other_label_names_offers_choice(open_page: Open, tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "model", num_labels=2)
     page = open_page()
     page.get_by_role("button", name="2  Data").click()
     page.locator("#upload input[type=file]").set_input_files(str(CASES / "case_and_space.csv"))
     expect(page.get_by_test_id("findings")).to_contain_text("differ only in case", timeout=60_000)
     page.locator("#remedies").get_by_label("Make one label").check()
-    wait_for_answers(page)  # so that nothing but the base model brings what follows
+    wait_for_answers(page)  # so that only the change of the base model causes what follows
     page.get_by_role("button", name="1  Model").click()
     fill(page, "#model_name_or_path input", str(model))
     page.locator("#model_name_or_path input").press("Enter")
     expect(page.locator("#model-facts")).to_contain_text("LABEL_0, LABEL_1", timeout=60_000)
-    expect(page.get_by_test_id("findings")).to_contain_text("brings a head for", timeout=60_000)
+    expect(page.get_by_test_id("findings")).to_contain_text("has a head for", timeout=60_000)
     choose(page, "base_head", "Keep it, matched by order")
     expect(page.get_by_test_id("data-facts")).to_contain_text("head is kept", timeout=60_000)
 
 
-def test_sheet_and_header_row_are_guessed_named_and_changed(open_page: Open, tmp_path: Path) -> None:
+def test_sheet_and_header_row_are_inferred_and_changed(open_page: Open, tmp_path: Path) -> None:
     book = openpyxl.Workbook()
     book.active.title = "About"
     book.active.append(["See the next sheet"])

@@ -1,4 +1,4 @@
-"""The gate in front of the real app: pages, programs and MCP clients pass, and each finds only its own."""
+"""Tests of the gate in front of the real app: pages, API and MCP clients pass and see only their own data."""
 
 import asyncio
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_public_app_keeps_sessions_and_events_apart(public: Server) -> None:
+def test_public_app_isolates_sessions_and_events(public: Server) -> None:
     with httpx.Client(base_url=public.url + API, timeout=60) as http:
         joined = http.post("/call/count", json={"data": [{}]}, headers=ALICE)
         event = joined.json()["event_id"]
@@ -52,13 +52,13 @@ def test_public_app_keeps_sessions_and_events_apart(public: Server) -> None:
         assert http.post("/upload?upload_id=u", files=files, headers=MALLORY).status_code == 404
 
 
-def test_public_app_answers_programs_of_visitors(public: Server) -> None:
+def test_public_app_answers_api_clients(public: Server) -> None:
     for headers in ({TOKEN_HEADER: new_token()}, {}):
         client = Client(public.url, verbose=False, headers=headers)
         assert client.predict({}, api_name="/count")["trainable"] == 74_498
 
 
-def test_public_app_counts_a_flood_by_the_address_of_the_proxy(public: Server) -> None:
+def test_public_app_limits_rate_by_forwarded_address(public: Server) -> None:
     def ask(http: httpx.Client, address: str) -> httpx.Response:
         return http.get("/app_id", headers={"X-Forwarded-For": f"6.6.6.6, {address}"})
 
@@ -70,15 +70,13 @@ def test_public_app_counts_a_flood_by_the_address_of_the_proxy(public: Server) -
 
 
 @pytest.mark.parametrize(("table", "status"), [("session_messages.SessionMessages", 200), ("LRUCache", 503)])
-def test_app_answers_when_a_session_was_dropped_whose_event_waits(
-    table: str, status: int, tmp_path: Path
-) -> None:
-    """With gradio's own table everybody is refused from then on."""
+def test_app_with_dropped_session_of_waiting_event_answers(table: str, status: int, tmp_path: Path) -> None:
+    """With gradio's own table, every later request is refused."""
     with (
         serve(tmp_path / "runs", patch=THREE_SESSIONS.format(table=table)) as server,
         httpx.Client(base_url=server.url + API, timeout=60) as http,
     ):
-        for _ in range(8):  # each a session, all at once
+        for _ in range(8):  # each call opens a session
             http.post("/call/count", json={"data": [{}]})
         wait_for(lambda: http.post("/call/count", json={"data": [{}]}).status_code == status)
         if status == 200:
@@ -86,7 +84,7 @@ def test_app_answers_when_a_session_was_dropped_whose_event_waits(
             assert "74498" in http.get(f"/call/count/{event}").text
 
 
-def test_public_app_bounds_the_uploads_that_gradio_keeps(tmp_path: Path) -> None:
+def test_public_app_limits_stored_uploads(tmp_path: Path) -> None:
     with (
         serve(tmp_path / "runs", "--public", patch=SMALL_ROOM) as server,
         httpx.Client(base_url=server.url + API, timeout=60) as http,
@@ -100,7 +98,7 @@ def test_public_app_bounds_the_uploads_that_gradio_keeps(tmp_path: Path) -> None
 
 
 def test_public_app_answers_mcp_calls_of_several_visitors(public: Server) -> None:
-    """Gradio passes them on through one session, with the visitor's token in one request of two."""
+    """Gradio forwards MCP calls through one session, with the visitor's token in every second request."""
 
     async def count(headers: dict[str, str]) -> CallToolResult:
         async with (
@@ -117,7 +115,7 @@ def test_public_app_answers_mcp_calls_of_several_visitors(public: Server) -> Non
         assert not answer.isError and "74498" in str(answer.content)
 
 
-def test_page_shows_the_sentence_of_a_refusal(public: Server, browser_context: BrowserContext) -> None:
+def test_page_shows_message_of_refused_request(public: Server, browser_context: BrowserContext) -> None:
     def send_as_another(route: Route) -> None:
         route.continue_(headers={**route.request.headers, TOKEN_HEADER: new_token()})
 

@@ -1,4 +1,4 @@
-"""The Inference tab in a real Chromium: a file predicted and cancelled, a rule chosen, other runs asked."""
+"""Tests of the Inference tab in a real Chromium: files, decision rules, other runs and explanations."""
 
 import json
 import zipfile
@@ -22,7 +22,7 @@ from peft_core.ui.inference.text_tab import DEFAULT_EXAMPLES, example_texts
 
 @pytest.fixture(scope="module")
 def server(merged_run: Run, topics: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app over two finished runs."""
+    """The app with two finished runs."""
     folder = tmp_path_factory.mktemp("app") / "runs"
     for run in (merged_run, topics):
         copy_of(run, folder)
@@ -30,14 +30,14 @@ def server(merged_run: Run, topics: Run, tmp_path_factory: pytest.TempPathFactor
         yield running
 
 
-def test_example_texts_with_invalid_index_leave_the_text_boxes(tmp_path: Path) -> None:
+def test_example_texts_with_invalid_index_keep_text_boxes(tmp_path: Path) -> None:
     workbench = Workbench.open(tmp_path / "runs")
     assert example_texts(workbench, None, 0) == [DEFAULT_EXAMPLES[0][0], ""]
     for index in (None, -1, len(DEFAULT_EXAMPLES), "0"):
         assert example_texts(workbench, None, index) == [gr.skip(), gr.skip()]
 
 
-def questions(open_page: Open, run: Run, tab: str) -> Page:
+def open_inference_tab(open_page: Open, run: Run, tab: str) -> Page:
     page = open_page(f"?run={run.run_id}")
     page.get_by_role("tab", name="Inference").click()
     expect(page.locator("#picked")).to_contain_text(run.run_id)
@@ -45,14 +45,12 @@ def questions(open_page: Open, run: Run, tab: str) -> Page:
     return page
 
 
-def test_a_file_comes_back_with_its_rows_answered_and_judged(
-    merged_run: Run, open_page: Open, tmp_path: Path
-) -> None:
+def test_file_prediction_returns_rows_and_accuracy(merged_run: Run, open_page: Open, tmp_path: Path) -> None:
     rows = load_evaluation_rows(merged_run)
     labels = ["bad" if label == 0 else "good" for label in rows.labels]
     path = tmp_path / "reviews.csv"
     pd.DataFrame({"nr": range(len(rows)), "text": rows.texts, "label": labels}).to_csv(path, index=False)
-    page = questions(open_page, merged_run, "File")
+    page = open_inference_tab(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-text input")).to_have_value("text", timeout=60_000)
     expect(page.locator("#file-label input")).to_have_value("label")
@@ -64,17 +62,17 @@ def test_a_file_comes_back_with_its_rows_answered_and_judged(
     with page.expect_download() as download:
         page.click("#get-file")
     download.value.save_as(tmp_path / "out.csv")
-    found = pd.read_csv(tmp_path / "out.csv")
-    assert found["nr"].tolist() == list(range(len(rows)))
-    assert (found["predicted_label"] == found["label"]).mean() == accuracy
+    predictions = pd.read_csv(tmp_path / "out.csv")
+    assert predictions["nr"].tolist() == list(range(len(rows)))
+    assert (predictions["predicted_label"] == predictions["label"]).mean() == accuracy
 
 
-def test_cancel_ends_a_long_file_and_leaves_nothing(
+def test_cancel_of_long_file_leaves_no_output(
     server: Server, merged_run: Run, open_page: Open, tmp_path: Path
 ) -> None:
     path = tmp_path / "long.csv"
     path.write_text("text\n" + "the food was good and the service bad\n" * 200_000, encoding="utf-8")
-    page = questions(open_page, merged_run, "File")
+    page = open_inference_tab(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-text input")).to_have_value("text", timeout=60_000)
     page.click("#predict-file")
@@ -86,20 +84,20 @@ def test_cancel_ends_a_long_file_and_leaves_nothing(
     assert not list((server.runs_dir / merged_run.run_id / "predictions").glob(".*"))
 
 
-def test_a_file_without_texts_lists_its_columns(merged_run: Run, open_page: Open, tmp_path: Path) -> None:
+def test_file_without_text_column_lists_its_columns(merged_run: Run, open_page: Open, tmp_path: Path) -> None:
     path = tmp_path / "numbers.jsonl"
     path.write_text(json.dumps({"n": 1, "m": 2}) + "\n", encoding="utf-8")
-    page = questions(open_page, merged_run, "File")
+    page = open_inference_tab(open_page, merged_run, "File")
     page.locator("#file input[type=file]").set_input_files(str(path))
     expect(page.locator("#file-label input")).to_have_value("none", timeout=60_000)
     page.click("#predict-file")
     expect(page.locator("#file-shown [role=alert]")).to_contain_text("it has 'n', 'm'", timeout=60_000)
 
 
-def test_a_rule_is_chosen_saved_and_travels(
+def test_decision_rule_is_fitted_saved_and_exported(
     server: Server, topics: Run, open_page: Open, tmp_path: Path
 ) -> None:
-    page = questions(open_page, topics, "Calibration")
+    page = open_inference_tab(open_page, topics, "Calibration")
     expect(page.get_by_test_id("trust")).to_contain_text("60 test rows", timeout=60_000)
     expect(page.locator("#reliability canvas")).to_be_visible()
     page.get_by_label("Fit thresholds").check()
@@ -109,22 +107,22 @@ def test_a_rule_is_chosen_saved_and_travels(
     page.locator("#abstain input").press("Tab")
     page.click("#save-rule")
     expect(page.locator("#rule-said")).to_contain_text("Saved")
-    kept = json.loads((server.runs_dir / topics.run_id / "adapter" / DECISION_FILE).read_text())
-    assert kept["abstain_below"] == 0.6 and set(kept["thresholds"]) == {"food", "drink", "room"}
+    saved_rule = json.loads((server.runs_dir / topics.run_id / "adapter" / DECISION_FILE).read_text())
+    assert saved_rule["abstain_below"] == 0.6 and set(saved_rule["thresholds"]) == {"food", "drink", "room"}
     page.get_by_role("tab", name="Train").click()
     with page.expect_download() as download:
         page.click("#get-adapter")
     download.value.save_as(tmp_path / "adapter.zip")
     with zipfile.ZipFile(tmp_path / "adapter.zip") as archive:
-        assert json.loads(archive.read(DECISION_FILE)) == kept
+        assert json.loads(archive.read(DECISION_FILE)) == saved_rule
     page.reload()
     page.get_by_role("tab", name="Inference").click()
     page.get_by_role("tab", name="Calibration").click()
     expect(page.locator("#abstain input")).to_have_value("0.6", timeout=60_000)
 
 
-def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, open_page: Open) -> None:
-    page = questions(open_page, merged_run, "Text")
+def test_other_runs_predict_beside_selected_run(merged_run: Run, topics: Run, open_page: Open) -> None:
+    page = open_inference_tab(open_page, merged_run, "Text")
     page.click("#others input")
     page.get_by_role("option", name=topics.run_id).click()
     fill(page, "#text textarea", "Wonderful, the best pizza.")
@@ -134,8 +132,8 @@ def test_other_runs_answer_beside_the_picked_one(merged_run: Run, topics: Run, o
     expect(page.locator("#card-0")).to_contain_text("logistic regression")
 
 
-def test_words_are_weighed_and_a_click_on_a_row_explains_it(merged_run: Run, open_page: Open) -> None:
-    page = questions(open_page, merged_run, "Explain")
+def test_explain_tab_scores_words_and_explains_clicked_row(merged_run: Run, open_page: Open) -> None:
+    page = open_inference_tab(open_page, merged_run, "Explain")
     expect(page.get_by_test_id("rows-count")).to_contain_text("40 rows", timeout=60_000)
     fill(page, "#why-text textarea", "Wonderful, the best pizza.")
     page.click("#explain")

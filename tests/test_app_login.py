@@ -1,4 +1,4 @@
-"""The page behind a login: a wrong password says so, the right one opens it, and logging out closes it."""
+"""Tests of the login: a wrong password is refused, the correct one opens the page, logout closes it."""
 
 from pathlib import Path
 
@@ -7,9 +7,7 @@ from conftest import PATIENCE
 from playwright.sync_api import BrowserContext, expect
 
 
-def test_login_opens_the_page_to_the_right_password_alone(
-    browser_context: BrowserContext, tmp_path: Path
-) -> None:
+def test_login_opens_page_only_with_correct_password(browser_context: BrowserContext, tmp_path: Path) -> None:
     with serve(tmp_path / "runs", AUTH="me:secret") as server:
         page = browser_context.new_page()
         page.set_default_timeout(PATIENCE)
@@ -21,7 +19,7 @@ def test_login_opens_the_page_to_the_right_password_alone(
             if password == "wrong":
                 expect(page.get_by_text("Incorrect Credentials")).to_be_visible(timeout=PATIENCE)
         expect(page.get_by_test_id("cost")).to_contain_text("74,498", timeout=3 * PATIENCE)
-        answer = page.request.get(f"{server.url}/logout")  # as a link elsewhere would, without the page
+        answer = page.request.get(f"{server.url}/logout")  # like a link on another site
         assert answer.status == 403
         page.evaluate("() => fetch('/logout')")
         page.reload()

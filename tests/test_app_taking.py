@@ -1,4 +1,4 @@
-"""The Export tab of the Inference tab in a real Chromium: made, downloaded, copied, refused."""
+"""Tests of the Export tab in a real Chromium: exports, downloads, code snippets and refusals."""
 
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from peft_core.runs import Run
 
 @pytest.fixture(scope="module")
 def server(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app over one merged run."""
+    """The app with one merged run."""
     folder = tmp_path_factory.mktemp("app") / "runs"
     copy_of(merged_run, folder)
     with serve(folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(folder.parent / "hf")) as running:
@@ -30,8 +30,8 @@ def page(open_page: Open, merged_run: Run) -> Page:
     return page
 
 
-def names_in(page: Page, button: str, path: Path) -> set[str]:
-    """What the zip behind a button holds."""
+def download_names(page: Page, button: str, path: Path) -> set[str]:
+    """Download the zip behind a button and return the names of its files."""
     with page.expect_download() as download:
         page.click(button)
     download.value.save_as(path)
@@ -40,24 +40,26 @@ def names_in(page: Page, button: str, path: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_what_is_made_is_judged_before_it_is_taken(page: Page, tmp_path: Path) -> None:
+def test_onnx_and_page_exports_are_reported_before_download(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#take-onnx")).to_be_disabled()
     fill(page, "#max-drop input", "100")
     page.click("#make-onnx")
     expect(page.get_by_test_id("onnx-report")).to_contain_text("ONNX, int8", timeout=120_000)
-    held = names_in(page, "#take-onnx", tmp_path / "onnx.zip")
-    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "tokenizer.json"} < held
-    page.get_by_role("button", name="A page of its own").click()
+    names = download_names(page, "#take-onnx", tmp_path / "onnx.zip")
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "tokenizer.json"} < names
+    page.get_by_role("button", name="Web page").click()
     page.click("#make-page")
     expect(page.get_by_test_id("page-report")).to_contain_text("in int8", timeout=120_000)
-    assert {"index.html", "page.json"} < names_in(page, "#take-page", tmp_path / "page.zip")
+    assert {"index.html", "page.json"} < download_names(page, "#take-page", tmp_path / "page.zip")
 
 
-def test_vectors_are_made_and_searched(page: Page, tmp_path: Path) -> None:
+def test_embeddings_are_exported_and_searched(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Embeddings").click()
     page.click("#make-embeddings")
     expect(page.get_by_test_id("embeddings-report")).to_contain_text("40 test rows", timeout=120_000)
-    assert {"model.safetensors", "modules.json"} < names_in(page, "#take-embeddings", tmp_path / "e.zip")
+    assert {"model.safetensors", "modules.json"} < download_names(
+        page, "#take-embeddings", tmp_path / "e.zip"
+    )
     fill(page, "#neighbours-query input, #neighbours-query textarea", "The pizza was great.")
     page.click("#neighbours-go")
     neighbours = page.get_by_test_id("neighbours")
@@ -65,7 +67,7 @@ def test_vectors_are_made_and_searched(page: Page, tmp_path: Path) -> None:
     expect(neighbours.locator("li")).to_have_count(20)
 
 
-def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) -> None:
+def test_code_snippets_can_be_copied(page: Page, merged_run: Run, tmp_path: Path) -> None:
     code = page.locator("#code .cm-content")
     expect(code).to_contain_text("from peft import", timeout=60_000)
     page.locator("#code-kind").get_by_label("API: curl").check()
@@ -77,20 +79,20 @@ def test_the_code_is_there_to_copy(page: Page, merged_run: Run, tmp_path: Path) 
         "() => navigator.clipboard.readText().then((text) => text.includes('/call/predict'))"
     )
     assert merged_run.run_id in page.evaluate("() => navigator.clipboard.readText()")
-    assert "train.py" in names_in(page, "#take-script", tmp_path / "script.zip")
+    assert "train.py" in download_names(page, "#take-script", tmp_path / "script.zip")
 
 
-def test_a_push_that_cannot_be_is_one_sentence(page: Page) -> None:
+def test_push_without_token_or_network_shows_one_sentence(page: Page) -> None:
     fill(page, "#push-name input, #push-name textarea", "alice/reviews")
     page.click("#push")
-    said = page.locator("#pushed [role=alert]")
-    expect(said).to_contain_text("The Hub token is empty")
+    alert = page.locator("#pushed [role=alert]")
+    expect(alert).to_contain_text("The Hub token is empty")
     fill(page, "#push-token input", "hf_NobodyKnowsThisOne")
     page.click("#push")
-    expect(said).to_contain_text("cannot be reached")
+    expect(alert).to_contain_text("cannot be reached")
 
 
-def test_the_settings_are_there_to_copy_before_anything_is_trained(open_page: Open) -> None:
+def test_settings_code_is_shown_before_training(open_page: Open) -> None:
     page = open_page()
     page.click("#show-code")
     code = page.locator("#settings-code .cm-content")
@@ -98,7 +100,7 @@ def test_the_settings_are_there_to_copy_before_anything_is_trained(open_page: Op
     page.get_by_role("button", name="4  Training").click()
     fill(page, "#seed input", "7")
     page.locator("#seed input").press("Tab")
-    expect(code).to_be_hidden()  # it would be of other settings
+    expect(code).to_be_hidden()  # it would show the previous settings
     page.click("#show-code")
     expect(code).to_contain_text("SEED = 7")
     page.locator("#settings-code-kind").get_by_label("API: MCP").check()

@@ -1,4 +1,4 @@
-"""In a real Chromium: runs that were killed, diverged or are damaged, and what a person does then."""
+"""Tests of killed, diverged and damaged runs in a real Chromium, and of the remedies that the page offers."""
 
 import shutil
 import signal
@@ -16,7 +16,7 @@ from peft_core.config import TrainConfig
 from peft_core.runs import Run, list_runs
 from peft_core.runs.checkpoints import can_continue
 
-# Trains a run with one weight poisoned before a step, as a rate that is far too high would in the end.
+# Train a run with one weight set to infinity before a step, as with a far too high learning rate.
 DIVERGES = """
 import math, sys
 from peft_core.training.entry import main
@@ -32,7 +32,7 @@ sys.exit(main([sys.argv[1]]))
 
 
 def create_run(server: Server, settings: dict[str, Any], **changes: Any) -> Run:
-    """A run that the server's queue does not start, since it does not wait."""
+    """Create a run that the server's queue does not start, because it is not waiting."""
     run = runs.create(server.runs_dir.parent / "created", TrainConfig.from_dict({**settings, **changes}))
     run.update(status="KILLED")
     server.runs_dir.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def open_run(open_page: Open, run: Run) -> Page:
 
 @pytest.fixture
 def killed_run(server: Server, settings: dict[str, Any], tmp_path: Path) -> Run:
-    """A run on data of its own whose process was killed once it had a checkpoint."""
+    """A run on its own copy of the data, whose process was killed after its first checkpoint."""
     data = shutil.copytree(settings["dataset_name"], tmp_path / "data")
     run = create_run(server, settings, dataset_name=str(data), num_train_epochs=100)
     process = start_python("-m", "peft_core.train", str(run.folder))
@@ -57,7 +57,7 @@ def killed_run(server: Server, settings: dict[str, Any], tmp_path: Path) -> Run:
     return run
 
 
-def test_killed_run_on_changed_data_is_refused_and_trained_as_a_new_run(
+def test_killed_run_on_changed_data_is_refused_and_trained_as_new_run(
     server: Server, open_page: Open, killed_run: Run
 ) -> None:
     train_csv = Path(killed_run.config().dataset_name) / "train.csv"
@@ -78,7 +78,7 @@ def test_killed_run_on_changed_data_is_refused_and_trained_as_a_new_run(
     wait_for(lambda: new.state().status == "KILLED", 60)
 
 
-def test_diverged_run_says_at_which_step_and_what_to_do(
+def test_diverged_run_reports_step_and_remedy(
     server: Server, open_page: Open, settings: dict[str, Any]
 ) -> None:
     run = create_run(server, settings)
@@ -91,11 +91,9 @@ def test_diverged_run_says_at_which_step_and_what_to_do(
     expect(page.locator("#continue")).to_be_visible()
 
 
-def test_damaged_run_is_shown_as_damaged_and_deleted(
-    server: Server, open_page: Open, finished_run: Run
-) -> None:
-    run, other = (Run(server.runs_dir / name) for name in ("damaged-r8-000001", "whole-r8-000002"))
-    for copy in (run, other):
+def test_damaged_run_is_reported_and_deleted(server: Server, open_page: Open, finished_run: Run) -> None:
+    run, whole_run = (Run(server.runs_dir / name) for name in ("damaged-r8-000001", "whole-r8-000002"))
+    for copy in (run, whole_run):
         shutil.copytree(finished_run.folder, copy.folder)
     (run.results / "result.json").write_text('{"accuracy": null}')
     (run.folder / "metrics.jsonl").write_bytes((run.folder / "metrics.jsonl").read_bytes()[:300] + b"\n")
@@ -103,8 +101,8 @@ def test_damaged_run_is_shown_as_damaged_and_deleted(
     panel = page.locator("#panel")
     expect(panel).to_contain_text("result.json")
     expect(panel).to_contain_text("Still usable: settings, adapter.")
-    expect(page.locator("#runs")).to_contain_text(other.run_id)
+    expect(page.locator("#runs")).to_contain_text(whole_run.run_id)
     page.click("#delete-run")
     expect(page.locator("#runs")).not_to_contain_text(run.run_id)
-    expect(page.locator("#runs")).to_contain_text(other.run_id)
-    assert not run.folder.exists() and other.folder.exists()
+    expect(page.locator("#runs")).to_contain_text(whole_run.run_id)
+    assert not run.folder.exists() and whole_run.folder.exists()

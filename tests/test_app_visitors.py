@@ -1,4 +1,4 @@
-"""Two visitors of a public demo in a real browser: what each sees, a share link, and its end."""
+"""Tests of two visitors of a public demo in a real browser: visible runs, share links, the queue."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from peft_core.runs import Run
 from peft_core.runs.ownership import Ownership, write_ownership
 from peft_core.service.limits import Limits
 
-# A page that rests looks each second, not every ten.
+# Let an idle page poll every second instead of every ten.
 OFTEN = "from peft_core.ui import train; train.IDLE_POLL_SECONDS = 1.0\n"
 TOKEN = "() => localStorage.getItem('peft-workbench-visitor')"
 OWNERS_BUTTONS = {
@@ -38,7 +38,7 @@ def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Visit:
-    """A browser of its own, with the pages that it opens."""
+    """A separate browser context with the pages that it opens."""
 
     def __init__(self, chromium: Browser, server: Server) -> None:
         self._context, self._server = chromium.new_context(), server
@@ -73,7 +73,7 @@ def ben(chromium: Browser, public_server: Server) -> Iterator[Visit]:
 
 
 def give_run(page: Page, finished_run: Run, runs_dir: Path) -> Run:
-    """A finished run of the visitor whose page this is, picked there."""
+    """Copy a finished run for the visitor who has this page open, and select it there."""
     run = copy_of(finished_run, runs_dir)
     write_ownership(run.folder, Ownership(owner=sha256_of(page.evaluate(TOKEN))))
     page.locator("#runs label", has_text=run.run_id).click()
@@ -81,7 +81,7 @@ def give_run(page: Page, finished_run: Run, runs_dir: Path) -> Run:
     return run
 
 
-def test_two_visitors_see_their_own_runs_and_a_shared_one_until_its_link_ends(
+def test_visitors_see_own_runs_and_shared_run_until_link_is_revoked(
     anna: Visit, ben: Visit, public_server: Server, finished_run: Run
 ) -> None:
     hers = anna.open()
@@ -112,18 +112,18 @@ def test_two_visitors_see_their_own_runs_and_a_shared_one_until_its_link_ends(
     hers.click("#revoke-link")
     his.locator("#panel", has_text="There is no run").wait_for()
     expect(his.locator("#try-it")).to_be_hidden()
-    again = ben.open(link)
-    expect(again.locator("#runs label")).to_have_count(0)
+    reopened = ben.open(link)
+    expect(reopened.locator("#runs label")).to_have_count(0)
     assert anna.errors == ben.errors == []
 
 
-def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Server, finished_run: Run) -> None:
+def test_api_client_owns_runs_by_its_token_header(public_server: Server, finished_run: Run) -> None:
     token = new_token()
     copy = copy_of(finished_run, public_server.runs_dir.parent)
     run = Run(copy.folder.rename(public_server.runs_dir / "of-a-program"))
     write_ownership(run.folder, Ownership(owner=sha256_of(token)))
     owner = Client(public_server.url, verbose=False, headers={TOKEN_HEADER: token})
-    assert [each["run_id"] for each in owner.predict(api_name="/runs")] == ["of-a-program"]
+    assert [run_info["run_id"] for run_info in owner.predict(api_name="/runs")] == ["of-a-program"]
     assert owner.predict("of-a-program", api_name="/status")["may_change"] is True
     for stranger in (
         Client(public_server.url, verbose=False),
@@ -141,25 +141,23 @@ def test_program_keeps_its_runs_by_the_header_that_it_sends(public_server: Serve
 
 @pytest.fixture
 def waiting_server(tmp_path: Path) -> Iterator[Server]:
-    """A public app that starts no training, so that its queue stays as it is."""
+    """A public app that starts no training, so that its queue does not change."""
     never_start = "from peft_core.service.launcher import Launcher; Launcher.advance = lambda self: False"
     (tmp_path / "runs").mkdir()
     with serve(tmp_path / "runs", patch=OFTEN + never_start, PUBLIC_DEMO="1") as running:
         yield running
 
 
-def test_full_queue_refuses_a_visitor_and_shows_another_the_place(
-    chromium: Browser, waiting_server: Server
-) -> None:
+def test_full_queue_refuses_visitor_and_shows_position(chromium: Browser, waiting_server: Server) -> None:
     anna, ben = Visit(chromium, waiting_server), Visit(chromium, waiting_server)
     for _ in range(Limits().max_waiting - 1):
         runs.create(waiting_server.runs_dir, TrainConfig(), owner=sha256_of(new_token()), forecast_seconds=60)
     hers = anna.open()
     hers.click("#train")
     hers.locator("#panel", has_text="Waiting: 5th in the queue, about 4 minutes").wait_for()
-    again = anna.open()
-    again.locator("#runs label").first.wait_for()
-    expect(again.locator("#train")).to_be_hidden()  # her waiting run is shown, with Stop in its place
+    second_page = anna.open()
+    second_page.locator("#runs label").first.wait_for()
+    expect(second_page.locator("#train")).to_be_hidden()  # Stop is shown instead
 
     his = ben.open()
     his.click("#train")
@@ -175,7 +173,7 @@ def test_full_queue_refuses_a_visitor_and_shows_another_the_place(
         visit.close()
 
 
-def test_page_of_a_public_demo_offers_code_with_the_header_but_not_its_token(anna: Visit) -> None:
+def test_public_demo_code_has_header_without_visitor_token(anna: Visit) -> None:
     page = anna.open()
     page.click("#show-code")
     code = page.locator("#settings-code .cm-content")

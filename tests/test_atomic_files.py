@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and are on disk before their name points at them."""
+"""Tests of atomic writes: files and folders appear complete or not at all, and are synced before renames."""
 
 import errno
 import os
@@ -15,30 +15,30 @@ from peft_core.files.atomic import atomic_file, atomic_folder, edited_folder, sw
 
 @pytest.fixture(params=["exchange", "three renames"])
 def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of replacing a folder: in one step, and where the system cannot."""
+    """Both ways of replacing a folder: an atomic exchange, and renames where the system has none."""
     if request.param == "three renames":
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda source, target: False)
     return request.param
 
 
-def filled(final: Path, **contents: str) -> None:
+def write_folder(final: Path, **contents: str) -> None:
     with atomic_folder(final) as staging:
         for name, content in contents.items():
             (staging / name).write_text(content, encoding="utf-8")
             assert not (final / name).exists()
 
 
-def test_atomic_folder_replaces_the_old_one_whole(tmp_path: Path, swap: str) -> None:
+def test_atomic_folder_replaces_previous_folder(tmp_path: Path, swap: str) -> None:
     final = tmp_path / "final"
-    filled(final, first="1")
-    filled(final, second="2")
+    write_folder(final, first="1")
+    write_folder(final, second="2")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert [path.name for path in final.iterdir()] == ["second"]
 
 
-def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, swap: str) -> None:
+def test_atomic_folder_that_fails_keeps_previous_folder(tmp_path: Path, swap: str) -> None:
     final = tmp_path / "final"
-    filled(final, first="1")
+    write_folder(final, first="1")
     with pytest.raises(RuntimeError), atomic_folder(final) as staging:
         (staging / "second").touch()
         raise RuntimeError
@@ -46,10 +46,10 @@ def test_atomic_folder_that_fails_leaves_the_old_one(tmp_path: Path, swap: str) 
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_atomic_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It used to remove the old folder before the rename: a process killed between left none."""
+def test_atomic_folder_exists_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the old folder was removed before the rename, so a kill in between left no folder."""
     final, moments = tmp_path / "final", []
-    filled(final, first="1")
+    write_folder(final, first="1")
     real = shutil.rmtree
 
     def watched(path: Path, **options: bool) -> None:
@@ -57,12 +57,12 @@ def test_atomic_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch: pyt
         real(path, **options)
 
     monkeypatch.setattr(atomic.shutil, "rmtree", watched)
-    filled(final, second="2")
+    write_folder(final, second="2")
     assert moments == [True], "the old folder is removed once, after the new one has its name"
 
 
-def test_sweep_puts_back_a_folder_that_was_being_replaced(tmp_path: Path) -> None:
-    """Where names cannot be exchanged, a process killed between two renames leaves the old folder aside."""
+def test_sweep_staging_restores_folder_of_interrupted_replacement(tmp_path: Path) -> None:
+    """Without an atomic exchange, a process killed between two renames leaves the old folder aside."""
     aside = tmp_path / ".replaced-1-another_boot-0123abcd-final"
     aside.mkdir()
     (aside / "first").touch()
@@ -70,37 +70,37 @@ def test_sweep_puts_back_a_folder_that_was_being_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "final" / "first").exists()
 
 
-def test_sweep_leaves_a_folder_that_a_living_process_replaces(tmp_path: Path) -> None:
+def test_sweep_staging_skips_folder_of_running_process(tmp_path: Path) -> None:
     aside = atomic.staging_path(tmp_path / "final", "replaced")
     aside.mkdir()
     assert sweep_staging(tmp_path) == 0
     assert aside.is_dir() and not (tmp_path / "final").exists()
 
 
-def test_atomic_folder_that_cannot_be_renamed_puts_the_old_one_back(
+def test_atomic_folder_that_cannot_be_renamed_restores_previous_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final, replace = tmp_path / "final", os.replace
-    filled(final, first="1")
+    write_folder(final, first="1")
 
     def refuse_the_new_one(source: Path, target: Path) -> None:
         if source.name == "final" and ".staging-" in str(source):
             raise OSError(errno.EIO, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda source, target: False)
     monkeypatch.setattr(os, "replace", refuse_the_new_one)
     with pytest.raises(RunError, match="reports an error"):
-        filled(final, second="2")
+        write_folder(final, second="2")
     assert [path.name for path in final.iterdir()] == ["first"]
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
+def test_atomic_folder_with_unsynced_rename_keeps_previous_content(
     tmp_path: Path, swap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final, fsync = tmp_path / "final", atomic.fsync
-    filled(final, first="1")
+    write_folder(final, first="1")
 
     def fail_for_the_parent(path: Path) -> None:
         if path == tmp_path:
@@ -109,11 +109,11 @@ def test_atomic_folder_whose_rename_is_not_on_disk_keeps_the_old_content(
 
     monkeypatch.setattr(atomic, "fsync", fail_for_the_parent)
     with pytest.raises(RunError, match="reports an error"):
-        filled(final, second="2")
+        write_folder(final, second="2")
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"first", "second"}
 
 
-def test_atomic_folder_that_is_new_and_not_on_disk_leaves_no_staging(
+def test_new_atomic_folder_with_unsynced_rename_leaves_no_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = atomic.fsync
@@ -129,7 +129,7 @@ def test_atomic_folder_that_is_new_and_not_on_disk_leaves_no_staging(
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_make_folder_syncs_the_parent_of_each_folder_that_it_creates(
+def test_make_folder_syncs_parent_of_each_created_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
@@ -139,16 +139,18 @@ def test_make_folder_syncs_the_parent_of_each_folder_that_it_creates(
     assert synced == [tmp_path, tmp_path / "a"]
 
 
-def test_names_point_at_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_writes_sync_content_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and directory is fsynced before the rename, and the parent directory after it.
 
-    A kill cannot show a missing fsync, as what the system has cached survives it; the order of calls can.
+    A kill cannot reveal a missing fsync, because the system's cache survives it; the order of calls can.
     """
     calls: list[tuple[str, str]] = []
     real_fsync, real_replace = atomic.fsync, os.replace
     monkeypatch.setattr(atomic, "fsync", lambda path: (calls.append(("fsync", path.name)), real_fsync(path)))
     monkeypatch.setattr(
-        atomic.os, "replace", lambda one, two: (calls.append(("rename", two.name)), real_replace(one, two))
+        atomic.os,
+        "replace",
+        lambda source, target: (calls.append(("rename", target.name)), real_replace(source, target)),
     )
     with atomic_folder(tmp_path / "final") as staging:
         (staging / "inner").mkdir()
@@ -167,20 +169,20 @@ def test_names_point_at_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert calls[-1] == ("fsync", tmp_path.name)
 
 
-def test_two_writers_of_one_folder_do_not_collide(tmp_path: Path) -> None:
-    """Two zips at once used one staging name."""
+def test_concurrent_writers_of_one_folder_do_not_collide(tmp_path: Path) -> None:
+    """Regression: two zips written at the same time used the same staging name."""
     final = tmp_path / "final"
-    with atomic_folder(final) as one, atomic_folder(final) as other:
-        assert one != other
-        (one / "from").write_text("one")
-        (other / "from").write_text("other")
+    with atomic_folder(final) as first, atomic_folder(final) as second:
+        assert first != second
+        (first / "from").write_text("one")
+        (second / "from").write_text("other")
     assert (final / "from").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_edited_folder_leaves_the_files_of_the_old_one_as_they_were(tmp_path: Path) -> None:
+def test_edited_folder_keeps_unchanged_files(tmp_path: Path) -> None:
     final = tmp_path / "final"
-    filled(final, kept="1", changed="2")
+    write_folder(final, kept="1", changed="2")
     inode = (final / "kept").stat().st_ino
     with edited_folder(final) as staging:
         (staging / "changed").unlink()
@@ -198,8 +200,8 @@ def test_replace_file_changes_file_and_manifest_together(tmp_path: Path) -> None
     assert not manifests.verify_folder(tmp_path / "final").files
 
 
-def test_replace_file_beside_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    """It used to seal whatever lay in the folder: the damaged file was whole from then on."""
+def test_replace_file_beside_damaged_file_is_refused(tmp_path: Path) -> None:
+    """Regression: the new manifest covered the damaged file, which was then reported as undamaged."""
     folder = tmp_path / "final"
     with atomic_folder(folder) as staging:
         (staging / "model.onnx").write_bytes(b"weights")
@@ -212,7 +214,7 @@ def test_replace_file_beside_a_damaged_one_is_refused(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "manifest.json"}
 
 
-def test_verify_folder_leaves_hidden_folders_aside(tmp_path: Path) -> None:
+def test_verify_folder_ignores_hidden_folders(tmp_path: Path) -> None:
     (tmp_path / "weights").touch()
     manifests.write_manifest(tmp_path)
     (tmp_path / ".ipynb_checkpoints").mkdir()
@@ -221,7 +223,7 @@ def test_verify_folder_leaves_hidden_folders_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "added"])
-def test_verify_folder_names_what_is_not_as_it_was_written(damage: str, tmp_path: Path) -> None:
+def test_verify_folder_names_changed_file(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "final"
     with atomic_folder(folder) as staging:
         (staging / "weights").write_bytes(b"0123456789")
@@ -241,47 +243,47 @@ def test_verify_folder_names_what_is_not_as_it_was_written(damage: str, tmp_path
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "The disk is full"), (errno.EIO, "The disk reports an error")]
 )
-def test_atomic_folder_on_a_bad_disk_is_one_sentence(
+def test_atomic_folder_on_failing_disk_raises_one_sentence(
     number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    filled(tmp_path / "final", first="1")
+    write_folder(tmp_path / "final", first="1")
     monkeypatch.setattr(atomic.os, "fsync", fail)
     with pytest.raises(RunError, match=words):
-        filled(tmp_path / "final", second="2")
+        write_folder(tmp_path / "final", second="2")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["first"]
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_replace_file_does_not_lose_a_folder_made_meanwhile(tmp_path: Path) -> None:
-    """A copy of the folder before took the place of the new one."""
+def test_replace_file_keeps_folder_written_concurrently(tmp_path: Path) -> None:
+    """Regression: an outdated copy of the folder replaced the new one."""
     final = tmp_path / "final"
     with atomic_folder(final) as staging:
         (staging / "model").write_text("old")
         manifests.write_manifest(staging)
 
-    def make_again() -> None:
+    def rewrite_folder() -> None:
         with atomic_folder(final) as staging:
             (staging / "model").write_text("new")
 
-    maker = threading.Thread(target=make_again)
+    writer = threading.Thread(target=rewrite_folder)
 
     def write(path: Path) -> None:
-        maker.start()
-        maker.join(0.5)  # it waits until the file is replaced
+        writer.start()
+        writer.join(0.5)  # it waits until the file is replaced
         path.write_text("rule")
 
     manifests.replace_file(final, "rule.json", write)
-    maker.join()
+    writer.join()
     assert (final / "model").read_text() == "new"
 
 
-def test_atomic_file_on_a_read_only_disk_raises_one_sentence(
+def test_atomic_file_on_read_only_disk_raises_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Removing the staging file failed as well, and that error hid the sentence."""
+    """Regression: removing the staging file failed too, and that error hid the message."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
@@ -294,10 +296,10 @@ def test_atomic_file_on_a_read_only_disk_raises_one_sentence(
 def test_make_folder_below_a_file_raises_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "downloads").touch()
     with pytest.raises(RunError, match="'downloads' is not a folder; move it elsewhere"):
-        filled(tmp_path / "downloads" / "onnx", first="1")
+        write_folder(tmp_path / "downloads" / "onnx", first="1")
 
 
-def test_open_regular_refuses_a_fifo_a_folder_and_a_device(tmp_path: Path) -> None:
+def test_open_regular_refuses_fifo_folder_and_device(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "device").symlink_to("/dev/full")
     for path in (tmp_path / "fifo", tmp_path, tmp_path / "device"):

@@ -1,4 +1,4 @@
-"""Batches of about as many tokens each: every text once, in an order that seed and epoch decide."""
+"""Tests of batches with similar numbers of tokens: each text once, in an order set by seed and epoch."""
 
 import math
 
@@ -17,42 +17,42 @@ def reviews(rows: int = 3000) -> list[int]:
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 5))
-def test_an_epoch_holds_every_text_once_in_as_many_batches_as_of_equal_size(
+def test_epoch_has_each_text_once_in_expected_number_of_batches(
     lengths: list[int], size: int, epoch: int
 ) -> None:
     batches = TokenBatches(lengths, size, seed=1)
     batches.set_epoch(epoch)
-    found = list(batches)
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    assert len(found) == len(batches) == math.ceil(len(lengths) / size)
-    assert all(found)
+    batch_list = list(batches)
+    assert sorted(i for batch in batch_list for i in batch) == list(range(len(lengths)))
+    assert len(batch_list) == len(batches) == math.ceil(len(lengths) / size)
+    assert all(batch_list)
 
 
 @given(LENGTHS, st.integers(1, 20), st.integers(2, 4))
-def test_processes_share_the_texts_in_as_many_batches_each(
+def test_processes_share_texts_in_equal_numbers_of_batches(
     lengths: list[int], size: int, processes: int
 ) -> None:
     shares = [TokenBatches(lengths, size, 1, processes, rank) for rank in range(processes)]
-    found = [list(share) for share in shares]
-    assert {len(share) for share in found} == {len(shares[0])}
-    seen = sorted(i for share in found for batch in share for i in batch)
-    assert set(seen) == set(range(len(lengths)))
-    assert len(seen) == max(len(lengths), processes * len(shares[0]))  # twice only where texts are few
-    assert all(batch for share in found for batch in share)
+    batch_lists = [list(share) for share in shares]
+    assert {len(share) for share in batch_lists} == {len(shares[0])}
+    indices = sorted(i for share in batch_lists for batch in share for i in batch)
+    assert set(indices) == set(range(len(lengths)))
+    assert len(indices) == max(len(lengths), processes * len(shares[0]))  # repeats only if too few texts
+    assert all(batch for share in batch_lists for batch in share)
 
 
-def test_batches_cost_about_the_same_and_hold_little_padding() -> None:
+def test_batches_have_similar_cost_and_little_padding() -> None:
     lengths = np.array(reviews())
     batches = [lengths[batch] for batch in TokenBatches(lengths.tolist(), 16, seed=3)]
     costs = np.array([batch.max() * len(batch) for batch in batches])
     assert costs.max() <= 1.1 * costs.mean()
     assert costs.sum() <= 1.08 * lengths.sum()
     assert max(map(len, batches)) <= MOST_TEXTS * 16
-    assert batches[0].max() == lengths.max()  # what memory must hold is known at the first step
+    assert batches[0].max() == lengths.max()  # so that the peak memory is reached at the first step
 
 
-def test_processes_work_equally_long() -> None:
-    """Each waits after each batch for the others."""
+def test_processes_have_equal_cost_per_batch() -> None:
+    """Each process waits for the others after each batch."""
     lengths = np.array(reviews())
     costs = np.array(
         [
@@ -65,7 +65,7 @@ def test_processes_work_equally_long() -> None:
     assert max(batch.max() for batch in firsts) == lengths.max()
 
 
-def test_the_order_is_that_of_seed_and_epoch_alone() -> None:
+def test_batch_order_depends_only_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
         batches = TokenBatches(reviews(400), 16, seed)
         batches.set_epoch(epoch)
@@ -77,11 +77,11 @@ def test_the_order_is_that_of_seed_and_epoch_alone() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 500])
 def test_lengths_are_mixed_over_an_epoch(size: int) -> None:
-    """Long and short batches take turns, so that a model never learns from one kind alone for long."""
+    """Long and short batches alternate, so that a model never trains long on one kind only."""
     lengths = np.array(reviews(1000))
-    found = list(TokenBatches(lengths.tolist(), size, seed=2))
-    if len(found) < 20:
+    batches = list(TokenBatches(lengths.tolist(), size, seed=2))
+    if len(batches) < 20:
         return
-    means = np.array([lengths[batch].mean() for batch in found[1:]])
+    means = np.array([lengths[batch].mean() for batch in batches[1:]])
     places = np.arange(len(means))
     assert abs(np.corrcoef(places, means)[0, 1]) < 0.3

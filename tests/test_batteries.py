@@ -1,4 +1,4 @@
-"""A short form of each battery, and each of them seeing a product that was broken on purpose."""
+"""Run a short form of each battery, and check that each detects a product that was broken on purpose."""
 
 import json
 import random
@@ -32,7 +32,7 @@ from peft_core.files import atomic, manifests
 from peft_core.runs import Run, run
 from peft_core.training import setup, trainer
 
-NO_FSYNC = "from peft_core import files\nfiles.fsync_tree = lambda folder: None\n"
+NO_FSYNC = "from peft_core.files import atomic\natomic.fsync_tree = lambda folder: None\n"
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +53,21 @@ def interrupted(place: Workplace) -> tuple[inputs.Inputs, Path]:
 
 @contextmanager
 def written_in_place(final: Path, **_: Any) -> Iterator[Path]:
-    """What `atomic_folder` would be without a staging folder and a rename."""
-    atomic.staging_path(final)  # the kill is aimed at this call
+    """Replacement of `atomic_folder` without a staging folder and a rename."""
+    atomic.staging_path(final)  # the kill is triggered at this call
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir(parents=True)
     yield final
     atomic.fsync_tree(final)
 
 
-def test_kills_short_form_loses_and_accepts_nothing(place: Workplace) -> None:
-    result = kills.run(place, 0.005)
-    assert result.failures == ()
-    assert (result.count, dict(result.outcomes)) == (5, {"at any time": 3, "while saving": 2})
+def test_kills_short_form_has_no_failures(place: Workplace) -> None:
+    battery_result = kills.run(place, 0.005)
+    assert battery_result.failures == ()
+    assert (battery_result.count, dict(battery_result.outcomes)) == (5, {"at any time": 3, "while saving": 2})
 
 
-def test_kills_of_a_product_that_writes_in_place_find_torn_folders(
+def test_kills_with_in_place_writes_find_torn_folders(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "atomic_folder", written_in_place)
@@ -79,14 +79,12 @@ def test_kills_of_a_product_that_writes_in_place_find_torn_folders(
 
 
 def test_resume_short_form_gives_the_same_bytes(place: Workplace) -> None:
-    result = resume.run(place, 0.02)
-    assert result.failures == ()
-    assert result.count == 2
+    battery_result = resume.run(place, 0.02)
+    assert battery_result.failures == ()
+    assert battery_result.count == 2
 
 
-def test_resume_of_a_product_that_forgets_the_weights_finds_others(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_without_loaded_weights_is_detected(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in resume.cases() if case.name == "LoRA, plain")
     reference = resume.train_uninterrupted(place, case)
     monkeypatch.setattr(trainer, "load_trained", lambda model, path: None)
@@ -94,25 +92,25 @@ def test_resume_of_a_product_that_forgets_the_weights_finds_others(
     assert "its adapter has other weights" in problem
 
 
-def test_faults_short_form_leaves_the_last_good_one() -> None:
-    result = faults.run(0.03, only=("update the state", "save a decision rule", "zip"))
-    assert result.failures == ()
-    assert result.count > 5
+def test_faults_short_form_keeps_last_good_state() -> None:
+    battery_result = faults.run(0.03, only=("update the state", "save a decision rule", "zip"))
+    assert battery_result.failures == ()
+    assert battery_result.count > 5
 
 
-def test_faults_of_a_product_without_fsync_find_what_a_power_cut_could_undo() -> None:
-    """A kill cannot: the system keeps what a dead process had written. The order of operations tells it."""
-    result = faults.run(0.01, prelude=NO_FSYNC, only=("zip",))
-    assert any("was not synced before adapter was renamed" in failure for failure in result.failures)
+def test_faults_without_fsync_find_unsynced_rename() -> None:
+    """A kill cannot reveal it, because the system keeps what a dead process wrote; the call order can."""
+    battery_result = faults.run(0.01, prelude=NO_FSYNC, only=("zip",))
+    assert any("was not synced before adapter was renamed" in failure for failure in battery_result.failures)
 
 
 def test_faults_without_a_compiler_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fault_layer.shutil, "which", lambda name: None)
-    result = faults.run(0.1)
-    assert not result.passed and result.failures == (fault_layer.NO_COMPILER,)
+    battery_result = faults.run(0.1)
+    assert not battery_result.passed and battery_result.failures == (fault_layer.NO_COMPILER,)
 
 
-def test_durability_folder_not_synced_after_rename_is_found() -> None:
+def test_durability_folder_not_synced_after_rename_is_reported() -> None:
     staged = "/runs/.staging-1-boot-1-0123abcd-a/a"
     synced = [
         Operation("mkdir", staged),
@@ -130,9 +128,9 @@ def test_durability_folder_not_synced_after_rename_is_found() -> None:
     ]
 
 
-def test_durability_new_parent_not_synced_is_found() -> None:
+def test_durability_new_parent_not_synced_is_reported() -> None:
     staged = "/runs/a/checkpoints/.staging-1-boot-1-0123abcd-b/b"
-    made = Operation("mkdir", "/runs/a/checkpoints")
+    created = Operation("mkdir", "/runs/a/checkpoints")
     rest = [
         Operation("mkdir", staged),
         Operation("fsync", staged, inode=6),
@@ -140,19 +138,19 @@ def test_durability_new_parent_not_synced_is_found() -> None:
         Operation("fsync", "/runs/a/checkpoints"),
     ]
     problem = "checkpoints/ is new, and its name was not synced"
-    assert unsynced_renames([made, *rest]) == (1, [problem])
-    assert unsynced_renames([made, Operation("fsync", "/runs/a"), *rest]) == (1, [])
+    assert unsynced_renames([created, *rest]) == (1, [problem])
+    assert unsynced_renames([created, Operation("fsync", "/runs/a"), *rest]) == (1, [])
 
 
-@pytest.mark.parametrize("count", [13, 62])  # 6 more than a multiple of the ways
+@pytest.mark.parametrize("count", [13, 62])  # 6 more than a multiple of the kinds of damage
 def test_damages_of_seven_rounds_damage_each_file_in_every_way(count: int, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for number in range(count):
         (tmp_path / "run" / f"{number}.bin").write_bytes(b"content")
     exhibit = damage.Exhibit(tmp_path, tmp_path, {("run", "predict"): ""})
     kinds: dict[Path, list[str]] = {}
-    for one in damage.damages(exhibit, 7 * count, random.Random(0)):
-        kinds.setdefault(one.path, []).append(one.kind)
+    for case in damage.damages(exhibit, 7 * count, random.Random(0)):
+        kinds.setdefault(case.path, []).append(case.kind)
     assert len(kinds) == count
     assert all(sorted(ways) == sorted(damage._ROUND) for ways in kinds.values())
 
@@ -163,14 +161,14 @@ def test_damage_short_form_is_never_accepted(exhibit: damage.Exhibit) -> None:
             assert damage.check(exhibit, case) == [], case.describe(exhibit.runs_dir)
 
 
-def test_damage_of_the_best_weights_is_made_good_by_continue(exhibit: damage.Exhibit) -> None:
-    """They lie beside the checkpoints, each of which holds its own copy."""
+def test_damage_of_best_weights_is_repaired_by_continue(exhibit: damage.Exhibit) -> None:
+    """The best weights are stored beside the checkpoints, each of which has its own copy."""
     (name,) = {run for run, _ in exhibit.answers} - {"full"}
     weights = exhibit.runs_dir / name / "checkpoints" / "best.safetensors"
     assert damage.check(exhibit, damage.Damage(name, weights, damage.FLIPPED, 20_000)) == []
 
 
-def test_damage_of_a_product_without_digests_is_found(
+def test_damage_without_digest_check_is_detected(
     exhibit: damage.Exhibit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = exhibit.runs_dir / "full" / "adapter" / "adapter_model.safetensors"
@@ -186,7 +184,7 @@ def test_inputs_short_form_is_refused_by_name(interrupted: tuple[inputs.Inputs, 
         assert inputs.check(*interrupted, change) == [], change.name
 
 
-def test_inputs_of_a_product_that_compares_nothing_are_accepted(
+def test_inputs_without_input_check_are_accepted(
     interrupted: tuple[inputs.Inputs, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "check_inputs", lambda before, now: None)
@@ -195,7 +193,7 @@ def test_inputs_of_a_product_that_compares_nothing_are_accepted(
 
 
 class ShortTurns(soak.Turns):
-    """Turns of a run that is trained already, in one worker."""
+    """Soak turns with an already trained run, in one worker."""
 
     finished: Run
     after: Callable[[], object] = staticmethod(lambda: None)
@@ -209,7 +207,7 @@ class ShortTurns(soak.Turns):
         self.after()
 
 
-def test_soak_short_form_keeps_nothing_and_a_leak_is_found(
+def test_soak_short_form_leaves_nothing_and_detects_leak(
     place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaked: list[Any] = []
@@ -220,8 +218,8 @@ def test_soak_short_form_keeps_nothing_and_a_leak_is_found(
         turns.after = lambda: leaked.append((tmp_path / "model" / "config.json").open())
         assert any("open files grew" in problem for problem in soak.problems_of(_samples(turns, 4)))
         monkeypatch.setattr(runs, "delete", lambda runs_dir, run_id: None)
-        (left,) = {sample.files for sample in _samples(turns, 1)}
-        assert left == ("copy",)
+        (remaining,) = {sample.files for sample in _samples(turns, 1)}
+        assert remaining == ("copy",)
     for file in leaked:
         file.close()
 
@@ -234,14 +232,14 @@ def _samples(turns: soak.Turns, count: int) -> list[soak.Sample]:
     return samples
 
 
-def test_soak_memory_that_grows_is_found() -> None:
+def test_soak_with_growing_memory_reports_it() -> None:
     steady = [soak.Sample(100_000_000 + number % 3, (20, 30), ()) for number in range(40)]
     assert soak.problems_of(steady) == []
     growing = [soak.Sample(100_000_000 + 500_000 * number, (20, 30), ()) for number in range(40)]
     assert soak.problems_of(growing) == ["memory grew from 106 MB to 118 MB"]
 
 
-def test_children_bug_error_and_kill_are_told_apart() -> None:
+def test_run_child_distinguishes_error_from_bug() -> None:
     def refuse(report: Any) -> None:
         report("begun")
         raise RunError("The disk is full.")
@@ -272,8 +270,8 @@ def test_results_are_written_with_bounds_and_machine(tmp_path: Path) -> None:
     assert [battery["passed"] for battery in written["batteries"]] == [True, False, False]
     assert written["batteries"][0]["upper_bound_95"] == 0.003
     assert all(battery["date"] and "cores" in battery["machine"] for battery in written["batteries"])
-    again = BatteryResult("faults", 20, (), (), "whole", 3.0)
-    write_results(tmp_path, [again], "make batteries ARGS=faults")
+    rerun = BatteryResult("faults", 20, (), (), "whole", 3.0)
+    write_results(tmp_path, [rerun], "make batteries ARGS=faults")
     written = json.loads((tmp_path / "batteries.json").read_text(encoding="utf-8"))
     assert [(battery["name"], battery["count"]) for battery in written["batteries"]] == [
         ("kills", 1000), ("faults", 20), ("damage", 0),

@@ -1,4 +1,4 @@
-"""Benchmarks stay runnable although no test runs them: modules import, commands and results exist."""
+"""Tests that benchmarks stay runnable without running them: modules import, commands and results exist."""
 
 import importlib
 import json
@@ -36,8 +36,8 @@ def test_benchmarks_have_a_make_target() -> None:
 
 
 def test_result_files_named_in_make_targets_exist() -> None:
-    named = {name for line in commands().values() for name in re.findall(r"benchmarks/results/\S+", line)}
-    assert named and all((ROOT / name).is_file() for name in named)
+    paths = {name for line in commands().values() for name in re.findall(r"benchmarks/results/\S+", line)}
+    assert paths and all((ROOT / name).is_file() for name in paths)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
@@ -61,8 +61,8 @@ def test_document_has_the_table_that_a_benchmark_writes(module: str, document: P
     assert doc_tables.read_table(document, name).count("\n|") > 3
 
 
-def test_tables_from_recorded_results_are_those_in_the_documents() -> None:
-    """The rows of results that were recorded; the lines about the machine are those of the measurement."""
+def test_tables_of_recorded_results_match_documents() -> None:
+    """Compare the rows of the recorded results; lines about the machine are left out."""
     grid, methods = (
         importlib.import_module(f"benchmarks.{name}") for name in ("bench_grid", "bench_methods")
     )

@@ -1,4 +1,4 @@
-"""The best step by validation: chosen, kept through rotation and kills, and exported as it was measured."""
+"""Tests of the best step by validation: its choice, survival of rotation and kills, and exact export."""
 
 import html
 import json
@@ -43,7 +43,7 @@ from peft_core.training.schedule import EVAL_ROWS, evaluation_rows
 from peft_core.training.trainer import RunTrainer
 from peft_core.views.cards import format_metric, kept_step_line
 
-# Labels that the texts do not tell: what is learned of the training rows makes the validation loss worse.
+# The labels are random, so learning the training rows makes the validation loss worse.
 OVERFITTING = {
     "num_train_epochs": 8,
     "learning_rate": 0.02,
@@ -61,7 +61,7 @@ def noise_rows(count: int, seed: int) -> Dataset:
 
 
 def noise(problem_type: str = SINGLE) -> LabeledSplits:
-    """Rows whose labels are shuffled."""
+    """Return splits whose labels are shuffled."""
     if problem_type == SINGLE:
         make, names = noise_rows, ("bad", "good")
     else:
@@ -78,15 +78,15 @@ def noise(problem_type: str = SINGLE) -> LabeledSplits:
 
 @pytest.fixture(scope="module")
 def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same rows of one label as files."""
+    """The rows of the single-label `noise()` as CSV files."""
     folder, data = tmp_path_factory.mktemp("noise"), noise()
     for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.eval)):
-        named = rows.map(lambda row: {"label": data.label_names[row["label"]]})
-        named.to_csv(folder / f"{name}.csv", index=False)
+        renamed = rows.map(lambda row: {"label": data.label_names[row["label"]]})
+        renamed.to_csv(folder / f"{name}.csv", index=False)
     return str(folder)
 
 
-def kept(run: Run) -> KeptStep:
+def kept_step(run: Run) -> KeptStep:
     return KeptStep.from_dict(run.result()["kept"])
 
 
@@ -94,42 +94,44 @@ def evaluations(run: Run) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in run.metrics() if "eval_loss" in row}
 
 
-def same_weights(one: Run, other: Run) -> bool:
-    a, b = (load_file(run.adapter / "adapter_model.safetensors") for run in (one, other))
+def same_weights(first: Run, second: Run) -> bool:
+    a, b = (load_file(run.adapter / "adapter_model.safetensors") for run in (first, second))
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
 METHODS = ("lora", "adalora", "full", "p_tuning", "head_only")
-RATES = {"full": 1e-3}  # at which it learns the training rows by heart
+RATES = {"full": 1e-3}  # at which the method memorizes the training rows
 
 
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # peft 0.21, of any AdaLoRA adapter
+@pytest.mark.filterwarnings(
+    "ignore:The following rank_pattern keys"
+)  # peft 0.21 warns for any AdaLoRA adapter
 @pytest.mark.parametrize("arithmetic", ["fast", "plain"])
 @pytest.mark.parametrize("method", METHODS)
-def test_exported_adapter_of_the_best_step_reproduces_its_validation_numbers(
+def test_exported_adapter_of_best_step_reproduces_validation_metrics(
     method: str, arithmetic: str, fit: Callable[..., Run]
 ) -> None:
     changes = {**OVERFITTING, "learning_rate": RATES.get(method, 0.02)}
     run = fit(noise(), **changes, method=method, arithmetic=arithmetic)
-    step, curve, result = kept(run), evaluations(run), run.result()
-    assert step.reason == Reason.BEST and step.trained_steps == step.max_steps == result["steps"] == 80
+    step, curve, report = kept_step(run), evaluations(run), run.result()
+    assert step.reason == Reason.BEST and step.trained_steps == step.max_steps == report["steps"] == 80
     assert step.step < 80 or method in ("adalora", "head_only", "p_tuning")
-    first = 56 if method == "adalora" else 0  # where AdaLoRA's ranks rest
+    first = 56 if method == "adalora" else 0  # from here on, AdaLoRA's ranks are fixed
     assert step.value == min(row["eval_loss"] for at, row in curve.items() if at >= first)
     assert step.value == curve[step.step]["eval_loss"]
     assert_reproduced(run, SINGLE)
     if arithmetic == "plain":  # all 40 rows were evaluated, so the kept weights are those of that step
-        assert step.rows == result["validation"]["rows"] == 40
-        assert result["validation"]["eval_loss"] == pytest.approx(step.value, rel=1e-5)
+        assert step.rows == report["validation"]["rows"] == 40
+        assert report["validation"]["eval_loss"] == pytest.approx(step.value, rel=1e-5)
 
 
 def assert_reproduced(run: Run, problem_type: str) -> None:
-    """The adapter, loaded again, gives the very metrics and loss that the result tells of validation."""
+    """Check that the reloaded adapter reproduces exactly the reported validation metrics and loss."""
     rows, validation = load_evaluation_rows(run, "validation"), run.result()["validation"]
     logits = Predictor(run.folder).logits(rows.texts)
     assert np.array_equal(logits, rows.logits.astype(np.float32))
-    again = task_metrics(problem_type, decide(logits, problem_type), rows.labels)
-    assert again == {name: validation[name] for name in METRICS[problem_type]}
+    metrics = task_metrics(problem_type, decide(logits, problem_type), rows.labels)
+    assert metrics == {name: validation[name] for name in METRICS[problem_type]}
     labels = label_array(noise(problem_type).train, problem_type)
     loss = task_loss(run.config(), problem_type, labels, logits.shape[1])
     if problem_type == REGRESSION:
@@ -139,40 +141,40 @@ def assert_reproduced(run: Run, problem_type: str) -> None:
 
 
 @pytest.mark.parametrize("problem_type", [MULTI, REGRESSION])
-def test_best_step_of_several_labels_and_of_numbers_is_exported_as_measured(
+def test_best_step_of_multi_label_and_regression_is_exported_as_measured(
     problem_type: str, fit: Callable[..., Run]
 ) -> None:
     run = fit(noise(problem_type), **OVERFITTING, arithmetic="plain")
-    assert kept(run).step < 80
-    assert run.result()["validation"]["eval_loss"] == pytest.approx(kept(run).value, rel=1e-4)
+    assert kept_step(run).step < 80
+    assert run.result()["validation"]["eval_loss"] == pytest.approx(kept_step(run).value, rel=1e-4)
     assert_reproduced(run, problem_type)
 
 
-def test_evaluations_of_the_kept_step_are_the_training_metric_by_default(fit: Callable[..., Run]) -> None:
+def test_best_step_uses_first_metric_by_default(fit: Callable[..., Run]) -> None:
     run = fit(noise(), **{**OVERFITTING, "metric_for_best_model": None})
     curve = evaluations(run)
-    assert kept(run).metric == "accuracy"
-    assert kept(run).value == max(row["eval_accuracy"] for row in curve.values())
+    assert kept_step(run).metric == "accuracy"
+    assert kept_step(run).value == max(row["eval_accuracy"] for row in curve.values())
     (test,) = [row for row in run.metrics() if "test_accuracy" in row]
-    assert test["step"] == kept(run).step
+    assert test["step"] == kept_step(run).step
     assert len(curve) == 8 and set(curve) == set(range(10, 81, 10))
 
 
 def train_until_killed(run: Run, step: int) -> None:
-    """Train in a forked child, which kills itself while it computes a step."""
+    """Train in a forked child process that kills itself during a step."""
     gradient_norm = RunTrainer._get_grad_norm
 
-    def kill_at_step(trainer: RunTrainer, *arguments: Any, **named: Any) -> Any:
+    def kill_at_step(trainer: RunTrainer, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step + 1 == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return gradient_norm(trainer, *arguments, **named)
+        return gradient_norm(trainer, *args, **kwargs)
 
     RunTrainer._get_grad_norm = kill_at_step
     train(run.folder)
 
 
 @pytest.mark.parametrize(("method", "kills"), [("lora", (23, 58, 79)), ("adalora", (79,))])
-def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
+def test_killed_and_continued_run_keeps_same_step_and_weights(
     method: str, kills: tuple[int, ...], settings: dict[str, Any], noise_folder: str, tmp_path: Path
 ) -> None:
     config = TrainConfig.from_dict(
@@ -194,16 +196,16 @@ def test_run_killed_at_any_step_and_continued_keeps_the_same_step_and_weights(
     train(killed.folder)
     assert killed.result()["resumed_from"] == 60
     assert same_weights(killed, whole)
-    assert kept(killed) == kept(whole)
-    assert kept(whole).step < 60 or method == "adalora"
+    assert kept_step(killed) == kept_step(whole)
+    assert kept_step(whole).step < 60 or method == "adalora"
     assert evaluations(killed).keys() == evaluations(whole).keys()
     assert not (killed.folder / "checkpoints").exists()
 
 
-def test_kill_while_the_best_step_is_saved_leaves_nothing_that_no_sweep_removes(
+def test_kill_while_saving_best_weights_leaves_only_swept_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors writes a file of its own beside the one it is asked for, and renames it."""
+    """safetensors writes a temporary file beside the target and renames it."""
 
     def die_beside(_: Any, path: Path) -> None:
         (path.parent / ".tmpAbCdEf").touch()
@@ -216,15 +218,15 @@ def test_kill_while_the_best_step_is_saved_leaves_nothing_that_no_sweep_removes(
     assert not list(tmp_path.iterdir())
 
 
-def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(
+def test_checkpoint_after_best_step_has_best_weights(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("peft_core.training.entry.remove_tree", lambda _: None)
     run = fit(noise(), **OVERFITTING)
     newest = list_checkpoints(run.folder / "checkpoints")[0]
     state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
-    assert state["best_global_step"] == kept(run).step < 60
-    assert state["best_metric"] == kept(run).value
+    assert state["best_global_step"] == kept_step(run).step < 60
+    assert state["best_metric"] == kept_step(run).value
     assert state["best_model_checkpoint"] is None
     assert BEST in verify_folder(newest).files
     exported = load_file(run.adapter / "adapter_model.safetensors")
@@ -235,23 +237,23 @@ def test_checkpoint_holds_the_best_weights_unless_it_is_the_best(
         assert any(part in best and best[part].equal(tensor) for part in parts), name
 
 
-def test_cards_tell_the_step_kept_and_its_validation_numbers(fit: Callable[..., Run]) -> None:
+def test_cards_show_kept_step_and_validation_metrics(fit: Callable[..., Run]) -> None:
     run = fit(noise(), **OVERFITTING, early_stopping_patience=2)
-    step, result = kept(run), run.result()
-    told = html.unescape(kept_step_line(result))
-    assert f"Step {step.step} is kept: of {step.evaluations} evaluated, it has the lowest loss" in told
-    assert f"Training ended early, at step {step.trained_steps} of 80" in told
-    assert f"reach accuracy {format_metric(result['validation']['accuracy'])}" in told
+    step, report = kept_step(run), run.result()
+    line = html.unescape(kept_step_line(report))
+    assert f"Step {step.step} is kept: of {step.evaluations} evaluated, it has the lowest loss" in line
+    assert f"Training ended early, at step {step.trained_steps} of 80" in line
+    assert f"reach accuracy {format_metric(report['validation']['accuracy'])}" in line
     card = card_settings(Facts.read(run))
     assert f"Step {step.step} is kept" in card and "`early_stopping_patience`" in card
     assert "`eval_steps`" in card and "| 10 |" in card
-    old = {name: value for name, value in result.to_dict().items() if name not in ("kept", "validation")}
+    old = {name: entry for name, entry in report.to_dict().items() if name not in ("kept", "validation")}
     assert kept_step_line(old) == ""
 
 
-def test_early_stopping_ends_the_run_finished_with_the_reason(fit: Callable[..., Run]) -> None:
+def test_early_stopping_finishes_run_with_reason(fit: Callable[..., Run]) -> None:
     run = fit(noise(), **OVERFITTING, early_stopping_patience=2)
-    step = kept(run)
+    step = kept_step(run)
     assert run.state().status == "FINISHED"
     assert step.trained_steps == run.result()["steps"] == step.step + 20 < step.max_steps
     assert step.early_stopped_after == 2
@@ -259,7 +261,7 @@ def test_early_stopping_ends_the_run_finished_with_the_reason(fit: Callable[...,
     assert not (run.folder / "checkpoints").exists()
 
 
-def test_early_stopped_run_killed_before_its_result_stops_at_the_same_step_again(
+def test_early_stopped_run_killed_before_result_stops_at_same_step(
     fit: Callable[..., Run], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**OVERFITTING, "early_stopping_patience": 2}
@@ -271,23 +273,23 @@ def test_early_stopped_run_killed_before_its_result_stops_at_the_same_step_again
     assert run.state().status == "KILLED" and can_continue(run)
     train_on(noise(), run)
     assert run.state().status == "FINISHED"
-    assert kept(run) == kept(whole) and same_weights(run, whole)
+    assert kept_step(run) == kept_step(whole) and same_weights(run, whole)
 
 
-def test_no_validation_rows_keep_the_last_step_and_say_so(fit: Callable[..., Run]) -> None:
+def test_run_without_validation_rows_keeps_last_step(fit: Callable[..., Run]) -> None:
     data = noise()
     run = fit(replace(data, validation=data.validation.select([])), **OVERFITTING)
-    step = kept(run)
+    step = kept_step(run)
     assert (step.reason, step.step, step.value) == (Reason.NO_VALIDATION, 80, None)
     assert "there were no validation rows" in step.describe()
     assert "validation" not in run.result()
 
 
-def test_last_step_is_kept_where_keeping_the_best_is_off(fit: Callable[..., Run]) -> None:
+def test_run_without_load_best_model_at_end_keeps_last_step(fit: Callable[..., Run]) -> None:
     run = fit(noise(), **OVERFITTING, load_best_model_at_end=False)
-    assert (kept(run).reason, kept(run).step) == (Reason.TURNED_OFF, 80)
+    assert (kept_step(run).reason, kept_step(run).step) == (Reason.TURNED_OFF, 80)
     best = fit(noise(), **OVERFITTING)
-    assert kept(best).step < 80 and not same_weights(run, best)
+    assert kept_step(best).step < 80 and not same_weights(run, best)
 
 
 def test_stopped_run_keeps_the_best_step_so_far(
@@ -308,8 +310,8 @@ def test_stopped_run_keeps_the_best_step_so_far(
     assert run.state().status == "KILLED" and can_continue(run)
     (run.folder / "stop").unlink()
     train_on(noise(), run)
-    assert kept(run) == kept(whole) and same_weights(run, whole)
-    assert f"Training ran to step {kept(run).trained_steps} of 80" in kept(run).describe()
+    assert kept_step(run) == kept_step(whole) and same_weights(run, whole)
+    assert f"Training ran to step {kept_step(run).trained_steps} of 80" in kept_step(run).describe()
 
 
 def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +328,7 @@ def test_damaged_best_weights_are_refused(fit: Callable[..., Run], monkeypatch: 
 
 
 def test_damaged_best_weights_are_not_copied_into_a_checkpoint(tmp_path: Path) -> None:
-    """The checkpoint's manifest would have made them whole."""
+    """The checkpoint's manifest would otherwise cover the damaged weights."""
     model = torch.nn.Linear(2, 2)
     keeper = StepKeeper(tmp_path, BestStep("accuracy"), 10, keeps_best=True)
     state = SimpleNamespace(global_step=1, max_steps=9)
@@ -338,9 +340,9 @@ def test_damaged_best_weights_are_not_copied_into_a_checkpoint(tmp_path: Path) -
 
 
 def after(best: BestStep, *values: tuple[float, float]) -> BestStep:
-    """After evaluations of (metric, loss) at the steps 1, 2, ..."""
-    for step, (value, loss) in enumerate(values, start=1):
-        best = best.after(step, {f"eval_{best.metric}": value, "eval_loss": loss})
+    """Return the best step after evaluations with (metric, loss) at the steps 1, 2, ..."""
+    for step, (score, loss) in enumerate(values, start=1):
+        best = best.after(step, {f"eval_{best.metric}": score, "eval_loss": loss})
     return best
 
 
@@ -348,7 +350,7 @@ def after(best: BestStep, *values: tuple[float, float]) -> BestStep:
     ("metric", "values", "step"),
     [
         ("accuracy", [(0.5, 1.0), (0.7, 0.9), (0.6, 0.8)], 2),
-        ("accuracy", [(0.7, 0.9), (0.7, 0.8), (0.7, 0.8)], 2),  # the lower loss, then the earlier
+        ("accuracy", [(0.7, 0.9), (0.7, 0.8), (0.7, 0.8)], 2),  # ties: the lower loss, then the earlier step
         ("mae", [(3.0, 1.0), (2.0, 2.0), (2.5, 0.1)], 2),
         ("loss", [(0.9, 0.9), (0.7, 0.7), (0.8, 0.8)], 2),
         ("spearman", [(-0.5, 1.0), (-0.1, 1.0)], 2),
@@ -377,9 +379,9 @@ def test_evaluations_before_the_first_comparable_step_do_not_count() -> None:
 def test_metric_of_another_problem_type_is_refused(problem_type: str, fit: Callable[..., Run]) -> None:
     assert metric_for_best(TrainConfig(), problem_type) == METRICS[problem_type][0]
     assert metric_for_best(TrainConfig(metric_for_best_model="loss"), problem_type) == "loss"
-    other = {SINGLE: "spearman", MULTI: "accuracy", REGRESSION: "macro_f1"}[problem_type]
-    with pytest.raises(ConfigError, match=f"metric_for_best_model is '{other}'"):
-        fit(noise(problem_type), metric_for_best_model=other)
+    metric = {SINGLE: "spearman", MULTI: "accuracy", REGRESSION: "macro_f1"}[problem_type]
+    with pytest.raises(ConfigError, match=f"metric_for_best_model is '{metric}'"):
+        fit(noise(problem_type), metric_for_best_model=metric)
 
 
 def test_every_metric_of_every_problem_type_can_be_chosen() -> None:
@@ -390,14 +392,14 @@ def test_every_metric_of_every_problem_type_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("changes", "train_rows", "rows"),
     [
-        ({}, 3000, 300),  # 4 evaluations read 1,200 texts, 3,000 are trained on
+        ({}, 3000, 300),  # 4 evaluations read 1,200 texts; training reads 3,000
         ({"num_train_epochs": 3}, 3000, 900),
         ({"num_train_epochs": 10}, 3000, 1000),
         ({"num_train_epochs": 1}, 300, EVAL_ROWS),
         ({"eval_steps": 1}, 3000, EVAL_ROWS),
     ],
 )
-def test_evaluation_reads_as_many_rows_as_a_fifth_of_training_affords(
+def test_evaluation_rows_are_limited_to_a_fifth_of_training(
     changes: dict[str, Any], train_rows: int, rows: int
 ) -> None:
     config = TrainConfig.from_dict(changes)

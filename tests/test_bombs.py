@@ -1,4 +1,4 @@
-"""Small files that unpack to huge tables: refused in one sentence, in seconds, within little memory."""
+"""Tests of small files that unpack to huge tables: refused in one sentence, fast and with little memory."""
 
 import json
 import random
@@ -24,8 +24,8 @@ from peft_core.errors import DataError
 from peft_core.inference.tables import Request
 from peft_core.service import tasks
 
-MEMORY = 700_000_000  # bytes beyond the imports
-# Reads a file at once and by rows under a limit of memory; prints what is said of it and the seconds.
+MEMORY = 700_000_000  # bytes in addition to the imports
+# Read a file at once and by rows under a memory limit; print the error messages and the seconds.
 READ = """
 import json, resource, sys, time
 from pathlib import Path
@@ -46,7 +46,7 @@ print(json.dumps([said, time.monotonic() - start]))
 
 
 def repeated(values: int, length: int) -> pa.DictionaryArray:
-    """A text of so many characters, so many times."""
+    """Return an array that repeats a text of `length` characters `values` times."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * values, pa.int32()), pa.array(["a" * length]))
 
 
@@ -56,7 +56,7 @@ def parquet(path: Path, columns: dict[str, Any]) -> Path:
 
 
 def repeated_text(folder: Path) -> Path:
-    """100 GB in 871 bytes."""
+    """Write 100 GB of text in 871 bytes."""
     return parquet(folder / "a.parquet", {"text": repeated(100_000, 1_000_000), "label": ["x"] * 100_000})
 
 
@@ -71,7 +71,7 @@ def repeated_text_in_objects(folder: Path) -> Path:
 
 
 def empty_cells(folder: Path) -> Path:
-    """A billion cells in a run that takes no bytes."""
+    """Write 200 million null cells, which take almost no bytes."""
     nulls = {f"column {i}": pa.nulls(1_000_000, pa.int32()) for i in range(200)}
     return parquet(folder / "a.parquet", {"text": pa.nulls(1_000_000, pa.string()), **nulls})
 
@@ -108,12 +108,12 @@ def write(path: Path, text: str) -> Path:
         (header_of_commas, "1,000,001 columns; at most 1,000"),
         (rows_of_commas, "300,001 columns; at most 1,000"),
         (different_keys, "columns; at most 1,000"),
-        (nested_lists, "is no JSON"),
+        (nested_lists, "is not valid JSON"),
     ],
 )
 def test_bomb_is_refused_in_seconds_and_little_memory(make: Any, words: str, tmp_path: Path) -> None:
-    said, seconds = answer(READ, str(make(tmp_path)), str(MEMORY))
-    assert all(words in sentence and "\n" not in sentence for sentence in said), said
+    errors, seconds = answer(READ, str(make(tmp_path)), str(MEMORY))
+    assert all(words in sentence and "\n" not in sentence for sentence in errors), errors
     assert seconds < 20
 
 
@@ -136,7 +136,7 @@ def test_ordinary_parquet_with_repeated_texts_is_read_as_written(tmp_path: Path)
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 @pytest.mark.parametrize("columns", [MAX_COLUMNS, MAX_COLUMNS + 1])
-def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, tmp_path: Path) -> None:
+def test_files_with_more_than_max_columns_are_refused(suffix: str, columns: int, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     names = [f"column {i}" for i in range(columns)]
     if suffix == ".csv":
@@ -158,21 +158,21 @@ def test_thousand_columns_are_read_and_not_one_more(suffix: str, columns: int, t
             read(path)
 
 
-def test_parquet_that_unpacks_to_more_than_it_may_is_not_counted(tmp_path: Path) -> None:
+def test_count_rows_of_parquet_above_unpacked_limit_raises(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", {"text": repeated(300, 100_000), "label": ["x"] * 300})
     assert tasks.count_rows([str(path)], 40_000_000) == 300
     with pytest.raises(DataError, match="'a.parquet' unpacks to over 20 MB"):
         tasks.count_rows([str(path)], 20_000_000)
 
 
-def test_parquet_to_predict_with_bounded_rows_unpacks_to_a_bounded_size(tmp_path: Path) -> None:
+def test_predict_request_with_max_rows_limits_unpacked_size(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", {"text": repeated(6000, 10_000), "label": ["x"] * 6000})
     assert sum(map(len, open_rows(path, Request(path, "text").options).chunks())) == 6000
     with pytest.raises(DataError, match="'a.parquet' unpacks to over 50 MB"):
         list(open_rows(path, Request(path, "text", max_rows=10_000).options).chunks())
 
 
-def test_open_rows_of_a_workbook_with_more_xml_than_it_may_is_refused(tmp_path: Path) -> None:
+def test_workbook_above_unpacked_limit_is_refused(tmp_path: Path) -> None:
     book = openpyxl.Workbook()
     for _ in range(3000):
         book.active.append(["a", "b"])
@@ -182,7 +182,7 @@ def test_open_rows_of_a_workbook_with_more_xml_than_it_may_is_refused(tmp_path: 
             read(tmp_path / "a.xlsx", ReadOptions(max_unpacked_bytes=10_000))
 
 
-def test_open_book_without_memory_is_not_called_damaged(
+def test_open_book_without_memory_raises_memory_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: Any, **__: Any) -> Any:
@@ -194,8 +194,8 @@ def test_open_book_without_memory_is_not_called_damaged(
         pass
 
 
-def test_hide_upload_folders_of_a_million_slashes_takes_no_time() -> None:
-    """The app's own process does it with what a stranger's file holds."""
+def test_hide_upload_folders_of_a_million_slashes_is_fast() -> None:
+    """The app's own process calls it with text from untrusted files."""
     start = time.process_time()
     assert hide_upload_folders("/" * 1_000_000 + UPLOADS) == "/" * 1_000_000 + UPLOADS
     assert time.process_time() - start < 1
@@ -210,7 +210,7 @@ def test_hide_upload_folders_of_a_million_slashes_takes_no_time() -> None:
         ("/my own/runs", "it's '{}a b.csv' or '{}c'"),
     ],
 )
-def test_hide_upload_folders_leaves_the_words_around_a_path(root: str, text: str) -> None:
+def test_hide_upload_folders_keeps_text_around_path(root: str, text: str) -> None:
     folder = f"{root}/{UPLOADS}/{'0f' * 32}/"
     assert hide_upload_folders(text.replace("{}", folder)) == text.replace("{}", PREFIX)
 
@@ -241,7 +241,7 @@ def test_long_label_is_refused(tmp_path: Path) -> None:
         prepare_rows(TrainConfig(dataset_name=str(path)))
 
 
-def test_inspect_of_labels_as_long_as_the_file_shows_little_of_them(tmp_path: Path) -> None:
+def test_inspect_of_very_long_labels_returns_small_report(tmp_path: Path) -> None:
     rows = [{"text": f"good {i}", "label": str(i) * 500_000} for i in range(8)]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     report = tasks.inspect({"dataset_name": str(path)})
@@ -249,7 +249,7 @@ def test_inspect_of_labels_as_long_as_the_file_shows_little_of_them(tmp_path: Pa
     assert len(json.dumps(report)) < 10_000
 
 
-def test_inspect_of_a_row_with_many_labels_shows_the_first_of_them(tmp_path: Path) -> None:
+def test_inspect_of_row_with_many_labels_shows_the_first(tmp_path: Path) -> None:
     rows = [{"text": f"good {i}", "labels": [f"label {n}" for n in range(20_000)]} for i in range(3)]
     path = write(tmp_path / "a.json", json.dumps(rows))
     report = tasks.inspect({"dataset_name": str(path)})

@@ -1,4 +1,4 @@
-"""Charts: tidy rows out of runs and counts, and specifications that hold them."""
+"""Tests of charts: tidy data frames of runs and counts, and their Vega-Lite specifications."""
 
 import json
 
@@ -16,7 +16,7 @@ HEAD = {"name": "Head", "trainable": 10, "adapter": 0, "head": 10, "head_copy": 
 FULL = {"name": "Full", "trainable": 900, "adapter": 0, "head": 10, "head_copy": 0}
 
 
-def test_curves_of_a_real_run(finished_run: Run) -> None:
+def test_curves_of_finished_run_have_training_validation_and_test(finished_run: Run) -> None:
     frame = curve_frame(finished_run.metrics())
     last = finished_run.result()
     training = frame[(frame.kind == "loss") & (frame.series == "training")]
@@ -39,38 +39,38 @@ def test_curves_before_the_first_step_are_empty() -> None:
     assert curve(frame, "loss", 10)["data"]["values"] == []
 
 
-def test_every_count_is_split_into_its_parts() -> None:
+def test_parts_frame_splits_each_count_into_parts() -> None:
     frame = parts_frame([LORA, HEAD, FULL])
-    found = {(row.name, row.part): row.parameters for row in frame.itertuples(index=False)}
-    assert found == {
+    parameters = {(row.name, row.part): row.parameters for row in frame.itertuples(index=False)}
+    assert parameters == {
         ("LoRA", "Adapter"): 20,
         ("LoRA", "Head"): 10,
         ("LoRA", "Head copy (frozen)"): 10,
         ("Head", "Head"): 10,
         ("Full", "Head"): 10,
-        ("Full", "Encoder, all of it"): 890,
+        ("Full", "Whole encoder"): 890,
     }
 
 
 @pytest.mark.parametrize("log", [True, False])
-def test_bars_start_where_the_scale_does(log: bool) -> None:
+def test_parts_chart_bars_start_at_scale_minimum(log: bool) -> None:
     encoding = parts_chart(parts_frame([LORA, FULL]), log=log)["encoding"]
     assert encoding["x"]["scale"]["type"] == ("log" if log else "linear")
     assert encoding["x2"]["datum"] == (encoding["x"]["scale"]["domainMin"] if log else 0)
 
 
-def test_finished_runs_are_points(finished_run: Run) -> None:
+def test_runs_frame_has_finished_runs_only(finished_run: Run) -> None:
     waiting = runs.create(finished_run.folder.parent, TrainConfig())
     frame = runs_frame([finished_run, waiting])
-    result = finished_run.result()
+    report = finished_run.result()
     assert frame.run.tolist() == [finished_run.run_id]
     assert frame.metric.tolist() == ["accuracy"]
-    assert frame.score.tolist() == [result["accuracy"]]
-    assert frame.trainable.tolist() == [result["parameters"]["trainable"]]
+    assert frame.score.tolist() == [report["accuracy"]]
+    assert frame.trainable.tolist() == [report["parameters"]["trainable"]]
     assert len(runs_chart(frame, "accuracy")["data"]["values"]) == 1
 
 
-def test_two_metrics_never_share_an_axis() -> None:
+def test_runs_chart_shows_one_metric() -> None:
     rows = [
         {"run": "a", "metric": "accuracy", "score": 0.9},
         {"run": "b", "metric": "Spearman", "score": 0.4},
@@ -81,7 +81,7 @@ def test_two_metrics_never_share_an_axis() -> None:
         assert spec["encoding"]["y"]["title"] == metric
 
 
-def test_a_curve_is_scaled_and_named_for_its_task() -> None:
+def test_curve_of_regression_has_own_scale_and_titles() -> None:
     rows = [{"step": 1, "eval_spearman": -0.2, "eval_loss": 1.1}, {"step": 2, "test_spearman": 0.5}]
     frame = curve_frame([{"step": 1, "loss": 1.2, "learning_rate": 0.1, "eval_runtime": 3.0}, *rows])
     assert set(frame.kind) == {"loss", "spearman"}
@@ -93,7 +93,7 @@ def test_a_curve_is_scaled_and_named_for_its_task() -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "evaluation/result.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", [None, "{", "{\n"])
-def test_a_run_with_lost_or_damaged_files_does_not_take_the_chart_down(
+def test_runs_frame_with_damaged_run_keeps_other_runs(
     name: str, content: str | None, finished_run: Run, own_run: Run
 ) -> None:
     path = own_run.folder / name

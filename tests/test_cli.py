@@ -1,4 +1,4 @@
-"""The command line of app.py: what it takes, what it refuses, what a host's environment sets."""
+"""Tests of the command line of app.py: options, refusals and environment variables."""
 
 import asyncio
 import dataclasses
@@ -27,13 +27,13 @@ def test_defaults_are_a_private_app_on_loopback() -> None:
     assert options.runs_dir == Path("runs")
 
 
-def test_the_environment_sets_what_a_host_sets() -> None:
+def test_options_are_read_from_environment() -> None:
     options = read_options([], {"RUNS_DIR": "/data/runs", "PUBLIC_DEMO": "1"})
     assert options.runs_dir == Path("/data/runs")
     assert options.public
 
 
-def test_the_command_line_wins_over_the_environment() -> None:
+def test_command_line_overrides_environment() -> None:
     assert read_options(["--runs-dir", "mine"], {"RUNS_DIR": "theirs"}).runs_dir == Path("mine")
 
 
@@ -41,7 +41,7 @@ def test_the_command_line_wins_over_the_environment() -> None:
     ("arguments", "environment"),
     [(["--public"], {}), (["--share", "--auth", "me:secret"], {}), ([], {"SPACE_ID": "me/demo"})],
 )
-def test_strangers_meet_the_limits(arguments: list[str], environment: dict[str, str]) -> None:
+def test_app_open_to_the_public_has_limits(arguments: list[str], environment: dict[str, str]) -> None:
     assert read_options(arguments, environment).public
 
 
@@ -55,20 +55,20 @@ def test_strangers_meet_the_limits(arguments: list[str], environment: dict[str, 
         (["--proxies", "0"], {"TRUSTED_PROXIES": "2"}, 0),
     ],
 )
-def test_proxies_default_to_the_one_of_a_space(
+def test_proxies_default_to_one_on_a_space(
     arguments: list[str], environment: dict[str, str], expected: int
 ) -> None:
     assert read_options(arguments, environment).proxies == expected
 
 
 @pytest.mark.parametrize("number", ["-1", "11", "one", "1.5", "²", "0000099"])
-def test_proxies_odd_number_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_proxies_with_invalid_number_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_options([], {"TRUSTED_PROXIES": number})
     assert f"{number!r} is not a number from 0 to 10" in capsys.readouterr().err
 
 
-def test_auth_is_a_name_and_a_password() -> None:
+def test_auth_is_split_into_name_and_password() -> None:
     assert read_options(["--auth", "me:a:b"], {}).credentials == Credentials("me", "a:b")
     assert read_options([], {"AUTH": "me:a:b"}).credentials == Credentials("me", "a:b")
 
@@ -87,27 +87,27 @@ def test_app_open_to_others_is_refused_without_login_or_limits(
 ) -> None:
     with pytest.raises(SystemExit) as refused:
         read_options(arguments, environment)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert refused.value.code == 2
-    assert f"{flag} opens this app to" in said and "--auth USER:PASS" in said and "--public" in said
+    assert f"{flag} opens this app to" in message and "--auth USER:PASS" in message and "--public" in message
     for opened in (["--public"], ["--auth", "me:secret"]):
         assert read_options([*arguments, *opened], environment).policy.links
 
 
-def test_refusal_is_a_line_and_no_traceback() -> None:
+def test_refused_option_prints_no_traceback() -> None:
     done = python("app.py", "--share")
     assert done.returncode == 2
     assert "--auth USER:PASS" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_login_is_not_offered_with_mcp_which_asks_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mcp_with_login_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_options(["--mcp"], {"AUTH": "me:secret"})
-    said = capsys.readouterr().err
-    assert "--mcp cannot ask for a password" in said and "secret" not in said
+    message = capsys.readouterr().err
+    assert "--mcp cannot ask for a password" in message and "secret" not in message
 
 
-def test_space_answers_under_its_host_and_in_the_frames_of_hugging_face() -> None:
+def test_space_allows_its_host_and_hugging_face_frames() -> None:
     space = {"SPACE_ID": "me/demo", "SPACE_HOST": "me-demo.hf.space", "GRADIO_SERVER_NAME": "0.0.0.0"}
     options = read_options([], space)
     assert options.hosts.is_allowed("me-demo.hf.space", "10.0.0.2")
@@ -117,7 +117,7 @@ def test_space_answers_under_its_host_and_in_the_frames_of_hugging_face() -> Non
     assert local.policy == PagePolicy()
 
 
-def test_names_are_allowed_by_argument_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_allowed_hosts_come_from_argument_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
     options = read_options(["--allow-host", "a.example"], {"ALLOW_HOST": "b.example c.example:8443"})
     for name in ("a.example", "b.example:7860", "c.example:8443"):
         assert options.hosts.is_allowed(name, "127.0.0.1")
@@ -126,16 +126,16 @@ def test_names_are_allowed_by_argument_and_environment(capsys: pytest.CaptureFix
     assert "'http://a.example' is not the name of a host" in capsys.readouterr().err
 
 
-def test_app_that_starts_unguarded_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_without_request_guard_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(app.workbench), "start", lambda workbench: None)
-    monkeypatch.setattr(type(app.demo), "launch", lambda page, **named: setattr(page, "app", Starlette()))
-    with pytest.raises(SystemExit, match="guard against foreign requests is not in place"):
+    monkeypatch.setattr(type(app.demo), "launch", lambda page, **options: setattr(page, "app", Starlette()))
+    with pytest.raises(SystemExit, match="guard against cross-site requests is not in place"):
         app.main()
 
 
-@pytest.mark.parametrize("given", ["me", "me:", ":secret"])
-def test_half_an_auth_is_refused(given: str) -> None:
-    done = python("app.py", "--auth", given)
+@pytest.mark.parametrize("credentials", ["me", "me:", ":secret"])
+def test_incomplete_auth_is_refused(credentials: str) -> None:
+    done = python("app.py", "--auth", credentials)
     assert done.returncode == 2
     assert "USER:PASS" in done.stderr
 
@@ -148,10 +148,10 @@ def test_help_names_every_flag() -> None:
         assert flag in done.stdout
 
 
-def test_calls_of_the_api_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+def test_main_bounds_memory_of_api_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_options: dict[str, Any] = {}
     monkeypatch.setattr(type(app.workbench), "start", lambda workbench: None)
-    monkeypatch.setattr(type(app.demo), "launch", lambda page, **named: given.update(named))
+    monkeypatch.setattr(type(app.demo), "launch", lambda page, **options: launch_options.update(options))
     monkeypatch.setattr(type(app.demo), "block_thread", lambda page: None)
     guarded = Starlette()
     guarded.middleware_stack = RequestGuard(guarded, AllowedHosts("127.0.0.1"), PagePolicy())
@@ -159,23 +159,23 @@ def test_calls_of_the_api_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     app.main()
     tracemalloc.start()
     try:
-        kept = SessionState(app.demo)  # what gradio keeps of each caller
-        each, _ = tracemalloc.get_traced_memory()
+        session = SessionState(app.demo)  # what gradio stores for each client
+        session_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept.config_values == {}  # see peft_core/ui/sessions.py
-    assert given["state_session_capacity"] * each < 200e6
+    assert session.config_values == {}  # see peft_core/ui/sessions.py
+    assert launch_options["state_session_capacity"] * session_bytes < 200e6
 
 
 @pytest.mark.parametrize("limits", [Limits(max_queue=7), None])
 def test_main_public_app_gets_a_gate_and_a_bounded_queue(
     limits: Limits | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {}
+    launch_options: dict[str, Any] = {}
     monkeypatch.setattr(type(app.workbench), "start", lambda workbench: None)
     monkeypatch.setattr(app, "workbench", dataclasses.replace(app.workbench, limits=limits))
     monkeypatch.setattr(app.demo._queue, "max_size", None)
-    monkeypatch.setattr(type(app.demo), "launch", lambda page, **named: given.update(named))
+    monkeypatch.setattr(type(app.demo), "launch", lambda page, **options: launch_options.update(options))
     monkeypatch.setattr(app.demo, "app", Starlette(), raising=False)
     with pytest.raises(SystemExit):  # nothing has run the lifespan, so the guard is not in place
         app.main()
@@ -184,7 +184,7 @@ def test_main_public_app_gets_a_gate_and_a_bounded_queue(
     async def start() -> RequestGuard:
         served = Starlette()
         served.middleware_stack = served
-        async with given["app_kwargs"]["lifespan"](served):
+        async with launch_options["app_kwargs"]["lifespan"](served):
             return served.middleware_stack
 
     guard = asyncio.run(start())

@@ -1,4 +1,4 @@
-"""Layers that torch.compile makes faster: the same step, compiled once for all shapes, for steps alone."""
+"""Tests of layers with torch.compile: same step, compiled once for all shapes, only for training steps."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_speedups import assert_same_step, batch_of, built, step
+from test_speedups import assert_same_step, batch_of, build_model, step
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from peft_core.runs import Run
@@ -16,7 +16,7 @@ from peft_core.training import memory
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
-pytestmark = pytest.mark.filterwarnings(  # warnings that torch's own tracer gives itself
+pytestmark = pytest.mark.filterwarnings(  # warnings that torch's own tracer triggers
     "ignore:The .grad attribute of a Tensor:UserWarning",
     "ignore:.*should not be instantiated:DeprecationWarning",
 )
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.filterwarnings(  # warnings that torch's own tracer giv
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Counts what is compiled, by the whole compiler but its last part, which writes a machine's code."""
-    counter, as_it_is = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(as_it_is, backend=counter))
+    """A counter of compiled graphs; runs the whole compiler except its last part, code generation."""
+    counter, original = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(original, backend=counter))
     torch.compiler.reset()
     return counter
 
@@ -35,7 +35,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 def test_layers_compiled_once_give_the_same_step_in_every_shape(
     family: str, compiled: CompileCounterWithBackend, tmp_path: Path
 ) -> None:
-    model, config = built(tmp_path, family, torch_compile="on")
+    model, config = build_model(tmp_path, family, torch_compile="on")
     plain = copy.deepcopy(model)
     batches = [batch_of(model, texts, tokens) for texts, tokens in ((6, 9), (3, 17), (8, 5), (5, 30))]
     with optimize_training(model, config, batches[0], steps=1) as applied:
@@ -48,25 +48,25 @@ def test_layers_compiled_once_give_the_same_step_in_every_shape(
     assert compiled.frame_count == before
 
 
-def test_a_compiled_run_compiles_for_its_steps_alone(
+def test_compiled_run_compiles_only_for_its_steps(
     compiled: CompileCounterWithBackend, train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither for what a step keeps, which is measured on single texts, nor for the curve."""
+    """Nothing is compiled for the memory measurement, which runs on single texts, or for evaluations."""
 
-    def counted(owner: Any, name: str) -> None:
-        as_it_is = getattr(owner, name)
+    def count_compilations_of(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
 
-        def asked(*given: Any, **named: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
             before = compiled.frame_count
-            found = as_it_is(*given, **named)
+            output = original(*args, **kwargs)
             counts[name].append(compiled.frame_count - before)
-            return found
+            return output
 
-        monkeypatch.setattr(owner, name, asked)
+        monkeypatch.setattr(owner, name, counting)
 
     counts: dict[str, list[int]] = {"saved_bytes": [], "evaluate": []}
-    counted(memory, "saved_bytes")
-    counted(RunTrainer, "evaluate")
+    count_compilations_of(memory, "saved_bytes")
+    count_compilations_of(RunTrainer, "evaluate")
     run = train_here(torch_compile="on", num_train_epochs=2.0)
     assert run.result()["speedups"]["compiled"] and compiled.frame_count
     assert set(map(sum, counts.values())) == {0} and all(counts.values())

@@ -1,4 +1,4 @@
-"""Settings: their defaults, their bounds, and the sentence for each wrong one."""
+"""Tests of settings: defaults, bounds and error messages."""
 
 import json
 from typing import Any
@@ -10,13 +10,13 @@ from peft_core.errors import ConfigError
 from peft_core.service.limits import Limits
 
 
-def test_defaults_survive_json() -> None:
+def test_default_config_round_trips_through_json() -> None:
     config = TrainConfig()
     assert TrainConfig.from_dict(json.loads(config.to_json())) == config
     assert TrainConfig.from_dict({}) == config
 
 
-def test_every_setting_has_words() -> None:
+def test_settings_have_help_and_unique_labels() -> None:
     assert set(SETTINGS) == set(TrainConfig().to_dict())
     for name, setting in SETTINGS.items():
         assert setting.label, name
@@ -26,7 +26,7 @@ def test_every_setting_has_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "given, kept",
+    "changes, expected",
     [
         ({"r": 8.0}, {"r": 8}),
         ({"learning_rate": 1}, {"learning_rate": 1.0}),
@@ -37,12 +37,14 @@ def test_every_setting_has_words() -> None:
         ({"model_name_or_path": "  someone/model "}, {"model_name_or_path": "someone/model"}),
     ],
 )
-def test_what_json_or_a_form_loses_is_given_back(given: dict[str, Any], kept: dict[str, Any]) -> None:
-    config = TrainConfig.from_dict(given)
-    for name, value in kept.items():
-        found = getattr(config, name)
-        assert found == value
-        assert type(found) is type(value)
+def test_from_dict_restores_types_lost_in_json_or_form(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = TrainConfig.from_dict(changes)
+    for name, value in expected.items():
+        setting = getattr(config, name)
+        assert setting == value
+        assert type(setting) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_what_json_or_a_form_loses_is_given_back(given: dict[str, Any], kept: di
         ("MAX_LENGTH", "max_length"),
     ],
 )
-def test_unknown_setting_names_the_nearest(key: str, nearest: str) -> None:
+def test_unknown_setting_error_names_nearest_setting(key: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig.from_dict({key: 1})
     assert repr(key) in str(error.value)
@@ -98,30 +100,32 @@ def test_unknown_setting_names_the_nearest(key: str, nearest: str) -> None:
         ("dataset_name", ["a"]),
     ],
 )
-def test_wrong_value_gets_one_sentence_with_its_name(name: str, value: Any) -> None:
+def test_setting_with_invalid_value_raises_one_sentence(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig.from_dict({name: value})
     assert str(error.value).startswith(name)
     assert "\n" not in str(error.value)
 
 
-def test_settings_must_be_an_object() -> None:
+def test_from_dict_of_a_list_raises() -> None:
     with pytest.raises(ConfigError, match="list"):
         TrainConfig.from_dict(["r", 8])
 
 
-def test_public_demo_allows_the_default_run_and_says_its_limits() -> None:
+def test_public_limits_allow_default_run_and_are_described() -> None:
     limits = Limits()
     limits.check(TrainConfig())
     for number in ("4,000", "1,000", "256", "2,000"):
         assert number in limits.describe()
 
 
-def test_public_demo_refuses_what_is_forecast_to_take_too_long() -> None:
+def test_public_limits_refuse_too_long_forecast() -> None:
     limits = Limits()
     for seconds in (None, 0.0, limits.max_seconds):
         limits.check_seconds(seconds)
-    with pytest.raises(ConfigError, match="forecast to take 2,160 minutes; this public demo gives a run 5"):
+    with pytest.raises(
+        ConfigError, match="forecast to take 2,160 minutes; this public demo limits a run to 5"
+    ):
         limits.check_seconds(36 * 3600.0)
 
 
@@ -139,6 +143,6 @@ def test_public_demo_refuses_what_is_forecast_to_take_too_long() -> None:
         ),
     ],
 )
-def test_public_demo_refuses_more(settings: dict[str, Any], word: str) -> None:
+def test_public_limits_refuse_larger_settings(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         Limits().check(TrainConfig.from_dict(settings))

@@ -1,4 +1,4 @@
-"""Parameter counts: the published numbers, their parts, and the file that a real run writes."""
+"""Tests of parameter counts: published numbers, their parts, and the file size of a real run."""
 
 import json
 from dataclasses import replace
@@ -45,59 +45,59 @@ def count(**settings: Any) -> Any:
         ("answerdotai/ModernBERT-base", 2, 8, "Wqkv", 542_210, 150_148_612, "0.3611"),
     ],
 )
-def test_published_counts(
+def test_count_parameters_matches_published_counts(
     name: str, labels: int, r: int, modules: str, trainable: int, total: int, percent: str
 ) -> None:
-    found = count(model_name_or_path=name, num_labels=labels, r=r, target_modules=modules)
-    assert (found.trainable, found.total, f"{found.percent:.4f}") == (trainable, total, percent)
-    assert found.adapter + found.head == found.trainable
-    assert found.head == found.head_copy
+    counted = count(model_name_or_path=name, num_labels=labels, r=r, target_modules=modules)
+    assert (counted.trainable, counted.total, f"{counted.percent:.4f}") == (trainable, total, percent)
+    assert counted.adapter + counted.head == counted.trainable
+    assert counted.head == counted.head_copy
 
 
-def test_the_article_by_its_recipe() -> None:
-    found = count(**RECIPES["The article (Hub)"])
-    assert (found.trainable, found.total) == (298_757, 167_659_018)
-    assert (found.adapter, found.head) == (294_912, 3_845)
+def test_count_of_article_recipe_matches_article() -> None:
+    counted = count(**RECIPES["The article (Hub)"])
+    assert (counted.trainable, counted.total) == (298_757, 167_659_018)
+    assert (counted.adapter, counted.head) == (294_912, 3_845)
 
 
-def test_a_folder_with_a_config_and_nothing_else_can_be_counted(tmp_path: Path) -> None:
+def test_count_of_folder_with_only_config_adds_no_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NLPTOWN_CONFIG), encoding="utf-8")
-    found = count(model_name_or_path=str(tmp_path), num_labels=5)
-    assert (found.trainable, found.total) == (298_757, 167_659_018)
+    counted = count(model_name_or_path=str(tmp_path), num_labels=5)
+    assert (counted.trainable, counted.total) == (298_757, 167_659_018)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_the_adapter_of_roberta_is_the_papers() -> None:
-    found = count(model_name_or_path="FacebookAI/roberta-base")
-    assert (found.adapter, found.head) == (294_912, 592_130)
+def test_count_of_roberta_adapter_matches_paper() -> None:
+    counted = count(model_name_or_path="FacebookAI/roberta-base")
+    assert (counted.adapter, counted.head) == (294_912, 592_130)
 
 
-def test_baselines_have_no_adapter() -> None:
+def test_count_of_baselines_has_no_adapter() -> None:
     lora, head, full = (count(method=method) for method in ("lora", "head_only", "full"))
     assert (head.trainable, head.adapter, head.head, head.head_copy) == (770, 0, 770, 0)
     assert full.trainable == full.total == head.total == 22_713_986
     assert lora.total == full.total + lora.adapter + lora.head_copy
 
 
-def test_twice_the_rank_is_twice_the_adapter() -> None:
+def test_count_with_doubled_rank_doubles_adapter() -> None:
     assert count(r=16).adapter == 2 * count(r=8).adapter
 
 
-def test_more_modules_are_more_parameters() -> None:
+def test_count_grows_with_target_modules() -> None:
     every = [choice["name"] for choice in describe_model(EMBEDDED_MODEL)["modules"][:-1]]
     sizes = [count(target_modules=every[: n + 1]).adapter for n in range(len(every))]
     assert sizes == sorted(set(sizes))
 
 
-def test_the_size_on_disk_is_that_of_the_file(finished_run: Run) -> None:
-    result = finished_run.result()
+def test_recorded_file_size_matches_adapter_file(finished_run: Run) -> None:
+    report = finished_run.result()
     size = (finished_run.adapter / "adapter_model.safetensors").stat().st_size
-    counted = {key: value for key, value in result["parameters"].items() if key != "schema_version"}
+    counted = {key: number for key, number in report["parameters"].items() if key != "schema_version"}
     assert counted == count_parameters(finished_run.config()).to_dict()
-    assert result["parameters"]["file_bytes"] == size
+    assert report["parameters"]["file_bytes"] == size
 
 
-def test_the_size_of_any_safetensors_file(tmp_path: Path) -> None:
+def test_safetensors_size_matches_written_file(tmp_path: Path) -> None:
     shapes = {"a": (3, 5), "layer.0.long.name": (7,), "scalar": ()}
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     save_file(tensors, tmp_path / "file", metadata={"format": "pt"})
@@ -113,24 +113,26 @@ def test_the_size_of_any_safetensors_file(tmp_path: Path) -> None:
         ({"dataset_name": "./nowhere"}, DataError, "no folder"),
     ],
 )
-def test_what_cannot_be_counted(settings: dict[str, Any], error: type[PeftCoreError], words: str) -> None:
+def test_count_with_invalid_settings_raises(
+    settings: dict[str, Any], error: type[PeftCoreError], words: str
+) -> None:
     with pytest.raises(error, match=words):
         count(**settings)
 
 
-def test_labels_come_from_the_data_unless_given(tiny_data: Path) -> None:
+def test_count_takes_num_labels_from_data_by_default(tiny_data: Path) -> None:
     config = TrainConfig(dataset_name=str(tiny_data))
     assert count_parameters(config).head == 2 * 384 + 2
     assert count_parameters(replace(config, num_labels=7)).head == 7 * 384 + 7
 
 
-def test_the_forecast_grows_with_the_work_and_is_unknown_for_unknown_texts(tmp_path: Path) -> None:
+def test_forecast_grows_with_rows_and_is_none_for_unknown_data(tmp_path: Path) -> None:
     short, long = (forecast_seconds(TrainConfig(max_train_samples=rows)) for rows in (100, 10_000))
     assert 0 < short < long
     assert forecast_seconds(TrainConfig(dataset_name=str(tmp_path))) is None
 
 
-def test_the_forecast_knows_which_layers_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forecast_counts_cached_frozen_layers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "matrix_rate", lambda dtype: 1e9)
 
     def seconds(**settings: Any) -> float:
@@ -140,4 +142,4 @@ def test_the_forecast_knows_which_layers_run_once(monkeypatch: pytest.MonkeyPatc
     assert half == pytest.approx(whole * (4 * 4 + 2) / (2 * 4 * 4), rel=0.02)  # 2 of 4 operations, once of 4
     assert seconds(top_layers=3, dropout=0.1) == pytest.approx(whole * (4 + 2) / (2 * 4), rel=0.02)
     assert seconds(method="head_only") < whole / 7
-    assert seconds(method="full", top_layers=3) == seconds(method="full")  # which does not read it
+    assert seconds(method="full", top_layers=3) == seconds(method="full")  # ignores top_layers

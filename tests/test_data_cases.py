@@ -1,4 +1,4 @@
-"""Small files that once went wrong, and what is read of each; then the kinds they stand for."""
+"""Regression tests: files that were once read incorrectly, and more files of each kind."""
 
 import dataclasses
 import json
@@ -31,27 +31,27 @@ def load(name: str | Path, **changes: Any) -> LabeledSplits:
 
 
 def by_text(name: str | Path, **changes: Any) -> dict[str, Any]:
-    """The label of each text, as prepared for training."""
+    """Return the label of each text, as prepared for training."""
     frames = prepare_rows(config(name, **changes)).frames.values()
     return {text: label for rows in frames for text, label in zip(rows["text"], rows["label"], strict=True)}
 
 
 def findings(name: str | Path, **changes: Any) -> dict[str, dict[str, Any]]:
-    found = inspect(config(name, **changes))
-    assert json.loads(json.dumps(found)) == found
-    return {finding["kind"]: finding for finding in found["findings"]}
+    inspection = inspect(config(name, **changes))
+    assert json.loads(json.dumps(inspection)) == inspection
+    return {finding["kind"]: finding for finding in inspection["findings"]}
 
 
 def test_thousands_csv_reads_the_comma_as_a_thousands_separator() -> None:
     labels = by_text("thousands.csv")
-    prices = [labels[f"a {thing}, offer 0"] for thing in ("bicycle", "small car", "chair", "pen")]
+    prices = [labels[f"a {product}, offer 0"] for product in ("bicycle", "small car", "chair", "pen")]
     assert prices == [1200, 12500, 950, 1.5]
     assert load("thousands.csv").problem_type == REGRESSION
 
 
 def test_tausender_csv_reads_the_point_as_a_thousands_separator() -> None:
     labels = by_text("tausender.csv")
-    prices = [labels[f"ein {thing}, Angebot 0"] for thing in ("Fahrrad", "Auto", "Stuhl", "Stift")]
+    prices = [labels[f"ein {product}, Angebot 0"] for product in ("Fahrrad", "Auto", "Stuhl", "Stift")]
     assert prices == [1200, 12500, 950, 1.5]
     facts = data_facts(inspect(config("tausender.csv")))
     assert "Decimal mark: Comma, as in 1.234,5 (guessed)" in facts
@@ -69,7 +69,7 @@ def test_ambiguous_numbers_csv_asks_for_the_decimal_mark() -> None:
     assert "numbers" not in findings("ambiguous_numbers.csv", decimal_mark="comma")
 
 
-def test_lists_in_cells_csv_are_several_labels() -> None:
+def test_lists_in_cells_csv_is_multi_label() -> None:
     data = load("lists_in_cells.csv")
     assert (data.problem_type, set(data.label_names)) == (MULTI, {"sound", "price"})
     labels = by_text("lists_in_cells.csv")
@@ -77,24 +77,24 @@ def test_lists_in_cells_csv_are_several_labels() -> None:
     assert labels["stopped working after a day (0)"] == ()
 
 
-def test_zero_one_columns_csv_are_offered_as_several_labels() -> None:
+def test_zero_one_columns_csv_is_multi_label() -> None:
     data = load("zero_one_columns.csv")
     assert (data.problem_type, data.label_names) == (MULTI, ("sound", "price", "service"))
     labels = by_text("zero_one_columns.csv")
     assert labels["sturdy and quiet, would buy again (0)"] == ("sound", "price")
     assert labels["loud, slow and far too hot (3)"] == ()
-    found = inspect(config("zero_one_columns.csv"))
-    assert found["in_force"]["label_columns"] == ["sound", "price", "service"]
-    assert "Label columns: sound, price, service (guessed)" in data_facts(found)
+    inspection = inspect(config("zero_one_columns.csv"))
+    assert inspection["in_force"]["label_columns"] == ["sound", "price", "service"]
+    assert "Label columns: sound, price, service (guessed)" in data_facts(inspection)
     assert findings("zero_one_columns.csv")["label_columns"]["setting"] == "label_columns"
 
 
-def test_zero_one_columns_csv_can_be_one_column_or_some() -> None:
-    one = load("zero_one_columns.csv", label_column="price")
-    assert (one.problem_type, one.label_names) == (SINGLE, ("0", "1"))
-    some = config("zero_one_columns.csv", label_columns=["sound", "service"])
-    assert load_labeled_splits(some).label_names == ("sound", "service")
-    assert expected_num_labels(some) == 2
+def test_zero_one_columns_csv_label_settings_select_columns() -> None:
+    single = load("zero_one_columns.csv", label_column="price")
+    assert (single.problem_type, single.label_names) == (SINGLE, ("0", "1"))
+    subset = config("zero_one_columns.csv", label_columns=["sound", "service"])
+    assert load_labeled_splits(subset).label_names == ("sound", "service")
+    assert expected_num_labels(subset) == 2
     assert "label_columns" not in findings("zero_one_columns.csv", label_columns=["sound", "service"])
 
 
@@ -105,20 +105,20 @@ def test_zero_one_columns_csv_can_be_one_column_or_some() -> None:
         ({"label_column": "price", "label_columns": ["sound"]}, "leave one of the two empty"),
         ({"label_columns": ["sound", "size"]}, "has no label_columns size; it has"),
         ({"label_columns": ["sound", "text"]}, "column 'text' holds .* neither 0 nor 1|cannot be the text"),
-        ({"label_columns": ["sound", "price"], "problem_type": REGRESSION}, "several labels a text"),
+        ({"label_columns": ["sound", "price"], "problem_type": REGRESSION}, "several labels per text"),
     ],
 )
-def test_label_columns_that_cannot_be_get_one_sentence(changes: dict[str, Any], words: str) -> None:
+def test_label_columns_invalid_raises(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         load("zero_one_columns.csv", **changes)
 
 
-def test_case_and_space_csv_names_the_labels_and_makes_them_one() -> None:
+def test_case_and_space_csv_remedy_merges_label_spellings() -> None:
     finding = findings("case_and_space.csv")["label_spelling"]
     assert "'Positive' and 'positive' and 'positive '" in finding["sentence"]
     assert (finding["remedy"], finding["count"]) == ("label_spelling", 30)
-    card = inspect(config("case_and_space.csv", remedies=["label_spelling"]))
-    assert card["labels"]["different"] == 2, "the card shows labels as they are learned"
+    inspection = inspect(config("case_and_space.csv", remedies=["label_spelling"]))
+    assert inspection["labels"]["different"] == 2, "the card shows labels as they are learned"
     data = load("case_and_space.csv", remedies=["label_spelling"])
     assert data.label_names == ("negative", "positive")
     counts = Counter(by_text("case_and_space.csv", remedies=["label_spelling"]).values())
@@ -142,37 +142,37 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_lists_of_zero_and_one_are_a_label_for_each_place(tmp_path: Path) -> None:
+def test_zero_one_lists_are_one_label_per_position(tmp_path: Path) -> None:
     cells = ["[1, 0, 1]", "[0, 0, 0]", "[0, 1, 1]", "[1, 1, 0]"]
     write_csv(tmp_path / "a.csv", [(f"Text {i}", cells[i % 4]) for i in range(80)])
     data = load(tmp_path / "a.csv")
     assert (data.problem_type, data.label_names) == (MULTI, ("0", "1", "2"))
     assert by_text(tmp_path / "a.csv")["Text 0"] == ("0", "2")
     write_csv(tmp_path / "a.csv", [*[(f"Text {i}", cells[i % 4]) for i in range(6000)], ("Odd", "[1, 0]")])
-    with pytest.raises(DataError, match=r"row 6002, .* holds '\[1, 0\]', which is no list of 3 numbers"):
+    with pytest.raises(DataError, match=r"row 6002, .* holds '\[1, 0\]', which is not a list of 3 numbers"):
         load(tmp_path / "a.csv")
 
 
-def test_a_list_that_is_never_closed_names_its_row(tmp_path: Path) -> None:
+def test_unclosed_list_raises_with_its_row(tmp_path: Path) -> None:
     rows = [(f"Text {i}", ["['a', 'b']", "['b']", "[]"][i % 3]) for i in range(60)]
     write_csv(tmp_path / "a.csv", [*rows, ("Odd", "['a', b")])
-    with pytest.raises(DataError, match="row 62, column 'label' holds .*, which is no list"):
+    with pytest.raises(DataError, match="row 62, column 'label' holds .*, which is not a list"):
         load(tmp_path / "a.csv")
 
 
-def test_words_in_brackets_stay_one_label(tmp_path: Path) -> None:
+def test_bracketed_words_are_single_labels(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [(f"Text {i}", ["[NEG]", "[POS]"][i % 2]) for i in range(40)])
     assert load(tmp_path / "a.csv").label_names == ("[NEG]", "[POS]")
 
 
-def test_a_known_label_column_comes_before_columns_of_zero_and_one(tmp_path: Path) -> None:
+def test_known_label_column_precedes_zero_one_columns(tmp_path: Path) -> None:
     rows = [{"text": f"Text {i}", "new": i % 2, "long": i % 3 // 2, "label": "ab"[i % 2]} for i in range(40)]
     assert load(jsonl(tmp_path / "a.jsonl", rows)).label_names == ("a", "b")
     rows = [{"text": f"Text {i}", "new": bool(i % 2), "long": i % 3 == 0, "x": 1} for i in range(40)]
     assert load(jsonl(tmp_path / "b.jsonl", rows)).label_names == ("new", "long")
 
 
-def test_an_empty_cell_of_label_columns_is_a_row_without_label(tmp_path: Path) -> None:
+def test_label_columns_empty_cell_is_missing_label(tmp_path: Path) -> None:
     rows = [{"text": f"Text {i}", "new": i % 2, "long": i % 3 // 2} for i in range(40)]
     path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "No flag", "new": 1}])
     with pytest.raises(DataError, match="row 41, column 'new, long' is empty"):
@@ -180,46 +180,46 @@ def test_an_empty_cell_of_label_columns_is_a_row_without_label(tmp_path: Path) -
     assert sum(load(path, remedies=["empty"]).record["used"].values()) == 40
 
 
-def test_a_text_column_with_a_list_names_the_row(tmp_path: Path) -> None:
+def test_text_column_with_a_list_raises_with_its_row(tmp_path: Path) -> None:
     rows = [{"text": f"Text {i}", "label": "ab"[i % 2]} for i in range(5100)]
     path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": ["a"], "label": "a"}])
     with pytest.raises(DataError, match="row 5101, column 'text' holds"):
         load(path)
 
 
-def test_numbers_of_all_splits_decide_the_decimal_mark(tmp_path: Path) -> None:
+def test_decimal_mark_is_inferred_from_all_splits(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", [(f"Text {i}", f"{i + 1},2{i % 10}0") for i in range(60)])
     write_csv(tmp_path / "test.csv", [("Other", "1.5"), ("Another", "2,250")])
     labels = by_text(tmp_path)
     assert (labels["Text 0"], labels["Other"], labels["Another"]) == (1200, 1.5, 2250)
 
 
-def test_numbers_with_both_marks_are_a_finding(tmp_path: Path) -> None:
+def test_numbers_with_both_marks_give_a_finding(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [(f"Text {i}", f"{i}{'.,'[i % 2]}5") for i in range(60)])
     assert "'0.5' and '1,5'" in findings(tmp_path / "a.csv")["mixed_numbers"]["sentence"]
     assert by_text(tmp_path / "a.csv")["Text 3"] == 3.5
 
 
-def test_a_head_whose_names_do_not_match_is_asked_about(tmp_path: Path) -> None:
+def test_inspect_unmatched_head_names_asks_for_base_head(tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "model", num_labels=2)
     write_csv(tmp_path / "a.csv", [(f"Text {i}", ["bad", "good"][i % 2]) for i in range(40)])
     settings = config(tmp_path / "a.csv", model_name_or_path=str(model))
-    found = inspect(settings)
-    assert found["findings"][0]["kind"] == found["findings"][0]["setting"] == "base_head"
-    assert "brings a head for 'LABEL_0', 'LABEL_1'" in found["error"] and found["used"]["train"] == 28
+    inspection = inspect(settings)
+    assert inspection["findings"][0]["kind"] == inspection["findings"][0]["setting"] == "base_head"
+    assert "has a head for 'LABEL_0', 'LABEL_1'" in inspection["error"] and inspection["used"]["train"] == 28
     with pytest.raises(ModelError, match="Choose base_head"):
         tasks.check(settings.to_dict())
-    kept = inspect(dataclasses.replace(settings, base_head="by_order"))
-    assert kept["error"] is None and kept["head"]["rows"] == [0, 1]
-    assert "outputs LABEL_0, LABEL_1." in data_facts(kept)
+    by_order = inspect(dataclasses.replace(settings, base_head="by_order"))
+    assert by_order["error"] is None and by_order["head"]["rows"] == [0, 1]
+    assert "outputs LABEL_0, LABEL_1." in data_facts(by_order)
     fresh = inspect(dataclasses.replace(settings, base_head="fresh"))
-    assert "replaced by a fresh one" in data_facts(fresh)
+    assert "replaced by a new one" in data_facts(fresh)
     tasks.check(dataclasses.replace(settings, base_head="fresh").to_dict())
 
 
-def test_a_head_whose_names_match_is_said_to_be_kept(tmp_path: Path) -> None:
+def test_inspect_matching_head_names_keeps_the_head(tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "model", num_labels=2, id2label={0: "GOOD", 1: "Bad"})
     write_csv(tmp_path / "a.csv", [(f"Text {i}", ["bad", "good"][i % 2]) for i in range(40)])
-    found = inspect(config(tmp_path / "a.csv", model_name_or_path=str(model)))
-    assert found["head"] == {"labels": ["GOOD", "Bad"], "rows": [1, 0]} and found["error"] is None
-    assert "the labels are its outputs Bad, GOOD." in data_facts(found)
+    inspection = inspect(config(tmp_path / "a.csv", model_name_or_path=str(model)))
+    assert inspection["head"] == {"labels": ["GOOD", "Bad"], "rows": [1, 0]} and inspection["error"] is None
+    assert "the labels are its outputs Bad, GOOD." in data_facts(inspection)

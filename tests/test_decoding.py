@@ -1,4 +1,4 @@
-"""Bytes to text: the encoding that a file is in, and damage that stays in its own row."""
+"""Decoding: detection of a file's encoding, and damaged bytes that affect only their own row."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def streamed(path: Path) -> list[list[str]]:
         ("zero_byte.csv", 5, "wrong size, and no refund (1)"),
     ],
 )
-def test_read_table_with_one_bad_byte_names_the_row_and_keeps_the_others(
+def test_read_table_with_one_bad_byte_reports_its_row_and_keeps_the_others(
     name: str, row: int, text: str
 ) -> None:
     table = read_table(CASES / name)
@@ -37,19 +37,17 @@ def test_read_table_with_one_bad_byte_names_the_row_and_keeps_the_others(
     (note,) = table.facts["notes"]
     assert (note["kind"], note["count"], note["rows"]) == ("damaged_text", 1, [row])
     assert f"row {row}" in note["sentence"]
-    cafes = [value for value in table.frame["text"] if "caf" in value]
-    assert all("café" in value for value in cafes if value != text)
+    cafes = [cell for cell in table.frame["text"] if "caf" in cell]
+    assert all("café" in cell for cell in cafes if cell != text)
     stream = open_rows(CASES / name)
-    rows = [cells for chunk in stream.chunks() for cells in chunk]
+    rows = [row_cells for chunk in stream.chunks() for row_cells in chunk]
     assert rows == table.frame.values.tolist()
     assert (stream.damaged, stream.damaged_rows) == (1, [row])
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\x80", b"\xe2\x82", b"\0"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_read_table_with_any_bad_byte_changes_that_cell_alone(
-    bad: bytes, suffix: str, tmp_path: Path
-) -> None:
+def test_read_table_with_any_bad_byte_changes_only_that_cell(bad: bytes, suffix: str, tmp_path: Path) -> None:
     rows = [(f"café number {i}, quite long", "pos") for i in range(20)]
     if suffix == ".csv":
         lines = ["text,label", *(f'"{text}",{label}' for text, label in rows)]
@@ -67,12 +65,12 @@ def test_read_table_with_any_bad_byte_changes_that_cell_alone(
     assert streamed(path) == table.frame.values.tolist()
 
 
-def test_detect_encoding_with_half_of_the_only_accent_is_utf_8() -> None:
+def test_detect_encoding_truncated_character_is_utf_8() -> None:
     assert detect_encoding("a.csv", [b"text,label\ncaf\xc3 bar,pos\n"]) == "utf-8"
     assert detect_encoding("a.csv", ["text,label\ncafé bar,pos\n".encode("cp1252")]) == "cp1252"
 
 
-# without those two characters in a row that are one of UTF-8 as well, such as "Ä–", which reads "Ė"
+# without pairs of characters whose cp1252 bytes are also valid UTF-8, such as "Ä–", which decodes to "Ė"
 western = st.text("abcdefghij klm,.ÄÖÜäöüßéèñ“”–£", min_size=1, max_size=30).filter(
     lambda text: re.search(rb"[\xc2-\xf4][\x80-\xbf]", text.encode("cp1252")) is None
 )
@@ -80,7 +78,7 @@ western = st.text("abcdefghij klm,.ÄÖÜäöüßéèñ“”–£", min_size=1,
 
 @quick
 @given(texts=st.lists(western, min_size=1, max_size=10))
-def test_decode_windows_1252_that_is_no_utf_8_keeps_every_character(texts: list[str]) -> None:
+def test_decode_windows_1252_keeps_every_character(texts: list[str]) -> None:
     plain = "and a line of plain English text without any accent\n" * (1 + sum(map(len, texts)))
     text = plain + "\n".join(texts) + "schön gesagt, naïve and café"
     assert decode("a.csv", text.encode("cp1252")).text == text
@@ -90,16 +88,14 @@ def test_decode_windows_1252_that_is_no_utf_8_keeps_every_character(texts: list[
 @given(
     text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")), cut=st.integers(1, 9)
 )
-def test_detect_encoding_in_blocks_equals_the_whole(text: str, cut: int) -> None:
+def test_detect_encoding_in_blocks_equals_whole_file(text: str, cut: int) -> None:
     data = (text + " and café").encode()
     blocks = [data[i : i + cut] for i in range(0, len(data), cut)]
     if data[:3] != b"\xef\xbb\xbf":
         assert detect_encoding("a.csv", blocks) == detect_encoding("a.csv", [data])
 
 
-def test_bad_byte_far_down_a_streamed_file_leaves_it_utf_8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_rows_late_bad_byte_keeps_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_HEAD", 200)
     path = tmp_path / "a.csv"
     path.write_bytes(b"text,label\n" + "café,yes\n".encode() * 100 + b"caf\xff,yes\n")
@@ -108,16 +104,16 @@ def test_bad_byte_far_down_a_streamed_file_leaves_it_utf_8(
     assert rows[100] == ["caf\ufffd", "yes"]
 
 
-def test_mend_joins_bad_bytes_and_leaves_whole_text_alone() -> None:
+def test_repair_text_joins_bad_bytes_and_keeps_valid_text() -> None:
     assert repair_text("a\udce2\udc82b\udc00c") == "a\ufffdb c"
     assert repair_text("日本 😀") == "日本 😀"
 
 
-def test_decode_few_zero_bytes_in_a_short_text_are_mended() -> None:
+def test_decode_few_zero_bytes_are_replaced() -> None:
     decoded = decode("a.csv", b"text,label\nb\0d b\0d,pos\n")
     assert (decoded.damaged, repair_text(decoded.text)) == (True, "text,label\nb d b d,pos\n")
 
 
-def test_decode_text_of_zero_bytes_is_refused() -> None:
+def test_decode_many_zero_bytes_raises() -> None:
     with pytest.raises(DataError, match="no text file"):
         decode("a.csv", b"text,label\n\0\1\0\0,pos\n")

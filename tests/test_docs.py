@@ -147,14 +147,20 @@ def make_targets() -> list[str]:
 
 
 def command_line_options() -> list[str]:
-    tree = ast.parse((ROOT / "app.py").read_text(encoding="utf-8"))
-    arguments = [node.args[0] for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    sources = (ROOT / "peft_core/ui/options.py", ROOT / "peft_core/cli.py")
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    arguments = [node.args[0] for node in nodes if isinstance(node, ast.Call) and node.args]
     names = [str(node.value) for node in arguments if isinstance(node, ast.Constant)]
     return [name for name in names if re.fullmatch(r"--[a-z-]+", name)]
 
 
 def environment_variables() -> set[str]:
-    sources = [ROOT / "app.py", *(ROOT / "peft_core" / "access").glob("*.py")]
+    sources = [
+        ROOT / "app.py",
+        ROOT / "peft_core/ui/options.py",
+        ROOT / "peft_core/cli.py",
+        *(ROOT / "peft_core" / "access").glob("*.py"),
+    ]
     pairs = [pair for path in sources for pair in ENVIRONMENT_VARIABLE.findall(path.read_text("utf-8"))]
     return {first or second for first, second in pairs}
 

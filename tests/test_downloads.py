@@ -1,4 +1,4 @@
-"""Files that are handed out: what a copy holds, how long it stays, and what an error says of the server."""
+"""Download cache: contents and lifetime of the copies, and error messages without server paths."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the cache lay on another disk."""
+    """Make hard links fail, as if the cache were on another disk."""
 
     def refuse(source: Path, copy: Path) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
@@ -91,22 +91,22 @@ def test_publish_keeps_the_copy_when_the_file_is_removed(cache: DownloadCache, a
     assert copy.read_bytes() == b"weights"
 
 
-def test_publish_makes_a_copy_again_that_was_removed(cache: DownloadCache, archive: Path) -> None:
+def test_publish_restores_a_removed_copy(cache: DownloadCache, archive: Path) -> None:
     Path(cache.publish(archive)).unlink()
     assert Path(cache.publish(archive)).read_bytes() == b"weights"
 
 
 def test_sweep_removes_copies_older_than_a_day(cache: DownloadCache, archive: Path) -> None:
-    old, other = Path(cache.publish(archive)), archive.with_name("other.zip")
-    other.write_bytes(b"other")
-    fresh = Path(cache.publish(other))
-    yesterday = old.stat().st_mtime - MAX_AGE_SECONDS - 1
-    os.utime(old.parent, (yesterday, yesterday))
+    old_copy, other_archive = Path(cache.publish(archive)), archive.with_name("other.zip")
+    other_archive.write_bytes(b"other")
+    fresh_copy = Path(cache.publish(other_archive))
+    yesterday = old_copy.stat().st_mtime - MAX_AGE_SECONDS - 1
+    os.utime(old_copy.parent, (yesterday, yesterday))
     cache.sweep()
-    assert not old.exists() and fresh.exists()
+    assert not old_copy.exists() and fresh_copy.exists()
 
 
-def test_publish_again_begins_the_day_of_a_copy_anew(cache: DownloadCache, archive: Path) -> None:
+def test_publish_again_resets_the_age_of_a_copy(cache: DownloadCache, archive: Path) -> None:
     copy = Path(cache.publish(archive))
     hour_left = copy.stat().st_mtime - MAX_AGE_SECONDS + 3600
     os.utime(copy.parent, (hour_left, hour_left))
@@ -114,39 +114,39 @@ def test_publish_again_begins_the_day_of_a_copy_anew(cache: DownloadCache, archi
     assert copy.parent.stat().st_mtime > hour_left + 3600
 
 
-def test_close_leaves_nothing(cache: DownloadCache, archive: Path) -> None:
+def test_close_removes_all_files(cache: DownloadCache, archive: Path) -> None:
     cache.publish(archive)
     cache.new_file("counts.csv").write_text("r\n8\n", encoding="utf-8")
     cache.close()
     assert list(cache.root.iterdir()) == []
 
 
-def test_a_new_cache_removes_what_a_killed_process_left(tmp_path: Path, archive: Path) -> None:
+def test_new_cache_removes_files_of_a_killed_process(tmp_path: Path, archive: Path) -> None:
     root = tmp_path / "cache"
     command = [sys.executable, "-c", PUBLISH_AND_WAIT, str(root), str(archive)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) as process:
         copy = Path(process.stdout.readline().strip())
         DownloadCache(root).close()
-        assert copy.is_file(), "a process that lives keeps its files"
+        assert copy.is_file(), "a running process keeps its files"
         process.send_signal(signal.SIGKILL)
         process.wait()
     DownloadCache(root).close()
     assert list(root.iterdir()) == []
 
 
-def test_a_process_that_ends_removes_its_files(tmp_path: Path, archive: Path) -> None:
+def test_process_exit_removes_its_files(tmp_path: Path, archive: Path) -> None:
     root = tmp_path / "cache"
     command = [sys.executable, "-c", PUBLISH_AND_WAIT, str(root), str(archive)]
     subprocess.run(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, check=True)
     assert list(root.iterdir()) == []
 
 
-def test_publish_of_a_missing_file_names_no_place(cache: DownloadCache, archive: Path) -> None:
+def test_publish_missing_file_error_hides_the_path(cache: DownloadCache, archive: Path) -> None:
     archive.unlink()
-    with pytest.raises(RunError) as refused:
+    with pytest.raises(RunError) as raised:
         cache.publish(archive)
-    assert str(refused.value) == "run-adapter.zip cannot be downloaded: No such file or directory."
+    assert str(raised.value) == "run-adapter.zip cannot be downloaded: No such file or directory."
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def test_publish_of_a_missing_file_names_no_place(cache: DownloadCache, archive:
         (OSError(), "OSError"),
     ],
 )
-def test_translate_os_errors_names_no_place(error: OSError, reason: str) -> None:
-    with pytest.raises(RunError) as refused, translate_os_errors("The file"):
+def test_translate_os_errors_hides_the_path(error: OSError, reason: str) -> None:
+    with pytest.raises(RunError) as raised, translate_os_errors("The file"):
         raise error
-    assert str(refused.value) == f"The file cannot be downloaded: {reason}."
+    assert str(raised.value) == f"The file cannot be downloaded: {reason}."
 
 
-def test_a_full_disk_is_described_as_such(
+def test_publish_full_disk_raises_disk_full_error(
     cache: DownloadCache, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_links(monkeypatch)

@@ -1,4 +1,4 @@
-"""The base model: length limits, heads kept or fresh, and models that are refused."""
+"""Base models: length limits, kept and fresh heads, and rejected models."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ from peft_core.problem_types import SINGLE
 
 
 @pytest.mark.parametrize(
-    "name, most",
+    "name, limit",
     [
         ("google-bert/bert-base-cased", 512),
         ("FacebookAI/roberta-base", 512),
@@ -39,12 +39,12 @@ from peft_core.problem_types import SINGLE
         (EMBEDDED_MODEL, 512),
     ],
 )
-def test_longest_input(name: str, most: int) -> None:
+def test_check_max_length_above_model_limit_raises(name: str, limit: int) -> None:
     config = model_config(name)
-    assert max_input_length(config) == most
-    check_max_length(config, most)
-    with pytest.raises(ModelError, match=f"max_length is {most + 1}; this model reads at most {most}"):
-        check_max_length(config, most + 1)
+    assert max_input_length(config) == limit
+    check_max_length(config, limit)
+    with pytest.raises(ModelError, match=f"max_length is {limit + 1}; this model reads at most {limit}"):
+        check_max_length(config, limit + 1)
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def test_longest_input(name: str, most: int) -> None:
         "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
     ],
 )  # fmt: skip
-def test_the_longest_input_is_read_and_one_more_token_is_not(family: str) -> None:
-    """Of the families that look positions up in a table."""
-    names = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+def test_max_input_length_is_the_longest_readable_input(family: str) -> None:
+    """Covers the families with a table of position embeddings."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     if family == "distilbert":
-        names = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
-    config = AutoConfig.for_model(family, vocab_size=50, max_position_embeddings=40, **names)
+        sizes = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    config = AutoConfig.for_model(family, vocab_size=50, max_position_embeddings=40, **sizes)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     longest = torch.full((1, max_input_length(config)), 7)
     model(input_ids=longest, attention_mask=torch.ones_like(longest))
-    longer = torch.full((1, max_input_length(config) + 1), 7)
+    too_long = torch.full((1, max_input_length(config) + 1), 7)
     with pytest.raises((IndexError, RuntimeError)):
-        model(input_ids=longer, attention_mask=torch.ones_like(longer))
+        model(input_ids=too_long, attention_mask=torch.ones_like(too_long))
 
 
 @pytest.mark.parametrize("config", [GPT2Config(), LlamaConfig(), T5Config(), ViTConfig()])
-def test_a_model_that_is_no_encoder_classifier_is_refused(config: object, tmp_path: Path) -> None:
+def test_model_config_non_encoder_raises(config: object, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"is a {config.model_type} model"):
         model_config(str(tmp_path))
@@ -85,7 +85,7 @@ def test_a_model_that_is_no_encoder_classifier_is_refused(config: object, tmp_pa
         '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}',
     ],
 )
-def test_a_broken_or_foreign_config_is_refused(content: str, tmp_path: Path) -> None:
+def test_model_config_invalid_raises_one_line_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ModelError) as error:
         model_config(str(tmp_path))
@@ -96,13 +96,13 @@ def test_a_broken_or_foreign_config_is_refused(content: str, tmp_path: Path) -> 
     "name",
     ["./nowhere", "/nowhere/at/all", "~nobody-here/model", "/" + "a" * 5000, "a" * 5000, "a\0b", "a b"],
 )
-def test_a_model_that_is_nowhere_gets_one_sentence(name: str) -> None:
+def test_model_config_missing_model_raises_one_line_error(name: str) -> None:
     with pytest.raises(PeftCoreError) as error:
         model_config(name)
     assert "\n" not in str(error.value)
 
 
-def test_what_starts_untrained_is_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_base_reports_untrained_modules(tiny_model: Path, tmp_path: Path) -> None:
     assert load_base(str(tiny_model), None, ["no", "yes"]).untrained == ("classifier",)
     bare = make_tiny_bert(tmp_path / "bare", with_head=False, with_pooler=False)
     base = load_base(str(bare), None, ["no", "yes"])
@@ -121,7 +121,7 @@ def test_load_base_plural_label_names_keep_the_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_load_base_labels_in_another_order_permutes_the_logits(family: str, tmp_path: Path) -> None:
-    """A model that says positive by its first output says so by the second, if that is positive's."""
+    """The output of each label moves to the position that the label has in the data."""
     folder = make_tiny_with_head(tmp_path / family, family, ("POSITIVE", "neutral", "Negative"))
     plain, permuted = (
         load_base(str(folder), None, names)
@@ -137,30 +137,30 @@ def test_load_base_labels_in_another_order_permutes_the_logits(family: str, tmp_
     assert plan_head(config, ("negative", "positive", "neutral"), SINGLE) == permuted.head_change
 
 
-def test_load_base_unmatched_label_names_asks(tmp_path: Path) -> None:
+def test_load_base_unmatched_label_names_raises(tmp_path: Path) -> None:
     folder = str(make_tiny_bert(tmp_path / "head", num_labels=2))
     question = r"for 'LABEL_0', 'LABEL_1', .* has 'bad', 'good'.*base_head: by_order .*'bad' as 'LABEL_0'"
     with pytest.raises(ModelError, match=question):
         load_base(folder, None, ["bad", "good"])
     with pytest.raises(ModelError, match=question):
         plan_head(TrainConfig(model_name_or_path=folder), ("bad", "good"), SINGLE)
-    kept = load_base(folder, None, ["bad", "good"], base_head="by_order")
-    assert not kept.head_is_fresh and kept.head_change is None
-    assert kept.model.config.id2label == {0: "bad", 1: "good"}
+    by_order = load_base(folder, None, ["bad", "good"], base_head="by_order")
+    assert not by_order.head_is_fresh and by_order.head_change is None
+    assert by_order.model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_load_base_fresh_head_draws_the_output_layer_anew(tmp_path: Path) -> None:
+def test_load_base_fresh_head_reinitializes_the_output_layer(tmp_path: Path) -> None:
     folder = str(make_tiny_bert(tmp_path / "head", num_labels=2))
-    kept = load_base(folder, None, ["bad", "good"], base_head="by_order").model.classifier
+    pretrained = load_base(folder, None, ["bad", "good"], base_head="by_order").model.classifier
     fresh = load_base(folder, None, ["bad", "good"], base_head="fresh")
     assert fresh.head_is_fresh and fresh.untrained == ("classifier",)
     assert fresh.head_change == HeadChange("classifier", None)
-    assert not torch.equal(fresh.model.classifier.weight, kept.weight)
+    assert not torch.equal(fresh.model.classifier.weight, pretrained.weight)
     assert 0.01 < fresh.model.classifier.weight.std().item() < 0.04
     assert not fresh.model.classifier.bias.any()
 
 
-def test_a_head_of_another_size_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
+def test_load_base_head_of_other_size_is_replaced(tmp_path: Path) -> None:
     base = load_base(str(make_tiny_bert(tmp_path / "stars")), None, ["no", "yes"])
     assert base.untrained == ("classifier",)
     assert base.head_is_fresh
@@ -168,7 +168,7 @@ def test_a_head_of_another_size_is_replaced_by_a_fresh_one(tmp_path: Path) -> No
     assert base.model.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_base_pickled_weights_raises(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "pickled")
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
@@ -176,7 +176,7 @@ def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         load_base(str(folder), None, ["no", "yes"])
 
 
-def test_cut_off_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_base_truncated_weights_raises(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "cut")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -184,7 +184,7 @@ def test_cut_off_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         load_base(str(folder), None, ["no", "yes"])
 
 
-def test_a_model_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_base_without_tokenizer_raises(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "mute")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (folder / name).unlink()
@@ -192,7 +192,7 @@ def test_a_model_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Path
         load_base(str(folder), None, ["no", "yes"])
 
 
-def test_an_altered_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_base_altered_embedded_model_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(embedded_model_folder(), tmp_path / "model")
     monkeypatch.setattr(sources, "embedded_model_folder", lambda: folder)
     load_base(EMBEDDED_MODEL, None, ["no", "yes"])
@@ -205,7 +205,7 @@ def test_an_altered_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytes
         load_base(EMBEDDED_MODEL, None, ["no", "yes"])
 
 
-def test_a_local_model_is_known_by_its_bytes(tiny_model: Path, tmp_path: Path) -> None:
+def test_load_base_local_model_revision_is_content_hash(tiny_model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     revision = load_base(str(tiny_model), None, ["no", "yes"]).source.revision
     assert revision.startswith("sha256:")

@@ -1,4 +1,4 @@
-"""What an error came of, and what it says without the machine's paths."""
+"""Chains of causes, and error messages without local paths."""
 
 import errno
 
@@ -9,18 +9,18 @@ from peft_core.files.atomic import describe_disk_error
 
 
 def chained(*errors: BaseException) -> BaseException:
-    """The first error, each made from the next."""
+    """Return the first error, with each error caused by the next."""
     for error, cause in zip(errors, errors[1:], strict=False):
         error.__context__ = cause
     return errors[0]
 
 
-def test_causes_of_a_chain_are_the_nearest_first() -> None:
+def test_causes_of_a_chain_lists_nearest_first() -> None:
     errors = [ValueError(1), OSError(2), KeyError(3)]
     assert causes(chained(*errors)) == errors
 
 
-def test_describe_disk_error_of_errors_in_a_cycle_ends() -> None:
+def test_describe_disk_error_cyclic_chain_terminates() -> None:
     first, second = ValueError("first"), ValueError("second")
     chained(first, second, first)
     assert causes(first) == [first, second]
@@ -39,5 +39,5 @@ def test_describe_disk_error_of_errors_in_a_cycle_ends() -> None:
         (ValueError("see https://huggingface.co/docs/peft, 3/4 of it"), None),
     ],
 )
-def test_reason_of_an_error_names_no_folder(error: Exception, words: str | None) -> None:
+def test_reason_of_error_hides_folders(error: Exception, words: str | None) -> None:
     assert reason_of(error) == (str(error) if words is None else words)

@@ -1,4 +1,4 @@
-"""What a person takes away: zips that hold a whole adapter or a whole merged model."""
+"""Zip archives of an adapter or a merged model."""
 
 import zipfile
 from pathlib import Path
@@ -13,20 +13,20 @@ from peft_core.runs import Run
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_a_zip_holds_the_folder(kind: str, merged_run: Run) -> None:
+def test_zip_of_contains_the_folder(kind: str, merged_run: Run) -> None:
     path = zip_of(merged_run, kind)
     folder = merged_run.folder / kind
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        held = {name: archive.read(name) for name in archive.namelist()}
+        archived = {name: archive.read(name) for name in archive.namelist()}
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "manifest.json"}
-    assert held == files
+    assert archived == files
     assert path.name == f"{merged_run.run_id}-{kind}.zip"
     assert path.parent == merged_run.folder / "downloads" / kind
     assert not list(merged_run.folder.glob(".*"))
 
 
-def test_a_zip_is_written_anew_only_when_the_folder_has_changed(own_run: Run) -> None:
+def test_zip_of_rewrites_only_after_folder_changes(own_run: Run) -> None:
     first = zip_of(own_run, "adapter").stat()
     assert zip_of(own_run, "adapter").stat().st_ino == first.st_ino
     (own_run.adapter / "classifier.json").write_text("{}", encoding="utf-8")
@@ -35,7 +35,7 @@ def test_a_zip_is_written_anew_only_when_the_folder_has_changed(own_run: Run) ->
         assert archive.read("classifier.json") == b"{}"
 
 
-def test_a_zip_forgets_a_file_that_is_gone(own_run: Run) -> None:
+def test_zip_of_omits_removed_files(own_run: Run) -> None:
     before = {file.name for file in own_run.adapter.iterdir()} - {"manifest.json"}
     (own_run.adapter / "decision.json").write_text("{}", encoding="utf-8")
     reseal(own_run.adapter)
@@ -46,7 +46,7 @@ def test_a_zip_forgets_a_file_that_is_gone(own_run: Run) -> None:
         assert set(archive.namelist()) == before
 
 
-def test_a_damaged_zip_is_written_anew(own_run: Run) -> None:
+def test_zip_of_damaged_zip_is_rewritten(own_run: Run) -> None:
     path = zip_of(own_run, "adapter")
     path.write_bytes(path.read_bytes()[:500])
     with zipfile.ZipFile(zip_of(own_run, "adapter")) as archive:
@@ -54,9 +54,9 @@ def test_a_damaged_zip_is_written_anew(own_run: Run) -> None:
 
 
 @pytest.mark.parametrize("small_disk", [200], indirect=True)
-def test_a_full_disk_leaves_no_zip(small_disk: Path, finished_run: Run) -> None:
+def test_zip_of_full_disk_leaves_no_zip(small_disk: Path, finished_run: Run) -> None:
     run = copy_of(finished_run, small_disk)
-    (run.adapter / "padding.onnx").write_bytes(b"0" * 80_000)  # which is stored as it is
+    (run.adapter / "padding.onnx").write_bytes(b"0" * 80_000)  # stored without compression
     reseal(run.adapter)
     with pytest.raises(RunError, match="The disk is full"):
         zip_of(run, "adapter")
@@ -64,13 +64,13 @@ def test_a_full_disk_leaves_no_zip(small_disk: Path, finished_run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["merged", "onnx", "config.json", "..", ""])
-def test_what_is_not_there_gets_one_sentence(kind: str, own_run: Run) -> None:
+def test_zip_of_missing_folder_raises(kind: str, own_run: Run) -> None:
     with pytest.raises(RunError, match="merge it first|export it first|no download"):
         zip_of(own_run, kind)
     assert not list(own_run.folder.glob("*.zip"))
 
 
-def test_an_empty_folder_gets_one_sentence(own_run: Run) -> None:
+def test_zip_of_empty_folder_raises(own_run: Run) -> None:
     for file in own_run.adapter.iterdir():
         file.unlink()
     with pytest.raises(RunError, match="is damaged: adapter/manifest.json is missing"):

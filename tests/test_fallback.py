@@ -1,4 +1,4 @@
-"""A step that fails in an admitted form is repeated in the plain form, and the run goes on and says so."""
+"""A step that fails in its optimized form is repeated in the plain form; the run continues and reports it."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_speedups import batch_of, built, step
+from test_speedups import batch_of, build_model, step
 from torch import nn
 
 from peft_core import runs
@@ -25,7 +25,7 @@ FAILURE = "expected m1 and m2 to have the same dtype, but got: float != c10::BFl
 
 
 class FailingLoRA:
-    """Stands in for the fused LoRA layer, and fails in the backward pass of one step."""
+    """A substitute for the fused LoRA layer that fails in the backward pass of one step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at_step: int, error: Exception) -> None:
         self.at_step, self.error = at_step, error
@@ -33,15 +33,15 @@ class FailingLoRA:
         self._step = -1
         lora_linear, compute_loss = speedups.lora_linear, RunTrainer.compute_loss
 
-        def failing(x: torch.Tensor, *given: Any) -> torch.Tensor:
-            output = lora_linear(x, *given)
+        def failing(x: torch.Tensor, *args: Any) -> torch.Tensor:
+            output = lora_linear(x, *args)
             if self._step == self.at_step and output.requires_grad:
                 output.register_hook(self._fail)
             return output
 
-        def counted(trainer: RunTrainer, model: nn.Module, *given: Any, **named: Any) -> Any:
+        def counted(trainer: RunTrainer, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             self._step = trainer.state.global_step if model.training else -1
-            return compute_loss(trainer, model, *given, **named)
+            return compute_loss(trainer, model, *args, **kwargs)
 
         monkeypatch.setattr(speedups, "lora_linear", failing)
         monkeypatch.setattr(RunTrainer, "compute_loss", counted)
@@ -60,7 +60,7 @@ def run(settings: dict[str, Any], tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     "error", [RuntimeError(FAILURE), TypeError(FAILURE)], ids=["RuntimeError", "TypeError"]
 )
-def test_run_with_a_failing_step_finishes_as_one_that_never_used_that_form(
+def test_run_with_failing_step_gives_results_of_plain_run(
     error: Exception,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,66 +74,64 @@ def test_run_with_a_failing_step_finishes_as_one_that_never_used_that_form(
     record = run.result()["speedups"]
     assert record["failed_at"] == 0 and record["failure"] == f"{type(error).__name__}: {FAILURE}"
     assert record["lora_layers"] == 4 and run.state().speedups == record
-    assert "After step 0 a step failed in its faster form" in caplog.text
+    assert "After step 0 the optimized training step failed" in caplog.text
 
-    plain = runs.create(
+    plain_run = runs.create(
         tmp_path / "plain", TrainConfig.from_dict({**run.config().to_dict(), "arithmetic": "plain"})
     )
-    train(plain.folder)
-    losses = [[row["loss"] for row in one.metrics() if "loss" in row] for one in (run, plain)]
+    train(plain_run.folder)
+    losses = [[row["loss"] for row in trained.metrics() if "loss" in row] for trained in (run, plain_run)]
     assert losses[0] == losses[1]
-    assert run.result()["eval_loss"] == plain.result()["eval_loss"]
+    assert run.result()["eval_loss"] == plain_run.result()["eval_loss"]
 
 
-def test_run_continued_after_its_failing_step_does_not_try_that_form_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_after_failing_step_stays_plain(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = FailingLoRA(monkeypatch, 3, RuntimeError(FAILURE))
     with monkeypatch.context() as stopping:
         stopping.setattr(Run, "stop_requested", lambda run: (run.state().step or 0) > 5)
         train(run.folder)
     assert run.state().status == "KILLED" and run.state().speedups["failed_at"] == 3
-    monkeypatch.setattr(speedups, "lora_linear", lambda *given: pytest.fail("the failed form was tried"))
+    monkeypatch.setattr(speedups, "lora_linear", lambda *args: pytest.fail("the failed form was tried"))
     train(run.folder)
     assert failing.failures == 1 and run.state().status == "FINISHED"
     assert run.result()["speedups"]["failed_at"] == 3
 
 
 @pytest.mark.parametrize(
-    ("step", "used", "failed_at"), [(2, 4, None), (3, 0, 3), (9, 0, 3)], ids=["before", "at", "after"]
+    ("step", "lora_layers", "failed_at"), [(2, 4, None), (3, 0, 3), (9, 0, 3)], ids=["before", "at", "after"]
 )
-def test_speedups_of_a_continued_run_depend_on_where_it_goes_on(
-    step: int, used: int, failed_at: int | None
+def test_at_step_before_failure_keeps_optimizations_and_after_drops_them(
+    step: int, lora_layers: int, failed_at: int | None
 ) -> None:
     record = TrainingOptimizations(lora_layers=4, autocast=True, failed_at=3, failure="RuntimeError: no")
     before = TrainingOptimizations.at_step(record.to_dict(), step)
-    assert (before.lora_layers, before.failed_at, before.autocast) == (used, failed_at, True)
+    assert (before.lora_layers, before.failed_at, before.autocast) == (lora_layers, failed_at, True)
 
 
-def test_speedups_of_a_run_without_a_record_are_tried_anew() -> None:
+def test_at_step_without_record_is_none() -> None:
     assert TrainingOptimizations.at_step(None, 3) is None
     assert TrainingOptimizations.at_step({"dtype": "bfloat16", "unknown": 1}, 3) == TrainingOptimizations(
         dtype="bfloat16"
     )
 
 
-def test_failing_step_in_the_curve_is_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_evaluation_step_is_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     lora_linear, failures = speedups.lora_linear, []
 
-    def failing(*given: Any) -> torch.Tensor:
+    def failing(*args: Any) -> torch.Tensor:
         if not torch.is_grad_enabled() and not failures:
             failures.append(1)
             raise RuntimeError(FAILURE)
-        return lora_linear(*given)
+        return lora_linear(*args)
 
     monkeypatch.setattr(speedups, "lora_linear", failing)
     train(run.folder)
     assert failures and run.state().status == "FINISHED"
-    assert run.result()["speedups"]["failed_at"] == 5  # of 20 steps, where the curve has its first point
+    assert run.result()["speedups"]["failed_at"] == 5  # of 20 steps; the first evaluation of the curve
 
 
 class Broken(nn.Module):
-    """A model whose faster form fails halfway through its backward pass, after it drew random numbers."""
+    """A model whose optimized form fails during the backward pass, after it drew random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +158,7 @@ def applied_to(model: Broken) -> AppliedOptimizations:
 
 
 @pytest.mark.parametrize("accumulated", [None, 5.0])
-def test_repeated_step_has_the_same_random_numbers_and_the_gradients_from_before(
+def test_repeated_step_restores_random_state_and_gradients(
     accumulated: float | None,
 ) -> None:
     model = Broken()
@@ -177,7 +175,7 @@ def test_repeated_step_has_the_same_random_numbers_and_the_gradients_from_before
     assert model.restored == 1 and applied.record.failed_at == 7
 
 
-def test_step_that_fails_in_the_plain_form_too_raises() -> None:
+def test_step_failing_in_plain_form_raises() -> None:
     model = Broken()
     applied = AppliedOptimizations(model, TrainingOptimizations(first_token=True), contextlib.ExitStack())
     for _ in range(2):
@@ -188,7 +186,7 @@ def test_step_that_fails_in_the_plain_form_too_raises() -> None:
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory: 8 GB")]
 )
-def test_step_out_of_memory_is_not_blamed_on_its_form(error: Exception) -> None:
+def test_step_out_of_memory_keeps_optimizations(error: Exception) -> None:
     def step() -> None:
         raise error
 
@@ -198,8 +196,8 @@ def test_step_out_of_memory_is_not_blamed_on_its_form(error: Exception) -> None:
     assert applied.active
 
 
-def test_plain_model_runs_its_steps_without_a_copy(tmp_path: Path) -> None:
-    model, config = built(tmp_path, arithmetic="plain")
+def test_plain_model_step_error_is_not_recorded(tmp_path: Path) -> None:
+    model, config = build_model(tmp_path, arithmetic="plain")
     with optimize_training(model, config, batch_of(model), 1) as applied:
         assert not applied.active
 
@@ -211,10 +209,10 @@ def test_plain_model_runs_its_steps_without_a_copy(tmp_path: Path) -> None:
         assert not applied.record.failed
 
 
-def test_fall_back_restores_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_restores_plain_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
     monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
-    model, config = built(tmp_path)
+    model, config = build_model(tmp_path)
     batch = batch_of(model)
     plain = step(model, batch)
     attempts: list[str] = []
@@ -228,22 +226,22 @@ def test_fall_back_restores_every_form(tmp_path: Path, monkeypatch: pytest.Monke
     with optimize_training(model, config, batch, 1) as applied:
         loss, gradients = applied.run(fail_once)
     assert attempts == ["torch.bfloat16", "torch.float32"]
-    assert loss == plain[0] and all(gradients[name].equal(value) for name, value in plain[1].items())
+    assert loss == plain[0] and all(gradients[name].equal(gradient) for name, gradient in plain[1].items())
 
 
-def described(run: Run) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     state = run.state().to_dict()
     return {**state, "run_id": run.run_id, "settings": run.config().to_dict(), "result": run.result()}
 
 
-def test_page_says_that_a_step_failed_in_its_faster_form(
+def test_result_card_reports_failed_step(
     run: Run, monkeypatch: pytest.MonkeyPatch, train_here: Callable[..., Run]
 ) -> None:
     FailingLoRA(monkeypatch, 1, RuntimeError("a <b> c"))
     train(run.folder)
-    description = described(run)
+    description = describe_run(run)
     words = "After step 1 a step failed in its faster form (RuntimeError: a &lt;b&gt; c)"
     assert words in result_card(description)
     assert words in run_progress({**description, "status": "RUNNING", "stage": "training"})
     monkeypatch.undo()
-    assert "faster form" not in result_card(described(train_here()))
+    assert "faster form" not in result_card(describe_run(train_here()))

@@ -1,4 +1,4 @@
-"""Bytes to rows: encodings, delimiters and headers are found, labels survive, damage is one sentence."""
+"""Reading files: detection of encoding, delimiter and header, round trips of labels, messages for damage."""
 
 import csv
 import functools
@@ -52,7 +52,7 @@ def cells(table: Table, column: str) -> list:
         ("latin-1", "cp1252"),
     ],
 )
-def test_delimiter_and_encoding_are_found(
+def test_read_table_detects_delimiter_and_encoding(
     tmp_path: Path, delimiter: str, name: str, encoding: str, name_of_encoding: str
 ) -> None:
     table = write(tmp_path / "reviews.csv", delimited(ROWS, delimiter).encode(encoding))
@@ -74,7 +74,7 @@ def test_delimiter_and_encoding_are_found(
         (["text;text;label", "a b;c d;pos"], True, "text"),
     ],
 )
-def test_a_header_is_told_from_a_row(tmp_path: Path, lines: list[str], header: bool, columns: str) -> None:
+def test_read_table_detects_header_row(tmp_path: Path, lines: list[str], header: bool, columns: str) -> None:
     table = write(tmp_path / "some.csv", "\n".join(lines).encode())
     assert table.facts["header"] is header
     assert table.frame.columns[0] == columns
@@ -82,25 +82,25 @@ def test_a_header_is_told_from_a_row(tmp_path: Path, lines: list[str], header: b
     assert len(set(table.frame.columns)) == len(table.frame.columns)
 
 
-def test_cells_stay_as_typed(tmp_path: Path) -> None:
+def test_read_table_keeps_cells_verbatim(tmp_path: Path) -> None:
     rows = [("null", "01"), ("NA", " a b "), ("nan", "1.0"), ('He said "no"\nand left', "Ünï ☂")]
     table = write(tmp_path / "typed.csv", delimited(rows).encode())
     assert cells(table, "label") == ["01", " a b ", "1.0", "Ünï ☂"]
     assert cells(table, "text") == [text for text, _ in rows]
 
 
-def test_quotation_marks_that_are_plain_text_and_backslashes(tmp_path: Path) -> None:
-    loose = write(tmp_path / "loose.tsv", b'text\tlabel\n"Great movie\tpos\nA 5" screen\tneg\n')
-    assert cells(loose, "text") == ['"Great movie', 'A 5" screen']
-    assert loose.facts["quoting"] == "none"
-    swallowed = write(tmp_path / "s.tsv", b'text\tlabel\n"Great\tpos\nFine\tpos\nA "great" one"\tneg\n')
-    assert cells(swallowed, "label") == ["pos", "pos", "neg"]
-    slashed = write(tmp_path / "slashed.csv", b'text,label\n"He said \\"hi\\", she",pos\n"No",neg\n')
-    assert cells(slashed, "text") == ['He said "hi", she', "No"]
-    assert slashed.facts["quoting"] == "backslash"
+def test_read_table_reads_literal_quotes_and_backslash_escapes(tmp_path: Path) -> None:
+    literal = write(tmp_path / "loose.tsv", b'text\tlabel\n"Great movie\tpos\nA 5" screen\tneg\n')
+    assert cells(literal, "text") == ['"Great movie', 'A 5" screen']
+    assert literal.facts["quoting"] == "none"
+    unclosed = write(tmp_path / "s.tsv", b'text\tlabel\n"Great\tpos\nFine\tpos\nA "great" one"\tneg\n')
+    assert cells(unclosed, "label") == ["pos", "pos", "neg"]
+    escaped = write(tmp_path / "slashed.csv", b'text,label\n"He said \\"hi\\", she",pos\n"No",neg\n')
+    assert cells(escaped, "text") == ['He said "hi", she', "No"]
+    assert escaped.facts["quoting"] == "backslash"
 
 
-def test_blank_lines_and_empty_cells_at_the_end_of_a_row_are_passed_over(tmp_path: Path) -> None:
+def test_read_table_skips_blank_lines_and_trailing_empty_cells(tmp_path: Path) -> None:
     table = write(tmp_path / "loose.csv", b"text,label\n\ngood,pos,,\nbad,neg\n\n")
     assert cells(table, "label") == ["pos", "neg"]
     assert list(table.frame.index) == [3, 4]
@@ -136,7 +136,7 @@ def test_blank_lines_and_empty_cells_at_the_end_of_a_row_are_passed_over(tmp_pat
         ("a.xls", b"text", ["save it as one of these"]),
     ],
 )
-def test_damage_is_one_sentence_with_a_place(
+def test_read_table_damaged_file_raises_with_position(
     tmp_path: Path, name: str, data: bytes, words: list[str]
 ) -> None:
     with pytest.raises(DataError) as error:
@@ -146,7 +146,7 @@ def test_damage_is_one_sentence_with_a_place(
     assert "\n" not in str(error.value)
 
 
-def test_json_in_every_usual_shape(tmp_path: Path) -> None:
+def test_read_table_reads_common_json_shapes(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": "01"}, {"text": "c"}]
     columns = {"text": ["a", "b", "c"], "label": [1, "01", None]}
     shapes = {
@@ -162,7 +162,7 @@ def test_json_in_every_usual_shape(tmp_path: Path) -> None:
         assert cells(table, "text") == ["a", "b", "c"], name
 
 
-def test_parquet_keeps_types_and_brings_its_label_names(tmp_path: Path) -> None:
+def test_read_table_parquet_keeps_types_and_label_names(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features).to_parquet(str(tmp_path / "a.parquet"))
     table = read_table(tmp_path / "a.parquet")
@@ -186,7 +186,7 @@ def excel(path: Path, rows: list[tuple], sheet: str = "Reviews") -> Path:
     return path
 
 
-def test_excel_reads_the_first_sheet(tmp_path: Path) -> None:
+def test_read_table_excel_reads_first_sheet(tmp_path: Path) -> None:
     rows = [("text", "stars"), ("Good", 5), ("Bad", "01"), (None, None), ("Fine", 2.5)]
     table = read_table(excel(tmp_path / "a.xlsx", rows))
     assert cells(table, "stars") == ["5", "01", "2.5"]
@@ -194,7 +194,7 @@ def test_excel_reads_the_first_sheet(tmp_path: Path) -> None:
     assert table.facts["sheet"] == "Reviews"
 
 
-def test_formulas_are_their_values(tmp_path: Path) -> None:
+def test_read_table_excel_formulas_give_cached_values(tmp_path: Path) -> None:
     excel(tmp_path / "plain.xlsx", [("text", "label"), ("Good", 3)])
     with zipfile.ZipFile(tmp_path / "plain.xlsx") as plain, zipfile.ZipFile(tmp_path / "f.xlsx", "w") as out:
         for name in plain.namelist():
@@ -203,7 +203,7 @@ def test_formulas_are_their_values(tmp_path: Path) -> None:
     assert cells(read_table(tmp_path / "f.xlsx"), "label") == [3]
 
 
-def test_what_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_table_decompression_bomb_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, workbooks):
         monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 1_000_000)
     pq.write_table(pa.table({"text": ["word " * 1000] * 5000}), tmp_path / "bomb.parquet")
@@ -216,7 +216,7 @@ def test_what_unpacks_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest
             read_table(tmp_path / name)
 
 
-def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_table_above_size_or_row_limit_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "good,pos\n" * 50, encoding="utf-8")
     monkeypatch.setattr(files, "MAX_ROWS", 49)
     with pytest.raises(DataError, match="50 rows; at most 49"):
@@ -226,7 +226,7 @@ def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read_table(tmp_path / "a.csv")
 
 
-def test_a_giant_cell_is_a_cell(tmp_path: Path) -> None:
+def test_read_table_accepts_giant_cell(tmp_path: Path) -> None:
     table = write(tmp_path / "a.csv", delimited([("word " * 2_000_000, "yes"), ("Short.", "no")]).encode())
     assert len(cells(table, "text")[0]) == 10_000_000
 
@@ -238,7 +238,9 @@ any_bytes = st.binary(max_size=300) | st.text(alphabet='abü,;|\t"\\\n\r {}[]:\0
 
 @quick
 @given(data=any_bytes, suffix=st.sampled_from(SUFFIXES))
-def test_any_bytes_give_rows_or_one_sentence(tmp_path_factory: Any, data: bytes, suffix: str) -> None:
+def test_read_table_random_bytes_give_rows_or_one_line_error(
+    tmp_path_factory: Any, data: bytes, suffix: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     path.write_bytes(data)
     try:
@@ -251,7 +253,7 @@ def test_any_bytes_give_rows_or_one_sentence(tmp_path_factory: Any, data: bytes,
 
 
 @functools.cache
-def whole_file(suffix: str, path: Path) -> bytes:
+def valid_file(suffix: str, path: Path) -> bytes:
     if suffix == ".parquet":
         pq.write_table(pa.table({"text": ["good", "bad"], "label": ["a", "b"]}), path)
     else:
@@ -261,14 +263,16 @@ def whole_file(suffix: str, path: Path) -> bytes:
 
 @quick
 @given(data=st.data(), suffix=st.sampled_from((".parquet", ".xlsx")))
-def test_a_whole_file_with_some_bytes_changed_gives_rows_or_one_sentence(
+def test_read_table_corrupted_file_gives_rows_or_one_line_error(
     tmp_path_factory: Any, data: st.DataObject, suffix: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
-    whole = bytearray(whole_file(suffix, path.with_name(f"whole{suffix}")))
+    content = bytearray(valid_file(suffix, path.with_name(f"whole{suffix}")))
     for _ in range(data.draw(st.integers(1, 4))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(
+        content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    )
     try:
         read_table(path)
     except PeftCoreError as error:
@@ -284,7 +288,7 @@ labels = st.lists(
 @quick
 @example(names=["0", "label"], suffix=".csv")
 @given(names=labels, suffix=st.sampled_from((".csv", ".tsv", ".jsonl", ".json", ".parquet")))
-def test_labels_survive_a_round_trip(tmp_path_factory: Any, names: list[str], suffix: str) -> None:
+def test_read_table_labels_round_trip(tmp_path_factory: Any, names: list[str], suffix: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"round{suffix}"
     rows = [(f"Some text, number {i}", name) for i, name in enumerate(names * 3)]
     records = [{"text": text, "label": label} for text, label in rows]
@@ -298,12 +302,14 @@ def test_labels_survive_a_round_trip(tmp_path_factory: Any, names: list[str], su
     assert cells(read_table(path), "label") == names * 3
 
 
-drawn = st.text(letters.filter(lambda c: c.isprintable()), min_size=1, max_size=12).filter(str.strip)
+printable_labels = st.text(letters.filter(lambda c: c.isprintable()), min_size=1, max_size=12).filter(
+    str.strip
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(names=st.lists(drawn, min_size=2, max_size=6, unique=True))
-def test_labels_survive_excel(tmp_path_factory: Any, names: list[str]) -> None:
+@given(names=st.lists(printable_labels, min_size=2, max_size=6, unique=True))
+def test_read_table_labels_round_trip_through_excel(tmp_path_factory: Any, names: list[str]) -> None:
     rows = [("text", "label"), *[(f"Some text, number {i}", name) for i, name in enumerate(names * 3)]]
     path = excel(tmp_path_factory.getbasetemp() / "round.xlsx", rows)
     assert cells(read_table(path), "label") == names * 3

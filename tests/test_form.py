@@ -1,4 +1,4 @@
-"""The cards of the form: what each model and method shows, offers, fills in and leaves out."""
+"""Cards of the form: what is shown, offered and filled in for each model and method."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ from peft_core.ui.model_card import model_facts, preset_label
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Form, Cards]]:
+def form_and_cards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Form, Cards]]:
     workbench = Workbench.open(tmp_path_factory.mktemp("form") / "runs")
     with gr.Blocks():
         form, _, cards = build_form(workbench)
@@ -43,65 +43,63 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Form, Card
 
 
 def values(form: Form, **changes: Any) -> dict[Any, Any]:
-    """What a handler gets when the fields hold the defaults but for some."""
-    held = {component: component.value for component in form.values()}
-    return {**held, **{form[name]: value for name, value in changes.items()}}
+    """Return the field values that a handler receives: the defaults with the changes."""
+    defaults = {component: component.value for component in form.values()}
+    return {**defaults, **{form[name]: value for name, value in changes.items()}}
 
 
-def test_the_form_as_it_opens_is_the_default(built: tuple[Form, Cards]) -> None:
-    form, _ = built
+def test_form_initial_values_are_default_config(form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
     assert TrainConfig.from_dict(settings_of(form, values(form))) == TrainConfig()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_setting_that_a_method_reads_is_in_the_form_and_seen(
-    method: str, built: tuple[Form, Cards]
-) -> None:
-    form, cards = built
+def test_method_fields_shows_settings_of_the_method(method: str, form_and_cards: tuple[Form, Cards]) -> None:
+    form, cards = form_and_cards
     assert {*METHODS[method].settings} <= {*form}
     updates = method_fields(cards.method, form, method)
-    seen = {name for name in (*OWN_SETTINGS, "target_modules") if updates[form[name]]["visible"]}
-    assert seen == {*METHODS[method].settings}
-    assert updates[cards.method.settings]["visible"] == bool(seen - {"target_modules"})
+    visible = {name for name in (*OWN_SETTINGS, "target_modules") if updates[form[name]]["visible"]}
+    assert visible == {*METHODS[method].settings}
+    assert updates[cards.method.settings]["visible"] == bool(visible - {"target_modules"})
     assert updates[cards.method.quick]["visible"] == METHODS[method].takes_target_modules
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_chosen_method_brings_its_defaults(method: str, built: tuple[Form, Cards]) -> None:
-    form, _ = built
-    updates = {part: update["value"] for part, update in method_values(form, method, 3000).items()}
-    held = {**values(form, method=method, learning_rate=0.5), **updates}
-    config = TrainConfig.from_dict(settings_of(form, held))
+def test_method_values_sets_defaults_of_the_method(method: str, form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
+    updates = {component: update["value"] for component, update in method_values(form, method, 3000).items()}
+    field_values = {**values(form, method=method, learning_rate=0.5), **updates}
+    config = TrainConfig.from_dict(settings_of(form, field_values))
     assert config == TrainConfig.from_dict({"method": method})
     assert config.learning_rate == defaults_of(method).get("learning_rate", 2e-3)
 
 
-def test_lora_in_every_matrix_takes_half_the_rate_unless_one_was_chosen() -> None:
+def test_rate_for_all_linear_lora_halves_default_rate() -> None:
     assert TrainConfig.from_dict({"target_modules": ["all-linear"]}).learning_rate == 1e-3
     assert TrainConfig.from_dict({"target_modules": "all-linear"}).learning_rate == 1e-3
     assert rate_for("lora", ["all-linear"], 2e-3, 3000) == 1e-3
     assert rate_for("lora", ["query"], 1e-3, 3000) == 2e-3
     assert rate_for("lora", ["all-linear"], 5e-4, 3000) == 5e-4
     assert rate_for("adalora", ["all-linear"], 1e-2, 3000) == 1e-2
-    assert rate_for("lora", ["all-linear"], 1e-3, 400) == 5e-4  # few rows take half of it
+    assert rate_for("lora", ["all-linear"], 1e-3, 400) == 5e-4  # few rows halve the rate
 
 
-def test_a_method_begins_as_the_number_of_rows_wants(built: tuple[Form, Cards]) -> None:
-    form, _ = built
+def test_method_values_depend_on_number_of_rows(form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
 
-    def begun(method: str, rows: int) -> tuple[float, int, float]:
+    def initial(method: str, rows: int) -> tuple[float, int, float]:
         updates = method_values(form, method, rows)
         return tuple(updates[form[name]]["value"] for name in RECOMMENDED_SETTINGS)
 
-    assert begun("lora", 3000) == begun("lora", 9000) == (2e-3, 16, 1.0)
-    assert begun("lora", 1000) == (2e-3, 16, 3.0)
-    assert begun("lora", 400) == (1e-3, 8, 10.0)
-    assert begun("lora", 50) == (1e-3, 8, 16.0)
-    assert begun("bitfit", 1000) == (2e-3, 16, 6.0)  # which learns slowly
+    assert initial("lora", 3000) == initial("lora", 9000) == (2e-3, 16, 1.0)
+    assert initial("lora", 1000) == (2e-3, 16, 3.0)
+    assert initial("lora", 400) == (1e-3, 8, 10.0)
+    assert initial("lora", 50) == (1e-3, 8, 16.0)
+    assert initial("bitfit", 1000) == (2e-3, 16, 6.0)  # BitFit learns slowly
 
 
-def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Cards]) -> None:
-    form, _ = built
+def test_settings_of_ignores_fields_of_other_methods(form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
     settings = settings_of(form, values(form, method="head_only", r=None, lora_alpha=-1))
     assert TrainConfig.from_dict(settings).r == TrainConfig().r
 
@@ -115,9 +113,9 @@ def test_what_another_method_reads_is_left_at_its_default(built: tuple[Form, Car
     ],
 )
 def test_form_carries_sheet_and_header_row(
-    fields: dict[str, Any], sheet_name: str | None, header_row: int | None, built: tuple[Form, Cards]
+    fields: dict[str, Any], sheet_name: str | None, header_row: int | None, form_and_cards: tuple[Form, Cards]
 ) -> None:
-    form, _ = built
+    form, _ = form_and_cards
     config = TrainConfig.from_dict(settings_of(form, values(form, **fields)))
     assert (config.sheet_name, config.header_row) == (sheet_name, header_row)
 
@@ -140,9 +138,9 @@ class InspectionOnly:
     ],
 )
 def test_data_card_offers_the_sheets_of_a_workbook(
-    name: str, sheets: list[tuple[str, str]], row_can_be_chosen: bool, built: tuple[Form, Cards]
+    name: str, sheets: list[tuple[str, str]], row_can_be_chosen: bool, form_and_cards: tuple[Form, Cards]
 ) -> None:
-    form, cards = built
+    form, cards = form_and_cards
     path = str(Path(__file__).parent / "cases" / name)
     updates = inspect_data(cards.data, form, InspectionOnly(), values(form, dataset_name=path))
     assert updates[form["sheet_name"]]["choices"] == sheets
@@ -151,26 +149,26 @@ def test_data_card_offers_the_sheets_of_a_workbook(
     assert path.rsplit("/", 1)[1] in updates[cards.data.facts]
 
 
-def test_a_run_put_into_the_form_is_the_same_run(built: tuple[Form, Cards]) -> None:
-    form, _ = built
+def test_fill_round_trips_config(form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
     config = TrainConfig.from_dict(
         {"method": "lora", "r": 3, "target_modules": ["all-linear"], "learning_rate": 0.01}
     )
     choices = describe_model(config.model_name_or_path)["modules"]
-    updates = {part: update["value"] for part, update in fill(form, config, choices).items()}
+    updates = {component: update["value"] for component, update in fill(form, config, choices).items()}
     assert TrainConfig.from_dict(settings_of(form, {**values(form), **updates})) == config
 
 
-def test_an_impossible_method_is_not_offered_and_the_reason_is_told() -> None:
+def test_method_choices_omit_unsupported_methods_with_reason() -> None:
     offered = {name for _, name in method_choices("modernbert")}
     assert {"prefix_tuning", "bitfit"} == set(METHODS) - offered
-    told = not_offered("modernbert")
+    reasons = not_offered("modernbert")
     for name in ("prefix_tuning", "bitfit"):
-        assert METHODS[name].label in told and METHODS[name].unsupported_reason("modernbert") in told
+        assert METHODS[name].label in reasons and METHODS[name].unsupported_reason("modernbert") in reasons
     assert set(METHODS) == {name for _, name in method_choices("bert")} and not not_offered("bert")
 
 
-def test_a_method_says_what_it_does_where_it_is_from_and_that_it_cannot_merge() -> None:
+def test_method_line_has_help_source_and_merge_note() -> None:
     labels = {name: label for label, name in method_choices("bert")}
     assert labels["prompt_tuning"] == "Prompt tuning · virtual tokens · cannot merge"
     own_weights = [name for name, method in METHODS.items() if method.peft_config is None]
@@ -183,15 +181,15 @@ def test_a_method_says_what_it_does_where_it_is_from_and_that_it_cannot_merge() 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_usual_modules_of_a_preset_are_its_own(name: str) -> None:
+def test_default_targets_of_preset_match_preset(name: str) -> None:
     modules = describe_model(name)["modules"]
     assert default_targets(name, modules) == list(MODELS[name].target_modules)
-    # a folder with the same architecture and no preset gets the same ones
+    # a folder of the same architecture without a preset has the same defaults
     assert default_targets("./folder", modules) == list(MODELS[name].target_modules)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_buttons_take_attention_or_everything(family: str, tmp_path: Path) -> None:
+def test_quick_targets_select_attention_or_all_linear(family: str, tmp_path: Path) -> None:
     tiny_config(family).save_pretrained(tmp_path)
     modules = describe_model(str(tmp_path))["modules"]
     attention = quick_targets("attention", str(tmp_path), modules)
@@ -210,23 +208,23 @@ def test_the_buttons_take_attention_or_everything(family: str, tmp_path: Path) -
         ("FacebookAI/roberta-base", "a strong English default"),
     ],
 )
-def test_a_model_tells_its_use_its_length_and_what_starts_untrained(name: str, words: str) -> None:
+def test_model_facts_of_preset_have_use_length_and_untrained_modules(name: str, words: str) -> None:
     assert words in model_facts(name, describe_model(name))
 
 
-def test_a_folder_tells_its_size(tmp_path: Path) -> None:
-    told = model_facts(str(tmp_path), describe_model(str(make_tiny(tmp_path, "distilbert"))))
-    assert "parameters. " not in told and "parameters.</p>" in told
-    assert "Starts untrained: pre_classifier, classifier." in told
+def test_model_facts_of_folder_have_size(tmp_path: Path) -> None:
+    facts = model_facts(str(tmp_path), describe_model(str(make_tiny(tmp_path, "distilbert"))))
+    assert "parameters. " not in facts and "parameters.</p>" in facts
+    assert "Starts untrained: pre_classifier, classifier." in facts
 
 
-def test_the_picker_shows_size_and_licence_where_one_is_known() -> None:
+def test_preset_label_has_size_and_known_license() -> None:
     assert preset_label("google-bert/bert-base-cased") == "BERT base cased · 108.3 M · Apache-2.0"
     assert preset_label("microsoft/mpnet-base") == "MPNet base · 108.9 M"
 
 
-def test_form_offers_the_best_step_and_reads_empty_fields_as_none(built: tuple[Form, Cards]) -> None:
-    form, _ = built
+def test_form_has_best_step_fields_and_reads_empty_ones_as_none(form_and_cards: tuple[Form, Cards]) -> None:
+    form, _ = form_and_cards
     names = (
         "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience",
         "early_stopping_threshold", "eval_steps", "gradient_accumulation_steps", "max_grad_norm",
@@ -244,48 +242,50 @@ def test_form_offers_the_best_step_and_reads_empty_fields_as_none(built: tuple[F
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_field_is_made_from_its_setting(name: str) -> None:
-    made, default = field(name), getattr(TrainConfig(), name)
-    assert (made.label, made.info) == (SETTINGS[name].label, SETTINGS[name].help)
+def test_field_component_matches_setting(name: str) -> None:
+    component, default = field(name), getattr(TrainConfig(), name)
+    assert (component.label, component.info) == (SETTINGS[name].label, SETTINGS[name].help)
     if isinstance(default, bool):
-        assert isinstance(made, gr.Checkbox)
+        assert isinstance(component, gr.Checkbox)
     elif SETTINGS[name].choices:
         empty = [""] if name == "metric_for_best_model" else []
-        assert [value for _, value in made.choices] == [*empty, *SETTINGS[name].choices]
+        assert [value for _, value in component.choices] == [*empty, *SETTINGS[name].choices]
     elif isinstance(default, int | float) and name != "load_in_bits":
-        assert isinstance(made, gr.Number) and made.value == default
+        assert isinstance(component, gr.Number) and component.value == default
 
 
-def test_the_line_of_the_method_card_is_that_of_the_method() -> None:
+def test_summaries_describe_method_and_training() -> None:
     assert summaries({"method": "full", "learning_rate": 5e-5})[2:] == [
         "3  Method    Full fine-tuning",
         "4  Training    1 epoch · rate 5e-05 · seed 42",
     ]
 
 
-def test_only_what_a_method_reads_multiplies_its_rows() -> None:
-    asked = combinations(["google-bert/bert-base-cased"], list(METHODS), [1, 8], ["query", "query,value"], 2)
+def test_combinations_vary_only_settings_of_the_method() -> None:
+    candidates = combinations(
+        ["google-bert/bert-base-cased"], list(METHODS), [1, 8], ["query", "query,value"], 2
+    )
     for name, method in METHODS.items():
         expected = (2 if has_rank(name) else 1) * (2 if method.takes_target_modules else 1)
-        assert sum(one["method"] == name for one in asked) == expected, name
+        assert sum(candidate["method"] == name for candidate in candidates) == expected, name
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_of_the_comparison_becomes_the_settings_it_was_counted_for(method: str) -> None:
-    asked = combinations(["google-bert/bert-base-cased"], [method], [4], ["key"], 5)
-    settings = [TrainConfig.from_dict(one).to_dict() for one in asked]
-    (row,), refused = join(settings, [{"trainable": 1}])
+def test_config_of_comparison_row_restores_settings(method: str) -> None:
+    candidates = combinations(["google-bert/bert-base-cased"], [method], [4], ["key"], 5)
+    settings = [TrainConfig.from_dict(candidate).to_dict() for candidate in candidates]
+    (row,), rejected = join(settings, [{"trainable": 1}])
     assert config_of(row) == TrainConfig.from_dict({**settings[0], "num_labels": None})
     assert (row["r"], row["targets"]) == (
         4 if has_rank(method) else None,
         "key" if METHODS[method].takes_target_modules else "",
     )
-    assert not refused
+    assert not rejected
 
 
-def test_class_weights_that_change_have_the_data_looked_at_anew() -> None:
-    # else a look under way when they are balanced would bring the button back that balances them
+def test_class_weight_change_inspects_data_again() -> None:
+    # otherwise an inspection that is already running would show the balance button again
     page = app.demo.config
-    ids = {one["props"].get("elem_id"): one["id"] for one in page["components"]}
-    looks = [one for one in page["dependencies"] if ids["balance"] in one["outputs"]]
-    assert any((ids["class_weight"], "change") in map(tuple, look["targets"]) for look in looks)
+    ids = {component["props"].get("elem_id"): component["id"] for component in page["components"]}
+    events = [event for event in page["dependencies"] if ids["balance"] in event["outputs"]]
+    assert any((ids["class_weight"], "change") in map(tuple, event["targets"]) for event in events)

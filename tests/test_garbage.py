@@ -1,4 +1,4 @@
-"""A process imports without looking for garbage, and looks for it from then on."""
+"""Garbage collection is paused during imports and enabled afterwards."""
 
 import gc
 import sys

@@ -1,4 +1,4 @@
-"""The gate of a public demo: floods, odd bodies and sessions of others are refused in one sentence."""
+"""The gate of a public demo: rate limits, limits of request bodies, and ownership of sessions."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ PART = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename=
 
 @dataclass
 class FakeApp:
-    """Stands for gradio: reads the body, and answers with an event."""
+    """A substitute for Gradio that reads the body and responds with an event."""
 
     bodies: list[bytes] = field(default_factory=list)
     events: Iterator[str] = field(default_factory=lambda: (f"event-{number}" for number in itertools.count()))
@@ -50,7 +50,7 @@ class FakeApp:
 
 
 class Gate:
-    """A gate in front of a fake app, on a clock that a test sets."""
+    """A gate in front of a fake app, with a clock that the test sets."""
 
     def __init__(self, limits: GateLimits | None = None, app: Any = None, **options: Any) -> None:
         self.app = app or FakeApp()
@@ -59,26 +59,26 @@ class Gate:
         self.asgi = PublicGate(self.app, demo, limits, clock=lambda: self.now, **options)
 
     def ask(
-        self, path: str, *, method: str = "GET", address: str = "192.0.2.1", **named: Any
+        self, path: str, *, method: str = "GET", address: str = "192.0.2.1", **kwargs: Any
     ) -> httpx.Response:
-        return asyncio.run(self.ask_async(path, method=method, address=address, **named))
+        return asyncio.run(self.ask_async(path, method=method, address=address, **kwargs))
 
-    async def ask_async(self, path: str, *, method: str, address: str, **named: Any) -> httpx.Response:
+    async def ask_async(self, path: str, *, method: str, address: str, **kwargs: Any) -> httpx.Response:
         CLIENT_ADDRESS.set(address)
         transport = httpx.ASGITransport(app=self.asgi)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo.example") as client:
-            return await client.request(method, path, **named)
+            return await client.request(method, path, **kwargs)
 
-    def post(self, path: str, **named: Any) -> httpx.Response:
-        return self.ask(API + path, method="POST", **named)
+    def post(self, path: str, **kwargs: Any) -> httpx.Response:
+        return self.ask(API + path, method="POST", **kwargs)
 
 
 def with_rates(**rates: Rate) -> GateLimits:
     return GateLimits(**rates)
 
 
-def sentence_of(response: httpx.Response) -> str:
-    """What gradio's page shows of a refusal."""
+def error_message(response: httpx.Response) -> str:
+    """Return the message that the Gradio page shows for a refused request."""
     if response.headers.get("content-type") != "application/json":
         return response.text
     fields = response.json()
@@ -104,10 +104,10 @@ def sentence_of(response: httpx.Response) -> str:
         (["203.0.113.9"], 2, "10.0.0.1"),
         ([""], 1, "10.0.0.1"),
         ([], 1, "10.0.0.1"),
-        (["10.0.0.1"], 2, "unknown"),  # uvicorn took the connection's from the header
+        (["10.0.0.1"], 2, "unknown"),  # uvicorn read the address from the header
     ],
 )
-def test_client_address_behind_proxies_is_the_one_they_vouch_for(
+def test_client_address_behind_proxies_trusts_only_their_entries(
     forwarded: list[str], proxies: int, expected: str
 ) -> None:
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
@@ -119,7 +119,7 @@ def test_client_address_without_connection_is_unknown() -> None:
     assert client_address({"type": "http", "client": None, "headers": []}, 0) == "unknown"
 
 
-def test_guard_spoofed_address_gets_no_fresh_limit() -> None:
+def test_guard_spoofed_address_shares_rate_limit() -> None:
     gate = PublicGate(FakeApp(), Limits(), with_rates(address=Rate(60, 3)))
     guard = RequestGuard(gate, AllowedHosts("127.0.0.1"), PagePolicy(), proxies=1)
 
@@ -137,19 +137,19 @@ def test_guard_spoofed_address_gets_no_fresh_limit() -> None:
 # Rates
 
 
-def test_gate_visitor_over_the_rate_is_told_when_to_try_again() -> None:
+def test_gate_visitor_above_rate_gets_retry_after() -> None:
     gate = Gate(with_rates(visitor=Rate(30, 3)))
     statuses = [gate.post("/queue/join", json={}, headers=ALICE).status_code for _ in range(3)]
     refused = gate.post("/queue/join", json={}, headers=ALICE)
     assert statuses == [200, 200, 200]
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
-    assert sentence_of(refused) == "Too many requests in a short time. Try again in 2 seconds."
+    assert error_message(refused) == "Too many requests in a short time. Try again in 2 seconds."
     assert gate.post("/queue/join", json={}, headers=MALLORY).status_code == 200
     gate.now += 2
     assert gate.post("/queue/join", json={}, headers=ALICE).status_code == 200
 
 
-def test_gate_new_tokens_do_not_lift_the_limit_of_an_address() -> None:
+def test_gate_new_tokens_do_not_reset_address_limit() -> None:
     gate = Gate(with_rates(address=Rate(60, 5)))
     statuses = [gate.ask("/config", headers={TOKEN_HEADER: new_token()}).status_code for _ in range(7)]
     assert statuses == [200] * 5 + [429] * 2
@@ -162,7 +162,7 @@ def test_gate_addresses_of_one_ipv6_network_share_a_limit() -> None:
     assert statuses == [200, 200, 429]
 
 
-def test_gate_page_that_loads_and_polls_for_five_minutes_is_never_refused() -> None:
+def test_gate_page_loading_and_polling_is_not_refused() -> None:
     gate = Gate()
     paths = ["/", *(f"/assets/{number}.js" for number in range(150)), "/theme.css", "/favicon.ico"]
     for _ in range(5):  # five tabs
@@ -181,11 +181,11 @@ def test_gate_flood_of_static_files_is_refused() -> None:
     assert gate.ask("/").status_code == 200
 
 
-def test_gate_uploads_have_a_rate_of_their_own() -> None:
+def test_gate_uploads_have_separate_rate() -> None:
     gate = Gate(with_rates(visitor_uploads=Rate(6, 2)))
-    named = {"content": PART + b"a\r\n", "headers": {**ALICE, **UPLOAD_TYPE}}
-    assert [gate.post("/upload", **named).status_code for _ in range(3)] == [200, 200, 429]
-    assert sentence_of(gate.post("/upload", **named)) == (
+    upload = {"content": PART + b"a\r\n", "headers": {**ALICE, **UPLOAD_TYPE}}
+    assert [gate.post("/upload", **upload).status_code for _ in range(3)] == [200, 200, 429]
+    assert error_message(gate.post("/upload", **upload)) == (
         "Too many uploads in a short time. Try again in 10 seconds."
     )
     assert gate.ask("/config", headers=ALICE).status_code == 200
@@ -194,21 +194,21 @@ def test_gate_uploads_have_a_rate_of_their_own() -> None:
 # Open requests
 
 
-@pytest.mark.parametrize(("per_address", "in_all", "status"), [(2, 9, 429), (9, 2, 503)])
+@pytest.mark.parametrize(("per_address", "total", "status"), [(2, 9, 429), (9, 2, 503)])
 def test_gate_too_many_open_streams_are_refused_until_one_closes(
-    per_address: int, in_all: int, status: int
+    per_address: int, total: int, status: int
 ) -> None:
     async def ask_while_two_are_open() -> list[int]:
-        ends = asyncio.Event()
-        gate = Gate(GateLimits(open_per_address=per_address, open_total=in_all), FakeApp(before=ends.wait))
-        named = {"method": "GET", "address": "192.0.2.1"}
-        streams = [asyncio.create_task(gate.ask_async(f"/{number}", **named)) for number in range(2)]
+        finish = asyncio.Event()
+        gate = Gate(GateLimits(open_per_address=per_address, open_total=total), FakeApp(before=finish.wait))
+        request = {"method": "GET", "address": "192.0.2.1"}
+        streams = [asyncio.create_task(gate.ask_async(f"/{number}", **request)) for number in range(2)]
         await asyncio.sleep(0.05)
-        refused = await gate.ask_async("/3", **named)
-        assert "again in" in sentence_of(refused) and "retry-after" in refused.headers
-        ends.set()
+        refused = await gate.ask_async("/3", **request)
+        assert "again in" in error_message(refused) and "retry-after" in refused.headers
+        finish.set()
         await asyncio.gather(*streams)
-        return [refused.status_code, (await gate.ask_async("/4", **named)).status_code]
+        return [refused.status_code, (await gate.ask_async("/4", **request)).status_code]
 
     assert asyncio.run(ask_while_two_are_open()) == [status, 200]
 
@@ -216,7 +216,7 @@ def test_gate_too_many_open_streams_are_refused_until_one_closes(
 # Bodies
 
 
-async def pieces(*parts: bytes, seconds: float = 0.0) -> Any:
+async def body_chunks(*parts: bytes, seconds: float = 0.0) -> Any:
     for part in parts:
         yield part
         await asyncio.sleep(seconds)
@@ -226,16 +226,16 @@ async def pieces(*parts: bytes, seconds: float = 0.0) -> Any:
 def test_gate_large_call_is_refused(chunked: bool) -> None:
     gate = Gate()
     body = b" " * 100_001
-    refused = gate.post("/queue/join", content=pieces(body[:9], body[9:]) if chunked else body)
+    refused = gate.post("/queue/join", content=body_chunks(body[:9], body[9:]) if chunked else body)
     assert refused.status_code == 413
-    assert sentence_of(refused) == "This request has over 0.1 MB, the most that is taken. Send less."
+    assert error_message(refused) == "This request is larger than the limit of 0.1 MB. Send less."
     assert not gate.app.bodies
     assert gate.post("/queue/join", content=body[:-1]).status_code == 200
 
 
 def test_gate_call_reaches_the_app_with_its_body() -> None:
     gate = Gate()
-    gate.post("/queue/join", content=pieces(b'{"data": ', b"[1]}"))
+    gate.post("/queue/join", content=body_chunks(b'{"data": ', b"[1]}"))
     assert gate.app.bodies == [b'{"data": [1]}']
 
 
@@ -243,10 +243,10 @@ def test_gate_large_upload_is_refused() -> None:
     gate = Gate()
     half = b"x" * 600_000
     headers = {**ALICE, **UPLOAD_TYPE}
-    assert gate.post("/upload", content=pieces(PART, half), headers=headers).status_code == 200
-    refused = gate.post("/upload", content=pieces(PART, half, half), headers=headers)
+    assert gate.post("/upload", content=body_chunks(PART, half), headers=headers).status_code == 200
+    refused = gate.post("/upload", content=body_chunks(PART, half, half), headers=headers)
     assert refused.status_code == 413
-    assert sentence_of(refused) == "This request has over 1.0 MB, the most that is taken. Send less."
+    assert error_message(refused) == "This request is larger than the limit of 1.0 MB. Send less."
 
 
 def test_gate_upload_of_too_many_files_is_refused() -> None:
@@ -256,23 +256,23 @@ def test_gate_upload_of_too_many_files_is_refused() -> None:
     bodies = {count: (PART + b"a\r\n") * count + end for count in (20, 21)}
     split = [bodies[21][start : start + 5] for start in range(0, len(bodies[21]), 5)]
     assert gate.post("/upload", content=bodies[20], headers=headers).status_code == 200
-    for content in (bodies[21], pieces(*split)):
+    for content in (bodies[21], body_chunks(*split)):
         refused = gate.post("/upload", content=content, headers=headers)
-        assert (refused.status_code, sentence_of(refused)) == (413, "Upload at most 20 files at once.")
+        assert (refused.status_code, error_message(refused)) == (413, "Upload at most 20 files at once.")
 
 
 @pytest.mark.parametrize("path", ["/queue/join", "/upload"])
 def test_gate_slow_body_is_refused(path: str) -> None:
     gate = Gate(GateLimits(bodies=BodyLimits(call_seconds=0.05, upload_seconds=0.05)))
     headers = UPLOAD_TYPE if path == "/upload" else {}
-    refused = gate.post(path, content=pieces(PART, b"a", b"b", seconds=0.2), headers=headers)
+    refused = gate.post(path, content=body_chunks(PART, b"a", b"b", seconds=0.2), headers=headers)
     assert refused.status_code == 408
-    assert "did not arrive within" in sentence_of(refused)
+    assert "did not arrive within" in error_message(refused)
 
 
 @pytest.mark.parametrize("upto", range(len(PART) + 1))
-@pytest.mark.parametrize("ends", ["client leaves", "too slow"])
-def test_upload_that_ends_early_leaves_no_file(tmp_path: Path, ends: str, upto: int) -> None:
+@pytest.mark.parametrize("ending", ["client leaves", "too slow"])
+def test_upload_interrupted_leaves_no_file(tmp_path: Path, ending: str, upto: int) -> None:
     outcomes: list[str] = []
 
     async def gradio(scope: Any, receive: Any, send: Any) -> None:
@@ -290,7 +290,7 @@ def test_upload_that_ends_early_leaves_no_file(tmp_path: Path, ends: str, upto: 
         async def receive() -> Any:
             if messages:
                 return messages.pop()
-            if ends == "too slow":
+            if ending == "too slow":
                 await asyncio.sleep(5)
             return {"type": "http.disconnect"}
 
@@ -305,17 +305,17 @@ def test_upload_that_ends_early_leaves_no_file(tmp_path: Path, ends: str, upto: 
 
     sent = asyncio.run(upload())
     assert outcomes == ["unparsable"] and not list(tmp_path.iterdir())
-    assert [message.get("status") for message in sent[:1]] == ([408] if ends == "too slow" else [])
+    assert [message.get("status") for message in sent[:1]] == ([408] if ending == "too slow" else [])
 
 
 @pytest.mark.parametrize(
     "content_type", ["multipart/form-data; boundary=x", "Multipart/Form-DataX; boundary=x"]
 )
 @pytest.mark.parametrize("path", ["/component_server", "/process_recording"])
-def test_gate_files_are_taken_as_uploads_alone(path: str, content_type: str) -> None:
+def test_gate_files_outside_upload_endpoint_are_refused(path: str, content_type: str) -> None:
     refused = Gate().post(path, content=b"", headers={"content-type": content_type})
     assert refused.status_code == 415
-    assert sentence_of(refused) == "This address takes no files. Upload them at /gradio_api/upload."
+    assert error_message(refused) == "This address does not accept files. Upload them at /gradio_api/upload."
 
 
 # Sessions
@@ -351,12 +351,12 @@ def use(gate: Gate, name: str, headers: dict[str, str]) -> httpx.Response:
 
 
 @pytest.mark.parametrize("name", USES)
-@pytest.mark.parametrize("other", [MALLORY, {}, MCP], ids=["visitor", "program", "mcp"])
-def test_gate_session_of_another_is_not_found(name: str, other: dict[str, str]) -> None:
+@pytest.mark.parametrize("other_headers", [MALLORY, {}, MCP], ids=["visitor", "program", "mcp"])
+def test_gate_session_of_another_visitor_is_not_found(name: str, other_headers: dict[str, str]) -> None:
     gate = Gate()
     assert gate.ask(f"{API}/heartbeat/s", headers=ALICE).status_code == 200
-    refused = use(gate, name, other)
-    assert (refused.status_code, sentence_of(refused)) == (
+    refused = use(gate, name, other_headers)
+    assert (refused.status_code, error_message(refused)) == (
         404,
         "This session was not found. Reload the page.",
     )
@@ -375,7 +375,7 @@ def test_gate_programs_without_a_token_share_sessions() -> None:
     assert [use(gate, name, {}).status_code for name in USES] == [200] * len(USES)
 
 
-def test_gate_names_of_functions_and_files_belong_to_nobody() -> None:
+def test_gate_endpoint_and_file_names_are_not_sessions() -> None:
     gate = Gate()
     paths = ["/call/count", "/call/v2/count", "/run/count", "/call/count/"]
     for headers in (ALICE, MALLORY):
@@ -384,7 +384,7 @@ def test_gate_names_of_functions_and_files_belong_to_nobody() -> None:
 
 
 @pytest.mark.parametrize("path", ["/queue/join", "/call/count", "/call/v2/count"])
-def test_gate_event_belongs_to_who_started_it(path: str) -> None:
+def test_gate_event_is_accessible_only_to_its_visitor(path: str) -> None:
     gate = Gate()
     event = gate.post(path, json={"data": []}, headers=ALICE).json()["event_id"]
     cancel = {"session_hash": "own", "fn_index": 0, "event_id": event}
@@ -395,26 +395,26 @@ def test_gate_event_belongs_to_who_started_it(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         (5, "session_hash must be text, not int."),
         (["s"], "session_hash must be text, not list."),
         ("s" * 101, "session_hash has 101 characters; use at most 100, at random."),
     ],
 )
-def test_gate_odd_session_is_refused(name: Any, sentence: str) -> None:
+def test_gate_invalid_session_hash_is_refused(name: Any, message: str) -> None:
     refused = Gate().post("/queue/join", json={"session_hash": name}, headers=ALICE)
-    assert (refused.status_code, sentence_of(refused)) == (400, sentence)
+    assert (refused.status_code, error_message(refused)) == (400, message)
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[1]", b'{"session_hash": null}', b"{", b"[" * 100_000, b"\xff"]
 )
-def test_gate_body_without_a_session_is_left_to_gradio(body: bytes) -> None:
+def test_gate_body_without_session_reaches_the_app(body: bytes) -> None:
     assert Gate().post("/queue/join", content=body).status_code == 200
 
 
-def test_gate_session_in_another_encoding_is_still_checked() -> None:
+def test_gate_session_in_another_encoding_is_checked() -> None:
     gate = Gate()
     gate.ask(f"{API}/heartbeat/s", headers=ALICE)
     for encoding in ("utf-16", "utf-32"):
@@ -430,7 +430,7 @@ def test_gate_mcp_calls_with_and_without_token_share_a_session() -> None:
     assert gate.post("/queue/join", json={"session_hash": "s"}, headers={**MALLORY, **MCP}).status_code == 200
 
 
-def test_sessions_many_names_drop_the_stalest() -> None:
+def test_sessions_above_max_names_drop_least_recently_used() -> None:
     sessions, alice, mallory = Sessions(max_names=10), Sender("alice", "one"), Sender("mallory", "two")
     for number in range(1000):
         sessions.check([f"name {number}", "page"], alice)
@@ -440,14 +440,14 @@ def test_sessions_many_names_drop_the_stalest() -> None:
         sessions.check(["page"], mallory)
 
 
-def test_gate_keeps_no_copies_of_pages() -> None:
+def test_gate_deep_links_are_refused() -> None:
     gate = Gate()
     for url in (f"{API}/deep_link?session_hash=s", "/?deep_link=abc", "/config?deep_link=abc"):
         refused = gate.ask(url)
         assert refused.status_code == 404 and "keeps no copies of pages" in refused.text
 
 
-def test_gate_visitor_with_much_in_the_queue_waits_and_others_do_not() -> None:
+def test_gate_visitor_above_pending_limit_is_refused_and_others_are_not() -> None:
     waiting: list[str] = []
     limits = GateLimits(visitor_pending=3, address_pending=5)
     gate = Gate(limits, pending=lambda: waiting)
@@ -455,7 +455,7 @@ def test_gate_visitor_with_much_in_the_queue_waits_and_others_do_not() -> None:
         gate.post("/queue/join", json={"session_hash": f"of alice {number}"}, headers=ALICE)
         waiting.append(f"of alice {number}")
     refused = gate.post("/queue/join", json={"session_hash": "of alice 0"}, headers=ALICE)
-    assert refused.status_code == 429 and "still being worked on" in sentence_of(refused)
+    assert refused.status_code == 429 and "still being processed" in error_message(refused)
     assert gate.ask(f"{API}/queue/data?session_hash=of%20alice%200", headers=ALICE).status_code == 200
     for number in range(2):
         answer = gate.post("/queue/join", json={"session_hash": f"of mallory {number}"}, headers=MALLORY)
@@ -466,7 +466,7 @@ def test_gate_visitor_with_much_in_the_queue_waits_and_others_do_not() -> None:
     assert gate.post("/queue/join", json={"session_hash": "of alice 0"}, headers=ALICE).status_code == 200
 
 
-def test_gate_new_sessions_are_limited_and_known_ones_go_on() -> None:
+def test_gate_new_sessions_above_rate_are_refused_and_existing_ones_are_not() -> None:
     gate = Gate(GateLimits(visitor_sessions=Rate(1, 2)))
     join = {name: {"session_hash": name} for name in ("first", "second", "third")}
     codes = [gate.post("/queue/join", json=body, headers=ALICE).status_code for body in join.values()]

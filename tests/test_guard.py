@@ -1,4 +1,4 @@
-"""The guard: foreign names, origins and pages are refused before anything of the app runs."""
+"""The request guard: foreign hosts, origins and pages are refused before the app runs."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ OWN = {"host": "127.0.0.1:7860"}
 VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
-class Answers:
-    """An application behind the guard, which counts what reaches it."""
+class FakeApp:
+    """An app behind the guard that records the client address of each request that reaches it."""
 
     def __init__(self) -> None:
         self.reached: list[str] = []
@@ -35,8 +35,8 @@ def ask(
     policy: PagePolicy | None = None,
     **scope: Any,
 ) -> tuple[int, dict[str, str], bytes]:
-    """The status, headers and body of an answer; 0 for a WebSocket that is closed unaccepted."""
-    app, sent = Answers(), []
+    """Return status, headers and body of the response; status 0 if a WebSocket is closed unaccepted."""
+    app, sent = FakeApp(), []
     guard = RequestGuard(app, hosts or AllowedHosts("127.0.0.1"), policy or PagePolicy())
     pairs = headers.items() if isinstance(headers, dict) else headers
     request = {
@@ -52,8 +52,8 @@ def ask(
         assert not app.reached
         return 0, {}, b""
     assert (sent[0]["status"] == 200) == bool(app.reached)
-    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], answered, b"".join(message.get("body", b"") for message in sent[1:])
+    response_headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], response_headers, b"".join(message.get("body", b"") for message in sent[1:])
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def ask(
     ],
     ids=str,
 )
-def test_own_page_and_programs_are_answered(headers: dict[str, str]) -> None:
-    status, answered, body = ask(headers, method="POST")
+def test_guard_own_page_and_programs_are_allowed(headers: dict[str, str]) -> None:
+    status, response_headers, body = ask(headers, method="POST")
     assert (status, body) == (200, b"a secret")
-    assert not [name for name in answered if name.startswith("access-control-")]
-    assert answered["x-content-type-options"] == "nosniff"
-    assert "frame-ancestors 'self'" in answered["content-security-policy"]
+    assert not [name for name in response_headers if name.startswith("access-control-")]
+    assert response_headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'self'" in response_headers["content-security-policy"]
 
 
 FOREIGN = [
@@ -110,27 +110,27 @@ FOREIGN = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
-def test_foreign_requests_are_refused_in_one_sentence(headers: dict[str, str], method: str) -> None:
+def test_guard_foreign_request_is_refused(headers: dict[str, str], method: str) -> None:
     preflight = {"access-control-request-method": "POST"} if method == "OPTIONS" else {}
-    status, answered, body = ask({**headers, **preflight}, method=method)
+    status, response_headers, body = ask({**headers, **preflight}, method=method)
     assert status == 403
-    assert body.startswith(b"This app does not answer ") and b"secret" not in body
-    assert not [name for name in answered if name.startswith("access-control-")]
+    assert body.startswith(b"This app does not accept ") and b"secret" not in body
+    assert not [name for name in response_headers if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
-def test_foreign_websockets_are_closed_unaccepted(headers: dict[str, str]) -> None:
+def test_guard_foreign_websocket_is_closed(headers: dict[str, str]) -> None:
     assert ask(headers, type="websocket")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["host", "origin"])
-def test_two_of_one_header_are_refused(name: str) -> None:
+def test_guard_duplicate_header_is_refused(name: str) -> None:
     pairs = [("host", "127.0.0.1:7860"), ("origin", "http://127.0.0.1:7860")]
     twice = {"host": ("host", "attacker.example"), "origin": ("origin", "http://attacker.example")}[name]
     assert ask([*pairs, twice])[0] == 403
 
 
-def test_address_of_the_network_is_a_name_of_its_own() -> None:
+def test_guard_network_address_is_allowed_as_host() -> None:
     hosts = AllowedHosts("0.0.0.0")
     for address in ("192.0.2.7", "2001:db8::7"):
         name = f"[{address}]" if ":" in address else address
@@ -144,17 +144,17 @@ def test_address_of_the_network_is_a_name_of_its_own() -> None:
     [("127.0.0.1:7860", False), ("[::1]", False), ("localhost", False), ("demo.example.org", False),
      ("192.0.2.7:7860", True), ("[2001:db8::7]:7860", True), ("", False)],
 )  # fmt: skip
-def test_network_addresses_are_told_from_loopback_and_names(host: str, expected: bool) -> None:
+def test_is_network_address_excludes_loopback_and_names(host: str, expected: bool) -> None:
     assert is_network_address(host) is expected
 
 
-def test_opener_policy_is_left_out_where_browsers_would_warn_of_it() -> None:
+def test_guard_insecure_origin_omits_opener_policy() -> None:
     lan = ask({"host": "192.0.2.7:7860"}, hosts=AllowedHosts("0.0.0.0"), server=("192.0.2.7", 7860))
     assert "cross-origin-opener-policy" not in lan[1]
     assert ask(OWN)[1]["cross-origin-opener-policy"] == "same-origin"
 
 
-def test_added_name_counts_behind_a_proxy_that_hides_it() -> None:
+def test_guard_added_host_is_allowed_behind_a_proxy() -> None:
     hosts = AllowedHosts("127.0.0.1", ["demo.example.org", "other.example.org:8443"])
     assert ask({"host": "demo.example.org", "origin": "https://demo.example.org"}, hosts=hosts)[0] == 200
     assert ask({**OWN, "origin": "https://demo.example.org"}, hosts=hosts)[0] == 200
@@ -168,7 +168,7 @@ def test_added_name_counts_behind_a_proxy_that_hides_it() -> None:
     assert ask({"host": "other.example.org:7860"}, hosts=hosts)[0] == 403
 
 
-def test_address_of_a_tunnel_is_added_when_it_is_known() -> None:
+def test_allowed_hosts_add_url_allows_tunnel() -> None:
     hosts = AllowedHosts("127.0.0.1")
     shared = {"host": "0123.share.example", "origin": "https://0123.share.example"}
     assert ask(shared, hosts=hosts)[0] == 403
@@ -177,13 +177,13 @@ def test_address_of_a_tunnel_is_added_when_it_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["http://demo.example.org", "demo.example.org/", "*", "", "a b", "x:port"])
-def test_name_that_is_no_name_is_refused_with_its_value(name: str) -> None:
+def test_allowed_hosts_invalid_name_raises(name: str) -> None:
     with pytest.raises(ConfigError, match="is not the name of a host"):
         AllowedHosts("127.0.0.1", [name])
 
 
-def test_typed_address_opens_the_page_and_nothing_else() -> None:
-    """It may have been redirected here by the site whose address was typed."""
+def test_guard_typed_address_opens_only_the_page() -> None:
+    """The site whose address was typed may have redirected the browser to this app."""
     typed = {**OWN, "sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert ask(typed)[0] == 200
     assert ask(typed, path="/gradio_api/file=https://attacker.example/x.png")[0] == 403
@@ -200,17 +200,17 @@ def test_typed_address_opens_the_page_and_nothing_else() -> None:
         "/file=//attacker.example/x.png",
     ],
 )
-def test_files_of_the_internet_are_fetched_for_nobody(path: str) -> None:
+def test_guard_remote_file_is_refused(path: str) -> None:
     status, _, body = ask({**OWN, "sec-fetch-site": "same-origin"}, path=path)
-    assert (status, body) == (403, b"This app does not fetch files of the internet. Upload the file.")
+    assert (status, body) == (403, b"This app does not fetch files from the internet. Upload the file.")
 
 
-def test_scripts_of_a_file_do_not_run_when_it_is_opened() -> None:
-    _, answered, _ = ask(OWN, path="/gradio_api/file=/tmp/gradio/x/page.html")
-    assert answered["content-security-policy"] == "sandbox; default-src 'none'"
+def test_guard_served_file_is_sandboxed() -> None:
+    _, response_headers, _ = ask(OWN, path="/gradio_api/file=/tmp/gradio/x/page.html")
+    assert response_headers["content-security-policy"] == "sandbox; default-src 'none'"
 
 
-def test_logout_needs_the_page_also_where_browsers_tell_nothing_of_a_link() -> None:
+def test_guard_logout_requires_own_referrer() -> None:
     network = AllowedHosts("0.0.0.0")
     lan = {"host": "192.0.2.7:7860"}
     request = {"hosts": network, "server": ("192.0.2.7", 7860), "path": "/logout"}
@@ -221,11 +221,11 @@ def test_logout_needs_the_page_also_where_browsers_tell_nothing_of_a_link() -> N
     assert ask({**OWN, "sec-fetch-site": "same-origin"}, path="/logout/")[0] == 200
 
 
-def test_names_that_others_forward_are_not_believed() -> None:
-    seen: list[dict[bytes, bytes]] = []
+def test_guard_unknown_forwarded_host_is_removed() -> None:
+    received: list[dict[bytes, bytes]] = []
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        seen.append(dict(scope["headers"]))
+        received.append(dict(scope["headers"]))
 
     guard = RequestGuard(app, AllowedHosts("127.0.0.1", ["demo.example.org"]), PagePolicy())
     for name in (b"attacker.example", b"demo.example.org"):
@@ -235,11 +235,11 @@ def test_names_that_others_forward_are_not_believed() -> None:
             (b"x-gradio-server", b"http://x"),
         ]
         asyncio.run(guard({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, None))
-    assert [headers.get(b"x-forwarded-host") for headers in seen] == [None, b"demo.example.org"]
-    assert not any(b"x-gradio-server" in headers for headers in seen)
+    assert [headers.get(b"x-forwarded-host") for headers in received] == [None, b"demo.example.org"]
+    assert not any(b"x-gradio-server" in headers for headers in received)
 
 
-def test_link_of_another_site_opens_the_page_of_a_demo_and_nothing_else() -> None:
+def test_guard_link_from_another_site_opens_only_the_page_of_a_demo() -> None:
     demo, space = PagePolicy(links=True), PagePolicy(links=True, frames=HUGGING_FACE)
     visit = {**OWN, **VISIT}
     frame = {**visit, "sec-fetch-dest": "iframe"}
@@ -249,13 +249,13 @@ def test_link_of_another_site_opens_the_page_of_a_demo_and_nothing_else() -> Non
     assert ask({**visit, "sec-fetch-mode": "no-cors"}, policy=demo)[0] == 403
     assert ask({**visit, "origin": "https://huggingface.co"}, policy=space)[0] == 403
     assert ask(frame, policy=demo)[0] == 403
-    status, answered, _ = ask(frame, policy=space)
+    status, response_headers, _ = ask(frame, policy=space)
     assert status == 200
-    assert "frame-ancestors 'self' https://huggingface.co" in answered["content-security-policy"]
+    assert "frame-ancestors 'self' https://huggingface.co" in response_headers["content-security-policy"]
 
 
-def test_refusals_are_logged_once_each_and_no_more_than_twenty(caplog: pytest.LogCaptureFixture) -> None:
-    app = Answers()
+def test_guard_logs_each_refusal_once_up_to_twenty(caplog: pytest.LogCaptureFixture) -> None:
+    app = FakeApp()
     guard = RequestGuard(app, AllowedHosts("127.0.0.1"), PagePolicy())
 
     async def send(message: dict[str, Any]) -> None: ...
@@ -272,8 +272,8 @@ def test_refusals_are_logged_once_each_and_no_more_than_twenty(caplog: pytest.Lo
     assert all(len(message) < 300 and "\n" not in message for message in caplog.messages)
 
 
-def test_client_address_is_known_to_what_answers() -> None:
-    app = Answers()
+def test_guard_sets_client_address_for_the_app() -> None:
+    app = FakeApp()
     guard = RequestGuard(app, AllowedHosts("127.0.0.1"), PagePolicy())
 
     async def send(message: dict[str, Any]) -> None: ...
@@ -288,5 +288,5 @@ def test_client_address_is_known_to_what_answers() -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("[::1]", True),
      ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("my-laptop", False), ("", False)],
 )  # fmt: skip
-def test_only_loopback_stays_on_this_machine(bound: str, expected: bool) -> None:
+def test_is_loopback_accepts_only_loopback_addresses(bound: str, expected: bool) -> None:
     assert is_loopback(bound) is expected

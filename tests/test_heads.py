@@ -1,4 +1,4 @@
-"""Which row of a base model's head stands for which label."""
+"""Matching the rows of a base model's head to labels."""
 
 import random
 
@@ -45,14 +45,14 @@ def test_match_by_name_finds_the_row_of_each_label(
     ),
     seed=st.integers(0, 99),
 )
-def test_match_by_name_undoes_any_order_and_case(names: list[str], seed: int) -> None:
+def test_match_by_name_shuffled_head_restores_order(names: list[str], seed: int) -> None:
     head = random.Random(seed).sample(names, len(names))
     rows = match_by_name(names, head)
     if rows is not None:
         assert [head[row] for row in rows] == names
 
 
-def test_head_rows_asks_where_names_do_not_match() -> None:
+def test_head_rows_unmatched_names_raises() -> None:
     labels, head = ("bad", "good"), ("NEG", "POS")
     with pytest.raises(ModelError, match="'NEG', 'POS', and the data has 'bad', 'good'.*by_order.*fresh"):
         head_rows(labels, head, SINGLE, "by_name", "base")

@@ -92,6 +92,7 @@ def test_the_foundation_stands_alone() -> None:
         "errors",
         "files",
         "files.atomic",
+        "files.hashing",
         "files.manifests",
         "files.process_identity",
         "files.records",
@@ -134,6 +135,16 @@ def test_the_page_reaches_no_module_that_computes() -> None:
 @pytest.mark.parametrize("name", ["app", "peft_core.ui.page", "peft_core.service.workbench"])
 def test_the_page_starts_without_what_computes_and_what_reads_files(name: str) -> None:
     assert answer(LIGHT, name) == []
+
+
+def test_python_api_imports_when_used() -> None:
+    code = (
+        "import json, sys, peft_core; light = 'torch' not in sys.modules;"
+        "names = {name: callable(getattr(peft_core, name)) for name in peft_core.__all__};"
+        "print(json.dumps([light, names, hasattr(peft_core, 'trains')]))"
+    )
+    api = ["Predictor", "Run", "TrainConfig", "count_parameters", "create_run", "merge", "train"]
+    assert answer(code) == [True, dict.fromkeys(api, True), False]
 
 
 def test_the_core_starts_without_gradio() -> None:

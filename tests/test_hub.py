@@ -1,4 +1,4 @@
-"""This app's own loading code against the loopback Hub: the article's recipe, and every way it can fail."""
+"""Loading models and data from a local Hub server: the recipe of the article, and each kind of failure."""
 
 import json
 import shutil
@@ -17,6 +17,8 @@ from tiny import YELP_CONFIG, YELP_LABELS, make_tiny_bert, make_yelp_parquet
 
 from peft_core import runs
 from peft_core.config import TrainConfig
+from peft_core.data import hub as hub_data
+from peft_core.errors import DataError
 from peft_core.models.presets import HUB_COMMITS, RECIPES
 from peft_core.runs import Run
 
@@ -49,27 +51,27 @@ def data(name):
 def check(name):
     return check_dataset_name(TrainConfig(dataset_name=name))
 
-def look(name):
+def inspect_dataset(name):
     return inspect(TrainConfig(dataset_name=name, max_length=64))
 
 def labels(name):
     return expected_num_labels(TrainConfig(dataset_name=name))
 
-found = []
+outcomes = []
 for name, *arguments in json.loads(sys.argv[1]):
     start = time.perf_counter()
     try:
         case = {"value": globals()[name](*arguments)}
     except Exception as error:
         case = {"message": f"{error}", "ours": isinstance(error, PeftCoreError), "error": repr(error)}
-    found.append({**case, "seconds": time.perf_counter() - start})
-print(json.dumps(found))
+    outcomes.append({**case, "seconds": time.perf_counter() - start})
+print(json.dumps(outcomes))
 """
 
 
 @dataclass
 class Client:
-    """Runs this app's code in fresh processes with one endpoint and one cache."""
+    """Runs code of this app in new processes with one endpoint and one cache."""
 
     endpoint: str
     home: Path
@@ -119,7 +121,7 @@ def client(hub: HubServer, tmp_path: Path) -> Client:
     return Client(hub.endpoint, tmp_path / "home")
 
 
-def refused(case: dict[str, Any], *words: str, seconds: float = 8) -> None:
+def assert_refused(case: dict[str, Any], *words: str, seconds: float = 8) -> None:
     assert case.get("ours"), case
     assert "\n" not in case["message"]
     for word in words:
@@ -132,7 +134,7 @@ def train(run: Run, client: Client) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_articles_recipe_from_end_to_end(hub: HubServer, client: Client, tmp_path: Path) -> None:
+def test_train_and_merge_article_recipe_from_hub(hub: HubServer, client: Client, tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(SHORT_ARTICLE))
     train(run, client)
     result, commit = run.result(), hub.find("model", MODEL, None).sha
@@ -150,7 +152,7 @@ def test_the_articles_recipe_from_end_to_end(hub: HubServer, client: Client, tmp
     assert list(merged["id2label"].values()) == YELP_LABELS
 
 
-def test_another_commit_of_the_base_is_not_taken_for_it(
+def test_merge_uses_base_commit_of_training(
     hub: HubServer, client: Client, stars: Path, reviews: Path, tmp_path: Path
 ) -> None:
     settings = {"model_name_or_path": TINY, "dataset_name": str(reviews), "max_length": 64}
@@ -164,7 +166,7 @@ def test_another_commit_of_the_base_is_not_taken_for_it(
     assert revision == run.result()["base_revision"] != hub.find("model", TINY, None).sha
 
 
-def test_presets_are_read_at_their_pinned_commits_when_their_branches_have_moved(
+def test_train_presets_use_pinned_commits(
     hub: HubServer, client: Client, stars: Path, reviews: Path, tmp_path: Path
 ) -> None:
     later = make_tiny_bert(tmp_path / "later", hidden_size=64)
@@ -176,38 +178,38 @@ def test_presets_are_read_at_their_pinned_commits_when_their_branches_have_moved
     assert result["base_revision"] == HUB_COMMITS[MODEL] != hub.find("model", MODEL, None).sha
     assert result["data"]["revision"] == HUB_COMMITS[DATASET] != hub.find("dataset", DATASET, None).sha
     assert result["train_rows"] == 80, "the rows of the commit, not those that came later"
-    given = client.ask(("load", MODEL, "main"))[0]
-    assert given["value"] == hub.find("model", MODEL, None).sha, "a revision that is given is read"
+    loaded = client.ask(("load", MODEL, "main"))[0]
+    assert loaded["value"] == hub.find("model", MODEL, None).sha, (
+        "a revision setting overrides the pinned commit"
+    )
 
 
-def test_counting_fetches_a_config_and_nothing_else(hub: HubServer, client: Client) -> None:
-    counted, choices = client.ask(("count", TINY, DATASET), ("labels", DATASET))
+def test_count_parameters_downloads_only_the_config(hub: HubServer, client: Client) -> None:
+    counts, num_labels = client.ask(("count", TINY, DATASET), ("labels", DATASET))
     # 2 layers x 2 matrices x 8 x (32 + 32), and a head of 5 x 33 with its copy
-    assert (counted["value"]["adapter"], counted["value"]["head"]) == (2048, 165)
-    assert choices["value"] == 5
+    assert (counts["value"]["adapter"], counts["value"]["head"]) == (2048, 165)
+    assert num_labels["value"] == 5
     assert {name for name in hub.downloads() if name != "README.md"} == {"config.json"}
 
 
-def test_data_comes_once_and_then_from_the_cache(hub: HubServer, client: Client) -> None:
+def test_load_dataset_twice_uses_the_cache(hub: HubServer, client: Client) -> None:
     first = client.ask(("data", DATASET))[0]
     assert first["value"] == YELP_LABELS
-    fetched = len(hub.downloads())
+    download_count = len(hub.downloads())
     assert client.ask(("data", DATASET))[0]["value"] == YELP_LABELS
-    assert not [name for name in hub.downloads()[fetched:] if name.endswith(".parquet")]
+    assert not [name for name in hub.downloads()[download_count:] if name.endswith(".parquet")]
 
 
-def test_a_look_at_the_data_brings_its_first_rows_and_choices(hub: HubServer, client: Client) -> None:
-    found = client.ask(("look", DATASET))[0]["value"]
-    assert found["configs"] == [YELP_CONFIG] and found["split_choices"] == ["train", "test"]
-    assert found["splits"] == {"train": 80, "test": 40}
-    assert found["labels"]["different"] == 5 and found["rows"][0]["label"] in YELP_LABELS
-    assert found["peeked"] and found["error"] is None
+def test_inspect_hub_dataset_returns_first_rows_and_choices(hub: HubServer, client: Client) -> None:
+    inspection = client.ask(("inspect_dataset", DATASET))[0]["value"]
+    assert inspection["configs"] == [YELP_CONFIG] and inspection["split_choices"] == ["train", "test"]
+    assert inspection["splits"] == {"train": 80, "test": 40}
+    assert inspection["labels"]["different"] == 5 and inspection["rows"][0]["label"] in YELP_LABELS
+    assert inspection["peeked"] and inspection["error"] is None
     assert not list((client.home / "hub").rglob("*.parquet")), "nothing is kept"
 
 
-def test_the_first_of_several_configurations_is_taken_and_told(
-    hub: HubServer, client: Client, tmp_path: Path
-) -> None:
+def test_inspect_several_configs_uses_the_first(hub: HubServer, client: Client, tmp_path: Path) -> None:
     folder = tmp_path / "several"
     for name, words in (("easy", ("good", "bad")), ("hard", ("so", "so so"))):
         (folder / name).mkdir(parents=True)
@@ -217,76 +219,96 @@ def test_the_first_of_several_configurations_is_taken_and_told(
     card = yaml.safe_dump({"configs": configs})
     (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
     hub.add_repo("dataset", "someone/several", folder)
-    looked, loaded = client.ask(("look", "someone/several"), ("data", "someone/several"))
-    assert looked["value"]["configs"] == ["easy", "hard"]
-    assert looked["value"]["in_force"]["label_column"] == "label"
+    inspected, loaded = client.ask(("inspect_dataset", "someone/several"), ("data", "someone/several"))
+    assert inspected["value"]["configs"] == ["easy", "hard"]
+    assert inspected["value"]["in_force"]["label_column"] == "label"
     assert loaded["value"] == ["bad", "good"]
 
 
-def test_what_is_missing_or_closed_gets_one_sentence_at_once(client: Client) -> None:
-    asked = [
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError(), "cannot be read: ValueError$"),
+        (ValueError("no such column\nmore"), "cannot be read: no such column$"),
+    ],
+    ids=["empty", "two lines"],
+)
+def test_list_configs_and_splits_value_error_gives_its_first_line(
+    error: ValueError, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(hub_data, "dataset_revision", lambda name: "0" * 40)
+    monkeypatch.setattr(hub_data, "get_dataset_config_names", fail)
+    with pytest.raises(DataError, match=words):
+        hub_data.list_configs_and_splits(TINY)
+
+
+def test_hub_missing_or_gated_repository_fails_fast(client: Client) -> None:
+    cases = [
         ("load", MISSING),
         ("config", MISSING),
         ("count", MISSING, "rotten_tomatoes"),
         ("data", MISSING),
         ("check", MISSING),
         ("labels", MISSING),
-        ("look", MISSING),
+        ("inspect_dataset", MISSING),
         ("load", GATED),
         ("config", GATED),
         ("data", GATED),
         ("labels", GATED),
-        ("look", GATED),
+        ("inspect_dataset", GATED),
         ("load", TINY, "no-such-revision"),
         ("config", TINY, "no-such-revision"),
         ("load", PICKLED),
     ]
-    found = dict(zip(asked, client.ask(*asked), strict=True))
-    for case, answered in found.items():
+    outcomes = dict(zip(cases, client.ask(*cases), strict=True))
+    for case, outcome in outcomes.items():
         if MISSING in case:
-            refused(answered, repr(MISSING), "There is no")
+            assert_refused(outcome, repr(MISSING), "There is no")
         if GATED in case:
-            refused(answered, repr(GATED), "gated")
+            assert_refused(outcome, repr(GATED), "gated")
         if "no-such-revision" in case:
-            refused(answered, repr(TINY), "no such revision")
+            assert_refused(outcome, repr(TINY), "no such revision")
         if PICKLED in case:
-            refused(answered, repr(PICKLED), "no safetensors weights")
+            assert_refused(outcome, repr(PICKLED), "no safetensors weights")
 
 
-def test_a_dropped_connection_gets_one_sentence_and_leaves_no_half_file(client: Client) -> None:
+def test_hub_dropped_connection_leaves_no_partial_file(client: Client) -> None:
     model, data = client.ask(("load", BROKEN), ("data", BROKEN))
-    refused(model, repr(BROKEN), "cannot be reached", seconds=12)
-    refused(data, repr(BROKEN), "cannot be reached", seconds=12)
+    assert_refused(model, repr(BROKEN), "cannot be reached", seconds=12)
+    assert_refused(data, repr(BROKEN), "cannot be reached", seconds=12)
     cached = [path for path in (client.home / "hub").rglob("*") if path.is_symlink()]
     assert not [path for path in cached if path.suffix in (".safetensors", ".parquet")]
 
 
 @pytest.mark.parametrize("endpoint", [NOBODY, "http://no-such-host.invalid"])
-def test_without_a_network_everything_says_so_at_once(endpoint: str, tmp_path: Path) -> None:
-    asked = [
+def test_hub_unreachable_fails_fast(endpoint: str, tmp_path: Path) -> None:
+    cases = [
         ("load", TINY),
         ("config", TINY),
         ("count", TINY, DATASET),
         ("data", DATASET),
         ("check", DATASET),
     ]
-    for answered in Client(endpoint, tmp_path).ask(*asked):
-        refused(answered, "The Hub cannot be reached", "embedded one or a local folder", seconds=6)
+    for outcome in Client(endpoint, tmp_path).ask(*cases):
+        assert_refused(outcome, "The Hub cannot be reached", "embedded one or a local folder", seconds=6)
 
 
-def test_what_is_cached_loads_while_the_hub_is_down(hub: HubServer, client: Client) -> None:
-    first, shape, _ = client.ask(("load", TINY), ("config", TINY), ("config", BROKEN))
+def test_hub_unreachable_loads_cached_files(hub: HubServer, client: Client) -> None:
+    first, config, _ = client.ask(("load", TINY), ("config", TINY), ("config", BROKEN))
     assert first["value"] == hub.find("model", TINY, None).sha
-    away = Client(NOBODY, client.home)
-    again, kept, pinned, half = away.ask(
+    offline = Client(NOBODY, client.home)
+    reloaded, cached_config, pinned, partial = offline.ask(
         ("load", TINY), ("config", TINY), ("load", TINY, first["value"]), ("load", BROKEN)
     )
-    assert again["value"] == pinned["value"] == first["value"], (again, pinned)
-    assert kept["value"] == shape["value"] > 100
-    refused(half, repr(BROKEN), "cannot be reached")
+    assert reloaded["value"] == pinned["value"] == first["value"], (reloaded, pinned)
+    assert cached_config["value"] == config["value"] > 100
+    assert_refused(partial, repr(BROKEN), "cannot be reached")
 
 
-def test_a_training_without_a_network_fails_with_the_sentence(tmp_path: Path) -> None:
+def test_train_without_network_fails_with_error_message(tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict(RECIPES["The article (Hub)"]))
     done = python("-m", "peft_core.train", str(run.folder), HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The real hub clients, each in a process of its own, work against the loopback server."""
+"""The Hub client libraries, each in a separate process, work with the local test server."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RUNNER = """
 import json, sys, time
 names = {}
 exec(sys.argv[1], names)
-start, seen = time.perf_counter(), {}
+start, outcome = time.perf_counter(), {}
 try:
-    seen["value"] = names["act"](*sys.argv[2:])
+    outcome["value"] = names["act"](*sys.argv[2:])
 except Exception as error:
-    seen["errors"] = [kind.__name__ for kind in type(error).__mro__]
-    seen["message"] = str(error)
-seen["seconds"] = time.perf_counter() - start
-print(json.dumps(seen))
+    outcome["errors"] = [kind.__name__ for kind in type(error).__mro__]
+    outcome["message"] = str(error)
+outcome["seconds"] = time.perf_counter() - start
+print(json.dumps(outcome))
 """
 DOWNLOAD = """
 from huggingface_hub import hf_hub_download
@@ -66,8 +66,8 @@ def act(source):
     kind = {"repo_type": "dataset"}
     flat = [entry.path for entry in api.list_repo_tree(source, **kind)]
     deep = list(api.list_repo_tree(source, recursive=True, expand=True, **kind))
-    some = api.get_paths_info(source, ["README.md", "yelp_review_full", "nothing"], **kind)
-    return {"flat": flat, "deep": [entry.path for entry in deep], "some": [entry.path for entry in some],
+    paths = api.get_paths_info(source, ["README.md", "yelp_review_full", "nothing"], **kind)
+    return {"flat": flat, "deep": [entry.path for entry in deep], "some": [entry.path for entry in paths],
             "commits": sorted({entry.last_commit.oid for entry in deep}),
             "main": api.list_repo_refs(source, **kind).branches[0].target_commit,
             "exists": [api.file_exists(source, name, **kind) for name in ("README.md", "nothing")]}
@@ -75,8 +75,8 @@ def act(source):
 
 
 @dataclass
-class Seen:
-    """What a client process returned or raised, and how long its call took after the imports."""
+class CallOutcome:
+    """Value or error of a client process, and the seconds of its call without imports."""
 
     seconds: float
     value: Any = None
@@ -91,18 +91,18 @@ class Client:
     endpoint: str
     home: Path
 
-    def run(self, code: str, *arguments: str) -> Seen:
+    def run(self, code: str, *arguments: str) -> CallOutcome:
         settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "NO_PROXY": "127.0.0.1"}
         quiet = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-        kept = {
+        environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
         }
         command = [sys.executable, "-c", RUNNER, code, *arguments]
         done = subprocess.run(
-            command, env=kept | settings | quiet, capture_output=True, text=True, timeout=120
+            command, env=environment | settings | quiet, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
-        return Seen(**json.loads(done.stdout.splitlines()[-1]))
+        return CallOutcome(**json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def client(hub: HubServer, tmp_path: Path) -> Client:
     return Client(hub.endpoint, tmp_path / "home")
 
 
-def test_unchanged_file_is_asked_about_but_not_fetched_again(hub: HubServer, client: Client) -> None:
+def test_download_unchanged_file_sends_only_head_request(hub: HubServer, client: Client) -> None:
     size = client.run(DOWNLOAD, MODEL, "model.safetensors").value
     hub.requests.clear()
     assert client.run(DOWNLOAD, MODEL, "model.safetensors").value == size
@@ -136,7 +136,7 @@ def test_unchanged_file_is_asked_about_but_not_fetched_again(hub: HubServer, cli
     assert hub.downloads() == []
 
 
-def test_revision_is_pinned_by_its_commit(
+def test_download_revision_selects_commit(
     hub: HubServer, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
     changed = shutil.copytree(model_folder, tmp_path / "changed")
@@ -149,21 +149,23 @@ def test_revision_is_pinned_by_its_commit(
     assert client.run(DOWNLOAD, MODEL, "vocab.txt", "f" * 40).errors[0] == "RevisionNotFoundError"
 
 
-def test_infos_describe_the_repositories(hub: HubServer, client: Client, model_folder: Path) -> None:
-    info = client.run(MODEL_INFO, MODEL).value
-    assert info["sizes"] == {path.name: path.stat().st_size for path in model_folder.iterdir()}
-    assert list(info["lfs"]) == ["model.safetensors"]
-    assert info["config"] == {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
-    assert 10_000 < info["total"] < 100_000
-    about = client.run(DATASET_INFO, DATASET).value
-    assert about == {
+def test_model_and_dataset_info_describe_repositories(
+    hub: HubServer, client: Client, model_folder: Path
+) -> None:
+    model_info = client.run(MODEL_INFO, MODEL).value
+    assert model_info["sizes"] == {path.name: path.stat().st_size for path in model_folder.iterdir()}
+    assert list(model_info["lfs"]) == ["model.safetensors"]
+    assert model_info["config"] == {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
+    assert 10_000 < model_info["total"] < 100_000
+    dataset_info = client.run(DATASET_INFO, DATASET).value
+    assert dataset_info == {
         "sha": hub.find("dataset", DATASET, None).sha,
         "gated": False,
         "config": "yelp_review_full",
     }
 
 
-def test_listings_show_files_and_folders(hub: HubServer, client: Client) -> None:
+def test_listing_returns_files_and_folders(hub: HubServer, client: Client) -> None:
     files = [f"yelp_review_full/{split}-00000-of-00001.parquet" for split in ("test", "train")]
     sha = hub.find("dataset", DATASET, None).sha
     assert client.run(LISTING, DATASET).value == {
@@ -177,17 +179,19 @@ def test_listings_show_files_and_folders(hub: HubServer, client: Client) -> None
 
 
 @pytest.mark.parametrize("code", [MODEL_INFO, DATASET_INFO, SNAPSHOT])
-def test_missing_repository(client: Client, code: str) -> None:
-    seen = client.run(code, MISSING)
-    assert seen.errors[0] == "RepositoryNotFoundError"
-    assert seen.seconds < 5
+def test_missing_repository_raises_repository_not_found(client: Client, code: str) -> None:
+    outcome = client.run(code, MISSING)
+    assert outcome.errors[0] == "RepositoryNotFoundError"
+    assert outcome.seconds < 5
 
 
-def test_missing_file(client: Client) -> None:
+def test_missing_file_raises_entry_not_found(client: Client) -> None:
     assert client.run(DOWNLOAD, MODEL, "nothing.json").errors[0] == "RemoteEntryNotFoundError"
 
 
-def test_gated_repository(hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path) -> None:
+def test_gated_repository_refuses_download(
+    hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path
+) -> None:
     hub.add_repo("model", GATED, model_folder, gated=True)
     hub.add_repo("dataset", GATED, dataset_folder, gated=True)
     assert client.run(MODEL_INFO, GATED).value["gated"] == "manual"
@@ -195,7 +199,9 @@ def test_gated_repository(hub: HubServer, client: Client, model_folder: Path, da
     assert client.run(DATASET_INFO, GATED).value["gated"] == "manual"
 
 
-def test_dropped_connection(hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path) -> None:
+def test_dropped_connection_raises_protocol_error(
+    hub: HubServer, client: Client, model_folder: Path, dataset_folder: Path
+) -> None:
     hub.add_repo("model", BROKEN, model_folder, drop_after=20_000)
     hub.add_repo("dataset", BROKEN, dataset_folder, drop_after=1_000)
     assert client.run(DOWNLOAD, BROKEN, "config.json").value > 0
@@ -213,7 +219,7 @@ def test_stopped_server_refuses_connections(tmp_path: Path) -> None:
     assert max(info.seconds, snapshot.seconds) < 5
 
 
-def test_one_connection_carries_ranges_errors_and_whole_files(hub: HubServer, model_folder: Path) -> None:
+def test_connection_serves_ranges_errors_and_whole_files(hub: HubServer, model_folder: Path) -> None:
     content = (model_folder / "model.safetensors").read_bytes()
     path = f"/{MODEL}/resolve/main/model.safetensors"
     connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=5)
@@ -231,7 +237,7 @@ def test_one_connection_carries_ranges_errors_and_whole_files(hub: HubServer, mo
     assert answers[None] == (200, None, content)
 
 
-def test_head_tells_what_a_file_is_without_sending_it(hub: HubServer) -> None:
+def test_head_request_returns_metadata_without_content(hub: HubServer) -> None:
     weights, config, nothing = (_head(hub, name) for name in ("model.safetensors", "config.json", "nothing"))
     assert weights["X-Linked-ETag"] == weights["ETag"]
     assert weights["X-Linked-Size"] == weights["Content-Length"]

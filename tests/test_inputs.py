@@ -1,4 +1,4 @@
-"""A run continues on the very inputs that it began with, from a checkpoint that is whole."""
+"""Continued runs: refused if their inputs have changed, resumed from an intact checkpoint."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from peft_core.training.entry import train
 
 @pytest.fixture(scope="module")
 def stopped(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run, with its base and data beside it, that was stopped once it had two checkpoints."""
+    """A run that was stopped after two checkpoints, with its own copies of base model and data."""
     root = tmp_path_factory.mktemp("stopped")
     base = shutil.copytree(settings["model_name_or_path"], root / "base")
     data = shutil.copytree(settings["dataset_name"], root / "data")
@@ -36,13 +36,13 @@ def stopped(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def own(stopped: Run, tmp_path: Path) -> Run:
-    """A copy of it to continue; base and data stay where they were, and are put back afterwards."""
+    """A copy of the stopped run to continue; it reads the same base model and data."""
     return copy_of(stopped, tmp_path)
 
 
 @pytest.fixture
 def changeable(stopped: Run, tmp_path: Path) -> Any:
-    """The folder with base and data, as it was again after the test."""
+    """The folder of base model and data, restored after the test."""
     root = stopped.folder.parent.parent
     for name in ("base", "data"):
         shutil.copytree(root / name, tmp_path / "before" / name)
@@ -126,7 +126,7 @@ def test_train_continued_with_another_version_is_refused(own: Run, monkeypatch: 
         train(own.folder)
 
 
-def test_train_continued_after_a_refusal_ends_with_the_uninterrupted_bytes(
+def test_train_continued_after_a_refusal_gives_the_uninterrupted_weights(
     own: Run, changeable: Path, tmp_path: Path
 ) -> None:
     path = changeable / "data" / "train.csv"
@@ -139,8 +139,8 @@ def test_train_continued_after_a_refusal_ends_with_the_uninterrupted_bytes(
     train(own.folder)
     straight = runs.create(tmp_path / "straight", own.config())
     train(straight.folder)
-    one, other = (load_file(run.adapter / "adapter_model.safetensors") for run in (own, straight))
-    assert all(one[name].equal(other[name]) for name in one)
+    resumed, uninterrupted = (load_file(run.adapter / "adapter_model.safetensors") for run in (own, straight))
+    assert all(resumed[name].equal(uninterrupted[name]) for name in resumed)
     assert [row["step"] for row in own.metrics()] == [row["step"] for row in straight.metrics()]
 
 
@@ -154,7 +154,7 @@ def damage_newest(run: Run, count: int = 1) -> list[Path]:
     return damaged
 
 
-def test_train_continued_past_a_damaged_checkpoint_says_so_and_doubles_nothing(own: Run) -> None:
+def test_train_with_a_damaged_checkpoint_continues_from_the_older_one(own: Run) -> None:
     newest, older = list_checkpoints(own.checkpoints)
     damage_newest(own)
     choice = choose_checkpoint(own)
@@ -172,14 +172,14 @@ def test_train_continued_past_a_damaged_checkpoint_says_so_and_doubles_nothing(o
 def test_resume_with_every_checkpoint_damaged_is_refused(own: Run) -> None:
     damage_newest(own, 2)
     assert not can_continue(own)
-    with pytest.raises(DamagedError, match="No checkpoint of .* is whole"):
+    with pytest.raises(DamagedError, match="No checkpoint of .* is intact"):
         Launcher(own.folder.parent).resume(own.run_id)
     with pytest.raises(DamagedError, match="train it as a new run"):
         train(own.folder)
     assert not any("step 0" in note for note in own.state().notes)
 
 
-def test_inputs_are_those_of_each_checkpoint(own: Run) -> None:
+def test_inputs_record_is_copied_into_each_checkpoint(own: Run) -> None:
     written = (own.folder / "inputs.json").read_bytes()
     for checkpoint in list_checkpoints(own.checkpoints):
         assert (checkpoint / "inputs.json").read_bytes() == written

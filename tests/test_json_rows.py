@@ -1,4 +1,4 @@
-"""JSON to rows: every shape, objects in objects, and the exports of annotation tools."""
+"""JSON to rows: every shape, nested objects, and the exports of annotation tools."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ CASES = Path(__file__).parent / "cases"
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
 
-def read(path: Path, value: Any, *, lines: bool = False) -> Table:
-    text = "\n".join(map(json.dumps, value)) if lines else json.dumps(value)
+def read(path: Path, content: Any, *, lines: bool = False) -> Table:
+    text = "\n".join(map(json.dumps, content)) if lines else json.dumps(content)
     path.write_text(text, encoding="utf-8")
     return read_table(path)
 
@@ -38,7 +38,7 @@ def test_read_table_of_label_studio_has_text_and_sentiment() -> None:
     assert labelled.label_names == ("neg", "pos")
 
 
-def test_read_table_of_texts_that_are_sometimes_numbers_has_texts() -> None:
+def test_read_table_of_mixed_texts_and_numbers_has_strings() -> None:
     frame = read_table(CASES / "mixed_types.jsonl").frame
     assert frame["text"].iloc[0] == "4000"
     assert {type(value) for value in frame["text"]} == {str}
@@ -49,7 +49,7 @@ def choice(name: str, *labels: str, kind: str = "choices") -> dict[str, Any]:
     return {"from_name": name, "to_name": "text", "type": kind, "value": {kind: list(labels)}}
 
 
-def test_label_studio_takes_the_first_answer_that_was_not_canceled_and_notes_differences(
+def test_label_studio_takes_first_answer_not_canceled_and_notes_differences(
     tmp_path: Path,
 ) -> None:
     tasks = [
@@ -117,7 +117,7 @@ def test_doccano_and_argilla_have_text_and_label(record: dict[str, Any], tmp_pat
         {"data": {"text": "x"}, "annotations": [{"result": [choice("label", "PER", kind="labels")]}]},
     ],
 )  # fmt: skip
-def test_exports_of_marked_passages_are_refused(record: dict[str, Any], tmp_path: Path) -> None:
+def test_span_annotation_exports_are_refused(record: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="marks passages"):
         read(tmp_path / "a.jsonl", [record, record], lines=True)
 
@@ -161,10 +161,12 @@ def test_label_studio_answers_of_odd_types_are_read(tmp_path: Path) -> None:
     assert "'s'" in table.facts["notes"][0]["sentence"]
 
 
-def test_record_that_is_not_of_its_files_format_is_one_sentence(tmp_path: Path) -> None:
+def test_record_of_another_format_raises_data_error(tmp_path: Path) -> None:
     record = {"fields": {"text": "good"}, "responses": {"label": [{"value": "pos"}]}}
     records = [record] * 5000 + [{"text": "plain"}]
-    words = r"'a.jsonl' is an export of Argilla, but an object with the keys \['text'\] is no record of one"
+    words = (
+        r"'a.jsonl' is an export of Argilla, but an object with the keys \['text'\] is not one of its records"
+    )
     with pytest.raises(DataError, match=words):
         read(tmp_path / "a.jsonl", records, lines=True)
     stream = open_rows(tmp_path / "a.jsonl")
@@ -173,42 +175,42 @@ def test_record_that_is_not_of_its_files_format_is_one_sentence(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("content", "words"),
     [
         ({"train": ROWS, "test": ROWS}, "rows under 'train', 'test'"),
         ({"text": ["a", "b"], "label": ["x"]}, "different lengths: 'text' has 2, 'label' has 1"),
         ({"data": []}, "no rows"),
         ([], "no rows"),
-        (["good", "bad"], "row 1: a text is no object"),
-        ([ROWS[0], None], "row 2: null is no object"),
+        (["good", "bad"], "row 1: a text is not an object"),
+        ([ROWS[0], None], "row 2: null is not an object"),
         (7, "holds a number and no rows"),
         (False, "holds true or false and no rows"),
     ],
 )
-def test_json_without_rows_says_what_was_read(value: Any, words: str, tmp_path: Path) -> None:
+def test_json_without_rows_raises_error_naming_its_content(content: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
-        read(tmp_path / "a.json", value)
+        read(tmp_path / "a.json", content)
 
 
 @pytest.mark.parametrize(
-    "value", ["hf_secret", ["hf_secret"], {"token": "hf_secret"}, [{"text": "a"}, ["hf_secret"]]]
+    "content", ["hf_secret", ["hf_secret"], {"token": "hf_secret"}, [{"text": "a"}, ["hf_secret"]]]
 )
-def test_json_that_is_no_data_set_is_not_quoted(value: Any, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps(value), encoding="utf-8")
+def test_json_without_a_data_set_is_not_quoted_in_the_error(content: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError) as refused:
         load_labeled_splits(TrainConfig(dataset_name=str(tmp_path / "a.json")))
     assert "hf_secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("orient", ["records", "split", "index", "columns", "table"])
-def test_every_shape_that_pandas_writes_is_read(orient: str, tmp_path: Path) -> None:
+def test_read_table_reads_every_orient_of_pandas(orient: str, tmp_path: Path) -> None:
     frame = pd.DataFrame(ROWS, index=["a", "b"] if orient == "index" else None)
     path = tmp_path / "a.json"
     path.write_text(frame.to_json(orient=orient), encoding="utf-8")
     assert read_table(path).frame[["text", "label"]].values.tolist() == [["good", "pos"], ["bad", "neg"]]
 
 
-def test_objects_in_objects_are_columns_and_lists_of_objects_are_left_out_by_name(tmp_path: Path) -> None:
+def test_nested_objects_become_columns_and_lists_of_objects_are_left_out(tmp_path: Path) -> None:
     rows = [
         {"review": {"text": row["text"], "tags": ["a"]}, "label": row["label"], "tokens": [{"id": 1}]}
         for row in ROWS
@@ -223,7 +225,7 @@ def test_objects_in_objects_are_columns_and_lists_of_objects_are_left_out_by_nam
     assert open_rows(tmp_path / "c.parquet").columns == list(table.frame.columns)
 
 
-def test_no_cell_holds_the_repr_of_an_object(tmp_path: Path) -> None:
+def test_deeply_nested_objects_leave_no_repr_in_cells(tmp_path: Path) -> None:
     deep: dict[str, Any] = {"text": "a", "label": "b"}
     for _ in range(12):
         deep = {"inner": deep, "note": "x"}
@@ -251,9 +253,9 @@ records = st.lists(
     shape=st.sampled_from(["array", "under", "lists", "split"]),
     indent=st.sampled_from([None, 2]),
 )
-def test_raw_rows_are_the_parsed_rows(rows: list[dict[str, Any]], shape: str, indent: int | None) -> None:
+def test_raw_rows_equal_the_parsed_rows(rows: list[dict[str, Any]], shape: str, indent: int | None) -> None:
     keys = ["text", "label", "id"]
-    if shape == "lists":  # columns of objects alone are two lists of rows, which is refused
+    if shape == "lists":  # columns of objects only would be read as lists of rows and refused
         rows = [{key: None if isinstance(v, dict) else v for key, v in row.items()} for row in rows]
     whole = {
         "array": rows,
@@ -262,8 +264,8 @@ def test_raw_rows_are_the_parsed_rows(rows: list[dict[str, Any]], shape: str, in
         "split": {"columns": keys, "data": [[row.get(key) for key in keys] for row in rows]},
     }[shape]
     text = json.dumps(whole, indent=indent)
-    seen = detect_shape("a.json", json.loads(text))
-    assert [json.loads(raw) for raw in raw_rows(text, seen)] == extract_rows(json.loads(text), seen)
+    detected = detect_shape("a.json", json.loads(text))
+    assert [json.loads(raw) for raw in raw_rows(text, detected)] == extract_rows(json.loads(text), detected)
 
 
 EXPORT_KEYS = [
@@ -341,7 +343,7 @@ def test_odd_records_with_keys_of_exports_give_rows_or_one_error(
     ("columns", "names"),
     [([0, 1], ["0", "1"]), ([None, 1.5], ["column 1", "1.5"]), (["text", True], ["text", "true"])],
 )
-def test_split_json_with_columns_that_are_no_texts_names_them(
+def test_split_json_with_columns_that_are_not_strings_names_them(
     columns: list[Any], names: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "a.json"
@@ -361,7 +363,7 @@ def test_split_json_of_pandas_with_default_columns_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("columns", "data", "words"),
     [
-        ([["x", "y"], {"z": 1}], [["a", "b"]], r"the column name \['x', 'y'\] is no text"),
+        ([["x", "y"], {"z": 1}], [["a", "b"]], r"the column name \['x', 'y'\] is not text"),
         (["text", "text"], [["a", "b"]], "several columns named 'text'; give each its own name"),
         ([1, "1"], [["a", "b"]], "several columns named '1'"),
         (["text", "label"], [["a", "b"], ["c"]], "row 2 of its data has 1 cells where 2 columns"),

@@ -1,4 +1,4 @@
-"""Lists in cells: which items a text that writes a list down has."""
+"""Label lists in cells: parsing of lists that JSON, Python or NumPy wrote as text."""
 
 import json
 
@@ -53,11 +53,11 @@ def test_label_lists_written_by_numpy_round_trip(rows: list[list[str]]) -> None:
         ("[" * 5000 + "]" * 5000, None),
     ],
 )
-def test_as_list_reads_items_or_nothing(cell: object, items: list | None) -> None:
+def test_as_list_returns_items_or_none(cell: object, items: list | None) -> None:
     assert as_list(cell) == items
 
 
-def test_are_lists_needs_more_than_words_in_brackets() -> None:
+def test_are_lists_rejects_single_words_in_brackets() -> None:
     assert are_lists(["['a', 'b']", "[]"]) and are_lists(["[]"]) and are_lists(["[a, b]", "[a]"])
     assert not are_lists(["[NEG]", "[POS]"]) and not are_lists(["a", "b"]) and not are_lists([])
 

@@ -1,4 +1,4 @@
-"""The frozen layers below all that is trained run once for each text, and the step stays the same."""
+"""Frozen layers below the trained ones: computed once per text, with unchanged training steps."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_speedups import assert_same_step, batch_of, built, step
+from test_speedups import assert_same_step, batch_of, build_model, step
 from torch import nn
 
 from peft_core import runs
@@ -30,60 +30,60 @@ def texts_of(batches: list[dict[str, torch.Tensor]], folder: Path) -> TextsToCac
     return TextsToCache(batches, sum(batch["input_ids"].numel() for batch in batches), folder)
 
 
-def runs_of(layer: nn.Module) -> list[int]:
-    """How often what lies in a layer runs."""
-    seen: list[int] = []
+def forward_calls(layer: nn.Module) -> list[int]:
+    """Return a list that gains an element with each forward pass of the layer."""
+    calls: list[int] = []
     next(m for m in layer.modules() if isinstance(m, nn.Linear)).register_forward_hook(
-        lambda *_: seen.append(1)
+        lambda *_: calls.append(1)
     )
-    return seen
+    return calls
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_below_the_adapters_run_once(family: str, padded: bool, tmp_path: Path) -> None:
-    model, config = built(tmp_path / "model", family, top_layers=1, **TWICE)
+def test_frozen_layers_below_adapters_run_once_per_text(family: str, padded: bool, tmp_path: Path) -> None:
+    model, config = build_model(tmp_path / "model", family, top_layers=1, **TWICE)
     assert frozen_below(model) == 1
     batch = batch_of(model, padded=padded)
-    half = {name: value[2:5] for name, value in batch.items()}
-    wanted, of_half = step(model, batch), step(model, half)
-    texts, below = texts_of([batch], tmp_path), runs_of(encoder_layers(model)[0])
+    half = {name: tensor[2:5] for name, tensor in batch.items()}
+    expected, expected_half = step(model, batch), step(model, half)
+    texts, calls = texts_of([batch], tmp_path), forward_calls(encoder_layers(model)[0])
     with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert applied.record.lower_layers == 1
-        below.clear()
-        assert_same_step(step(model, batch), wanted)
-        assert_same_step(step(model, half), of_half)  # in another batch
-        assert not below
+        calls.clear()
+        assert_same_step(step(model, batch), expected)
+        assert_same_step(step(model, half), expected_half)  # in another batch
+        assert not calls
         other = {**batch, "input_ids": batch["input_ids"] + 1}
         step(model, other)
-        assert below  # texts that were not there before
-    assert_same_step(step(model, batch), wanted, 0.0)
+        assert calls  # texts that are not in the cache
+    assert_same_step(step(model, batch), expected, 0.0)
     assert os.listdir(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_head_alone_reads_what_the_whole_encoder_made_once(family: str, tmp_path: Path) -> None:
-    model, config = built(tmp_path / "model", family, method="head_only", **TWICE)
+def test_head_only_runs_the_encoder_once_per_text(family: str, tmp_path: Path) -> None:
+    model, config = build_model(tmp_path / "model", family, method="head_only", **TWICE)
     batch = batch_of(model)
-    wanted, below = step(model, batch), runs_of(encoder_layers(model)[-1])
+    expected, calls = step(model, batch), forward_calls(encoder_layers(model)[-1])
     with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert applied.record.lower_layers == 2
-        below.clear()
-        assert_same_step(step(model, batch), wanted)
-        assert not below
+        calls.clear()
+        assert_same_step(step(model, batch), expected)
+        assert not calls
 
 
-def test_the_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
-    model, config = built(tmp_path / "model", top_layers=1, **TWICE)
+def test_cache_distinguishes_token_types_of_pairs(tmp_path: Path) -> None:
+    model, config = build_model(tmp_path / "model", top_layers=1, **TWICE)
     kinds = torch.zeros(6, 9, dtype=torch.long)
-    one = {**batch_of(model), "token_type_ids": kinds}
-    other = {**one, "token_type_ids": (torch.arange(9) > 4).long().expand(6, 9)}
-    wanted = step(model, one), step(model, other)
-    assert wanted[0][0] != wanted[1][0]
-    with optimize_training(model, config, one, 1, texts=texts_of([one, other], tmp_path)) as applied:
+    single = {**batch_of(model), "token_type_ids": kinds}
+    paired = {**single, "token_type_ids": (torch.arange(9) > 4).long().expand(6, 9)}
+    expected = step(model, single), step(model, paired)
+    assert expected[0][0] != expected[1][0]
+    with optimize_training(model, config, single, 1, texts=texts_of([single, paired], tmp_path)) as applied:
         assert applied.record.lower_layers == 1
-        assert_same_step(step(model, one), wanted[0])
-        assert_same_step(step(model, other), wanted[1])
+        assert_same_step(step(model, single), expected[0])
+        assert_same_step(step(model, paired), expected[1])
 
 
 @pytest.mark.parametrize(
@@ -101,42 +101,42 @@ def test_the_texts_of_a_pair_are_told_apart(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_where_it_would_not_pay_or_not_be_the_same_every_layer_runs(
+def test_cache_that_saves_nothing_or_changes_steps_is_not_used(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    model, config = built(tmp_path / "model", **{"top_layers": 1, **TWICE, **changes})
+    model, config = build_model(tmp_path / "model", **{"top_layers": 1, **TWICE, **changes})
     batch = batch_of(model)
     with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert not applied.record.lower_layers
 
 
-def test_layers_that_share_their_weights_or_stand_on_what_is_trained_are_not_below(tmp_path: Path) -> None:
-    model, _ = built(tmp_path / "albert", "albert", method="head_only")
+def test_frozen_below_excludes_shared_layers_and_layers_above_trained_ones(tmp_path: Path) -> None:
+    model, _ = build_model(tmp_path / "albert", "albert", method="head_only")
     assert frozen_below(model) == 0
-    model, _ = built(tmp_path / "electra", "electra", target_modules=["embeddings_project"])
+    model, _ = build_model(tmp_path / "electra", "electra", target_modules=["embeddings_project"])
     assert frozen_below(model) == 0
 
 
-def test_more_than_the_disk_may_hold_is_not_kept(
+def test_cache_larger_than_its_limit_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="peft_core")
-    model, config = built(tmp_path / "model", top_layers=1, **TWICE)
+    model, config = build_model(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
     texts = texts_of([batch], tmp_path)
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4 - 1)
     with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert not applied.record.lower_layers
-    assert "no room" in caplog.text
+    assert "too little disk space" in caplog.text
     monkeypatch.setattr(lower_layers, "MOST_BYTES", texts.tokens * 32 * 4)
     with optimize_training(model, config, batch, 1, texts=texts) as applied:
         assert applied.record.lower_layers == 1
 
 
-def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = built(tmp_path / "model", top_layers=1, **TWICE)
+def test_cache_on_a_full_disk_leaves_model_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = build_model(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
-    wanted = step(model, batch)
+    expected = step(model, batch)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -144,36 +144,34 @@ def test_a_disk_that_fills_up_leaves_the_model_whole(tmp_path: Path, monkeypatch
     monkeypatch.setattr(FrozenLayerCache, "_write", full)
     with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert not applied.record.lower_layers and applied.record.first_token
-        assert_same_step(step(model, batch), wanted)
+        assert_same_step(step(model, batch), expected)
     assert model.training and not [m for m in model.modules() if "forward" in vars(m)]
 
 
-def test_below_half_width_layers_the_step_stays_about_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_with_bfloat16_layers_keeps_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
     monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
-    model, config = built(tmp_path / "model", top_layers=1, **TWICE)
+    model, config = build_model(tmp_path / "model", top_layers=1, **TWICE)
     batch = batch_of(model)
-    wanted = step(model, batch)
+    expected = step(model, batch)
     with optimize_training(model, config, batch, 1, texts=texts_of([batch], tmp_path)) as applied:
         assert applied.record.dtype == "bfloat16" and applied.record.lower_layers == 1
-        assert step(model, batch)[0] == pytest.approx(wanted[0], abs=0.02)
+        assert step(model, batch)[0] == pytest.approx(expected[0], abs=0.02)
 
 
-def test_a_run_in_the_top_layers_says_so_and_goes_on_after_a_stop(
+def test_run_of_top_layers_records_the_cache_and_resumes_after_a_stop(
     settings: dict[str, Any], train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
     changes = {"top_layers": 1, "num_train_epochs": 10.0}
     run = train_here(**changes)
     assert run.result()["speedups"]["lower_layers"] == 1
-    names = load_file(run.adapter / "adapter_model.safetensors")
-    assert {name.split("layer.")[1][0] for name in names if "lora" in name} == {"1"}
-    again = runs.create(tmp_path, run.config())
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert {name.split("layer.")[1][0] for name in weights if "lora" in name} == {"1"}
+    stopped = runs.create(tmp_path, run.config())
     with mock.patch.object(Run, "stop_requested", can_continue):
-        train(again.folder)
-    assert again.state().status == "KILLED"
-    train(again.folder)
-    assert again.result()["resumed_from"] > 0
-    other = load_file(again.adapter / "adapter_model.safetensors")
-    assert all(value.equal(other[name]) for name, value in names.items())
+        train(stopped.folder)
+    assert stopped.state().status == "KILLED"
+    train(stopped.folder)
+    assert stopped.result()["resumed_from"] > 0
+    resumed_weights = load_file(stopped.adapter / "adapter_model.safetensors")
+    assert all(tensor.equal(resumed_weights[name]) for name, tensor in weights.items())

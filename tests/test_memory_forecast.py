@@ -1,4 +1,4 @@
-"""The forecast of a training's memory: against measured trainings, and what it grows with."""
+"""The forecast of training memory: its accuracy against measurements, and what it grows with."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import ROOT
-from test_speedups import TARGETS, batch_of, built
+from test_speedups import TARGETS, batch_of, build_model
 from tiny import FAMILIES
 
 from benchmarks.bench_memory import measure, setting
@@ -31,25 +31,25 @@ UNKNOWN_TEXTS = {"dataset_name": "someone/long-texts", "num_labels": 2, "max_tra
 
 
 @pytest.fixture
-def multiplies_half_faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Sets whether the machine multiplies bfloat16 faster, which decides what a step keeps."""
+def set_bfloat16_faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Return a function that sets whether bfloat16 is faster, which decides what a step saves."""
 
-    def set_gain(gains: bool) -> None:
+    def set_faster(is_faster: bool) -> None:
         memory_forecast._model_memory.cache_clear()
         for module in (memory_forecast, speedups, hardware):
-            monkeypatch.setattr(module, "is_bfloat16_faster", lambda device: gains)
+            monkeypatch.setattr(module, "is_bfloat16_faster", lambda device: is_faster)
 
-    return set_gain
+    return set_faster
 
 
 def forecast(free: int | None = None, **settings: Any) -> int:
     return forecast_memory(TrainConfig.from_dict({**UNKNOWN_TEXTS, **settings}), free)
 
 
-def test_forecast_memory_of_measured_trainings_is_within_its_band(
-    multiplies_half_faster: Callable[[bool], None],
+def test_forecast_memory_of_recorded_trainings_is_within_its_band(
+    set_bfloat16_faster: Callable[[bool], None],
 ) -> None:
-    multiplies_half_faster(True)
+    set_bfloat16_faster(True)
     assert all(row["half"] for row in MEASURED)
     ratios = {json.dumps(row["settings"]): forecast(**row["settings"]) / row["peak"] for row in MEASURED}
     assert {row["settings"]["method"] for row in MEASURED} == set(METHODS)
@@ -57,33 +57,33 @@ def test_forecast_memory_of_measured_trainings_is_within_its_band(
     assert 0.95 < statistics.median(ratios.values()) < 1.1
 
 
-def test_forecast_memory_of_a_training_here_is_within_its_band(tmp_path: Path) -> None:
+def test_forecast_memory_of_a_training_on_this_machine_is_within_its_band(tmp_path: Path) -> None:
     settings = setting(EMBEDDED_MODEL, "lora", 32, 128)
     assert LEAST < forecast(**settings) / measure(settings, tmp_path) < MOST
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "deberta-v2"])
-def test_forecast_memory_traces_what_a_step_keeps(
-    family: str, tmp_path: Path, multiplies_half_faster: Callable[[bool], None]
+def test_forecast_memory_traces_saved_activations(
+    family: str, tmp_path: Path, set_bfloat16_faster: Callable[[bool], None]
 ) -> None:
-    multiplies_half_faster(False)
-    model, config = built(tmp_path, family, max_length=64, arithmetic="plain")
+    set_bfloat16_faster(False)
+    model, config = build_model(tmp_path, family, max_length=64, arithmetic="plain")
     batch = batch_of(model, texts=8, tokens=64, padded=False)
     del batch["attention_mask"]
-    kept = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
-    assert kept == pytest.approx(saved_bytes(model, batch), rel=0.1)
+    activations = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
+    assert activations == pytest.approx(saved_bytes(model, batch), rel=0.1)
 
 
 def test_forecast_memory_of_deberta_counts_its_relative_positions(tmp_path: Path) -> None:
-    model, config = built(tmp_path, "deberta-v2", max_length=64, arithmetic="plain")
+    model, config = build_model(tmp_path, "deberta-v2", max_length=64, arithmetic="plain")
     batch = batch_of(model, texts=8, tokens=64, padded=False)
-    kept = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
-    assert 0.8 < kept / saved_bytes(model, batch) < 1.5
+    activations = memory_forecast._model_memory(config, 2).activation_bytes(8, 64)
+    assert 0.8 < activations / saved_bytes(model, batch) < 1.5
 
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta"])
-def test_forecast_memory_of_a_folder_with_a_config_alone_is_known(family: str, tmp_path: Path) -> None:
-    built(tmp_path, family)
+def test_forecast_memory_of_a_folder_without_weights_reads_its_config(family: str, tmp_path: Path) -> None:
+    build_model(tmp_path, family)
     for path in tmp_path.iterdir():
         if path.name != "config.json":
             path.unlink()
@@ -91,7 +91,7 @@ def test_forecast_memory_of_a_folder_with_a_config_alone_is_known(family: str, t
     assert forecast(model_name_or_path=str(tmp_path), target_modules=targets, max_length=64) > LIBRARIES
 
 
-def test_forecast_memory_grows_with_batch_length_and_what_is_trained() -> None:
+def test_forecast_memory_grows_with_batch_length_and_trained_parameters() -> None:
     sizes = [
         forecast(per_device_train_batch_size=batch, max_length=length)
         for batch, length in ((8, 128), (32, 128), (32, 256), (64, 256))
@@ -102,12 +102,12 @@ def test_forecast_memory_grows_with_batch_length_and_what_is_trained() -> None:
 
 
 def test_forecast_memory_of_known_texts_follows_their_mean_length() -> None:
-    known = TrainConfig(per_device_train_batch_size=64, max_length=256)
-    assert forecast_memory(known) < forecast(per_device_train_batch_size=64, max_length=256) / 1.5
-    assert forecast_memory(known) == forecast_memory(replace(known, max_length=200))
+    embedded = TrainConfig(per_device_train_batch_size=64, max_length=256)
+    assert forecast_memory(embedded) < forecast(per_device_train_batch_size=64, max_length=256) / 1.5
+    assert forecast_memory(embedded) == forecast_memory(replace(embedded, max_length=200))
 
 
-def test_forecast_memory_with_little_free_takes_parts_then_checkpoints() -> None:
+def test_forecast_memory_with_little_free_splits_then_checkpoints() -> None:
     large = {"per_device_train_batch_size": 64, "max_length": 256, "arithmetic": "plain"}
     whole = forecast(**large)
     parted, checkpointed = (forecast(free, **large) for free in (whole, LIBRARIES + 150_000_000))
@@ -115,7 +115,7 @@ def test_forecast_memory_with_little_free_takes_parts_then_checkpoints() -> None
     assert forecast(100 * whole, **large) == whole
 
 
-def test_forecast_memory_of_a_model_that_cannot_be_traced_is_taken_from_a_formula(
+def test_forecast_memory_of_an_untraceable_model_uses_a_formula(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"max_length": 128, "arithmetic": "plain"}
@@ -130,7 +130,7 @@ def test_forecast_memory_of_a_model_that_cannot_be_traced_is_taken_from_a_formul
     memory_forecast._model_memory.cache_clear()
 
 
-def test_cost_task_answers_seconds_memory_and_free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_task_returns_seconds_memory_and_free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "free_bytes", lambda device: 8_000_000_000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     answer = tasks.cost({})
@@ -140,19 +140,19 @@ def test_cost_task_answers_seconds_memory_and_free_bytes(monkeypatch: pytest.Mon
     assert tasks.forecast({}, 2**22 + 1)["free"] == answer["free"]  # a process that has ended
 
 
-def test_cost_task_on_a_gpu_knows_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forecast_task_on_a_gpu_returns_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     answer = tasks.forecast({})
     assert (answer["memory"], answer["free"]) == (None, None)
     Limits().check_forecast(answer)
 
 
-def test_check_memory_beyond_the_share_names_both_numbers_and_what_to_change() -> None:
+def test_check_memory_beyond_the_share_raises_config_error() -> None:
     limits = Limits()
     limits.check_memory(7_000_000_000, 10_000_000_000)
     words = (
-        r"forecast to take 7\.1 GB of memory; this public demo gives a run 70% of the 10\.0 GB that are "
-        r"free\. Take a smaller batch, a shorter max length or a smaller model"
+        r"forecast to take 7\.1 GB of memory; this public demo limits a run to 70% of the 10\.0 GB of "
+        r"free memory\. Use a smaller batch, a shorter max length or a smaller model"
     )
     with pytest.raises(ConfigError, match=words):
         limits.check_memory(7_100_000_000, 10_000_000_000)

@@ -1,4 +1,4 @@
-"""Merging: a model that stands alone, the certificate that proves it, and merges that are refused."""
+"""Merging: the standalone model, its certificate, and merges that are refused."""
 
 import errno
 import hashlib
@@ -38,7 +38,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 with torch.inference_mode():
     rows = [model(**tokenizer(text, return_tensors="pt")).logits[0].tolist() for text in texts]
 classify = pipeline("text-classification", folder)
-labels = [found["label"] for found in classify(texts)]
+labels = [prediction["label"] for prediction in classify(texts)]
 loaded = sorted({name.split(".")[0] for name in sys.modules} & {"peft", "peft_core"})
 print(json.dumps({"rows": rows, "labels": labels, "id2label": model.config.id2label, "loaded": loaded}))
 """
@@ -52,41 +52,41 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_the_certificate_says_what_was_compared(merged_run: Run) -> None:
-    held = verified_certificate(merged_run)
-    assert held is not None
-    assert held.holds
-    assert held.rows == merged_run.result()["eval_rows"] == 40
-    assert 0 <= held.max_logit_diff_merged <= held.tolerance == 1e-5
-    assert 0 <= held.max_logit_diff_reloaded <= 1e-5
-    assert held.label_flips == 0
-    assert held.labels == held.labels_reloaded == ("bad", "good")
-    assert held.head_sha256 == held.head_sha256_reloaded
+def test_certificate_records_the_comparison(merged_run: Run) -> None:
+    verified = verified_certificate(merged_run)
+    assert verified is not None
+    assert verified.holds
+    assert verified.rows == merged_run.result()["eval_rows"] == 40
+    assert 0 <= verified.max_logit_diff_merged <= verified.tolerance == 1e-5
+    assert 0 <= verified.max_logit_diff_reloaded <= 1e-5
+    assert verified.label_flips == 0
+    assert verified.labels == verified.labels_reloaded == ("bad", "good")
+    assert verified.head_sha256 == verified.head_sha256_reloaded
     adapter = (merged_run.adapter / "adapter_model.safetensors").read_bytes()
-    assert held.adapter_sha256 == hashlib.sha256(adapter).hexdigest()
-    assert held.base_revision == merged_run.result()["base_revision"]
+    assert verified.adapter_sha256 == hashlib.sha256(adapter).hexdigest()
+    assert verified.base_revision == merged_run.result()["base_revision"]
 
 
-def test_the_merged_model_stands_alone(merged_run: Run) -> None:
+def test_merged_model_loads_with_transformers_alone(merged_run: Run) -> None:
     assert names(merged_run.merged) == MERGED_FILES
     with safe_open(merged_run.merged / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if "lora" in key or "modules_to_save" in key]  # noqa: SIM118
     texts = pd.read_parquet(merged_run.evaluation).text.tolist()[:10]
-    found = answer(STOCK_TRANSFORMERS, str(merged_run.merged), json.dumps(texts))
+    output = answer(STOCK_TRANSFORMERS, str(merged_run.merged), json.dumps(texts))
     adapter = Predictor(merged_run.folder)
-    assert np.abs(np.asarray(found["rows"]) - adapter.logits(texts)).max() <= 1e-5
-    assert found["labels"] == [prediction.label for prediction in adapter.predict(texts)]
-    assert set(found["labels"]) == {"bad", "good"}
-    assert found["id2label"] == {"0": "bad", "1": "good"}
-    assert "peft_core" not in found["loaded"]
+    assert np.abs(np.asarray(output["rows"]) - adapter.logits(texts)).max() <= 1e-5
+    assert output["labels"] == [prediction.label for prediction in adapter.predict(texts)]
+    assert set(output["labels"]) == {"bad", "good"}
+    assert output["id2label"] == {"0": "bad", "1": "good"}
+    assert "peft_core" not in output["loaded"]
 
 
-def test_merging_again_gives_the_same_certificate(merged_run: Run) -> None:
+def test_merge_twice_gives_the_same_certificate(merged_run: Run) -> None:
     first = verified_certificate(merged_run)
     assert merge(merged_run.folder) == first
 
 
-def test_a_merged_model_of_an_earlier_adapter_has_no_certificate(merged_run: Run, tmp_path: Path) -> None:
+def test_certificate_of_merged_for_an_earlier_adapter_is_none(merged_run: Run, tmp_path: Path) -> None:
     run = copy_of(merged_run, tmp_path)
     assert certificate.certificate_of_merged(run) == verified_certificate(merged_run)
     path = run.adapter / "adapter_model.safetensors"
@@ -97,17 +97,19 @@ def test_a_merged_model_of_an_earlier_adapter_has_no_certificate(merged_run: Run
     assert certificate.certificate_of_merged(run) is None
 
 
-def test_progress_goes_forward(own_run: Run) -> None:
-    heard: list[tuple[float, str]] = []
-    certificate = merge(own_run.folder, lambda share, what: heard.append((share, what)))
-    shares = [share for share, _ in heard]
+def test_merge_progress_increases_to_one(own_run: Run) -> None:
+    progress: list[tuple[float, str]] = []
+    merged = merge(own_run.folder, lambda share, what: progress.append((share, what)))
+    shares = [share for share, _ in progress]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert certificate == verified_certificate(own_run)
+    assert merged == verified_certificate(own_run)
     assert not [name for name in names(own_run.folder) if name.startswith(".")]
 
 
-def test_a_failed_certificate_leaves_no_merged_model(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_with_a_failed_certificate_leaves_no_model(
+    own_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(certificate, "TOLERANCE", -1.0)
     with pytest.raises(MergeError, match="a logit differs by"):
         merge(own_run.folder)
@@ -116,7 +118,7 @@ def test_a_failed_certificate_leaves_no_merged_model(own_run: Run, monkeypatch: 
     assert merge(own_run.folder).holds
 
 
-def test_a_failed_certificate_takes_an_older_merged_model_away(
+def test_merge_with_a_failed_certificate_removes_the_older_model(
     own_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge(own_run.folder)
@@ -131,7 +133,7 @@ def test_a_failed_certificate_takes_an_older_merged_model_away(
     assert not own_run.merged.exists(), "it is of another adapter than the certificate"
 
 
-def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
+def test_merge_of_an_adapter_with_nan_is_refused(own_run: Run) -> None:
     path = own_run.adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     broken = next(name for name in tensors if "lora_B" in name)
@@ -154,26 +156,26 @@ def test_an_adapter_that_is_no_number_is_refused(own_run: Run) -> None:
         ({"labels_reloaded": ("LABEL_0", "LABEL_1")}, "the labels on disk are not the trained ones"),
     ],
 )
-def test_each_thing_that_does_not_hold_is_named(
+def test_certificate_problems_name_each_failed_check(
     changes: dict[str, Any], problem: str, merged_run: Run
 ) -> None:
-    held = verified_certificate(merged_run)
-    assert isinstance(held, MergeCertificate)
-    broken = replace(held, **changes)
+    verified = verified_certificate(merged_run)
+    assert isinstance(verified, MergeCertificate)
+    broken = replace(verified, **changes)
     assert not broken.holds
     assert problem in broken.problems[0]
     assert broken.to_dict()["holds"] is False
 
 
-def test_a_number_that_is_none_does_not_hold(merged_run: Run) -> None:
-    held = verified_certificate(merged_run)
-    assert isinstance(held, MergeCertificate)
-    assert not replace(held, max_logit_diff_merged=math.nan).holds
-    assert not replace(held, max_logit_diff_reloaded=math.nan).holds
+def test_certificate_with_nan_does_not_hold(merged_run: Run) -> None:
+    verified = verified_certificate(merged_run)
+    assert isinstance(verified, MergeCertificate)
+    assert not replace(verified, max_logit_diff_merged=math.nan).holds
+    assert not replace(verified, max_logit_diff_reloaded=math.nan).holds
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"holds": true, "problems": []}'])
-def test_verified_certificate_damaged_raises_and_merge_mends(
+def test_damaged_certificate_raises_and_merge_restores_it(
     content: str, merged_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(merged_run, tmp_path)
@@ -189,20 +191,20 @@ def own_base(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "base")
 
 
-def test_a_quantised_base_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
+def test_merge_with_a_quantized_base_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
     run = train_here(model_name_or_path=str(own_base))
     path = own_base / "config.json"
-    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    held = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**held, "quantization_config": quantised}), encoding="utf-8")
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    base_config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**base_config, "quantization_config": quantization}), encoding="utf-8")
     with pytest.raises(ModelError) as error:
         merge(run.folder)
-    for words in (str(own_base), "quantised (bitsandbytes)", "full-precision model"):
+    for words in (str(own_base), "quantized (bitsandbytes)", "full-precision model"):
         assert words in str(error.value)
     assert not names(run.folder) & {"merged"}
 
 
-def test_a_base_that_has_changed_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
+def test_merge_with_a_changed_base_is_refused(own_base: Path, train_here: Callable[..., Run]) -> None:
     run = train_here(model_name_or_path=str(own_base))
     trained_on = run.result()["base_revision"]
     path = own_base / "model.safetensors"
@@ -218,7 +220,7 @@ def test_a_base_that_has_changed_is_refused(own_base: Path, train_here: Callable
     assert not names(run.folder) & {"merged"}
 
 
-def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Callable[..., Run]) -> None:
+def test_merge_without_its_base_raises_model_error(own_base: Path, train_here: Callable[..., Run]) -> None:
     run = train_here(model_name_or_path=str(own_base))
     shutil.rmtree(own_base)
     with pytest.raises(ModelError, match="config.json"):
@@ -236,7 +238,9 @@ def test_a_base_that_is_gone_gets_one_sentence(own_base: Path, train_here: Calla
     ],
 )
 @pytest.mark.parametrize("content", [None, b"{"])
-def test_lost_or_damaged_files_get_one_sentence(lost: str, content: bytes | None, own_run: Run) -> None:
+def test_merge_with_lost_or_damaged_files_raises_run_error(
+    lost: str, content: bytes | None, own_run: Run
+) -> None:
     path = own_run.folder / lost
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(RunError) as error:
@@ -245,19 +249,19 @@ def test_lost_or_damaged_files_get_one_sentence(lost: str, content: bytes | None
     assert not names(own_run.folder) & {"merged"}
 
 
-def test_the_command_prints_the_certificate_or_one_line(own_run: Run) -> None:
+def test_merge_command_prints_errors_in_one_line(own_run: Run) -> None:
     own_run.evaluation.unlink()
-    refused = python("-m", "peft_core.merge", str(own_run.folder))
-    assert refused.returncode == 2
-    assert "'evaluation.parquet' of evaluation/ is missing" in refused.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in refused.stderr
+    completed = python("-m", "peft_core.merge", str(own_run.folder))
+    assert completed.returncode == 2
+    assert "'evaluation.parquet' of evaluation/ is missing" in completed.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in completed.stderr
 
 
-def test_merge_carries_the_rule_saved_meanwhile(own_run: Run) -> None:
+def test_merge_copies_a_decision_rule_saved_meanwhile(own_run: Run) -> None:
     rule = DecisionRule(temperature=2.0, abstain_below=0.6)
 
     def save_rule(share: float, what: str) -> None:
-        if what.startswith("Merged, loaded again"):  # which follows the writing of the rule
+        if what.startswith("Merged, loaded again"):  # reported after the rule is written
             rule.save(own_run, ("bad", "good"))
 
     merge(own_run.folder, save_rule)
@@ -266,7 +270,7 @@ def test_merge_carries_the_rule_saved_meanwhile(own_run: Run) -> None:
     assert verified_certificate(own_run).holds
 
 
-def test_merge_on_a_read_only_disk_raises_one_sentence(
+def test_merge_on_a_read_only_disk_raises_run_error(
     merged_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy_of(merged_run, tmp_path)

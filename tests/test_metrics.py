@@ -1,4 +1,4 @@
-"""Every metric against scikit-learn and SciPy on random inputs, and its value where they have none."""
+"""Metrics against scikit-learn and SciPy on random inputs, and their values where those are undefined."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def random_numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_one_label_agrees_with_scikit_learn(seed: int) -> None:
+def test_single_label_metrics_agree_with_scikit_learn(seed: int) -> None:
     predicted, true = random_indices(seed)
     assert task_metrics(SINGLE, predicted, true) == {
         "accuracy": pytest.approx(sk.accuracy_score(true, predicted)),
@@ -50,7 +50,7 @@ def test_one_label_agrees_with_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_several_labels_agree_with_scikit_learn(seed: int) -> None:
+def test_multi_label_metrics_agree_with_scikit_learn(seed: int) -> None:
     predicted, true = random_sets(seed)
     macro = sk.f1_score(true, predicted, average="macro", zero_division=np.nan)
     assert task_metrics(MULTI, predicted, true.astype(float)) == {
@@ -61,7 +61,7 @@ def test_several_labels_agree_with_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_numbers_agree_with_scipy(seed: int) -> None:
+def test_regression_metrics_agree_with_scipy(seed: int) -> None:
     predicted, true = random_numbers(seed)
     assert task_metrics(REGRESSION, predicted, true) == {
         "spearman": pytest.approx(stats.spearmanr(true, predicted).statistic, abs=1e-9),
@@ -72,23 +72,23 @@ def test_numbers_agree_with_scipy(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_scores_of_each_label_agree_with_scikit_learn(seed: int) -> None:
+def test_label_scores_agree_with_scikit_learn(seed: int) -> None:
     for predicted, true, labels in ((*random_indices(seed), 7), (*random_sets(seed), None)):
         labels = labels or true.shape[1]
-        found = label_scores(predicted, true, labels)
-        wanted = sk.precision_recall_fscore_support(true, predicted, labels=range(labels), zero_division=0)
-        for name, values in zip(("precision", "recall", "f1", "support"), wanted, strict=True):
-            assert [row[name] for row in found] == pytest.approx(values.tolist())
+        rows = label_scores(predicted, true, labels)
+        expected = sk.precision_recall_fscore_support(true, predicted, labels=range(labels), zero_division=0)
+        for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+            assert [row[name] for row in rows] == pytest.approx(values.tolist())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_confusion_matrix_agrees_with_scikit_learn(seed: int) -> None:
+def test_confusion_matrix_agrees_with_scikit_learn(seed: int) -> None:
     predicted, true = random_indices(seed)
-    wanted = sk.confusion_matrix(true, predicted, labels=range(7))
-    assert confusion_matrix(predicted, true, 7) == wanted.tolist()
+    expected = sk.confusion_matrix(true, predicted, labels=range(7))
+    assert confusion_matrix(predicted, true, 7) == expected.tolist()
 
 
-def test_values_where_the_field_has_none() -> None:
+def test_undefined_metrics_have_fixed_values() -> None:
     assert task_metrics(SINGLE, [0, 0], [0, 1])["mcc"] == 0
     assert task_metrics(SINGLE, [3, 3], [3, 3]) == {
         "accuracy": 1, "macro_f1": 1, "weighted_f1": 1, "mcc": 0
@@ -100,25 +100,25 @@ def test_values_where_the_field_has_none() -> None:
     assert task_metrics(REGRESSION, [2.5], [2.0])["mae"] == 0.5
 
 
-def test_numbers_too_large_to_square_still_correlate() -> None:
+def test_pearson_of_numbers_too_large_to_square_is_finite() -> None:
     pearson = metrics.Pearson(keep_in_memory=True)
-    found = pearson.compute(predictions=[1e200, 2e200, 3e200], references=[1e-200, 2e-200, 4e-200])
-    assert found["pearson"] == pytest.approx(stats.pearsonr([1, 2, 3], [1, 2, 4]).statistic)
+    computed = pearson.compute(predictions=[1e200, 2e200, 3e200], references=[1e-200, 2e-200, 4e-200])
+    assert computed["pearson"] == pytest.approx(stats.pearsonr([1, 2, 3], [1, 2, 4]).statistic)
 
 
 @pytest.mark.parametrize("problem_type", METRICS)
-def test_metrics_come_in_the_order_that_is_shown(problem_type: str) -> None:
+def test_task_metrics_keep_the_display_order(problem_type: str) -> None:
     row = [[1, 0], [0, 1]] if problem_type == MULTI else [0, 1]
     assert tuple(task_metrics(problem_type, row, row)) == METRICS[problem_type]
 
 
-def test_a_metric_stands_alone_as_an_evaluate_metric() -> None:
-    found = metrics.MacroF1(keep_in_memory=True).compute(predictions=[0, 0], references=[0, 1])
-    assert found == {"macro_f1": pytest.approx(1 / 3)}
+def test_metric_works_as_an_evaluate_metric() -> None:
+    computed = metrics.MacroF1(keep_in_memory=True).compute(predictions=[0, 0], references=[0, 1])
+    assert computed == {"macro_f1": pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize("problem_type", METRICS)
-def test_the_interval_holds_the_value_and_narrows_with_more_rows(problem_type: str) -> None:
+def test_headline_interval_contains_the_metric_and_narrows_with_rows(problem_type: str) -> None:
     rng = np.random.default_rng(0)
     widths = []
     for rows in (50, 2000):
@@ -129,14 +129,16 @@ def test_the_interval_holds_the_value_and_narrows_with_more_rows(problem_type: s
             true = rng.integers(2, size=rows if problem_type == SINGLE else (rows, 4))
             predicted = np.where(rng.random(true.shape) < 0.8, true, 1 - true)
         low, high = headline_interval(problem_type, predicted, true)
-        value = next(iter(task_metrics(problem_type, predicted, true).values()))
-        assert low < value < high
+        headline = next(iter(task_metrics(problem_type, predicted, true).values()))
+        assert low < headline < high
         assert headline_interval(problem_type, predicted, true) == [low, high]
         widths.append(high - low)
     assert widths[1] < widths[0] / 3
 
 
-def test_the_interval_of_accuracy_is_wilsons() -> None:
+def test_headline_interval_of_accuracy_is_wilson() -> None:
     predicted, true = np.array([1] * 8 + [0] * 2), np.ones(10, int)
-    found = stats.binomtest(8, 10).proportion_ci(method="wilson")
-    assert headline_interval(SINGLE, predicted, true) == pytest.approx([found.low, found.high], abs=1e-4)
+    interval = stats.binomtest(8, 10).proportion_ci(method="wilson")
+    assert headline_interval(SINGLE, predicted, true) == pytest.approx(
+        [interval.low, interval.high], abs=1e-4
+    )

@@ -1,4 +1,4 @@
-"""Target modules: their roles, costs and traps, and names that PEFT wraps as promised on every family."""
+"""Target modules: their roles, costs and traps, and that PEFT wraps them on every family."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ HEADS = {
     "deberta-v2": ("pooler", "classifier"),
     "modernbert": ("head", "classifier"),
 }
-# a model for proteins and models that also read images or structure take settings that a text lacks
+# models of proteins, images or layouts, whose default settings do not suit text
 NOT_FOR_TEXT = {"esm", "esmc", "perceiver", "modernvbert", "ultravbert", "layoutlm", "tapas", "ultrabert"}
 ENCODERS = sorted(
     {*MODEL_FOR_MASKED_LM_MAPPING_NAMES} & {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES} - NOT_FOR_TEXT
@@ -50,22 +50,22 @@ def lora(model: nn.Module, names: tuple[str, ...] | list[str]) -> PeftModel:
 
 
 def wrapped(model: nn.Module, mark: str = "lora_A") -> list[str]:
-    """The paths that a method wraps, as the base model has them."""
+    """Return the paths of the wrapped modules in the base model."""
     prefix = "base_model.model."
     return [path.removeprefix(prefix) for path, module in model.named_modules() if hasattr(module, mark)]
 
 
 def encoder_linears(model: nn.Module) -> Iterator[str]:
-    """The independent rule: linear, below the encoder, no pooler."""
+    """Yield the linear modules of the encoder without its pooler, by an independent rule."""
     for path, module in model.named_modules():
         inside = path.startswith(f"{model.base_model_prefix}.") and "pooler" not in path
         if isinstance(module, nn.Linear) and inside:
             yield path
 
 
-def test_modules_of_a_bert_in_order_with_their_cost() -> None:
-    found = [(c.name, c.roles, c.matches, c.shapes, c.rank_cost) for c in linear_modules(tiny("bert"))]
-    assert found == [
+def test_linear_modules_of_bert_are_ordered_with_their_cost() -> None:
+    choices = [(c.name, c.roles, c.matches, c.shapes, c.rank_cost) for c in linear_modules(tiny("bert"))]
+    assert choices == [
         ("query", ("attention query",), 2, ((32, 32),), 128),
         ("key", ("attention key",), 2, ((32, 32),), 128),
         ("value", ("attention value",), 2, ((32, 32),), 128),
@@ -99,7 +99,7 @@ def test_modules_of_a_bert_in_order_with_their_cost() -> None:
         ),
     ],
 )
-def test_modules_of_other_families(family: str, names: set[str]) -> None:
+def test_linear_modules_of_family_have_known_names_and_roles(family: str, names: set[str]) -> None:
     choices = linear_modules(tiny(family))
     assert {choice.name for choice in choices} == names
     assert not any("other" in choice.roles for choice in choices)
@@ -108,21 +108,21 @@ def test_modules_of_other_families(family: str, names: set[str]) -> None:
 @pytest.mark.parametrize(
     "family, name, words",
     [
-        ("modernbert", "mlp.Wo", "Wo alone would name attention output and MLP out"),
+        ("modernbert", "mlp.Wo", "Wo alone would match attention output and MLP out"),
         ("albert", "query", "one matrix serves 2 layers"),
-        ("bert", "pooler.dense", "Feeds this head alone"),
-        ("bert", "output.dense", "takes both"),
+        ("bert", "pooler.dense", "Used by this head only"),
+        ("bert", "output.dense", "matches both"),
         ("bert", "query", ""),
         ("mpnet", "output.dense", ""),
     ],
 )
-def test_traps_are_told(family: str, name: str, words: str) -> None:
+def test_module_choice_label_warns_of_its_trap(family: str, name: str, words: str) -> None:
     (choice,) = [choice for choice in linear_modules(tiny(family)) if choice.name == name]
     assert words in choice.trap and bool(words) == bool(choice.trap)
     assert choice.trap in choice.label
 
 
-def test_the_label_tells_a_shape_where_there_is_one() -> None:
+def test_module_choice_label_shows_a_common_shape() -> None:
     labels = {choice.name: choice.label for choice in linear_modules(tiny("bert"))}
     assert labels["query"] == "query\nattention query · 2 × (32 × 32) · 128 per rank"
     assert "attention output and MLP out · 4 matrices · 320 per rank" in labels["output.dense"]
@@ -130,7 +130,7 @@ def test_the_label_tells_a_shape_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_name_offered_wraps_and_costs_what_it_says(family: str) -> None:
+def test_module_choice_of_family_has_the_matches_and_cost_of_peft(family: str) -> None:
     for choice in [*linear_modules(tiny(family)), all_linear(tiny(family))]:
         model = tiny(family)
         tuned = lora(model, expand_target_modules(model, [choice.name]))
@@ -140,7 +140,7 @@ def test_every_name_offered_wraps_and_costs_what_it_says(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_module_of_a_preset_is_what_peft_wraps(name: str) -> None:
+def test_module_choice_of_preset_has_the_matches_of_peft(name: str) -> None:
     for choice in linear_modules(meta_model(model_config(name), 2)):
         assert len(wrapped(lora(meta_model(model_config(name), 2), [choice.name]))) == choice.matches, choice
 
@@ -162,7 +162,7 @@ def test_all_linear_beside_other_names_adds_to_them() -> None:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_all_linear_on_every_encoder_of_transformers(family: str) -> None:
+def test_all_linear_matches_encoder_linears_of_transformers_family(family: str) -> None:
     config = AutoConfig.for_model(family)
     if config.is_encoder_decoder:
         return
@@ -170,15 +170,15 @@ def test_all_linear_on_every_encoder_of_transformers(family: str) -> None:
     choices = linear_modules(model)
     assert all(set(choice.roles) <= {*ROLES} and choice.matches for choice in choices)
     names = expand_target_modules(model, [ALL_LINEAR])
-    taken = [
+    matched = [
         path for path, _ in model.named_modules() if any(f".{path}".endswith(f".{name}") for name in names)
     ]
-    assert taken == list(encoder_linears(model))
+    assert matched == list(encoder_linears(model))
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT says so of its own LN-tuning
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # raised by LN tuning of PEFT itself
 @pytest.mark.parametrize("family", FAMILIES)
-def test_top_layers_are_the_last_ones_alone(family: str) -> None:
+def test_top_layers_wrap_only_the_last_layers(family: str) -> None:
     model = tiny(family)
     if family == "albert":  # one layer's weights serve both
         with pytest.raises(ModelError, match="top_layers is 2, but .* are 1"):
@@ -190,19 +190,19 @@ def test_top_layers_are_the_last_ones_alone(family: str) -> None:
     top = set(wrapped(lora(model, expand_target_modules(model, [ALL_LINEAR], 1))))
     assert top and top == {path for path in every if ".1." in path}
     choice = linear_modules(tiny(family))[0]
-    one = wrapped(lora(tiny(family), expand_target_modules(tiny(family), [choice.name], 1)))
-    assert one and len(one) == choice.matches // 2 and set(one) <= top
+    single = wrapped(lora(tiny(family), expand_target_modules(tiny(family), [choice.name], 1)))
+    assert single and len(single) == choice.matches // 2 and set(single) <= top
 
 
 def test_top_layers_without_a_match_are_refused() -> None:
-    with pytest.raises(ModelError, match="top_layers is 3, but .* are 2; take 0 for all"):
+    with pytest.raises(ModelError, match="top_layers is 3, but .* are 2; set it to 0 for all"):
         check_target_modules(tiny("bert"), ["query"], 3)
     with pytest.raises(ModelError, match="nothing in the model's last 1 layers"):
         check_target_modules(tiny("electra"), ["embeddings_project"], 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_the_encoders_alone(family: str) -> None:
+def test_layer_norms_are_those_of_the_encoder(family: str) -> None:
     model = tiny(family)
     expected = [
         path
@@ -229,7 +229,7 @@ def test_ia3_scales_the_mlp_at_its_input(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_is_never_offered(family: str) -> None:
+def test_linear_modules_exclude_the_head(family: str) -> None:
     model = tiny(family)
     assert head_modules(model) == HEADS.get(family, ("classifier",))
     offered = {choice.name for choice in linear_modules(model)}
@@ -238,7 +238,7 @@ def test_the_head_is_never_offered(family: str) -> None:
             assert not any(f".{path}".endswith(f".{name}") for name in offered)
 
 
-def test_names_that_match_nothing_are_told_what_there_is() -> None:
+def test_target_modules_without_a_match_raise_error_listing_names() -> None:
     model = tiny("bert")
     check_target_modules(model, ["query", "output.dense", ALL_LINEAR])
     with pytest.raises(ModelError) as error:
@@ -254,14 +254,14 @@ def test_names_that_match_nothing_are_told_what_there_is() -> None:
             check_target_modules(tiny(family), [head])
 
 
-def test_a_model_without_linear_modules_says_so() -> None:
+def test_all_linear_without_linear_modules_raises_model_error() -> None:
     model = meta_model(AutoConfig.for_model("ibert"), 2)
     with pytest.raises(ModelError, match="'all-linear', which matches nothing in this model; it has none"):
         check_target_modules(model, [ALL_LINEAR])
 
 
-def test_a_trained_adapter_of_all_linear_gives_other_logits() -> None:
-    """Names alone prove nothing: the wrapped matrices are on the way from text to label."""
+def test_all_linear_adapter_changes_the_logits() -> None:
+    """The wrapped matrices lie on the path from text to logits."""
     model = AutoModelForSequenceClassification.from_config(tiny_config("distilbert"))
     tuned = lora(model, expand_target_modules(model, [ALL_LINEAR])).eval()
     ids = torch.arange(5, 15).reshape(2, 5)

@@ -1,4 +1,4 @@
-"""Which number a cell holds: the decimal mark is decided from all cells of a column."""
+"""Parsing of numbers: the decimal mark is inferred from all cells of a column."""
 
 from decimal import Decimal
 
@@ -22,7 +22,7 @@ numbers = st.decimals(-(10**9), 10**9, places=2, allow_nan=False)
 
 
 def render(number: Decimal, locale: str, minus: str = "-") -> str:
-    """A number as people of a locale write it, without zeros at the end of the fraction."""
+    """Format a number in a locale, without trailing zeros in the fraction."""
     mark, separator = LOCALES[locale]
     whole, _, fraction = f"{abs(number):,.2f}".partition(".")
     fraction = fraction.rstrip("0")
@@ -41,7 +41,7 @@ def read(cells: list) -> list[float | None]:
     locale=st.sampled_from(sorted(LOCALES)),
     minus=st.sampled_from(["-", "\u2212"]),
 )
-def test_numbers_of_any_locale_come_back_or_are_asked_about(
+def test_numbers_of_any_locale_round_trip_or_are_ambiguous(
     values: list[Decimal], locale: str, minus: str
 ) -> None:
     cells = [render(value, locale, minus) for value in values]
@@ -52,9 +52,7 @@ def test_numbers_of_any_locale_come_back_or_are_asked_about(
 
 @settings(max_examples=100, deadline=None)
 @given(values=st.lists(numbers, min_size=1, max_size=30), locale=st.sampled_from(sorted(LOCALES)))
-def test_numbers_beside_one_with_a_short_fraction_are_never_asked_about(
-    values: list[Decimal], locale: str
-) -> None:
+def test_numbers_beside_a_short_fraction_are_never_ambiguous(values: list[Decimal], locale: str) -> None:
     cells = [render(value, locale) for value in [*values, Decimal("0.5")]]
     assert not number_style(cells).ambiguous
     assert read(cells) == [float(value) for value in [*values, Decimal("0.5")]]
@@ -96,7 +94,7 @@ def test_number_style_is_decided_by_the_whole_column(cells: list, expected: list
         ["1,200", "1.200"],
     ],
 )
-def test_number_style_without_evidence_asks(cells: list[str]) -> None:
+def test_number_style_without_evidence_is_ambiguous(cells: list[str]) -> None:
     assert cells[0] in number_style(cells).ambiguous
 
 

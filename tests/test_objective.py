@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import assert_same, run_script
-from task_runs import labelled, number_rows
+from task_runs import labeled_splits, number_rows
 from tiny import make_tiny_bert
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import Trainer, TrainerCallback
@@ -34,7 +34,7 @@ from peft_core.training.trainer import RunTrainer, build_trainer
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradient of each step as the optimizer gets it."""
+    """Records the gradients of each step as the optimizer receives them."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -49,7 +49,7 @@ Measure = Callable[..., tuple[list[dict[str, torch.Tensor]], RunTrainer]]
 
 @pytest.fixture
 def gradients(settings: dict[str, Any], tmp_path: Path) -> Measure:
-    """The gradients of an epoch of batches that hold these many texts each, with a learning rate near 0."""
+    """Return a function that gives the gradients of one epoch with batches of the given sizes."""
 
     def measured(sizes: list[int], **changes: Any) -> tuple[list[dict[str, torch.Tensor]], RunTrainer]:
         small = {"num_train_epochs": 1, "learning_rate": 1e-12, "max_grad_norm": 0, "arithmetic": "plain"}
@@ -70,22 +70,22 @@ def gradients(settings: dict[str, Any], tmp_path: Path) -> Measure:
         trainer._loader = torch.utils.data.DataLoader(
             rows, batch_sampler=batches, collate_fn=UnpaddedCollator(base.tokenizer)
         )
-        kept = Gradients()
-        trainer.add_callback(kept)
+        recorder = Gradients()
+        trainer.add_callback(recorder)
         trainer.train()
-        return kept.steps, trainer
+        return recorder.steps, trainer
 
     return measured
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys() and one
-    for name, grad in one.items():
-        torch.testing.assert_close(grad, other[name], rtol=1e-4, atol=1e-7)
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys() and actual
+    for name, grad in actual.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("changes", [{}, {"class_weight": "balanced", "label_smoothing_factor": 0.2}])
-def test_accumulated_batches_give_the_gradient_of_one_batch_of_their_texts(
+def test_gradient_accumulation_gives_the_gradient_of_one_large_batch(
     changes: dict[str, Any], gradients: Measure
 ) -> None:
     """Batches of 3 and 5 texts in one step weigh their texts as a batch of 8 does."""
@@ -93,11 +93,13 @@ def test_accumulated_batches_give_the_gradient_of_one_batch_of_their_texts(
     (accumulated,), accumulating = gradients([3, 5], **two)
     (whole,), single = gradients([8], per_device_train_batch_size=8, **changes)
     assert_equal(accumulated, whole)
-    one, other = (trainer.state.log_history[0]["loss"] for trainer in (accumulating, single))
-    assert one == pytest.approx(other, rel=1e-4)
+    accumulated_loss, single_loss = (
+        trainer.state.log_history[0]["loss"] for trainer in (accumulating, single)
+    )
+    assert accumulated_loss == pytest.approx(single_loss, rel=1e-4)
 
 
-def test_accumulated_texts_of_an_incomplete_step_weigh_the_same(gradients: Measure) -> None:
+def test_gradient_accumulation_in_an_incomplete_step_keeps_text_weights(gradients: Measure) -> None:
     """The last step of an epoch has one batch of two: its texts count as they would in any other step."""
     steps, trainer = gradients([4, 4, 4], per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert len(steps) == trainer.state.global_step == total_steps(trainer_config(2), 12) == 2
@@ -113,50 +115,50 @@ def trainer_config(accumulated: int) -> TrainConfig:
 
 
 def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
-    """Let forward passes fail by number (from 1) and texts; returns the texts of each as they come."""
+    """Make forward passes fail by number (from 1) and batch size; return the list of batch sizes."""
     compute_loss, calls = Trainer.compute_loss, []
 
-    def small(self: Trainer, model: Any, inputs: Any, *given: Any) -> Any:
+    def small(self: Trainer, model: Any, inputs: Any, *args: Any) -> Any:
         calls.append(len(inputs["labels"]))
         if fails(len(calls), calls[-1]):
             raise torch.OutOfMemoryError("CUDA")
-        return compute_loss(self, model, inputs, *given)
+        return compute_loss(self, model, inputs, *args)
 
     monkeypatch.setattr(Trainer, "compute_loss", small)
     return calls
 
 
-def test_memory_that_runs_out_in_a_later_batch_loses_no_gradient(
+def test_out_of_memory_in_a_later_batch_loses_no_gradient(
     gradients: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    (wanted,), _ = gradients([4, 4], **two)
+    (expected,), _ = gradients([4, 4], **two)
     calls = run_out_of_memory(monkeypatch, lambda number, texts: number == 2)
-    (found,), trainer = gradients([4, 4], **two)
+    (actual,), trainer = gradients([4, 4], **two)
     assert calls == [4, 4, 2, 2, 2, 2] and trainer.parts == 2
-    assert_equal(found, wanted)
+    assert_equal(actual, expected)
 
 
-def test_earlier_batch_that_does_not_fit_any_more_is_split_further(
+def test_out_of_memory_in_an_earlier_batch_splits_it_further(
     gradients: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}
-    (wanted,), _ = gradients([8, 2], **two)
+    (expected,), _ = gradients([8, 2], **two)
     run_out_of_memory(monkeypatch, lambda number, texts: number > 1 and texts > 1)
-    (found,), trainer = gradients([8, 2], **two)
+    (actual,), trainer = gradients([8, 2], **two)
     assert trainer.parts == 8
-    assert_equal(found, wanted)
+    assert_equal(actual, expected)
 
 
-def test_accumulation_makes_fewer_steps_and_learns(train_here: Callable[..., Run]) -> None:
+def test_gradient_accumulation_takes_fewer_steps_and_learns(train_here: Callable[..., Run]) -> None:
     run = train_here(gradient_accumulation_steps=2, per_device_train_batch_size=8)
-    result = run.result()
-    assert result["steps"] == run.state().max_steps == 60
-    assert result["accuracy"] > result["baseline"]["accuracy"]
+    run_result = run.result()
+    assert run_result["steps"] == run.state().max_steps == 60
+    assert run_result["accuracy"] > run_result["baseline"]["accuracy"]
 
 
 @pytest.mark.parametrize("killed_at", [17, 31])
-def test_accumulating_run_continues_to_the_same_weights(
+def test_gradient_accumulation_resumed_ends_with_the_same_weights(
     killed_at: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8, "lora_dropout": 0.1}
@@ -164,10 +166,10 @@ def test_accumulating_run_continues_to_the_same_weights(
     entry.train(whole.folder)
     norm = RunTrainer._get_grad_norm
 
-    def killed(self: RunTrainer, *given: Any, **named: Any) -> Any:
+    def killed(self: RunTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == killed_at:
             raise KeyboardInterrupt
-        return norm(self, *given, **named)
+        return norm(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunTrainer, "_get_grad_norm", killed)
@@ -175,12 +177,14 @@ def test_accumulating_run_continues_to_the_same_weights(
     assert parted.state().status == "KILLED" and can_continue(parted)
     entry.train(parted.folder)
     assert parted.result()["kept"] == whole.result()["kept"]
-    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (parted, whole))
-    assert all(one[name].equal(other[name]) for name in other)
+    parted_weights, whole_weights = (
+        load_file(r.adapter / "adapter_model.safetensors") for r in (parted, whole)
+    )
+    assert all(parted_weights[name].equal(whole_weights[name]) for name in whole_weights)
 
 
 @pytest.mark.parametrize("largest", [0.01, 0.0])
-def test_gradients_are_clipped_to_the_norm_that_is_set(largest: float, gradients: Measure) -> None:
+def test_gradients_are_clipped_to_max_grad_norm(largest: float, gradients: Measure) -> None:
     (plain,), _ = gradients([8], per_device_train_batch_size=8)
     (clipped,), _ = gradients([8], per_device_train_batch_size=8, max_grad_norm=largest)
     norm, whole = (
@@ -198,38 +202,38 @@ def logits_and_labels(problem_type: str) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.from_numpy(rng.integers(2, size=(30, 3))).float()
 
 
-def test_smoothed_loss_of_one_label_is_that_of_transformers() -> None:
+def test_smoothed_single_label_loss_equals_transformers() -> None:
     logits, labels = logits_and_labels(SINGLE)
     loss = task_loss(TrainConfig(label_smoothing_factor=0.1), SINGLE, labels.numpy(), 3)
-    wanted = LabelSmoother(epsilon=0.1)({"logits": logits}, labels)
-    assert float(loss({"logits": logits}, labels)) == pytest.approx(float(wanted), rel=1e-6)
+    expected = LabelSmoother(epsilon=0.1)({"logits": logits}, labels)
+    assert float(loss({"logits": logits}, labels)) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_smoothed_loss_with_class_weights_is_that_of_torch() -> None:
+def test_smoothed_class_weighted_loss_equals_torch() -> None:
     logits, labels = logits_and_labels(SINGLE)
     config = TrainConfig(label_smoothing_factor=0.1, class_weight="balanced")
     weights = torch.tensor(balanced_weights(np.bincount(labels, minlength=3))).float()
-    wanted = cross_entropy(logits, labels, weight=weights, label_smoothing=0.1, reduction="sum") / 30
-    found = task_loss(config, SINGLE, labels.numpy(), 3)({"logits": logits}, labels)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    expected = cross_entropy(logits, labels, weight=weights, label_smoothing=0.1, reduction="sum") / 30
+    actual = task_loss(config, SINGLE, labels.numpy(), 3)({"logits": logits}, labels)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_smoothed_loss_of_several_labels_moves_each_target_towards_one_half() -> None:
+def test_smoothed_multi_label_loss_moves_targets_towards_one_half() -> None:
     logits, labels = logits_and_labels(MULTI)
     loss = task_loss(TrainConfig(label_smoothing_factor=0.2), MULTI, labels.numpy(), 3)
     target = torch.where(labels == 1, 0.9, 0.1)
-    wanted = binary_cross_entropy_with_logits(logits, target)
-    assert float(loss({"logits": logits}, labels)) == pytest.approx(float(wanted), rel=1e-6)
+    expected = binary_cross_entropy_with_logits(logits, target)
+    assert float(loss({"logits": logits}, labels)) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_no_smoothing_leaves_the_loss_of_the_model() -> None:
+def test_task_loss_without_smoothing_is_none() -> None:
     assert task_loss(TrainConfig(), SINGLE, [0, 1], 2) is None
     assert task_loss(TrainConfig(), MULTI, [[0, 1]], 2) is None
 
 
-def test_label_smoothing_of_numbers_is_refused(fit: Callable[..., Run]) -> None:
+def test_label_smoothing_of_regression_is_refused(fit: Callable[..., Run]) -> None:
     with pytest.raises(ConfigError, match="label_smoothing_factor is 0.1, but the labels are numbers"):
-        fit(labelled(number_rows, (), REGRESSION), label_smoothing_factor=0.1)
+        fit(labeled_splits(number_rows, (), REGRESSION), label_smoothing_factor=0.1)
 
 
 OBJECTIVES = {
@@ -250,16 +254,16 @@ def test_script_trains_to_the_same_weights_with_each_setting(
 ) -> None:
     small = {"max_train_samples": 64, "num_train_epochs": 4, "arithmetic": "plain"}
     run = train_here(**{**small, **OBJECTIVES[case]})
-    kept = run.result()["kept"]
+    best_step = run.result()["kept"]
     if case in ("stopped early", "best by loss"):
-        assert kept["step"] < kept["max_steps"]
-    found = run_script(run, tmp_path / "script")
-    assert found["trainer"].state.global_step == kept["step"]
-    assert_same(run, tmp_path / "script", found)
+        assert best_step["step"] < best_step["max_steps"]
+    namespace = run_script(run, tmp_path / "script")
+    assert namespace["trainer"].state.global_step == best_step["step"]
+    assert_same(run, tmp_path / "script", namespace)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "invalid"),
     [
         ("gradient_accumulation_steps", 0),
         ("gradient_accumulation_steps", 1.5),
@@ -272,9 +276,9 @@ def test_script_trains_to_the_same_weights_with_each_setting(
         ("early_stopping_threshold", float("nan")),
     ],
 )
-def test_setting_out_of_bounds_is_refused_by_name(name: str, value: Any) -> None:
+def test_setting_out_of_bounds_is_refused_by_name(name: str, invalid: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name}"):
-        TrainConfig.from_dict({name: value})
+        TrainConfig.from_dict({name: invalid})
 
 
 def test_public_demo_refuses_many_evaluations() -> None:
@@ -286,8 +290,7 @@ def test_public_demo_refuses_many_evaluations() -> None:
         limits.check(TrainConfig(gradient_accumulation_steps=1000, num_train_epochs=100))
 
 
-def test_base_model_with_two_labels_is_smoothed_as_its_own_loss_would(tmp_path: Path) -> None:
-    """A factor of almost nothing gives almost the model's own loss."""
+def test_smoothed_loss_with_a_tiny_factor_equals_the_loss_of_the_base_model(tmp_path: Path) -> None:
     base = load_base(str(make_tiny_bert(tmp_path, num_labels=2)), None, ("a", "b"), base_head="by_order")
     tokens = base.tokenizer(["fine", "bad food"], padding=True, return_tensors="pt")
     labels = torch.tensor([0, 1])

@@ -1,4 +1,4 @@
-"""The battery of odd data files in short, and that it sees a product that is broken on purpose."""
+"""A short run of the battery of odd data files, and its detection of deliberately broken readers."""
 
 import json
 from pathlib import Path
@@ -14,22 +14,22 @@ from peft_core.data import decoding, delimited, files, streams
 
 
 @pytest.mark.parametrize("file", CURATED, ids=lambda file: file.title)
-def test_curated_file_is_read_right_or_refused_by_name(file: OddFile, tmp_path: Path) -> None:
+def test_curated_file_is_read_or_refused_as_expected(file: OddFile, tmp_path: Path) -> None:
     assert data_files.check(file, tmp_path / "one") == ("refused" if file.refusal else "read")
 
 
-def test_battery_in_short_has_no_failures() -> None:
-    result = data_files.run(len(CURATED) + 100, seed=7)
-    assert result.failures == ()
-    assert result.count == len(CURATED) + 100
-    assert dict(result.outcomes)["read"] + dict(result.outcomes)["refused"] == result.count
+def test_short_battery_has_no_failures() -> None:
+    report = data_files.run(len(CURATED) + 100, seed=7)
+    assert report.failures == ()
+    assert report.count == len(CURATED) + 100
+    assert dict(report.outcomes)["read"] + dict(report.outcomes)["refused"] == report.count
     assert len(CURATED) >= 80
 
 
-def test_odd_file_of_one_seed_and_number_is_always_the_same() -> None:
-    made, again = ([odd_file(3, i) for i in range(40)] for _ in range(2))
-    plain = [i for i, file in enumerate(made) if file.name.endswith((".csv", ".tsv", ".jsonl", ".json"))]
-    assert plain and all(made[i] == again[i] for i in plain)  # archives and workbooks hold the time
+def test_odd_file_of_equal_seed_and_number_is_equal() -> None:
+    first, second = ([odd_file(3, i) for i in range(40)] for _ in range(2))
+    plain = [i for i, file in enumerate(first) if file.name.endswith((".csv", ".tsv", ".jsonl", ".json"))]
+    assert plain and all(first[i] == second[i] for i in plain)  # archives and workbooks contain timestamps
 
 
 def _replace(name: str, data: bytes) -> decoding.Decoded:
@@ -50,7 +50,7 @@ def _no_blank_rows(cells: list[str], width: int) -> list[str] | None:
 def fails(file: OddFile, folder: Path) -> bool:
     try:
         data_files.check(file, folder)
-    except Exception:  # whatever a broken reader lets through
+    except Exception:  # any error of a broken reader counts
         return True
     return False
 
@@ -69,7 +69,7 @@ def fails(file: OddFile, folder: Path) -> bool:
     ids=["errors=replace", "mojibake", "blank rows lost", "blank rows lost in training", "texts changed",
          "damage not mended", "JSON written anew"],
 )  # fmt: skip
-def test_battery_sees_a_broken_reader(
+def test_battery_detects_a_broken_reader(
     module: Any, name: str, broken: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, name, broken)

@@ -1,4 +1,4 @@
-"""ONNX: a folder that stock libraries load, judged against torch; exports refused or cut short."""
+"""ONNX export: a folder for stock libraries, compared with torch, and exports that fail."""
 
 import json
 import shutil
@@ -51,14 +51,14 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def written_before(exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What torch's exporter takes seconds for, it has done before: an ONNX file for copies of that run."""
+def reuse_exported_file(exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replace torch's slow exporter: it returns an ONNX file that was exported before."""
     path = shutil.copy(exported.onnx / FP32_FILE, tmp_path / "written.onnx")
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.load(path)))
     return path
 
 
-def test_the_folder_is_laid_out_as_the_hubs_tools_expect(exported: Run) -> None:
+def test_onnx_folder_has_the_layout_of_hub_tools(exported: Run) -> None:
     assert names(exported.onnx) == FILES
     config = AutoConfig.from_pretrained(exported.onnx)
     assert config.architectures == ["BertForSequenceClassification"]
@@ -66,7 +66,7 @@ def test_the_folder_is_laid_out_as_the_hubs_tools_expect(exported: Run) -> None:
     assert not list(exported.folder.glob(".*"))
 
 
-def test_no_path_of_this_machine_leaves_with_it(exported: Run) -> None:
+def test_onnx_files_contain_no_local_paths(exported: Run) -> None:
     base = exported.config().model_name_or_path
     for name in names(exported.onnx):
         content = (exported.onnx / name).read_bytes()
@@ -74,99 +74,103 @@ def test_no_path_of_this_machine_leaves_with_it(exported: Run) -> None:
             assert path.encode() not in content, f"{name} holds {path}"
 
 
-def test_the_report_says_what_was_measured(each_task: Run) -> None:
+def test_onnx_report_matches_the_exported_files(each_task: Run) -> None:
     report = read_onnx_report(each_task)
     assert report is not None
-    result, first = each_task.result(), report["headline"]
-    assert report["problem_type"] == result["problem_type"]
-    assert report["rows"] == result["eval_rows"]
+    run_result, first = each_task.result(), report["headline"]
+    assert report["problem_type"] == run_result["problem_type"]
+    assert report["rows"] == run_result["eval_rows"]
     assert report["threads"] == torch.get_num_threads()
-    for metric, value in report["original"]["metrics"].items():
-        assert value == pytest.approx(result[metric], abs=1e-4), metric
+    for metric, score in report["original"]["metrics"].items():
+        assert score == pytest.approx(run_result[metric], abs=1e-4), metric
     assert report["fp32"]["max_logit_diff"] <= 5e-5
     assert (report["fp32"]["labels_flipped"], report["fp32"]["drop"]) == (0, pytest.approx(0, abs=1e-3))
     assert 0 < report["int8"]["max_logit_diff"] < 1.0
     assert report["int8"]["bytes"] < report["fp32"]["bytes"]
     for name in ("fp32", "int8"):
-        one, before = report[name], report["original"]
-        assert one["bytes"] == (each_task.onnx / one["file"]).stat().st_size
-        assert one["drop"] == pytest.approx(
-            100 * (before["metrics"][first] - one["metrics"][first]), abs=1e-4
+        exported_file, original = report[name], report["original"]
+        assert exported_file["bytes"] == (each_task.onnx / exported_file["file"]).stat().st_size
+        assert exported_file["drop"] == pytest.approx(
+            100 * (original["metrics"][first] - exported_file["metrics"][first]), abs=1e-4
         )
-        assert one["within"] and one["kept"]
-        assert one["speed_ratio"] == pytest.approx(one["rows_per_second"] / before["rows_per_second"])
+        assert exported_file["within"] and exported_file["kept"]
+        assert exported_file["speed_ratio"] == pytest.approx(
+            exported_file["rows_per_second"] / original["rows_per_second"]
+        )
 
 
 def stock_answers(run: Run) -> dict[str, tuple[list, np.ndarray]]:
-    """In a fresh process without torch: what the program in the folder's README answers to the evaluation
-    rows, and its logits, with each ONNX file."""
+    """Run the README's program on the evaluation rows without torch.
+
+    Returns:
+        By ONNX file, the answers and the logits.
+    """
     rows, text = pd.read_parquet(run.evaluation), (run.onnx / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     for example, name in (("A text to read.", "text"), ("Its second text.", "text_pair")):
         if name in rows:
             assert code.count(json.dumps([example])) == 1
             code = code.replace(json.dumps([example]), json.dumps(rows[name].tolist()))
-    program, files = WITHOUT_TORCH + "found = {}\n", [FP32_FILE, INT8_FILE]
+    program, files = WITHOUT_TORCH + "outputs = {}\n", [FP32_FILE, INT8_FILE]
     assert code.count(INT8_FILE) == 1
     for file in files:
-        program += code.replace(INT8_FILE, file) + f"found[{file!r}] = answers, logits.tolist()\n"
-    found = answer(program + "print(json.dumps(found))", str(run.onnx))
-    return {file: (answers, np.asarray(logits)) for file, (answers, logits) in found.items()}
+        program += code.replace(INT8_FILE, file) + f"outputs[{file!r}] = answers, logits.tolist()\n"
+    outputs = answer(program + "print(json.dumps(outputs))", str(run.onnx))
+    return {file: (answers, np.asarray(logits)) for file, (answers, logits) in outputs.items()}
 
 
-def test_stock_libraries_answer_in_a_fresh_process(each_task: Run) -> None:
-    """As the adapter did at the end of its training."""
+def test_onnx_program_without_torch_answers_as_the_adapter(each_task: Run) -> None:
     rows, report = pd.read_parquet(each_task.evaluation), read_onnx_report(each_task)
     expected, labels = np.stack(rows["logits"]), each_task.result().get("labels")
-    found = stock_answers(each_task)
-    exact, rounded = (np.abs(found[file][1] - expected).max() for file in (FP32_FILE, INT8_FILE))
+    outputs = stock_answers(each_task)
+    exact, rounded = (np.abs(outputs[file][1] - expected).max() for file in (FP32_FILE, INT8_FILE))
     assert exact <= 2e-5 * max(1, np.abs(expected).max())
     assert exact < rounded <= 3 * report["int8"]["max_logit_diff"], "in another batch, rounded otherwise"
-    answers, given = found[FP32_FILE][0], rows["predicted"].tolist()
+    answers, predicted = outputs[FP32_FILE][0], rows["predicted"].tolist()
     if labels is None:
-        assert answers == pytest.approx(given, abs=1e-4)
+        assert answers == pytest.approx(predicted, abs=1e-4)
     elif isinstance(answers[0], list):
-        assert answers == [[labels[i] for i in np.flatnonzero(row)] for row in given]
+        assert answers == [[labels[i] for i in np.flatnonzero(row)] for row in predicted]
     else:
-        assert answers == [labels[i] for i in given]
+        assert answers == [labels[i] for i in predicted]
 
 
-@pytest.mark.usefixtures("written_before")
-def test_progress_goes_forward_and_a_second_export_takes_the_place_of_the_first(own_export: Run) -> None:
-    heard: list[float] = []
+@pytest.mark.usefixtures("reuse_exported_file")
+def test_second_export_replaces_the_first_and_reports_progress(own_export: Run) -> None:
+    shares: list[float] = []
     DecisionRule(temperature=2.0, thresholds=(0.3, 0.7)).save(own_export, ("bad", "good"))
     (own_export.onnx / "left over").touch()
-    export_onnx(own_export.folder, 1, lambda share, what: heard.append(share))
-    assert heard == sorted(heard)
-    assert (heard[0], heard[-1]) == (0.0, 1.0)
+    export_onnx(own_export.folder, 1, lambda share, what: shares.append(share))
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert names(own_export.onnx) == FILES | {"decision.json"}
-    held = json.loads((own_export.onnx / "decision.json").read_text(encoding="utf-8"))
-    assert held == {"temperature": 2.0, "thresholds": {"bad": 0.3, "good": 0.7}, "abstain_below": 0.0}
+    saved_rule = json.loads((own_export.onnx / "decision.json").read_text(encoding="utf-8"))
+    assert saved_rule == {"temperature": 2.0, "thresholds": {"bad": 0.3, "good": 0.7}, "abstain_below": 0.0}
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_program_beside_the_model_answers_by_the_choice(
-    several: bool, own_export: Run, exported_tasks: dict[str, Run], tmp_path: Path
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_onnx_program_applies_the_decision_rule(
+    multi_label: bool, own_export: Run, exported_tasks: dict[str, Run], tmp_path: Path
 ) -> None:
-    run = copy_of(exported_tasks["topics"], tmp_path) if several else own_export
+    run = copy_of(exported_tasks["topics"], tmp_path) if multi_label else own_export
     classifier, rows = Classifier.read(run), load_evaluation_rows(run)
-    bounds = (0.3, 0.8, 0.6) if several else (0.2, 0.8)
-    task = classifier.problem_type
-    sure = np.unique(DecisionRule(4.0, bounds).confidence(rows.logits, task))
-    middle = len(sure) // 2
-    rule = DecisionRule(4.0, bounds, abstain_below=float(sure[middle - 1 : middle + 1].mean()))
+    bounds = (0.3, 0.8, 0.6) if multi_label else (0.2, 0.8)
+    problem_type = classifier.problem_type
+    confidences = np.unique(DecisionRule(4.0, bounds).confidence(rows.logits, problem_type))
+    middle = len(confidences) // 2
+    rule = DecisionRule(4.0, bounds, abstain_below=float(confidences[middle - 1 : middle + 1].mean()))
     rule.save(run, classifier.labels)
-    decided, silent = rule.decide(rows.logits, task), rule.abstains(rows.logits, task)
-    named = [
-        [classifier.labels[i] for i in np.flatnonzero(one)] if several else classifier.labels[one]
-        for one in decided
+    decided, abstained = rule.decide(rows.logits, problem_type), rule.abstains(rows.logits, problem_type)
+    label_names = [
+        [classifier.labels[i] for i in np.flatnonzero(row)] if multi_label else classifier.labels[row]
+        for row in decided
     ]
-    wanted = [None if no else name for name, no in zip(named, silent, strict=True)]
-    assert 0 < silent.sum() < len(silent)
-    assert stock_answers(run)[FP32_FILE][0] == wanted
+    expected = [None if no else name for name, no in zip(label_names, abstained, strict=True)]
+    assert 0 < abstained.sum() < len(abstained)
+    assert stock_answers(run)[FP32_FILE][0] == expected
 
 
-def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> None:
+def test_decision_rule_saved_after_export_is_in_the_zip(own_export: Run) -> None:
     labels = ("bad", "good")
     zips = []
     for decision in (DecisionRule(), DecisionRule(abstain_below=0.6), DecisionRule()):
@@ -177,7 +181,7 @@ def test_a_choice_made_later_reaches_the_folder_and_its_zip(own_export: Run) -> 
     assert zips == [files, files | {"decision.json"}, files]
 
 
-def test_a_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
+def test_onnx_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
     assert read_onnx_report(own_export) is not None
     path = own_export.adapter / "adapter_model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
@@ -187,14 +191,14 @@ def test_a_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
         assert read_onnx_report(own_export) is None
 
 
-def test_int8_that_loses_too_much_is_reported_but_not_kept(own_export: Run, written_before: Path) -> None:
-    """One word, of no text, whose numbers are so large that all others round to nothing."""
-    model = onnx.load(written_before)
+def test_int8_beyond_max_drop_is_reported_and_removed(own_export: Run, reuse_exported_file: Path) -> None:
+    """One unused word embedding is so large that all others round to zero."""
+    model = onnx.load(reuse_exported_file)
     words = initializer(model, "word_embeddings.weight")
     numbers = onnx.numpy_helper.to_array(words).copy()
     numbers[5] = 1000.0
     words.raw_data = numbers.tobytes()
-    onnx.save(model, written_before)
+    onnx.save(model, reuse_exported_file)
     report = export_onnx(own_export.folder, 2.5)
     fp32, int8 = report["fp32"], report["int8"]
     assert fp32["drop"] == 0 and fp32["kept"]
@@ -212,11 +216,11 @@ def initializer(model: onnx.ModelProto, end: str) -> onnx.TensorProto:
     return next(weight for weight in model.graph.initializer if weight.name.endswith(end))
 
 
-@pytest.mark.usefixtures("written_before")
-def test_int8_is_tried_again_without_its_most_sensitive_matrices(
+@pytest.mark.usefixtures("reuse_exported_file")
+def test_int8_export_retries_without_its_most_sensitive_matrices(
     own_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(source: Path, path: Path, left_out: list[str]) -> None:
+    def write_spoiled_int8(source: Path, path: Path, left_out: list[str]) -> None:
         write_int8(source, path, left_out)
         if not left_out:
             model = onnx.load(path)
@@ -226,7 +230,7 @@ def test_int8_is_tried_again_without_its_most_sensitive_matrices(
             head.raw_data = np.asarray([1e3, -1e3], dtype=np.float32).tobytes()
             onnx.save(model, path)
 
-    monkeypatch.setattr(onnx_model, "write_int8", spoilt)
+    monkeypatch.setattr(onnx_model, "write_int8", write_spoiled_int8)
     int8 = export_onnx(own_export.folder)["int8"]
     assert int8["kept"] and int8["float32_matrices"] == 2
     weights = onnx.load(own_export.onnx / INT8_FILE).graph.initializer
@@ -234,20 +238,20 @@ def test_int8_is_tried_again_without_its_most_sensitive_matrices(
     assert wide.count([64, 32]) == 2
 
 
-@pytest.mark.usefixtures("written_before")
-def test_a_file_that_is_not_the_trained_model_is_not_kept(
+@pytest.mark.usefixtures("reuse_exported_file")
+def test_export_beyond_the_tolerance_keeps_the_earlier_export(
     own_export: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_onnx_report(own_export)
     monkeypatch.setattr(onnx_model, "FP32_TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="is not the trained model: a logit differs by"):
+    with pytest.raises(ExportError, match="does not match the trained model: a logit differs by"):
         export_onnx(own_export.folder)
     assert read_onnx_report(own_export) == before, "the earlier export is still there"
     assert not list(own_export.folder.glob(".*"))
 
 
-@pytest.mark.usefixtures("written_before")
-def test_a_base_that_is_gone_is_needed_only_by_what_is_not_merged(
+@pytest.mark.usefixtures("reuse_exported_file")
+def test_export_without_the_base_model_needs_a_merged_model(
     merged_run: Run, own_run: Run, tmp_path: Path
 ) -> None:
     merged = copy_of(merged_run, tmp_path / "merged")
@@ -262,7 +266,7 @@ def test_a_base_that_is_gone_is_needed_only_by_what_is_not_merged(
 
 
 @pytest.mark.parametrize("max_drop", [-1, 101, float("nan"), "1", None, True])
-def test_a_drop_that_is_no_number_of_points_is_refused(max_drop: Any, finished_run: Run) -> None:
+def test_export_with_an_invalid_max_drop_is_refused(max_drop: Any, finished_run: Run) -> None:
     with pytest.raises(ConfigError, match="max_drop is"):
         export_onnx(finished_run.folder, max_drop)
 
@@ -270,46 +274,46 @@ def test_a_drop_that_is_no_number_of_points_is_refused(max_drop: Any, finished_r
 @pytest.mark.parametrize(
     "lost", ["adapter/adapter_model.safetensors", "adapter/classifier.json", "evaluation/evaluation.parquet"]
 )
-def test_lost_files_get_one_sentence(lost: str, own_run: Run) -> None:
+def test_export_with_lost_files_raises_run_error(lost: str, own_run: Run) -> None:
     (own_run.folder / lost).unlink()
     with pytest.raises(RunError, match=own_run.run_id):
         export_onnx(own_run.folder)
     assert not {path.name for path in own_run.folder.iterdir()} & {"onnx", ".onnx"}
 
 
-def test_a_lost_or_damaged_file_is_not_loaded(own_export: Run) -> None:
-    with pytest.raises(RunError, match=r"onnx/none.onnx of .* is lost or damaged; export it again"):
+def test_load_onnx_of_a_lost_or_damaged_file_raises_run_error(own_export: Run) -> None:
+    with pytest.raises(RunError, match=r"onnx/none.onnx of .* is missing or damaged; export it again"):
         load_onnx(own_export.onnx, "onnx/none.onnx")
     path = own_export.onnx / INT8_FILE
     for content in (b"", path.read_bytes()[:1000], b"pickle"):
         path.write_bytes(content)
-        with pytest.raises(RunError, match="lost or damaged"):
+        with pytest.raises(RunError, match="missing or damaged"):
             load_onnx(own_export.onnx, INT8_FILE)
 
 
-@pytest.mark.usefixtures("written_before")
+@pytest.mark.usefixtures("reuse_exported_file")
 @pytest.mark.parametrize("small_disk", [150, 230, 310], indirect=True)
-def test_a_full_disk_leaves_nothing_half_made(small_disk: Path, finished_run: Run) -> None:
+def test_export_on_a_full_disk_leaves_no_folder(small_disk: Path, finished_run: Run) -> None:
     run = copy_of(finished_run, small_disk)
     with pytest.raises(RunError, match="The disk is full"):
         export_onnx(run.folder)
     assert not {path.name for path in run.folder.iterdir()} & {"onnx", ".onnx"}
 
 
-def test_texts_come_back_in_order_whatever_their_length(exported: Run) -> None:
-    model, heard = load_onnx(exported.onnx, threads=1), []
+def test_onnx_logits_keep_the_order_of_texts(exported: Run) -> None:
+    model, shares = load_onnx(exported.onnx, threads=1), []
     texts = [f"the food was {'good ' * (i % 37)}" for i in range(70)]
-    together = model.logits(texts, progress=heard.append)
+    together = model.logits(texts, progress=shares.append)
     alone = np.concatenate([model.logits([text]) for text in texts])
     assert together.shape == (70, 2) and together.dtype == np.float32
     assert np.abs(together - alone).max() < 1e-5
-    assert heard == sorted(heard) and heard[-1] == 1.0 and len(heard) == 3
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) == 3
     assert model.logits([]).shape == (0, 2)
     assert np.isfinite(model.logits(["word " * 50_000])).all()
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(
-    own_export: Run, written_before: Path, monkeypatch: pytest.MonkeyPatch
+def test_export_of_large_weights_writes_external_data(
+    own_export: Run, reuse_exported_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_graph, "ONE_FILE_BYTES", 10_000)
     report = export_onnx(own_export.folder)
@@ -318,11 +322,11 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     assert report["fp32"]["bytes"] > 100_000 > (own_export.onnx / FP32_FILE).stat().st_size
     config = json.loads((own_export.onnx / "config.json").read_text(encoding="utf-8"))
     assert config["transformers.js_config"] == {"use_external_data_format": {"model.onnx": True}}
-    found = stock_answers(own_export)
-    assert found[FP32_FILE][0] == found[INT8_FILE][0]
+    outputs = stock_answers(own_export)
+    assert outputs[FP32_FILE][0] == outputs[INT8_FILE][0]
 
 
-def test_a_prompt_is_exported_as_it_is(train_here: Callable[..., Run]) -> None:
+def test_export_of_prompt_tuning_matches_the_run(train_here: Callable[..., Run]) -> None:
     run = train_here(**SMALL, method="prompt_tuning")
     report = export_onnx(run.folder)
     assert report["original"]["metrics"]["accuracy"] == run.result()["accuracy"]
@@ -331,14 +335,14 @@ def test_a_prompt_is_exported_as_it_is(train_here: Callable[..., Run]) -> None:
     assert np.abs(stock_answers(run)[FP32_FILE][1] - expected).max() <= 2e-5
 
 
-@pytest.mark.usefixtures("written_before")
+@pytest.mark.usefixtures("reuse_exported_file")
 @pytest.mark.parametrize("rule", [DecisionRule(2.0, (0.3, 0.7), 0.6), DecisionRule()])
-def test_export_onnx_carries_the_rule_saved_meanwhile(rule: DecisionRule, own_export: Run) -> None:
-    """It kept the rule of its beginning: `adapter/` and `onnx/` answered differently."""
+def test_export_copies_a_decision_rule_saved_meanwhile(rule: DecisionRule, own_export: Run) -> None:
+    """An export used to keep the rule from its start; `adapter/` and `onnx/` answered differently."""
     DecisionRule(temperature=3.0).save(own_export, ("bad", "good"))
 
     def save_rule(share: float, what: str) -> None:
-        if what.startswith("In torch"):  # which follows the writing of the rule
+        if what.startswith("In torch"):  # reported after the rule is written
             rule.save(own_export, ("bad", "good"))
 
     export_onnx(own_export.folder, progress=save_rule)
@@ -349,9 +353,9 @@ def test_export_onnx_carries_the_rule_saved_meanwhile(rule: DecisionRule, own_ex
     own_export.verify(own_export.onnx)
 
 
-@pytest.mark.usefixtures("written_before")
-def test_export_onnx_of_a_run_deleted_meanwhile_leaves_no_folder(own_export: Run) -> None:
-    """The tokenizer creates the folder that it is saved to, and so the deleted run, again."""
+@pytest.mark.usefixtures("reuse_exported_file")
+def test_export_of_a_run_deleted_meanwhile_leaves_no_folder(own_export: Run) -> None:
+    """Saving the tokenizer would create the folder of the deleted run again."""
 
     def delete(share: float, what: str) -> None:
         if what.startswith("Writing"):

@@ -1,4 +1,4 @@
-"""Pairs of texts that share one of their texts: which rows go together, and what leaks all the same."""
+"""Text pairs that share a text: grouping of rows across splits, and leakage that remains."""
 
 import dataclasses
 from pathlib import Path
@@ -43,8 +43,8 @@ def test_hold_out_by_groups_keeps_each_text_on_one_side(pairs: list[tuple[int, i
     keys = [pair_key(f"first {first}", f"second {second}") for first, second in pairs]
     grouping = group_pairs(keys)
     labels = [["a", "b"][second % 2] for _, second in pairs]
-    held = set(hold_out(grouping.groups, group_strata(grouping.groups, labels), 0.2, seed, at_least=1))
-    sides = [[pair for i, pair in enumerate(pairs) if (i in held) is side] for side in (True, False)]
+    held_out = set(hold_out(grouping.groups, group_strata(grouping.groups, labels), 0.2, seed, at_least=1))
+    sides = [[pair for i, pair in enumerate(pairs) if (i in held_out) is side] for side in (True, False)]
     firsts, seconds = ([{pair[place] for pair in side} for side in sides] for place in (0, 1))
     if grouping.by in (BOTH, FIRST):
         assert not firsts[0] & firsts[1]
@@ -65,7 +65,7 @@ def test_group_pairs_joins_rows_through_other_rows() -> None:
 
 
 def test_group_pairs_with_zero_characters_joins_rows_that_share_a_text() -> None:
-    """The keys of a pair used to be one text, parted at its first zero character."""
+    """A pair key used to be one string, split at its first zero character."""
     pairs = [("a\0b", "shared"), ("c", "shared"), ("a", "b\0d"), ("e", "1"), ("f", "2"), ("g", "3")]
     grouping = group_pairs([pair_key(*pair) for pair in pairs])
     assert grouping.by == BOTH
@@ -98,7 +98,7 @@ def test_group_pairs_falls_back_to_the_first_text_and_to_the_pair() -> None:
     assert group_pairs([pair_key("one", f"{i}") for i in range(20)]).by == PAIR
 
 
-def test_group_strata_takes_the_rarest_of_a_group() -> None:
+def test_group_strata_takes_the_rarest_label_of_a_group() -> None:
     assert group_strata(["x", "x", "y", "y"], ["often", "rare", "often", "often"]) == [
         "rare", "rare", "often", "often",
     ]  # fmt: skip
@@ -125,17 +125,17 @@ def aspects(tmp_path: Path) -> Path:
     return write(tmp_path / "aspects.csv", rows)
 
 
-def test_second_texts_that_all_share_are_a_finding(aspects: Path) -> None:
+def test_inspect_pairs_with_common_second_texts_finds_shared_texts(aspects: Path) -> None:
     data = load(aspects)
     train, _, test = texts_of(data, "text")
     assert not train & test and data.record["grouped_by"] == "first"
-    found = inspect(TrainConfig(dataset_name=str(aspects)))
-    finding = next(one for one in found["findings"] if one["kind"] == "shared_texts")
-    assert "first texts are held out whole" in finding["sentence"]
+    inspected = inspect(TrainConfig(dataset_name=str(aspects)))
+    finding = next(each for each in inspected["findings"] if each["kind"] == "shared_texts")
+    assert "rows with the same first text are held out together" in finding["sentence"]
     assert (finding["remedy"], finding["count"]) == ("shared_texts", 120)
 
 
-def test_splits_that_share_premises_are_a_finding_with_a_remedy(tmp_path: Path) -> None:
+def test_inspect_splits_that_share_premises_finds_a_remedy(tmp_path: Path) -> None:
     rows = [(f"Premise {i // 2}", f"Hypothesis {i}", ["yes", "no"][i % 2]) for i in range(40)]
     write(tmp_path / "train.csv", rows)
     write(
@@ -143,17 +143,17 @@ def test_splits_that_share_premises_are_a_finding_with_a_remedy(tmp_path: Path) 
         [("premise 3", "Other 1", "yes"), ("New.", "HYPOTHESIS 9", "no"), ("N", "M", "yes")],
     )
     config = TrainConfig(dataset_name=str(tmp_path))
-    finding = next(one for one in inspect(config)["findings"] if one["kind"] == "shared_texts")
+    finding = next(each for each in inspect(config)["findings"] if each["kind"] == "shared_texts")
     assert finding["count"] == 3 and finding["remedy"] == "shared_texts"
     data = load(tmp_path, remedies=("shared_texts",))
     for column in ("text", "text_pair"):
         train, validation, test = texts_of(data, column)
         assert not train & test and not train & validation and not validation & test
-    dropped = {one["split"]: one["rows"] for one in data.record["dropped"]}
+    dropped = {entry["split"]: entry["rows"] for entry in data.record["dropped"]}
     assert dropped["train"] + dropped.get("validation", 0) >= 3
 
 
-def test_a_remedy_that_leaves_no_row_says_so(tmp_path: Path) -> None:
+def test_remedy_that_leaves_no_row_is_refused(tmp_path: Path) -> None:
     rows = [("One premise", f"Hypothesis {i}", ["yes", "no"][i % 2]) for i in range(40)]
     write(tmp_path / "a.csv", rows)
     assert load(tmp_path / "a.csv").record["grouped_by"] == "pair"
@@ -161,7 +161,7 @@ def test_a_remedy_that_leaves_no_row_says_so(tmp_path: Path) -> None:
         load(tmp_path / "a.csv", remedies=("shared_texts",))
 
 
-def test_a_rare_label_is_learned_and_judged_where_groups_mix_labels(tmp_path: Path) -> None:
+def test_rare_label_in_mixed_groups_is_in_train_and_test(tmp_path: Path) -> None:
     rows = []
     for i in range(50):
         rows.append((f"Premise {i}", f"Hypothesis {i} a", "usual"))

@@ -16,7 +16,7 @@ RIGHT = ("me", "pässwörd:1")
 
 
 class Clock:
-    """Seconds that pass only while somebody waits."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,14 +30,14 @@ class Clock:
         self.now += seconds
 
 
-def login(clock: Clock) -> Login:
+def make_login(clock: Clock) -> Login:
     return Login(Credentials(*RIGHT), clock, clock.sleep)
 
 
-def attempt(door: Login, user: str, password: str, address: str = "192.0.2.1") -> bool:
+def attempt(login: Login, user: str, password: str, address: str = "192.0.2.1") -> bool:
     async def verify() -> bool:
         CLIENT_ADDRESS.set(address)
-        return await door.verify(user, password)
+        return await login.verify(user, password)
 
     return asyncio.run(verify())
 
@@ -46,44 +46,44 @@ def attempt(door: Login, user: str, password: str, address: str = "192.0.2.1") -
     ("user", "password"),
     [("me", "pässwörd:"), ("Me", RIGHT[1]), ("", ""), ("me", ""), ("you", RIGHT[1]), ("me", "\ud800")],
 )
-def test_only_the_right_name_and_password_enter(user: str, password: str) -> None:
-    door = login(Clock())
-    assert attempt(door, *RIGHT)
-    assert not attempt(door, user, password)
+def test_login_accepts_only_the_right_name_and_password(user: str, password: str) -> None:
+    login = make_login(Clock())
+    assert attempt(login, *RIGHT)
+    assert not attempt(login, user, password)
 
 
 def test_wait_doubles_with_each_wrong_password_up_to_its_limit() -> None:
     clock = Clock()
-    door = login(clock)
+    login = make_login(clock)
     for _ in range(14):
-        attempt(door, "me", "wrong")
+        attempt(login, "me", "wrong")
     assert clock.waits == [0, 0, 0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
-    assert attempt(door, *RIGHT)
+    assert attempt(login, *RIGHT)
     assert clock.waits[-1] == MAX_WAIT_SECONDS
-    attempt(door, "me", "wrong")
-    assert clock.waits[-1] == 0  # the right one ends the count
+    attempt(login, "me", "wrong")
+    assert clock.waits[-1] == 0  # a correct login resets the count
 
 
 def test_wrong_passwords_are_forgotten_after_an_hour() -> None:
     clock = Clock()
-    door = login(clock)
+    login = make_login(clock)
     for _ in range(8):
-        attempt(door, "me", "wrong")
+        attempt(login, "me", "wrong")
     clock.now += RESET_SECONDS + 1
-    attempt(door, "me", "wrong")
+    attempt(login, "me", "wrong")
     assert clock.waits[-1] == 0
 
 
 def test_account_is_guarded_against_guesses_from_many_addresses() -> None:
     clock = Clock()
-    door = login(clock)
-    assert attempt(door, *RIGHT, "198.51.100.1")
+    login = make_login(clock)
+    assert attempt(login, *RIGHT, "198.51.100.1")
     for number in range(40):
-        attempt(door, "me", "wrong", f"192.0.2.{number}")
+        attempt(login, "me", "wrong", f"192.0.2.{number}")
     assert clock.waits[-1] == MAX_WAIT_SECONDS
-    assert attempt(door, *RIGHT, "198.51.100.1")
+    assert attempt(login, *RIGHT, "198.51.100.1")
     assert clock.waits[-1] == 0  # it has logged in before
-    assert attempt(door, *RIGHT, "198.51.100.2")
+    assert attempt(login, *RIGHT, "198.51.100.2")
     assert clock.waits[-1] == MAX_WAIT_SECONDS
 
 
@@ -96,7 +96,7 @@ def test_addresses_of_one_ipv6_network_count_as_one() -> None:
 def test_ten_thousand_guesses_are_throttled_and_the_right_one_enters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At once, from one address: only so many wait to be checked, and the rest is turned away."""
+    """All from one address at once: five wait to be checked, the others are rejected."""
     gate = asyncio.Event()
     checked = turned_away = 0
     seconds: list[float] = []
@@ -105,12 +105,12 @@ def test_ten_thousand_guesses_are_throttled_and_the_right_one_enters(
         seconds.append(wait)
         await gate.wait()
 
-    door = Login(Credentials(*RIGHT), sleep=sleep)
+    login = Login(Credentials(*RIGHT), sleep=sleep)
 
     async def guess(number: int) -> None:
         nonlocal checked, turned_away
         try:
-            assert not await door.verify("me", f"guess {number}")
+            assert not await login.verify("me", f"guess {number}")
             checked += 1
         except HTTPException as error:
             assert error.status_code == 429 and "Retry-After" in (error.headers or {})
@@ -122,7 +122,7 @@ def test_ten_thousand_guesses_are_throttled_and_the_right_one_enters(
         await asyncio.sleep(0)
         gate.set()
         await asyncio.gather(*guesses)
-        return await door.verify(*RIGHT)
+        return await login.verify(*RIGHT)
 
     with caplog.at_level(logging.WARNING):
         assert asyncio.run(attack())
@@ -132,13 +132,13 @@ def test_ten_thousand_guesses_are_throttled_and_the_right_one_enters(
     assert not any(RIGHT[1] in message or "guess" in message for message in caplog.messages)
 
 
-def test_waiting_attempt_that_is_dropped_frees_its_place() -> None:
-    door = Login(Credentials(*RIGHT), sleep=lambda seconds: _never())
+def test_canceled_attempt_frees_its_place() -> None:
+    login = Login(Credentials(*RIGHT), sleep=lambda seconds: _never())
 
     async def drop() -> None:
         CLIENT_ADDRESS.set("192.0.2.1")
         for _ in range(20):
-            attempts = [asyncio.create_task(door.verify("me", "wrong")) for _ in range(5)]
+            attempts = [asyncio.create_task(login.verify("me", "wrong")) for _ in range(5)]
             await asyncio.sleep(0)
             for task in attempts:
                 task.cancel()
@@ -158,14 +158,14 @@ def test_credentials_come_from_the_argument_a_file_or_the_environment(tmp_path: 
     assert Credentials.find(None, None, {"AUTH": ""}) is None
 
 
-@pytest.mark.parametrize("value", ["me", "me:", ":secret", " :secret", ""])
-def test_half_of_the_credentials_are_refused_without_repeating_them(value: str) -> None:
+@pytest.mark.parametrize("credentials", ["me", "me:", ":secret", " :secret", ""])
+def test_incomplete_credentials_are_refused_without_repeating_them(credentials: str) -> None:
     with pytest.raises(ConfigError, match="^AUTH must be USER:PASS") as refused:
-        Credentials.parse(value, "AUTH")
+        Credentials.parse(credentials, "AUTH")
     assert "secret" not in str(refused.value)
 
 
-def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_credentials_file_raises_config_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe:\xff")
     for name in ("missing", "binary", "."):
         with pytest.raises(ConfigError, match="cannot be read"):

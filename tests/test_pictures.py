@@ -1,4 +1,4 @@
-"""Pieces of the page: numbers as people read them, and no text of a stranger as markup."""
+"""Views of the page: formatted numbers, method pictures, cards and escaped text."""
 
 import html
 from typing import Any
@@ -20,12 +20,12 @@ SCRIPT = "<script>alert(1)</script>"
     "number, words",
     [(0, "0"), (74_498, "74,498"), (999_999, "999,999"), (22_788_484, "22.8 M")],
 )
-def test_quantities(number: float, words: str) -> None:
+def test_quantity_abbreviates_millions(number: float, words: str) -> None:
     assert components.quantity(number) == words
 
 
 @pytest.mark.parametrize("size, words", [(301_432, "301 kB"), (1_200_000, "1.2 MB"), (0, "0 kB")])
-def test_sizes(size: float, words: str) -> None:
+def test_size_of_bytes_has_a_unit(size: float, words: str) -> None:
     assert components.size(size) == words
 
 
@@ -33,15 +33,15 @@ def test_sizes(size: float, words: str) -> None:
     "seconds, words",
     [(0, "0 s"), (42.4, "42 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
 )
-def test_durations(seconds: float, words: str) -> None:
+def test_duration_of_seconds_has_units(seconds: float, words: str) -> None:
     assert components.duration(seconds) == words
 
 
-def test_the_cost_strip_shows_the_exact_numbers() -> None:
+def test_cost_strip_shows_exact_numbers() -> None:
     count = {"trainable": 298_757, "total": 167_659_018, "percent": 100 * 298_757 / 167_659_018}
-    found = components.cost({**count, "adapter": 294_912, "head": 3_845, "file_bytes": 1_200_000})
+    strip = components.cost({**count, "adapter": 294_912, "head": 3_845, "file_bytes": 1_200_000})
     for words in ("298,757", "167,659,018", "0.1782 %", "294,912", "3,845", "1.2 MB"):
-        assert words in found
+        assert words in strip
 
 
 def test_cost_strip_shows_the_forecast_of_time_and_memory() -> None:
@@ -63,16 +63,18 @@ def test_cost_strip_shows_the_forecast_of_time_and_memory() -> None:
         (None, None, "Waiting for the run before it"),
     ],
 )
-def test_running_shows_where_a_run_waits(place: int | None, seconds: float | None, words: str) -> None:
+def test_run_progress_shows_the_place_in_the_queue(
+    place: int | None, seconds: float | None, words: str
+) -> None:
     state = {"status": "SCHEDULED", "run_id": "a-run", "queue_place": place, "queue_seconds": seconds}
     assert words in components.run_progress(state)
 
 
 @pytest.mark.parametrize("r, shape", [(1, (384, 384)), (512, (32, 32)), (8, (3072, 768)), (8, (768, 3072))])
-def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, int]) -> None:
-    found = components.lora_picture(r, 16 / r, "query", shape)
-    ElementTree.fromstring(found)
-    assert f"{r * sum(shape):,} numbers learn beside {shape[0] * shape[1]:,}" in found
+def test_lora_picture_shows_parameter_counts(r: int, shape: tuple[int, int]) -> None:
+    picture = components.lora_picture(r, 16 / r, "query", shape)
+    ElementTree.fromstring(picture)
+    assert f"{r * sum(shape):,} trained parameters beside {shape[0] * shape[1]:,}" in picture
 
 
 @pytest.mark.parametrize(
@@ -80,32 +82,34 @@ def test_the_picture_of_lora_is_drawn_to_its_numbers(r: int, shape: tuple[int, i
     [
         ({"r": 16, "lora_alpha": 8}, "+ 0.5 ·"),
         ({"r": 16, "lora_alpha": 8, "use_rslora": True}, "+ 2 ·"),
-        ({"init_lora_weights": "pissa"}, "query 384 × 384, less B·A, frozen"),
+        ({"init_lora_weights": "pissa"}, "query 384 × 384, minus B·A, frozen"),
         ({}, "query 384 × 384, frozen"),
     ],
 )
-def test_lora_is_drawn_as_it_is_set(changes: dict[str, Any], words: str) -> None:
+def test_method_picture_of_lora_follows_its_settings(changes: dict[str, Any], words: str) -> None:
     settings = {**TrainConfig().to_dict(), **changes}
-    found = components.method_picture(settings, "query", (384, 384))
-    assert words in found and "<svg" in found
+    picture = components.method_picture(settings, "query", (384, 384))
+    assert words in picture and "<svg" in picture
 
 
 @pytest.mark.parametrize("changes", [{"use_dora": True}, *({"method": m} for m in METHODS if m != "lora")])
-def test_what_is_not_w_plus_b_a_is_not_drawn_so(changes: dict[str, Any]) -> None:
+def test_method_picture_of_other_methods_is_text(changes: dict[str, Any]) -> None:
     settings = {**TrainConfig().to_dict(), **changes}
-    found = components.method_picture(settings, "query", (384, 384))
+    picture = components.method_picture(settings, "query", (384, 384))
     method = METHODS[settings["method"]]
     sentence = SETTINGS["use_dora"].help if "use_dora" in changes else method.help
-    assert "<svg" not in found and html.escape(sentence) in found and html.escape(method.source) in found
+    assert (
+        "<svg" not in picture and html.escape(sentence) in picture and html.escape(method.source) in picture
+    )
 
 
-def test_a_method_in_a_few_words() -> None:
+def test_describe_method_names_rank_and_modules() -> None:
     settings = TrainConfig().to_dict()
     assert components.describe_method(settings) == "LoRA r 8 · query value"
     assert components.describe_method({**settings, "method": "head_only"}) == "Head only"
 
 
-def test_progress_of_a_run_in_words() -> None:
+def test_run_progress_describes_each_stage() -> None:
     waiting = components.run_progress({"run_id": "a", "status": "SCHEDULED"})
     assert "Waiting" in waiting
     starting = components.run_progress({"run_id": "a", "status": "RUNNING", "stage": "reading the data"})
@@ -116,27 +120,33 @@ def test_progress_of_a_run_in_words() -> None:
         assert words in training
 
 
-def test_the_result_card_of_a_real_run(finished_run: Run) -> None:
+def test_result_card_of_a_run_shows_its_metrics(finished_run: Run) -> None:
     description = Workbench.open(finished_run.folder.parent).describe(finished_run)
-    found = cards.result_card(description)
-    result = description["result"]
-    for words in (f"{result['accuracy']:.3f}", f"{result['macro_f1']:.3f}", "bad", "good", "classifier"):
-        assert words in found
-    for row in result["confusion_matrix"]:
-        assert all(f">{count:,}</td>" in found for count in row)
+    card = cards.result_card(description)
+    run_result = description["result"]
+    for words in (
+        f"{run_result['accuracy']:.3f}",
+        f"{run_result['macro_f1']:.3f}",
+        "bad",
+        "good",
+        "classifier",
+    ):
+        assert words in card
+    for row in run_result["confusion_matrix"]:
+        assert all(f">{count:,}</td>" in card for count in row)
 
 
-def test_a_run_without_a_result_says_why() -> None:
+def test_result_card_without_a_result_gives_the_reason() -> None:
     bare = {"run_id": "a", "result": None, "settings": None}
     failed = {**bare, "status": "FAILED", "error": "The disk is full."}
     assert "The disk is full." in cards.result_card(failed)
     killed = {**bare, "status": "KILLED", "error": None, "settings": TrainConfig().to_dict()}
-    assert "left nothing to keep" in cards.result_card(killed)
-    kept = "Stopped at step 7 of 60. The adapter of that step is kept."
-    assert kept in cards.result_card({**killed, "notes": [kept]})
+    assert "ended without a result" in cards.result_card(killed)
+    note = "Stopped at step 7 of 60. The adapter of that step is kept."
+    assert note in cards.result_card({**killed, "notes": [note]})
 
 
-def test_result_card_of_a_damaged_run_names_what_is_left() -> None:
+def test_result_card_of_a_damaged_run_lists_its_usable_parts() -> None:
     damaged = {
         "run_id": "a",
         "result": None,
@@ -151,26 +161,26 @@ def test_result_card_of_a_damaged_run_names_what_is_left() -> None:
     assert "Still usable: settings, adapter." in card and "delete it" in card
 
 
-def test_the_certificate_of_a_real_merge(merged_run: Run) -> None:
-    held = verified_certificate(merged_run)
-    assert held is not None
-    assert "Merge certificate holds" in components.certificate(held.to_dict())
-    broken = {**held.to_dict(), "holds": False, "problems": ["3 of 40 labels flip"]}
+def test_certificate_view_states_whether_it_holds(merged_run: Run) -> None:
+    certificate = verified_certificate(merged_run)
+    assert certificate is not None
+    assert "Merge certificate holds" in components.certificate(certificate.to_dict())
+    broken = {**certificate.to_dict(), "holds": False, "problems": ["3 of 40 labels flip"]}
     assert "does not hold: 3 of 40 labels flip" in components.certificate(broken)
 
 
-def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> None:
-    held = verified_certificate(merged_run)
-    assert held is not None
+def test_views_escape_untrusted_text(finished_run: Run, merged_run: Run) -> None:
+    certificate = verified_certificate(merged_run)
+    assert certificate is not None
     description = Workbench.open(finished_run.folder.parent).describe(finished_run)
-    result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}
+    run_result = {**description["result"], "labels": [SCRIPT, "b"], "untrained": [SCRIPT]}
     row = {"label": SCRIPT, "precision": 1, "recall": 1, "f1": 1, "support": 1}
-    result["baseline"] = {**result["baseline"], "label": SCRIPT}
+    run_result["baseline"] = {**run_result["baseline"], "label": SCRIPT}
     drawn = [
         components.message(SCRIPT),
         components.lora_picture(8, 2, SCRIPT, (8, 8)),
         components.run_progress({"run_id": SCRIPT, "status": "RUNNING", "stage": SCRIPT}),
-        cards.result_card({**description, "run_id": SCRIPT, "result": result}),
+        cards.result_card({**description, "run_id": SCRIPT, "result": run_result}),
         cards.result_card({**description, "status": "FAILED", "error": SCRIPT, "result": None}),
         cards.result_card({**description, "settings": {**description["settings"], "dataset_name": SCRIPT}}),
         cards.confusion([[1, 0], [0, 1]], [SCRIPT, "b"]),
@@ -178,7 +188,9 @@ def test_no_text_of_a_stranger_is_markup(finished_run: Run, merged_run: Run) -> 
         cards.label_table([row]),
         cards.prediction_card(SCRIPT, SCRIPT, None, SCRIPT),
         cards.prediction_card("a", "b", {"label": SCRIPT, "scores": {SCRIPT: 1.0}, "ms": 1, "note": SCRIPT}),
-        components.certificate({**held.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}),
+        components.certificate(
+            {**certificate.to_dict(), "labels": [SCRIPT], "holds": False, "problems": [SCRIPT]}
+        ),
     ]
     for piece in drawn:
         assert "<script" not in piece

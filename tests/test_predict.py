@@ -1,4 +1,4 @@
-"""Predictions of base, adapter and merged model; strange texts; runs with lost files."""
+"""Predictions of base, adapter and merged model; unusual texts; runs with lost files."""
 
 import json
 import shutil
@@ -24,27 +24,29 @@ from peft_core.runs import Run
 BAD, GOOD = "The food was awful, really terrible.", "Wonderful, the best pizza, excellent."
 
 
-def test_labels_scores_and_time(finished_run: Run) -> None:
+def test_predict_returns_labels_scores_and_time(finished_run: Run) -> None:
     bad, good = Predictor(finished_run.folder).predict([BAD, GOOD])
     assert (bad.label, good.label) == ("bad", "good")
-    for found in (bad, good):
-        assert list(found.scores) == ["bad", "good"]
-        assert sum(found.scores.values()) == pytest.approx(1)
-        assert found.scores[found.label] == max(found.scores.values())
-        assert found.ms > 0
+    for prediction in (bad, good):
+        assert list(prediction.scores) == ["bad", "good"]
+        assert sum(prediction.scores.values()) == pytest.approx(1)
+        assert prediction.scores[prediction.label] == max(prediction.scores.values())
+        assert prediction.ms > 0
     assert json.loads(json.dumps(good.to_dict()))["label"] == "good"
 
 
-def test_adapter_and_merged_agree(merged_run: Run) -> None:
+def test_adapter_and_merged_logits_agree(merged_run: Run) -> None:
     texts = pd.read_parquet(merged_run.evaluation).text.tolist()
-    one, other = (Predictor(merged_run.folder, variant).logits(texts) for variant in ("adapter", "merged"))
-    assert one.shape == (40, 2)
-    assert one.dtype == np.float32
-    assert np.abs(one - other).max() <= 1e-5
-    assert (one.argmax(-1) == other.argmax(-1)).all()
+    adapter, merged = (
+        Predictor(merged_run.folder, variant).logits(texts) for variant in ("adapter", "merged")
+    )
+    assert adapter.shape == (40, 2)
+    assert adapter.dtype == np.float32
+    assert np.abs(adapter - merged).max() <= 1e-5
+    assert (adapter.argmax(-1) == merged.argmax(-1)).all()
 
 
-def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
+def test_logits_of_a_batch_equal_those_of_single_texts(finished_run: Run) -> None:
     predictor = Predictor(finished_run.folder)
     texts = ["Good.", BAD * 5, GOOD, "the " * 300] * 20
     together = predictor.logits(texts)
@@ -53,7 +55,7 @@ def test_a_batch_gives_what_each_text_gives(finished_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_base_without_a_head_and_without_its_rows_shows_the_majority_class(own_run: Run) -> None:
+def test_base_without_head_and_rows_predicts_the_majority_class(own_run: Run) -> None:
     change_json(own_run, "config.json", dataset_name="/gone/rows.csv")
     predictor = Predictor(own_run.folder, "base")
     assert predictor.shows_baseline
@@ -63,7 +65,7 @@ def test_a_base_without_a_head_and_without_its_rows_shows_the_majority_class(own
     assert "no trained head, so the majority class" in first.note
 
 
-def test_a_base_with_a_head_of_its_own_predicts(train_here: Callable[..., Run], tmp_path: Path) -> None:
+def test_base_with_its_own_head_predicts_its_labels(train_here: Callable[..., Run], tmp_path: Path) -> None:
     stars = make_tiny_bert(tmp_path / "stars")
     data = make_yelp_parquet(tmp_path / "yelp")
     run = train_here(model_name_or_path=str(stars), dataset_name=str(data), num_train_epochs=1)
@@ -77,24 +79,24 @@ def test_a_base_with_a_head_of_its_own_predicts(train_here: Callable[..., Run], 
 @pytest.mark.parametrize(
     "text", ["😀" * 50, "word " * 2_000_000, "\u202e", "\0", "名前", "a" * 1_000_000, "."]
 )
-def test_strange_texts_are_answered_at_once(text: str, finished_run: Run) -> None:
+def test_predict_of_unusual_texts_takes_under_five_seconds(text: str, finished_run: Run) -> None:
     predictor = Predictor(finished_run.folder)
     start = time.perf_counter()
-    found = predictor.predict([text])[0]
+    prediction = predictor.predict([text])[0]
     assert time.perf_counter() - start < 5
-    assert found.label in ("bad", "good")
-    assert all(np.isfinite(list(found.scores.values())))
+    assert prediction.label in ("bad", "good")
+    assert all(np.isfinite(list(prediction.scores.values())))
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", None, 7, ["a"]])
-def test_a_text_that_is_empty_gets_one_sentence(text: object, finished_run: Run) -> None:
+def test_empty_text_raises_data_error(text: object, finished_run: Run) -> None:
     with pytest.raises(DataError, match="The text is empty"):
         check_texts([text])
     with pytest.raises(DataError, match="The text is empty"):
         Predictor(finished_run.folder, "base").predict(["fine", text])
 
 
-def test_a_cut_text_keeps_what_the_model_would_read(finished_run: Run) -> None:
+def test_truncated_text_gives_the_same_logits(finished_run: Run) -> None:
     text = "word " * 100_000
     predictor = Predictor(finished_run.folder)
     assert len(truncate_text(text, 64)) < len(text)
@@ -102,12 +104,12 @@ def test_a_cut_text_keeps_what_the_model_would_read(finished_run: Run) -> None:
 
 
 @pytest.mark.parametrize("variant", ["merge", "", "../adapter", None])
-def test_an_unknown_variant_gets_one_sentence(variant: str, finished_run: Run) -> None:
+def test_unknown_variant_raises_run_error(variant: str, finished_run: Run) -> None:
     with pytest.raises(RunError, match="base, adapter, merged"):
         Predictor(finished_run.folder, variant)
 
 
-def test_a_run_that_is_not_merged_says_so(finished_run: Run) -> None:
+def test_merged_variant_of_unmerged_run_raises_run_error(finished_run: Run) -> None:
     with pytest.raises(RunError, match="not merged yet"):
         Predictor(finished_run.folder, "merged")
 
@@ -122,7 +124,7 @@ def test_a_run_that_is_not_merged_says_so(finished_run: Run) -> None:
     ],
 )
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]"])
-def test_an_adapter_with_lost_or_damaged_files_gets_one_sentence(
+def test_adapter_with_lost_or_damaged_files_raises_run_error(
     lost: str, content: bytes | None, own_run: Run
 ) -> None:
     path = own_run.folder / lost
@@ -136,7 +138,7 @@ def test_an_adapter_with_lost_or_damaged_files_gets_one_sentence(
 
 
 class Planted:
-    """What a pickle does when it is read: it leaves a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,7 +156,7 @@ class Planted:
         ("merged", "merged/pytorch_model.bin", "merged/model.safetensors", "is damaged"),
     ],
 )
-def test_a_pickle_dressed_as_weights_is_refused_unread(
+def test_pickle_in_place_of_weights_is_refused_unread(
     variant: str, name: str, lost: str, words: str, merged_run: Run, tmp_path: Path
 ) -> None:
     run = copy_of(merged_run, tmp_path / "runs")
@@ -166,7 +168,7 @@ def test_a_pickle_dressed_as_weights_is_refused_unread(
 
 
 @pytest.mark.parametrize("status", [runs.RUNNING, runs.FAILED, runs.SCHEDULED])
-def test_a_run_without_an_adapter_yet_says_how_it_stands(status: str, own_run: Run) -> None:
+def test_run_without_an_adapter_raises_run_error(status: str, own_run: Run) -> None:
     for folder in (own_run.adapter, own_run.results):
         shutil.rmtree(folder)
     own_run.update(status=status)
@@ -177,7 +179,7 @@ def test_a_run_without_an_adapter_yet_says_how_it_stands(status: str, own_run: R
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("content", [None, b"{"])
-def test_a_merged_model_with_lost_or_damaged_files_gets_one_sentence(
+def test_merged_model_with_lost_or_damaged_files_raises_run_error(
     lost: str, content: bytes | None, merged_run: Run, tmp_path: Path
 ) -> None:
     run = Run(shutil.copytree(merged_run.folder, tmp_path / merged_run.run_id))
@@ -188,9 +190,9 @@ def test_a_merged_model_with_lost_or_damaged_files_gets_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_what_was_not_read_or_not_known_is_said(finished_run: Run) -> None:
+def test_note_mentions_truncation_and_unknown_characters(finished_run: Run) -> None:
     predictor = Predictor(finished_run.folder)
     assert predictor.note("The food was bad.") == ""
     assert predictor.note("bad food " * 200) == "Only the first 64 tokens were read."
     assert predictor.note("bad " * 2_500_000) == "Only the first 64 tokens were read."
-    assert "knows none of these characters" in predictor.note("\U0001f600 \U0001f680")
+    assert "does not know any of these characters" in predictor.note("\U0001f600 \U0001f680")

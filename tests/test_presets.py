@@ -21,8 +21,8 @@ from peft_core.models.presets import (
     embedded_reviews_file,
 )
 
-# Millions of parameters as published, and where. Authors round, and some count a pooler or the head of the
-# language model along; hence four percent.
+# Millions of parameters as published, and where. Authors round, and some include a pooler or the head of
+# the language model; hence a tolerance of four percent.
 PUBLISHED = {
     "sentence-transformers/all-MiniLM-L6-v2": (22.7, "the size that the Hub shows"),
     "distilbert/distilbert-base-uncased": (66, "Sanh et al. 2019, table 3"),
@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_preset_models_are_as_large_and_as_long_as_published_without_a_network(name: str) -> None:
+def test_preset_model_offline_has_the_published_size_and_length(name: str) -> None:
     preset, model = MODELS[name], meta_model(model_config(name), num_labels=2)
     check_target_modules(model, preset.target_modules)
     encoder = sum(p.numel() for p in model.base_model.parameters())
@@ -57,8 +57,8 @@ def test_preset_models_are_as_large_and_as_long_as_published_without_a_network(n
     assert preset.max_length == max_input_length(model.config)
 
 
-def test_the_embedding_of_deberta_v3_is_the_published_one() -> None:
-    """98 M of DeBERTa-v3 are its vocabulary's vectors, says its model card."""
+def test_deberta_v3_embedding_has_the_published_size() -> None:
+    """The model card counts 98 M parameters in the embedding."""
     config = model_config("microsoft/deberta-v3-base")
     assert config.vocab_size * config.hidden_size == 98_380_800
     relative = meta_model(config, 2).deberta.encoder.rel_embeddings.weight.shape
@@ -66,13 +66,13 @@ def test_the_embedding_of_deberta_v3_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_presets_say_what_they_are_good_for_in_one_line(name: str) -> None:
+def test_preset_description_is_one_line(name: str) -> None:
     preset = MODELS[name]
     assert preset.license in ("Apache-2.0", "MIT", "")
     assert preset.description.endswith(".") and len(preset.description) <= 90
 
 
-def test_what_a_preset_brings_is_told_before_a_run() -> None:
+def test_describe_model_of_preset_returns_head_and_size() -> None:
     stars = describe_model("nlptown/bert-base-multilingual-uncased-sentiment")
     assert (stars["head_labels"], stars["head"]) == (5, ["classifier"])
     plain = describe_model("distilbert/distilbert-base-uncased")
@@ -85,7 +85,7 @@ def test_what_a_preset_brings_is_told_before_a_run() -> None:
     assert plain["modules"][-1]["name"] == "all-linear"
 
 
-def test_every_preset_of_the_hub_is_pinned_to_a_commit() -> None:
+def test_hub_presets_are_pinned_to_commits() -> None:
     on_hub = {name for name in MODELS if name != EMBEDDED_MODEL}
     on_hub |= {name for name, preset in DATASETS.items() if not preset.embedded}
     assert set(HUB_COMMITS) == on_hub
@@ -94,20 +94,20 @@ def test_every_preset_of_the_hub_is_pinned_to_a_commit() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_settings_of_presets(name: str) -> None:
+def test_recipe_uses_presets(name: str) -> None:
     config = TrainConfig.from_dict(RECIPES[name])
     assert config.model_name_or_path in MODELS
     assert config.dataset_name in DATASETS
     assert config.target_modules == MODELS[config.model_name_or_path].target_modules
 
 
-def test_the_first_recipe_is_the_embedded_default() -> None:
+def test_first_recipe_is_the_embedded_default() -> None:
     config = TrainConfig.from_dict(next(iter(RECIPES.values())))
     assert config == TrainConfig()
     assert (config.model_name_or_path, config.dataset_name) == (EMBEDDED_MODEL, EMBEDDED_DATASET)
 
 
-def test_the_article_recipe_is_the_article() -> None:
+def test_article_recipe_has_the_settings_of_the_article() -> None:
     article = TrainConfig.from_dict(RECIPES["The article (Hub)"])
     assert article.model_name_or_path == "nlptown/bert-base-multilingual-uncased-sentiment"
     assert article.dataset_name == "Yelp/yelp_review_full"
@@ -115,7 +115,7 @@ def test_the_article_recipe_is_the_article() -> None:
     assert (article.r, article.target_modules, article.method) == (8, ("query", "value"), "lora")
 
 
-def test_embedded_weights_are_the_named_ones() -> None:
+def test_embedded_weights_have_the_recorded_hash() -> None:
     content = (embedded_model_folder() / "model.safetensors").read_bytes()
     assert hashlib.sha256(content).hexdigest() == EMBEDDED_SHA256
 

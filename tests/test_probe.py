@@ -1,4 +1,4 @@
-"""The probe that stands in for a base model without a trained head: it learns, is named, and is kept."""
+"""The probe in place of a missing head of a base model: fitting, note and file."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from peft_core.runs.evaluation_rows import load_evaluation_rows
 from peft_core.training.entry import train
 
 
-def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> None:
+def test_base_without_a_head_predicts_with_a_fitted_probe(own_run: Run) -> None:
     predictor = Predictor(own_run.folder, "base")
     assert not predictor.shows_baseline
     rows = load_evaluation_rows(own_run)
@@ -30,7 +30,7 @@ def test_a_fresh_head_is_stood_in_for_by_a_probe_that_learned(own_run: Run) -> N
     assert (own_run.folder / PROBE_FILE).is_file()
 
 
-def test_it_is_fitted_once_and_again_if_its_file_is_damaged(own_run: Run) -> None:
+def test_probe_is_fitted_again_only_if_its_file_is_damaged(own_run: Run) -> None:
     texts = load_evaluation_rows(own_run).texts
     first = Predictor(own_run.folder, "base").logits(texts)
     path = own_run.folder / PROBE_FILE
@@ -67,7 +67,7 @@ def test_probe_of_the_same_rows_and_base_is_fitted_once_for_all_runs(
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [2, 0, 2], [0, 1, 2]])
-def test_labels_that_no_row_has_are_never_given(labels: list[int]) -> None:
+def test_fit_linear_never_predicts_labels_without_rows(labels: list[int]) -> None:
 
     data = SimpleNamespace(problem_type="single_label_classification", num_labels=3)
     vectors = np.eye(3)

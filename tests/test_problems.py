@@ -1,4 +1,4 @@
-"""What raw outputs decide in each task, beside PyTorch's own functions."""
+"""Scores and decisions from raw outputs by problem type, against functions of PyTorch."""
 
 import numpy as np
 import pytest
@@ -9,22 +9,22 @@ from peft_core.problem_types import MULTI, REGRESSION, SINGLE, decide, join_labe
 LOGITS = np.array([[2.0, -1.0, 0.5], [-800.0, 800.0, 0.0], [-0.1, -0.2, -0.3]], dtype=np.float32)
 
 
-def test_scores_are_those_of_softmax_and_sigmoid() -> None:
+def test_scores_equal_softmax_and_sigmoid() -> None:
     raw = torch.from_numpy(LOGITS).double()
     assert scores(LOGITS, SINGLE) == pytest.approx(raw.softmax(-1).numpy())
     assert scores(LOGITS, MULTI) == pytest.approx(raw.sigmoid().numpy())
     assert scores(LOGITS[:, :1], REGRESSION) == pytest.approx(LOGITS[:, :1])
 
 
-def test_decisions() -> None:
+def test_decide_returns_index_indicators_or_number() -> None:
     assert decide(LOGITS, SINGLE).tolist() == [0, 1, 0]
     assert decide(LOGITS, MULTI).tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
     assert decide(LOGITS[:, :1], REGRESSION) == pytest.approx([2.0, -800.0, -0.1])
 
 
-def test_a_row_flips_where_its_decision_does() -> None:
+def test_label_flips_counts_rows_with_another_decision() -> None:
     moved = LOGITS.copy()
-    moved[0, 2] = -0.5  # one of two labels goes, the first stays
+    moved[0, 2] = -0.5  # drops one of two labels
     assert label_flips(SINGLE, LOGITS, LOGITS, moved) == 0
     assert label_flips(MULTI, LOGITS, LOGITS, moved) == 1
     moved[2, 1] = 0.0
@@ -33,6 +33,6 @@ def test_a_row_flips_where_its_decision_does() -> None:
     assert label_flips(REGRESSION, LOGITS[:, :1], LOGITS[:, 1:2]) == 0
 
 
-def test_several_labels_as_words() -> None:
+def test_join_labels_separates_with_commas() -> None:
     assert join_labels(["a", "b"]) == "a, b"
     assert join_labels([]) == "no label"

@@ -1,4 +1,4 @@
-"""Two processes train one run: equal shares, one folder, and a stop that both hear."""
+"""Training of one run in two processes: equal shares, one folder and a common stop."""
 
 import logging
 import subprocess
@@ -22,7 +22,7 @@ MANY = {"num_train_epochs": 16.0, "per_device_train_batch_size": 5, "lora_dropou
 
 
 def start_two(run: Run) -> subprocess.Popen[str]:
-    """As `accelerate launch` does on a machine with two GPUs."""
+    """Start training in two processes, as `accelerate launch` does with two GPUs."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
         [*launch, "-m", "peft_core.train", str(run.folder)],
@@ -47,12 +47,12 @@ def straight(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     return run
 
 
-def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, settings: dict[str, Any]) -> None:
+def test_two_processes_take_half_as_many_steps(straight: Run, settings: dict[str, Any]) -> None:
     assert straight.state().status == "FINISHED"
-    result, config = straight.result(), straight.config()
-    batches = -(-result["train_rows"] // config.per_device_train_batch_size)
-    assert result["steps"] == 16 * -(-batches // 2)
-    assert result["accuracy"] > result["baseline"]["accuracy"]
+    run_result, config = straight.result(), straight.config()
+    batches = -(-run_result["train_rows"] // config.per_device_train_batch_size)
+    assert run_result["steps"] == 16 * -(-batches // 2)
+    assert run_result["accuracy"] > run_result["baseline"]["accuracy"]
     rows = straight.metrics()
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == sorted(set(steps)), "only one process writes"
@@ -64,9 +64,7 @@ def test_two_processes_make_one_run_of_half_as_many_steps(straight: Run, setting
     assert len(written) == len(rows), "every row is whole"
 
 
-def test_both_stop_and_a_killed_leader_ends_both_and_continue_ends_with_the_same_weights(
-    straight: Run, tmp_path: Path
-) -> None:
+def test_two_processes_resume_after_stop_and_kill_to_the_same_weights(straight: Run, tmp_path: Path) -> None:
     run = runs.create(tmp_path, straight.config())
     process = start_two(run)
     wait_for(lambda: can_continue(run))
@@ -86,8 +84,10 @@ def test_both_stop_and_a_killed_leader_ends_both_and_continue_ends_with_the_same
 
     train_in_two(run)
     assert run.state().status == "FINISHED" and run.result()["resumed_from"] > 0
-    one, other = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
-    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    weights, straight_weights = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, straight))
+    assert weights.keys() == straight_weights.keys() and all(
+        weights[name].equal(straight_weights[name]) for name in weights
+    )
 
 
 def test_log_to_stdout_writes_messages_without_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,14 +95,18 @@ def test_log_to_stdout_writes_messages_without_a_prefix(capsys: pytest.CaptureFi
     handlers, level = [*package.handlers], package.level
     try:
         entry.log_to_stdout()
-        logging.getLogger("peft_core.training.speedups").info("dtype stays as it is: %s", "it fails")
+        logging.getLogger("peft_core.training.speedups").info(
+            "The optimization dtype is not applied: %s", "it fails"
+        )
     finally:
         package.handlers[:] = handlers
         package.setLevel(level)
-    assert capsys.readouterr().out == "dtype stays as it is: it fails\n"
+    assert capsys.readouterr().out == "The optimization dtype is not applied: it fails\n"
 
 
-def test_a_machine_with_several_gpus_trains_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_main_with_several_gpus_starts_one_process_for_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     started: list[list[str]] = []
 
     def execv(program: str, command: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A public demo: what strangers may not do, and that the default still works for them."""
+"""The public demo: settings and texts that it refuses, and the default that it accepts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,10 +25,10 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         ({"max_train_samples": 100_000}, "at most 4,000"),
         ({"max_length": 512}, "at most 256"),
         ({"num_train_epochs": 50}, "at most 1,000"),
-        ({"revision": "main"}, "takes no revision"),
+        ({"revision": "main"}, "accepts no revision"),
     ],
 )
-def test_settings_beyond_the_limits(public: Client, settings: dict[str, Any], words: str) -> None:
+def test_settings_beyond_the_limits_are_refused(public: Client, settings: dict[str, Any], words: str) -> None:
     for endpoint in ("/train", "/count"):
         with pytest.raises(AppError) as refused:
             public.predict(settings, api_name=endpoint)
@@ -41,5 +41,5 @@ def test_long_texts_are_refused(public: Client) -> None:
     assert "at most 2,000" in str(refused.value)
 
 
-def test_the_default_is_still_offered(public: Client) -> None:
+def test_default_settings_are_accepted(public: Client) -> None:
     assert public.predict({}, api_name="/count")["trainable"] == 74_498

@@ -1,4 +1,4 @@
-"""A short form of each battery about strangers and other sites, and each seeing a broken product."""
+"""Short runs of the security and load batteries, and their detection of broken products."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,27 +13,27 @@ from peft_core.disk.storage import Storage
 from peft_core.runs import Run
 
 
-def test_foreign_short_form_answers_nothing() -> None:
-    result = foreign.run(0.02)
-    assert result.failures == ()
-    assert dict(result.outcomes)["of a browser, arrived"] > 5
+def test_foreign_short_form_gets_no_answers() -> None:
+    report = foreign.run(0.02)
+    assert report.failures == ()
+    assert dict(report.outcomes)["of a browser, arrived"] > 5
 
 
 def test_foreign_requests_to_a_product_without_the_guard_are_answered() -> None:
-    result = foreign.run(0.01, broken="guard.RequestGuard._refuse = lambda self, scope: None")
-    assert len(result.failures) > result.count * 0.9
-    assert all(failure.startswith("answered: ") for failure in result.failures)
+    report = foreign.run(0.01, broken="guard.RequestGuard._refuse = lambda self, scope: None")
+    assert len(report.failures) > report.count * 0.9
+    assert all(failure.startswith("answered: ") for failure in report.failures)
 
 
 def test_guesses_short_form_are_throttled_and_the_right_one_enters() -> None:
-    result = guesses.run(0.06, most_seconds=1.0)
-    assert result.failures == ()
-    assert dict(result.outcomes)["turned away"] > 300
+    report = guesses.run(0.06, most_seconds=1.0)
+    assert report.failures == ()
+    assert dict(report.outcomes)["turned away"] > 300
 
 
 def test_guesses_against_a_product_that_never_waits_are_all_checked() -> None:
-    result = guesses.run(0.06, broken=True)
-    assert "600 of 600 guesses were compared with the password" in result.failures
+    report = guesses.run(0.06, broken=True)
+    assert "600 of 600 guesses were compared with the password" in report.failures
 
 
 _BUG_AND_DELAY = """
@@ -53,17 +53,17 @@ workbench.Workbench.list_runs = list_slowly
 
 def test_bombs_short_form_are_answered(finished_run: Run) -> None:
     """Beside other tests a click may take longer than the full battery allows."""
-    result = bombs.run(0.02, seconds=10, longest_click=60, finished=finished_run)
-    assert result.failures == ()
-    outcomes = dict(result.outcomes)
+    report = bombs.run(0.02, seconds=10, longest_click=60, finished=finished_run)
+    assert report.failures == ()
+    outcomes = dict(report.outcomes)
     assert outcomes["upload: answered"] == 4 and outcomes["look: answered"] > 0
     assert outcomes["MB of the worker that reads"] > 100
 
 
 def test_bombs_at_a_product_with_a_bug_and_slow_clicks_find_both(finished_run: Run) -> None:
     options = {"seconds": 10, "longest_click": 1.4, "finished": finished_run}
-    result = bombs.run(0.005, broken=_BUG_AND_DELAY, **options)
-    failures = "; ".join(result.failures)
+    report = bombs.run(0.005, broken=_BUG_AND_DELAY, **options)
+    failures = "; ".join(report.failures)
     assert "'' is no sentence" in failures and "in the log of the app: ValueError: a bug" in failures
     assert "a click (runs during " in failures
 
@@ -79,9 +79,9 @@ def test_bombs_of_one_seed_are_the_same_files_and_small() -> None:
 
 
 def test_forged_short_form_gets_no_secret() -> None:
-    result = forged.run(0.02)
-    assert result.failures == ()
-    assert result.count > 60 and dict(result.outcomes)["functions called"] > 5
+    report = forged.run(0.02)
+    assert report.failures == ()
+    assert report.count > 60 and dict(report.outcomes)["functions called"] > 5
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_forged_requests_to_a_product_that_answers_everyone_get_secrets(
 
 
 def test_filler_short_form_leaves_room_for_others() -> None:
-    result = filler.run(0.03)
-    assert result.failures == ()
-    outcomes = dict(result.outcomes)
+    report = filler.run(0.03)
+    assert report.failures == ()
+    outcomes = dict(report.outcomes)
     assert outcomes["visitors served"] == 6
     assert outcomes["of the filler, granted"] > 5 and outcomes["of the filler, refused"] > 5
 
 
-def test_visitors_short_form_reach_nothing_of_others_and_are_served(finished_run: Run) -> None:
-    result = visitors.run(finished_run, 0.05, operations=12)
-    assert result.failures == ()
-    outcomes = dict(result.outcomes)
+def test_visitors_short_form_are_isolated_and_served(finished_run: Run) -> None:
+    report = visitors.run(finished_run, 0.05, operations=12)
+    assert report.failures == ()
+    outcomes = dict(report.outcomes)
     assert outcomes["honest, served"] > 40 and outcomes["attempts, refused"] > 30
 
 
@@ -128,32 +128,34 @@ def test_visitors_short_form_reach_nothing_of_others_and_are_served(finished_run
         ("RunAccess._is_readable_by = lambda *_: False", {"status": "status: not served"}),
     ],
 )
-def test_visitors_of_a_product_that_keeps_them_apart_wrongly_find_it(
+def test_visitors_find_missing_isolation_of_a_broken_product(
     broken: str, failures: dict[str, str], finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_client, "LONGEST_ANSWER", 20.0)  # of a visitor whose messages another takes
+    monkeypatch.setattr(
+        demo_client, "LONGEST_ANSWER", 20.0
+    )  # for a visitor whose messages another one receives
     imports = (
         "from peft_core.access.sessions import Sessions\nfrom peft_core.access.run_access import RunAccess\n"
     )
-    result = visitors.run(finished_run, 0.03, operations=4, only=list(failures), broken=imports + broken)
+    report = visitors.run(finished_run, 0.03, operations=4, only=list(failures), broken=imports + broken)
     for failure in failures.values():
-        assert [each for each in result.failures if failure in each], (failure, result.failures[:5])
+        assert [each for each in report.failures if failure in each], (failure, report.failures[:5])
 
 
 def test_load_short_form_answers_all_in_time(finished_run: Run) -> None:
-    """The limit is that of a machine with other work; the training has no one to be compared with."""
-    result = load.run(0.2, visitors=10, alone=0, most_seconds=20.0, finished=finished_run)
-    assert result.failures == ()
-    assert dict(result.outcomes)["looks"] > 10
+    """The limit allows for other work on the machine; no training runs alone as a baseline."""
+    report = load.run(0.2, visitors=10, alone=0, most_seconds=20.0, finished=finished_run)
+    assert report.failures == ()
+    assert dict(report.outcomes)["looks"] > 10
 
 
-def test_load_of_a_product_whose_answers_wait_is_found(finished_run: Run) -> None:
+def test_load_finds_slow_answers_of_a_broken_product(finished_run: Run) -> None:
     waiting = (
         "import time\nfrom peft_core.service.workbench import Workbench\nstatus = Workbench.status\n"
         "Workbench.status = lambda self, run_id: (time.sleep(5), status(self, run_id))[1]\n"
     )
-    result = load.run(0.2, visitors=5, alone=0, most_seconds=3.0, finished=finished_run, broken=waiting)
-    assert any("of the clicks took up to" in failure for failure in result.failures)
+    report = load.run(0.2, visitors=5, alone=0, most_seconds=3.0, finished=finished_run, broken=waiting)
+    assert any("of the clicks took up to" in failure for failure in report.failures)
 
 
 def _measures(**changes: Any) -> load.Measures:
@@ -161,7 +163,7 @@ def _measures(**changes: Any) -> load.Measures:
     return load.Measures(**{**steady, "loaded": [20.4, 20.5], **changes})
 
 
-def test_load_problems_name_what_is_worse_than_it_may_be() -> None:
+def test_load_problems_name_each_exceeded_limit() -> None:
     assert load.problems_of(_measures(), 2.0) == []
     slow = _measures(clicks={"status": [0.1] * 94 + [2.5] * 6, "panel": [9.0] * 100})
     assert load.problems_of(slow, 2.0) == ["95 % of the clicks took up to 2.50 s"]
@@ -192,7 +194,7 @@ def _youngest_first(expiry: Expiry, inventory: Inventory, used: Collection[Path]
         (Expiry, "list_spare", _youngest_first, ["is lost"]),
     ],
 )
-def test_filler_of_a_product_that_checks_less_finds_it(
+def test_filler_finds_missing_checks_of_a_broken_product(
     owner: Any, name: str, broken: Any, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, broken)

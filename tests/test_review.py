@@ -1,4 +1,4 @@
-"""The rows a run was judged on: its hardest mistakes, the search over them, and labels that may be wrong."""
+"""Review of the evaluation rows: the hardest ones, search, and labels that may be wrong."""
 
 import json
 import multiprocessing
@@ -23,16 +23,16 @@ FLIPPED = [3, 10, 21]
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-def changed(run: Run, folder: Path, change: Change) -> Run:
-    """A copy of a run whose test rows are other ones."""
+def with_changed_rows(run: Run, folder: Path, change: Change) -> Run:
+    """Return a copy of a run with changed test rows."""
     copy = Run(shutil.copytree(run.folder, folder / run.run_id))
     change(pd.read_parquet(copy.evaluation)).to_parquet(copy.evaluation)
     reseal(copy.results)
     return copy
 
 
-def sure_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of two labels that the model is sure and right of, with three labels turned round."""
+def flip_labels_of_sure_model(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the model confident and correct on rows of two labels, and then flip three labels."""
     rows["logits"] = [
         np.where(np.arange(2) == label, 4.0 + i / 100, -4.0) for i, label in enumerate(rows.label)
     ]
@@ -42,30 +42,30 @@ def sure_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture
 def flipped(finished_run: Run, tmp_path: Path) -> Run:
-    return changed(finished_run, tmp_path, sure_rows)
+    return with_changed_rows(finished_run, tmp_path, flip_labels_of_sure_model)
 
 
-def numbers(rows: list[dict]) -> list[int]:
+def row_numbers(rows: list[dict]) -> list[int]:
     return [row["row"] for row in rows]
 
 
-def test_the_hardest_rows_are_the_wrong_ones_by_their_loss(flipped: Run) -> None:
+def test_hardest_orders_wrong_rows_by_loss(flipped: Run) -> None:
     rows = hardest(flipped)
-    assert numbers(rows) == [22, 11, 4]
+    assert row_numbers(rows) == [22, 11, 4]
     losses = [row["loss"] for row in rows]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] == pytest.approx(8.21 + np.log1p(np.exp(-8.21)))
-    held = pd.read_parquet(flipped.evaluation).iloc[21]
-    assert rows[0]["text"] == held.text and rows[0]["text_pair"] is None
+    stored_row = pd.read_parquet(flipped.evaluation).iloc[21]
+    assert rows[0]["text"] == stored_row.text and rows[0]["text_pair"] is None
     assert {rows[0]["true"], rows[0]["predicted"]} == {"bad", "good"}
-    assert rows[0]["true"] == ("bad", "good")[held.label]
+    assert rows[0]["true"] == ("bad", "good")[stored_row.label]
     assert rows[0]["confidence"] == pytest.approx(1 / (1 + np.exp(-8.21)))
     assert f"The model says {rows[0]['predicted']} (above 99.9 %)" in rows[0]["reason"]
     assert json.loads(json.dumps(rows)) == rows
-    assert numbers(hardest(flipped, max_rows=2)) == [22, 11]
+    assert row_numbers(hardest(flipped, max_rows=2)) == [22, 11]
 
 
-def test_rows_are_judged_at_the_temperature_and_thresholds_chosen(flipped: Run) -> None:
+def test_hardest_uses_saved_decision_rule(flipped: Run) -> None:
     before = hardest(flipped)[0]
     decision = DecisionRule(temperature=4.0, thresholds=(0.02, 0.98))
     decision.save(flipped, ("bad", "good"))
@@ -76,12 +76,12 @@ def test_rows_are_judged_at_the_temperature_and_thresholds_chosen(flipped: Run) 
     assert len(after) > len(FLIPPED)
 
 
-def test_the_largest_errors_of_numbers(stars: Run, tmp_path: Path) -> None:
-    def far(rows: pd.DataFrame) -> pd.DataFrame:
+def test_hardest_of_regression_orders_by_absolute_error(stars: Run, tmp_path: Path) -> None:
+    def with_outlier(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[5, "label"] += 40
         return rows
 
-    rows = hardest(changed(stars, tmp_path, far), max_rows=3)
+    rows = hardest(with_changed_rows(stars, tmp_path, with_outlier), max_rows=3)
     assert rows[0]["row"] == 6
     assert rows[0]["reason"].endswith("too low.")
     assert rows[0]["loss"] == pytest.approx(
@@ -90,23 +90,25 @@ def test_the_largest_errors_of_numbers(stars: Run, tmp_path: Path) -> None:
     assert rows[0]["confidence"] is None and not rows[0]["wrong"]
 
 
-def test_of_several_labels_the_reason_names_those_that_differ(topics: Run, tmp_path: Path) -> None:
-    def wrong(rows: pd.DataFrame) -> pd.DataFrame:
+def test_hardest_of_multi_label_reason_names_differing_labels(topics: Run, tmp_path: Path) -> None:
+    def negate_third_label(rows: pd.DataFrame) -> pd.DataFrame:
         rows["logits"] = [np.where(np.asarray(label) == 1, 5.0, -5.0) for label in rows.label]
         rows.at[2, "label"] = 1 - np.asarray(rows.label[2])
         return rows
 
-    run = changed(topics, tmp_path, wrong)
+    run = with_changed_rows(topics, tmp_path, negate_third_label)
     (row,) = hardest(run)
     assert row["row"] == 3 and row["loss"] == pytest.approx(5 + np.log1p(np.exp(-5)))
-    held = np.asarray(pd.read_parquet(run.evaluation).label[2])
-    for name, given in zip(TOPICS, held, strict=True):
-        side = "leaves out" if given else "gives"
+    true_labels = np.asarray(pd.read_parquet(run.evaluation).label[2])
+    for name, is_true in zip(TOPICS, true_labels, strict=True):
+        side = "leaves out" if is_true else "gives"
         assert side in row["reason"] and name in row["reason"].split(side)[1]
-    assert row["true"] == (", ".join(n for n, g in zip(TOPICS, held, strict=True) if g) or NO_LABEL)
+    assert row["true"] == (
+        ", ".join(name for name, is_true in zip(TOPICS, true_labels, strict=True) if is_true) or NO_LABEL
+    )
 
 
-def test_validation_rows_are_reviewed_too(finished_run: Run) -> None:
+def test_search_rows_reads_validation_split(finished_run: Run) -> None:
     assert search_rows(finished_run, part="validation")["total"] == len(
         pd.read_parquet(finished_run.validation)
     )
@@ -114,7 +116,7 @@ def test_validation_rows_are_reviewed_too(finished_run: Run) -> None:
         search_rows(finished_run, part="../test")
 
 
-def texts_of(rows: pd.DataFrame) -> pd.DataFrame:
+def with_accented_texts(rows: pd.DataFrame) -> pd.DataFrame:
     rows.loc[:3, "text"] = [
         "Crème BRÛLÉE, très bon",
         "creme only",
@@ -125,7 +127,7 @@ def texts_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "query, found",
+    "query, expected_rows",
     [
         ("creme brulee", [1, 4]),
         ("BRÛLÉE crème", [1, 4]),
@@ -135,54 +137,56 @@ def texts_of(rows: pd.DataFrame) -> pd.DataFrame:
         (".*", []),
     ],
 )
-def test_search_minds_neither_case_nor_accents(
-    query: str, found: list[int], finished_run: Run, tmp_path: Path
+def test_search_rows_ignores_case_and_accents(
+    query: str, expected_rows: list[int], finished_run: Run, tmp_path: Path
 ) -> None:
-    answer = search_rows(changed(finished_run, tmp_path, texts_of), query)
-    assert numbers(answer["rows"]) == found and answer["total"] == len(found)
+    page = search_rows(with_changed_rows(finished_run, tmp_path, with_accented_texts), query)
+    assert row_numbers(page["rows"]) == expected_rows and page["total"] == len(expected_rows)
 
 
-def test_rows_are_filtered_and_paged(flipped: Run) -> None:
+def test_search_rows_filters_and_pages(flipped: Run) -> None:
     frame = pd.read_parquet(flipped.evaluation)
     assert search_rows(flipped)["total"] == len(frame) == 40
     bad = search_rows(flipped, true="bad", max_rows=500)
-    assert numbers(bad["rows"]) == (np.flatnonzero(frame.label == 0) + 1).tolist()
+    assert row_numbers(bad["rows"]) == (np.flatnonzero(frame.label == 0) + 1).tolist()
     wrong = search_rows(flipped, only_wrong=True)
-    assert numbers(wrong["rows"]) == [4, 11, 22]
-    assert numbers(search_rows(flipped, only_wrong=True, hardest_first=True)["rows"]) == [22, 11, 4]
+    assert row_numbers(wrong["rows"]) == [4, 11, 22]
+    assert row_numbers(search_rows(flipped, only_wrong=True, hardest_first=True)["rows"]) == [22, 11, 4]
     mixed = search_rows(flipped, true="good", predicted="bad")
     assert all(row["wrong"] and row["reason"] for row in mixed["rows"])
     assert search_rows(flipped)["rows"][0]["reason"] == ""
-    pages = [numbers(search_rows(flipped, start=start, max_rows=15)["rows"]) for start in (0, 15, 30, 45)]
+    pages = [row_numbers(search_rows(flipped, start=start, max_rows=15)["rows"]) for start in (0, 15, 30, 45)]
     assert sum(pages, []) == list(range(1, 41)) and pages[-1] == []
-    assert numbers(search_rows(flipped, start=-5, max_rows=0)["rows"]) == [1]
+    assert row_numbers(search_rows(flipped, start=-5, max_rows=0)["rows"]) == [1]
 
 
-def test_several_labels_and_pairs_are_searched(topics: Run, pairs: Run) -> None:
-    held = np.stack(pd.read_parquet(topics.evaluation).label)
-    assert search_rows(topics, true="drink")["total"] == int(held[:, 1].sum())
-    assert search_rows(topics, true=NO_LABEL)["total"] == int((held.sum(-1) == 0).sum()) > 0
-    second = pd.read_parquet(pairs.evaluation).text_pair[0]
-    rows = search_rows(pairs, second)["rows"]
-    assert rows and {row["text_pair"] for row in rows} == {second}
+def test_search_rows_finds_multi_label_rows_and_pairs(topics: Run, pairs: Run) -> None:
+    topic_labels = np.stack(pd.read_parquet(topics.evaluation).label)
+    assert search_rows(topics, true="drink")["total"] == int(topic_labels[:, 1].sum())
+    assert search_rows(topics, true=NO_LABEL)["total"] == int((topic_labels.sum(-1) == 0).sum()) > 0
+    second_text = pd.read_parquet(pairs.evaluation).text_pair[0]
+    rows = search_rows(pairs, second_text)["rows"]
+    assert rows and {row["text_pair"] for row in rows} == {second_text}
 
 
-def test_what_cannot_be_asked_gets_one_sentence(flipped: Run, stars: Run, tmp_path: Path) -> None:
+def test_review_with_invalid_filter_or_damaged_rows_raises_error(
+    flipped: Run, stars: Run, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="one of bad, good"):
         search_rows(flipped, true="great")
     with pytest.raises(ConfigError, match="predicts a number"):
         search_rows(stars, predicted="5")
-    with pytest.raises(ConfigError, match="never simply wrong"):
+    with pytest.raises(ConfigError, match="not right or wrong"):
         search_rows(stars, only_wrong=True)
     (flipped.evaluation).write_bytes(b"PAR1")
-    for ask in (hardest, search_rows, suspected_labels):
+    for review in (hardest, search_rows, suspected_labels):
         with pytest.raises(RunError, match="'evaluation.parquet' of evaluation/ is damaged"):
-            ask(flipped)
+            review(flipped)
 
 
-def test_turned_labels_are_suspected(flipped: Run) -> None:
+def test_suspected_labels_lists_flipped_labels(flipped: Run) -> None:
     rows = suspected_labels(flipped)
-    assert sorted(numbers(rows)) == [4, 11, 22]
+    assert sorted(row_numbers(rows)) == [4, 11, 22]
     assert rows[0]["quality"] == min(row["quality"] for row in rows) < 0.001
     assert rows[0]["reason"].startswith(f"Labelled {rows[0]['true']} (below 0.1 %)")
     assert json.loads(json.dumps(rows)) == rows
@@ -190,28 +194,30 @@ def test_turned_labels_are_suspected(flipped: Run) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("kept", [[0], [1], [0, 1]])
-def test_labels_that_no_row_has_are_no_fault(kept: list[int], finished_run: Run, tmp_path: Path) -> None:
-    """The classifier knows three labels, and the rows hold one or two of them."""
+@pytest.mark.parametrize("used_labels", [[0], [1], [0, 1]])
+def test_suspected_labels_with_unused_labels_succeeds(
+    used_labels: list[int], finished_run: Run, tmp_path: Path
+) -> None:
+    """The classifier has three labels, and the rows have one or two of them."""
 
-    def three(rows: pd.DataFrame) -> pd.DataFrame:
-        rows = sure_rows(rows)
+    def with_third_label(rows: pd.DataFrame) -> pd.DataFrame:
+        rows = flip_labels_of_sure_model(rows)
         rows["logits"] = [np.append(raw, -9.0) for raw in rows.logits]
-        return rows[rows.label.isin(kept)].reset_index(drop=True)
+        return rows[rows.label.isin(used_labels)].reset_index(drop=True)
 
-    run = changed(finished_run, tmp_path, three)
-    held = json.loads((run.adapter / "classifier.json").read_text(encoding="utf-8"))
-    held["id2label"]["2"] = "so-so"
-    change_json(run, "adapter/classifier.json", **held)
-    assert len(suspected_labels(run)) == (3 if len(kept) == 2 else 0)
-    assert {row["true"] for row in hardest(run)} <= {("bad", "good")[i] for i in kept}
+    run = with_changed_rows(finished_run, tmp_path, with_third_label)
+    classifier = json.loads((run.adapter / "classifier.json").read_text(encoding="utf-8"))
+    classifier["id2label"]["2"] = "so-so"
+    change_json(run, "adapter/classifier.json", **classifier)
+    assert len(suspected_labels(run)) == (3 if len(used_labels) == 2 else 0)
+    assert {row["true"] for row in hardest(run)} <= {("bad", "good")[i] for i in used_labels}
 
 
 @pytest.mark.parametrize("constant", [None, 0.0, 1.0])
-def test_of_several_labels_the_doubted_one_is_named(
+def test_suspected_labels_of_multi_label_names_wrong_label(
     constant: float | None, topics: Run, tmp_path: Path
 ) -> None:
-    def wrong(rows: pd.DataFrame) -> pd.DataFrame:
+    def with_wrong_label(rows: pd.DataFrame) -> pd.DataFrame:
         labels = np.stack(rows.label)
         logits = np.where(labels == 1, 4.0, -4.0)
         labels[7, 0] = 1 - labels[7, 0]
@@ -220,15 +226,15 @@ def test_of_several_labels_the_doubted_one_is_named(
         rows["label"], rows["logits"] = list(labels), list(logits)
         return rows
 
-    run = changed(topics, tmp_path, wrong)
+    run = with_changed_rows(topics, tmp_path, with_wrong_label)
     (row,) = suspected_labels(run)
-    given = pd.read_parquet(run.evaluation).label[7][0]
+    is_labeled = pd.read_parquet(run.evaluation).label[7][0]
     assert row["row"] == 8 and row["quality"] == pytest.approx(1 / (1 + np.exp(4)))
-    assert f"food is {'given' if given else 'missing'}, and has" in row["reason"]
+    assert f"food is {'given' if is_labeled else 'missing'}, and has" in row["reason"]
 
 
-def test_numbers_far_from_the_usual_error_are_suspected(stars: Run, tmp_path: Path) -> None:
-    def wrong(rows: pd.DataFrame, unit: float) -> pd.DataFrame:
+def test_suspected_labels_of_regression_lists_outliers(stars: Run, tmp_path: Path) -> None:
+    def with_outlier(rows: pd.DataFrame, unit: float) -> pd.DataFrame:
         noise = np.random.default_rng(0).normal(size=len(rows)) / 10
         rows["logits"] = [[unit * (label + error)] for label, error in zip(rows.label, noise, strict=True)]
         rows["label"] *= unit
@@ -236,27 +242,29 @@ def test_numbers_far_from_the_usual_error_are_suspected(stars: Run, tmp_path: Pa
         return rows
 
     for unit in (1.0, 1e6):
-        run = changed(stars, tmp_path / str(unit), lambda rows, unit=unit: wrong(rows, unit))
-        first = suspected_labels(run)[0]
-        assert first["row"] == 5 and first["quality"] < 1e-9
-        assert "times the usual error" in first["reason"]
+        run = with_changed_rows(stars, tmp_path / str(unit), lambda rows, unit=unit: with_outlier(rows, unit))
+        most_suspect = suspected_labels(run)[0]
+        assert most_suspect["row"] == 5 and most_suspect["quality"] < 1e-9
+        assert "times the usual error" in most_suspect["reason"]
 
 
-def test_equal_numbers_are_no_fault(stars: Run, tmp_path: Path) -> None:
-    def same(rows: pd.DataFrame) -> pd.DataFrame:
+def test_suspected_labels_of_exact_regression_is_empty(stars: Run, tmp_path: Path) -> None:
+    def with_exact_predictions(rows: pd.DataFrame) -> pd.DataFrame:
         rows["logits"] = [[label] for label in rows.label]
         return rows
 
-    assert suspected_labels(changed(stars, tmp_path, same)) == []
+    assert suspected_labels(with_changed_rows(stars, tmp_path, with_exact_predictions)) == []
 
 
-def test_a_loss_beyond_any_probability_still_ranks(flipped: Run) -> None:
-    judged = Evaluation.read(flipped)
+def test_evaluation_loss_of_extreme_logits_is_finite_and_ordered(flipped: Run) -> None:
+    evaluation = Evaluation.read(flipped)
     extreme = Evaluation(
-        type(judged.rows)(judged.rows.texts, None, judged.rows.labels, judged.rows.logits * 1000),
-        judged.labels,
-        judged.problem_type,
-        judged.decision_rule,
+        type(evaluation.rows)(
+            evaluation.rows.texts, None, evaluation.rows.labels, evaluation.rows.logits * 1000
+        ),
+        evaluation.labels,
+        evaluation.problem_type,
+        evaluation.decision_rule,
     )
     assert np.isfinite(extreme.loss).all()
     assert np.argsort(-extreme.loss)[:3].tolist() == [21, 10, 3]

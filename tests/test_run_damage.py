@@ -1,4 +1,4 @@
-"""Holes that the batteries found: what a failing disk says, and damage that nothing noticed."""
+"""Regressions from the batteries: messages of disk errors, and damage that was not detected."""
 
 import errno
 import json
@@ -33,12 +33,12 @@ from peft_core.training.inputs import INPUTS_FILE
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Run:
+def new_run(tmp_path: Path) -> Run:
     return runs.create(tmp_path / "runs", TrainConfig())
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), DISK_FULL),
         (OSError(errno.EIO, "Input/output error"), DISK_ERROR.format(error="Input/output error")),
@@ -51,15 +51,13 @@ def own(tmp_path: Path) -> Run:
         (ValueError("unexpected label"), None),
     ],
 )
-def test_describe_disk_error_of_libraries_without_errno_is_true(
-    error: Exception, sentence: str | None
-) -> None:
-    """torch says "unexpected pos" whichever way a write fails; it was told as a full disk."""
-    assert describe_disk_error(error) == sentence
+def test_describe_disk_error_without_errno_recognizes_message(error: Exception, message: str | None) -> None:
+    """Regression: torch reports "unexpected pos" for any failed write, which was described as a full disk."""
+    assert describe_disk_error(error) == message
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "message"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/data/runs/x/train.log"), "Permission denied"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/a.csv"), "No such file"),
@@ -67,18 +65,18 @@ def test_describe_disk_error_of_libraries_without_errno_is_true(
         (ValueError("no header in /data/runs/x/a.bin"), "ValueError: no header in a.bin .a bug; "),
     ],
 )
-def test_describe_failure_names_no_folder(error: Exception, sentence: str) -> None:
+def test_describe_failure_names_no_folder(error: Exception, message: str) -> None:
     described = describe_failure(error)
-    assert re.search(sentence, described) and "/" not in described
+    assert re.search(message, described) and "/" not in described
     assert ("bug" in described) == (not isinstance(error, OSError))
 
 
-def test_translate_disk_errors_keeps_the_first_sentence() -> None:
+def test_translate_disk_errors_nested_keeps_first_message() -> None:
     with pytest.raises(RunError, match="reports an error"), translate_disk_errors(), translate_disk_errors():
         raise OSError(errno.EIO, "Input/output error")
 
 
-def _full(*_: Any, **__: Any) -> None:
+def _raise_disk_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -90,58 +88,58 @@ def _full(*_: Any, **__: Any) -> None:
         (Path, "open", lambda run: RunInTraining(run.folder).log_metrics({"step": 1, "loss": 1.0})),
     ],
 )
-def test_stop_lock_and_metrics_on_a_full_disk_raise_one_sentence(
-    own: Run, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[Run], Any]
+def test_run_writes_on_full_disk_raise_run_error(
+    new_run: Run, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[Run], Any]
 ) -> None:
-    monkeypatch.setattr(owner, name, _full)
+    monkeypatch.setattr(owner, name, _raise_disk_full)
     with pytest.raises(RunError, match="The disk is full"):
-        act(own)
+        act(new_run)
 
 
-def test_delete_on_a_disk_that_cannot_sync_leaves_no_staging(
-    own: Run, monkeypatch: pytest.MonkeyPatch
+def test_delete_with_failing_fsync_leaves_no_staging_folder(
+    new_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own.update(status=runs.FINISHED)
-    monkeypatch.setattr(trash, "fsync", _full)
+    new_run.update(status=runs.FINISHED)
+    monkeypatch.setattr(trash, "fsync", _raise_disk_full)
     with pytest.raises(RunError, match="The disk is full"):
-        runs.delete(own.folder.parent, own.run_id)
-    assert os.listdir(own.folder.parent) == [trash.TRASH]
-    assert os.listdir(own.folder.parent / trash.TRASH) == []
+        runs.delete(new_run.folder.parent, new_run.run_id)
+    assert os.listdir(new_run.folder.parent) == [trash.TRASH]
+    assert os.listdir(new_run.folder.parent / trash.TRASH) == []
 
 
-def test_metrics_that_lost_their_last_rows_are_damage_without_a_result(own: Run) -> None:
-    training = RunInTraining(own.folder)
+def test_metrics_without_last_rows_and_result_are_damaged(new_run: Run) -> None:
+    training = RunInTraining(new_run.folder)
     training.begin()
     for step in (1, 2):
         training.log_metrics({"step": step, "loss": 1.0})
     training.update(step=2)
-    training.log_metrics({"step": 3, "loss": 1.0})  # which the state does not name yet
-    assert own.metrics_damage() == ""
-    path = own.folder / "metrics.jsonl"
+    training.log_metrics({"step": 3, "loss": 1.0})  # not in the state yet
+    assert new_run.metrics_damage() == ""
+    path = new_run.folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]))
-    assert own.metrics_damage() == ""
-    for left in (lines[0], b""):
-        path.write_bytes(left)
-        assert "has lost its last rows" in own.metrics_damage()
+    assert new_run.metrics_damage() == ""
+    for remaining in (lines[0], b""):
+        path.write_bytes(remaining)
+        assert "is missing its last rows" in new_run.metrics_damage()
     path.unlink()
-    assert "has lost its last rows" in own.metrics_damage()
+    assert "is missing its last rows" in new_run.metrics_damage()
 
 
-def test_metrics_dropped_by_continue_are_no_damage(own: Run) -> None:
-    training = RunInTraining(own.folder)
+def test_metrics_dropped_by_continue_are_not_damaged(new_run: Run) -> None:
+    training = RunInTraining(new_run.folder)
     training.begin()
     for step in (1, 2, 3):
         training.log_metrics({"step": step, "loss": 1.0})
         training.update(step=step)
     training.forget_metrics_after(2)
-    assert own.metrics_damage() == ""
+    assert new_run.metrics_damage() == ""
     training.update(step=2)
-    assert own.metrics_damage() == "" and len(own.metrics()) == 2
+    assert new_run.metrics_damage() == "" and len(new_run.metrics()) == 2
 
 
-def test_metrics_of_a_run_that_continues_are_no_damage(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Its result names a row of the training before, which Continue drops."""
+def test_metrics_of_continued_run_are_not_damaged(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its result refers to a row of the previous training, which Continue drops."""
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, "num_train_epochs": 1}))
     train(run.folder)
     assert run.result() and run.metrics_damage() == ""
@@ -153,45 +151,45 @@ def test_metrics_of_a_run_that_continues_are_no_damage(settings: dict[str, Any],
     assert run.metrics_damage() == ""
 
 
-def test_damage_of_the_recorded_inputs_is_listed(own: Run) -> None:
-    (own.folder / INPUTS_FILE).write_text('{"splits": {}}')
-    write_manifest(own.folder, "config.json", INPUTS_FILE)
-    assert own.damage() == []
-    (own.folder / INPUTS_FILE).write_text('{"splits": []}')
-    (problem,) = own.damage()
-    assert "'inputs.json'" in problem and "its content has changed" in problem
+def test_damage_lists_changed_inputs_file(new_run: Run) -> None:
+    (new_run.folder / INPUTS_FILE).write_text('{"splits": {}}')
+    write_manifest(new_run.folder, "config.json", INPUTS_FILE)
+    assert new_run.damage() == []
+    (new_run.folder / INPUTS_FILE).write_text('{"splits": []}')
+    (damage,) = new_run.damage()
+    assert "'inputs.json'" in damage and "its content has changed" in damage
 
 
-def test_manifest_with_any_bit_flipped_is_damage(own: Run, tmp_path: Path) -> None:
-    """A changed name of an entry that has a default was ignored."""
+def test_manifest_with_any_bit_flipped_raises_damaged_error(new_run: Run, tmp_path: Path) -> None:
+    """Regression: a changed name of an entry with a default was ignored."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "x").write_text("x")
     write_manifest(folder)
     path = folder / "manifest.json"
     written = path.read_bytes()
-    for place in range(len(written)):
+    for offset in range(len(written)):
         changed = bytearray(written)
-        changed[place] ^= 1
+        changed[offset] ^= 1
         path.write_bytes(changed)
-        if _json(changed) != json.loads(written):
+        if _parse_json(changed) != json.loads(written):
             with pytest.raises(DamagedError):
                 verify_folder(folder)
 
 
-def _json(content: bytes | bytearray) -> Any:
+def _parse_json(content: bytes | bytearray) -> Any:
     try:
         return json.loads(content)
     except ValueError:
         return None
 
 
-def test_checkpoints_stay_until_finished_is_written(
+def test_checkpoints_remain_until_status_is_finished(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They were removed before it: a kill in between left a FAILED run that nothing could continue.
+    """Regression: they were removed earlier, so a kill in between left a FAILED run without checkpoints.
 
-    Continued, its result is of the training before, whose last rows are dropped: that is no damage.
+    Once continued, its result belongs to the previous training, whose last rows are dropped: no damage.
     """
     run = runs.create(tmp_path / "runs", TrainConfig.from_dict({**settings, "num_train_epochs": 1}))
     update = RunInTraining.update
@@ -215,16 +213,16 @@ def test_checkpoints_stay_until_finished_is_written(
     assert run.metrics_damage() == ""
 
 
-def test_sweep_removes_checkpoints_of_a_finished_run(own: Run) -> None:
-    (own.checkpoints / "checkpoint-3").mkdir(parents=True)
-    assert runs.sweep(own.folder.parent) == 0
-    own.update(status=runs.FINISHED)
-    assert runs.sweep(own.folder.parent) == 1
-    assert not own.checkpoints.exists()
+def test_sweep_removes_checkpoints_of_finished_run(new_run: Run) -> None:
+    (new_run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    assert runs.sweep(new_run.folder.parent) == 0
+    new_run.update(status=runs.FINISHED)
+    assert runs.sweep(new_run.folder.parent) == 1
+    assert not new_run.checkpoints.exists()
 
 
 def _within_seconds(act: Callable[[], Any]) -> Any:
-    """What a call returns; it fails, rather than hangs, if that takes long."""
+    """Return what a call returns; fail if it takes longer than 20 seconds."""
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(act()), daemon=True)
     thread.start()
@@ -237,53 +235,53 @@ def _within_seconds(act: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize(
     "name", ["status.json", "config.json", "manifest.json", "metrics.jsonl", "adapter/manifest.json", "lock"]
 )
-def test_damage_lists_a_file_that_is_not_regular(name: str, kind: str, own: Run) -> None:
-    """A FIFO kept the app from starting, as each run is read then."""
-    other, path = runs.create(own.folder.parent, TrainConfig()), own.folder / name
-    own.update(status=runs.FAILED)
+def test_damage_lists_non_regular_file(name: str, kind: str, new_run: Run) -> None:
+    """Regression: a FIFO kept the app from starting, because it reads every run at startup."""
+    other, path = runs.create(new_run.folder.parent, TrainConfig()), new_run.folder / name
+    new_run.update(status=runs.FAILED)
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     if kind == "FIFO":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/full")
-    assert _within_seconds(lambda: runs.sweep(own.folder.parent)) == 0
-    assert set(_within_seconds(lambda: runs.list_runs(own.folder.parent))) == {own, other}
-    described = _within_seconds(lambda: Workbench.open(own.folder.parent).describe(own))
-    assert any(path.name in sentence for sentence in described["damage"])
+    assert _within_seconds(lambda: runs.sweep(new_run.folder.parent)) == 0
+    assert set(_within_seconds(lambda: runs.list_runs(new_run.folder.parent))) == {new_run, other}
+    described = _within_seconds(lambda: Workbench.open(new_run.folder.parent).describe(new_run))
+    assert any(path.name in message for message in described["damage"])
     assert other.damage() == []
-    runs.delete(own.folder.parent, own.run_id)
+    runs.delete(new_run.folder.parent, new_run.run_id)
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling link", "link to itself"])
-def test_lock_that_is_not_a_file_is_damage_and_lets_delete(kind: str, own: Run) -> None:
-    own.update(status=runs.FAILED)
-    lock = own.folder / "lock"
+def test_lock_not_a_regular_file_is_damage_but_run_can_be_deleted(kind: str, new_run: Run) -> None:
+    new_run.update(status=runs.FAILED)
+    lock = new_run.folder / "lock"
     if kind == "folder":
         lock.mkdir()
     else:
         lock.symlink_to("/nonexistent/lock" if kind == "dangling link" else lock)
-    assert own.damage() == ["lock cannot be used: it is not a regular file."]
-    with pytest.raises(DamagedError, match="its file 'lock' cannot be locked"), own.lock():
+    assert new_run.damage() == ["lock cannot be used: it is not a regular file."]
+    with pytest.raises(DamagedError, match="its file 'lock' cannot be locked"), new_run.lock():
         pass
-    runs.delete(own.folder.parent, own.run_id)
-    assert not own.folder.exists()
+    runs.delete(new_run.folder.parent, new_run.run_id)
+    assert not new_run.folder.exists()
 
 
 @pytest.mark.parametrize("name", ["downloads", "adapter", "evaluation", "merged"])
-def test_damage_lists_a_folder_that_is_a_file(name: str, own: Run) -> None:
-    (own.folder / name).touch()
-    assert own.damage() == [f"{name} cannot be used: it is not a folder."]
+def test_damage_lists_file_in_place_of_folder(name: str, new_run: Run) -> None:
+    (new_run.folder / name).touch()
+    assert new_run.damage() == [f"{name} cannot be used: it is not a folder."]
 
 
-def test_zip_of_a_run_whose_downloads_is_a_file_is_one_sentence(own_run: Run) -> None:
+def test_zip_with_file_in_place_of_downloads_raises_run_error(own_run: Run) -> None:
     (own_run.folder / "downloads").touch()
     with pytest.raises(RunError, match="'downloads' is not a folder; move it elsewhere"):
         zip_of(own_run, "adapter")
 
 
-def test_verify_folder_refuses_a_fifo_that_no_manifest_names(tmp_path: Path) -> None:
-    """It was not listed, and was waited for when the folder was synced."""
+def test_verify_folder_with_unlisted_fifo_raises_damaged_error(tmp_path: Path) -> None:
+    """Regression: it was not listed, and syncing the folder blocked on it."""
     write_manifest(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DamagedError, match="'pipe', which the run did not write"):

@@ -1,4 +1,4 @@
-"""What an open page is sent of a run: what moved, and all of it anew only where the run stands otherwise."""
+"""Polling of a run: a page gets the changed components, and all of them once the run's signature changes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(workbench: Workbench) -> Iterator[RunInTraining]:
         yield run
 
 
-def test_a_look_sends_what_moved_and_nothing_twice(
+def test_poll_sends_only_changed_components(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
     def poll_again(last_progress: tuple[str, str]) -> RunSnapshot:
@@ -55,21 +55,21 @@ def test_a_look_sends_what_moved_and_nothing_twice(
     assert first.signature == later.signature == last.signature
 
 
-def test_a_run_that_stands_otherwise_is_told_from_one_that_moves(
+def test_poll_signature_changes_with_run_status(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
-    seen = [poll(panel, workbench, run.run_id, NOTHING).signature]
+    signatures = [poll(panel, workbench, run.run_id, NOTHING).signature]
     run.request_stop()
-    seen.append(poll(panel, workbench, run.run_id, NOTHING).signature)
+    signatures.append(poll(panel, workbench, run.run_id, NOTHING).signature)
     for status in (KILLED, FINISHED):
         run.update(status=status)
         ended = poll(panel, workbench, run.run_id, NOTHING)
         assert panel.card not in ended.updates, "the result's card belongs to `updates`"
-        seen.append(ended.signature)
-    assert len(set(seen)) == 4
+        signatures.append(ended.signature)
+    assert len(set(signatures)) == 4
 
 
-def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
+def test_poll_after_run_ended_removes_progress_bar(
     panel: RunPanel, workbench: Workbench, run: RunInTraining
 ) -> None:
     late = poll(panel, workbench, run.run_id, NOTHING)
@@ -79,7 +79,7 @@ def test_a_result_takes_the_place_of_progress_that_a_late_look_left(
     assert "progressbar" not in ended.updates[panel.card]["value"]
 
 
-def test_a_run_with_its_first_point_stands_otherwise(panel: RunPanel, workbench: Workbench) -> None:
+def test_poll_signature_changes_with_first_metrics(panel: RunPanel, workbench: Workbench) -> None:
     run = RunInTraining(runs.create(workbench.runs_dir, TrainConfig()).folder)
     before = poll(panel, workbench, run.run_id, NOTHING)
     assert panel.loss not in before.updates
@@ -89,6 +89,6 @@ def test_a_run_with_its_first_point_stands_otherwise(panel: RunPanel, workbench:
     assert updates(panel, workbench, run.run_id)[panel.curves]["visible"] is True
 
 
-def test_no_run_and_a_lost_one(panel: RunPanel, workbench: Workbench) -> None:
+def test_poll_without_run_or_of_missing_run_succeeds(panel: RunPanel, workbench: Workbench) -> None:
     assert poll(panel, workbench, None, NOTHING) == RunSnapshot()
     assert "there is no run" in poll(panel, workbench, "gone-r8-000000", NOTHING).signature.lower()

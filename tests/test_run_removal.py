@@ -1,4 +1,4 @@
-"""Runs that are deleted: what goes and when, what comes back, what is refused, and the button."""
+"""Deletion of runs: trash, purge and restore, refused deletions, and the buttons."""
 
 import errno
 import itertools
@@ -41,11 +41,11 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refuse_for_room(*_: Any, **__: Any) -> None:
+def raise_disk_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_delete_moves_one_run_with_all_its_files_into_the_trash(tmp_path: Path) -> None:
+def test_delete_moves_run_with_all_files_to_trash(tmp_path: Path) -> None:
     run, other = ended_run(tmp_path), ended_run(tmp_path)
     before = content_of(run.folder)
     Launcher(tmp_path).delete(run.run_id)
@@ -54,7 +54,7 @@ def test_delete_moves_one_run_with_all_its_files_into_the_trash(tmp_path: Path) 
     assert before.items() <= content_of(tmp_path / TRASH / run.run_id).items()
 
 
-def test_restore_brings_a_deleted_run_back_as_it_was(tmp_path: Path) -> None:
+def test_restore_of_deleted_run_restores_files_and_state(tmp_path: Path) -> None:
     run, launcher = ended_run(tmp_path, KILLED), Launcher(tmp_path)
     (run.folder / "train.log").write_text("a line")
     before, state = content_of(run.folder), run.state()
@@ -65,14 +65,14 @@ def test_restore_brings_a_deleted_run_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["no-such-run", "..", "../x", ".", "", None])
-def test_restore_of_an_unknown_run_is_refused(run_id: object, tmp_path: Path) -> None:
+def test_restore_of_unknown_run_raises_run_error(run_id: object, tmp_path: Path) -> None:
     runs.delete(tmp_path, ended_run(tmp_path).run_id)
     with pytest.raises(RunError, match="cannot be restored: deleted runs are kept for an hour"):
         Launcher(tmp_path).restore(run_id)
     assert names_in(tmp_path) == [TRASH]
 
 
-def test_restore_beside_a_run_of_the_same_id_is_refused(tmp_path: Path) -> None:
+def test_restore_with_existing_run_id_raises_run_error(tmp_path: Path) -> None:
     run = ended_run(tmp_path)
     runs.delete(tmp_path, run.run_id)
     shutil.copytree(tmp_path / TRASH / run.run_id, run.folder)
@@ -81,7 +81,7 @@ def test_restore_beside_a_run_of_the_same_id_is_refused(tmp_path: Path) -> None:
     assert names_in(tmp_path / TRASH) == [run.run_id]
 
 
-def test_delete_of_a_second_run_of_one_id_keeps_the_later(tmp_path: Path) -> None:
+def test_delete_of_second_run_with_same_id_keeps_later_files(tmp_path: Path) -> None:
     run = ended_run(tmp_path)
     runs.delete(tmp_path, run.run_id)
     shutil.copytree(tmp_path / TRASH / run.run_id, run.folder)
@@ -90,7 +90,7 @@ def test_delete_of_a_second_run_of_one_id_keeps_the_later(tmp_path: Path) -> Non
     assert (tmp_path / TRASH / run.run_id / "train.log").read_text() == "later"
 
 
-def test_purge_trash_removes_what_was_deleted_earlier(tmp_path: Path) -> None:
+def test_purge_trash_removes_runs_deleted_before_age(tmp_path: Path) -> None:
     early, late = ended_run(tmp_path), ended_run(tmp_path)
     for run in (early, late):
         os.utime(run.folder, (1.0, 1.0))  # the age of the run itself does not count
@@ -105,7 +105,7 @@ def test_purge_trash_removes_what_was_deleted_earlier(tmp_path: Path) -> None:
         runs.restore(tmp_path, late.run_id)
 
 
-def test_purged_run_cannot_be_restored_while_its_files_go(
+def test_purge_trash_renames_run_before_removing_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ended_run(tmp_path)
@@ -118,7 +118,7 @@ def test_purged_run_cannot_be_restored_while_its_files_go(
 
 
 @pytest.mark.parametrize("act", [runs.sweep, lambda folder: runs.delete(folder, ended_run(folder).run_id)])
-def test_runs_deleted_an_hour_ago_go_for_good(act: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_runs_deleted_an_hour_ago_are_purged(act: Callable[[Path], Any], tmp_path: Path) -> None:
     old, new = ended_run(tmp_path), ended_run(tmp_path)
     for run in (old, new):
         runs.delete(tmp_path, run.run_id)
@@ -127,42 +127,40 @@ def test_runs_deleted_an_hour_ago_go_for_good(act: Callable[[Path], Any], tmp_pa
     assert old.run_id not in names_in(tmp_path / TRASH) and new.run_id in names_in(tmp_path / TRASH)
 
 
-def test_sweep_removes_what_a_dead_purge_left_in_the_trash(tmp_path: Path) -> None:
-    left = tmp_path / TRASH / ".staging-999999-another-boot-1-0123abcd-x"
-    left.mkdir(parents=True)
+def test_sweep_removes_staging_of_dead_purge(tmp_path: Path) -> None:
+    staging = tmp_path / TRASH / ".staging-999999-another-boot-1-0123abcd-x"
+    staging.mkdir(parents=True)
     assert runs.sweep(tmp_path) == 1
-    assert not left.exists()
+    assert not staging.exists()
 
 
-def test_sweep_removes_what_a_dead_upload_of_a_visitor_left(tmp_path: Path) -> None:
-    left = tmp_path / ".uploads" / ("a" * 64) / ".staging-999999-another-boot-1-0123abcd-x"
-    left.mkdir(parents=True)
+def test_sweep_removes_staging_of_dead_visitor_upload(tmp_path: Path) -> None:
+    staging = tmp_path / ".uploads" / ("a" * 64) / ".staging-999999-another-boot-1-0123abcd-x"
+    staging.mkdir(parents=True)
     assert runs.sweep(tmp_path) == 1
-    assert not left.exists()
+    assert not staging.exists()
 
 
-def test_deleted_run_that_the_disk_does_not_let_go_is_purged_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_purge_trash_after_disk_error_retries_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, other = ended_run(tmp_path), ended_run(tmp_path)
     for run in (stuck, other):
         runs.delete(tmp_path, run.run_id)
-    whole = trash.remove_folder
+    remove_folder = trash.remove_folder
 
-    def refusing(folder: Path) -> None:
+    def fail_for_stuck_run(folder: Path) -> None:
         if folder.name == stuck.run_id:
             raise OSError(errno.EIO, "Input/output error")
-        whole(folder)
+        remove_folder(folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trash, "remove_folder", refusing)
+        patched.setattr(trash, "remove_folder", fail_for_stuck_run)
         assert runs.purge_trash(tmp_path) == 1
     assert names_in(tmp_path / TRASH) == [stuck.run_id]
     assert runs.purge_trash(tmp_path) == 1
 
 
 @pytest.mark.parametrize("name", ["delete", "restore"])
-def test_delete_and_restore_wait_for_the_lock(name: str, tmp_path: Path) -> None:
+def test_delete_and_restore_wait_for_lock(name: str, tmp_path: Path) -> None:
     run, launcher = ended_run(tmp_path), Launcher(tmp_path)
     if name == "restore":
         launcher.delete(run.run_id)
@@ -177,36 +175,34 @@ def test_delete_and_restore_wait_for_the_lock(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "failing"), [("make_folder", 1), ("fsync", 1), ("fsync", 2), ("fsync", 3)])
-def test_delete_without_room_for_the_trash_removes_for_good(
+def test_delete_without_room_for_trash_removes_permanently(
     name: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, earlier = ended_run(tmp_path), ended_run(tmp_path)
     runs.delete(tmp_path, earlier.run_id)
     calls: list[Any] = []
-    whole = getattr(trash, name)
+    original = getattr(trash, name)
 
     def full_once(*arguments: Any) -> Any:
         calls.append(arguments)
-        return refuse_for_room() if len(calls) == failing else whole(*arguments)
+        return raise_disk_full() if len(calls) == failing else original(*arguments)
 
     monkeypatch.setattr(trash, name, full_once)
     runs.delete(tmp_path, run.run_id)
     assert names_in(tmp_path) == [TRASH] and names_in(tmp_path / TRASH) == []
 
 
-def test_delete_without_room_for_any_name_removes_in_place(
+def test_delete_without_room_for_rename_removes_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ended_run(tmp_path)
-    monkeypatch.setattr(Path, "rename", refuse_for_room)
-    monkeypatch.setattr(FileLock, "acquire", refuse_for_room)  # which creates a file
+    monkeypatch.setattr(Path, "rename", raise_disk_full)
+    monkeypatch.setattr(FileLock, "acquire", raise_disk_full)  # which creates a file
     runs.delete(tmp_path, run.run_id)
     assert not run.folder.exists()
 
 
-def test_delete_on_a_nearly_full_disk_keeps_no_deleted_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delete_on_nearly_full_disk_empties_trash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ended_run(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10))
     runs.delete(tmp_path, run.run_id)
@@ -214,7 +210,7 @@ def test_delete_on_a_nearly_full_disk_keeps_no_deleted_run(
 
 
 def act_until_killed(act: Callable[[Path, str], Any], run: Run, step: int) -> str:
-    """How a child ended that deletes or restores a run and is killed just before one of its steps."""
+    """Return the outcome of a child that deletes or restores a run and is killed just before a step."""
 
     def task(report: Callable[..., None]) -> None:
         steps = itertools.count()
@@ -225,17 +221,17 @@ def act_until_killed(act: Callable[[Path, str], Any], run: Run, step: int) -> st
     return outcome(run_child(task))
 
 
-def killed_at(whole: Callable[..., Any], steps: Iterator[int], last: int) -> Callable[..., Any]:
+def killed_at(original: Callable[..., Any], steps: Iterator[int], last: int) -> Callable[..., Any]:
     def step(*arguments: Any, **options: Any) -> Any:
         if next(steps) == last:
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*arguments, **options)
+        return original(*arguments, **options)
 
     return step
 
 
 @pytest.mark.parametrize(("act", "steps"), [(runs.delete, 7), (runs.restore, 3)])
-def test_kill_between_two_steps_leaves_the_run_whole_in_one_place(
+def test_kill_between_steps_leaves_run_complete_in_one_place(
     act: Callable[[Path, str], Any], steps: int, tmp_path: Path
 ) -> None:
     for step in range(steps + 1):
@@ -255,21 +251,21 @@ def test_kill_between_two_steps_leaves_the_run_whole_in_one_place(
 
 
 @pytest.mark.parametrize("run_id", ["no-such-run", "..", "../x", ".", "", None])
-def test_delete_of_an_unknown_run_is_refused(run_id: object, tmp_path: Path) -> None:
+def test_delete_of_unknown_run_raises_run_error(run_id: object, tmp_path: Path) -> None:
     ended_run(tmp_path)
     with pytest.raises(RunError, match="There is no run"):
         Launcher(tmp_path).delete(run_id)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_delete_of_a_waiting_run_is_refused(tmp_path: Path) -> None:
+def test_delete_of_scheduled_run_raises_run_error(tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig())
     with pytest.raises(RunError, match="is scheduled; stop it before you delete it"):
         Launcher(tmp_path).delete(run.run_id)
     assert run.folder.is_dir()
 
 
-def test_damaged_run_can_be_deleted(tmp_path: Path) -> None:
+def test_delete_of_damaged_run_succeeds(tmp_path: Path) -> None:
     run = ended_run(tmp_path)
     (run.folder / "status.json").write_bytes(b"\xff{")
     (run.folder / "config.json").unlink()
@@ -283,7 +279,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_delete_button_removes_the_run_and_undo_brings_it_back(server: Server, open_page: Open) -> None:
+def test_delete_button_removes_run_and_undo_restores_it(server: Server, open_page: Open) -> None:
     run, other = ended_run(server.runs_dir), ended_run(server.runs_dir, KILLED)
     page = open_page(f"?run={run.run_id}")
     page.click("#delete-run")
@@ -299,7 +295,7 @@ def test_delete_button_removes_the_run_and_undo_brings_it_back(server: Server, o
     assert run.folder.is_dir()
 
 
-def test_undo_is_not_offered_beside_another_run(server: Server, open_page: Open) -> None:
+def test_undo_button_is_hidden_for_another_run(server: Server, open_page: Open) -> None:
     run, other = ended_run(server.runs_dir), ended_run(server.runs_dir)
     page = open_page(f"?run={run.run_id}")
     page.click("#delete-run")

@@ -1,4 +1,4 @@
-"""Run folders: whole or not at all, known by their names, read even when files are lost."""
+"""Run folders: atomic creation, ids, and reading when files are missing or damaged."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def in_training(run: Run) -> RunInTraining:
-    """The run as a process has it that has begun to train it."""
+    """The run as seen by a process that has begun to train it."""
     run = RunInTraining(run.folder)
     run.begin()
     return run
@@ -62,7 +62,7 @@ def test_create_writes_verified_settings_and_a_state(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../etc", "Ünïcode 名前", "-", "x" * 200, "a--b.csv", "/"])
-def test_any_data_set_name_makes_an_id_that_is_found(name: str, tmp_path: Path) -> None:
+def test_create_with_any_dataset_name_gives_valid_id(name: str, tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", TrainConfig(dataset_name=name))
     assert runs.find(tmp_path / "runs", run.run_id).config().dataset_name == name
     assert run.folder.parent == tmp_path / "runs"
@@ -71,22 +71,20 @@ def test_any_data_set_name_makes_an_id_that_is_found(name: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "run_id", ["", ".", "..", "../runs", "/etc", "no-such-run", "a/b", None, 7, ["a"], "A"]
 )
-def test_an_id_is_a_name_and_never_a_path(run_id: object, run: Run) -> None:
+def test_find_with_invalid_id_raises_run_error(run_id: object, run: Run) -> None:
     with pytest.raises(RunError, match="There is no run"):
         runs.find(run.folder.parent, run_id)
 
 
 def test_list_runs_orders_newest_first_and_ignores_other_files(tmp_path: Path) -> None:
     assert runs.list_runs(tmp_path / "nowhere") == []
-    made = [runs.create(tmp_path, TrainConfig()) for _ in range(3)]
+    created = [runs.create(tmp_path, TrainConfig()) for _ in range(3)]
     (tmp_path / ".half-made").mkdir()
     (tmp_path / "notes.txt").touch()
-    assert runs.list_runs(tmp_path) == made[::-1]
+    assert runs.list_runs(tmp_path) == created[::-1]
 
 
-def test_list_runs_of_a_settled_folder_reads_it_again_once_a_run_is_made_or_deleted(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_runs_rereads_folder_only_after_change(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     runs_dir, hour_ago = run.folder.parent, time.time() - 3600
     os.utime(runs_dir, (hour_ago, hour_ago))
     assert runs.list_runs(runs_dir) == [run]
@@ -99,7 +97,7 @@ def test_list_runs_of_a_settled_folder_reads_it_again_once_a_run_is_made_or_dele
     assert runs.list_runs(runs_dir) == [newer]
 
 
-def test_damage_is_found_anew_once_a_file_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_checked_again_only_after_file_change(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update(status="KILLED")
     assert run.damage() == []
     with monkeypatch.context() as patch:
@@ -114,7 +112,7 @@ def test_damage_is_found_anew_once_a_file_has_changed(run: Run, monkeypatch: pyt
     assert run.damage() == ["adapter cannot be used: it is not a folder."]
 
 
-def test_metrics_of_a_log_that_grew_are_read_again(in_training: RunInTraining) -> None:
+def test_metrics_are_reread_after_log_grew(in_training: RunInTraining) -> None:
     in_training.log_metrics({"step": 1, "loss": 1.0})
     in_training.metrics()[0]["loss"] = 9.0
     assert in_training.metrics() == [{"step": 1, "loss": 1.0}]
@@ -122,14 +120,14 @@ def test_metrics_of_a_log_that_grew_are_read_again(in_training: RunInTraining) -
     assert [row["step"] for row in in_training.metrics()] == [1, 2]
 
 
-def test_state_of_a_dead_process_is_failed(run: Run) -> None:
+def test_state_of_dead_process_is_failed(run: Run) -> None:
     run.update(status=runs.RUNNING, pid=os.getpid(), process="another-boot-1", step=3, max_steps=9)
     state = run.state()
     assert state.status == "FAILED"
     assert "at step 3 of 9" in state.error
 
 
-def test_state_of_a_killed_process_is_failed_and_its_lock_is_free(run: Run) -> None:
+def test_state_of_killed_process_is_failed_and_lock_is_free(run: Run) -> None:
     process = start_python("-c", TRAINS, str(run.folder))
     try:
         wait_for(lambda: run.state().step == 3)
@@ -143,15 +141,15 @@ def test_state_of_a_killed_process_is_failed_and_its_lock_is_free(run: Run) -> N
         pass
 
 
-def test_state_never_takes_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two looks at a dead run that locked it made it RUNNING, and Stop then signalled a reused pid."""
+def test_state_never_acquires_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: two readers that locked a dead run made it RUNNING, and Stop then signaled a reused pid."""
     run.update(status=runs.RUNNING, pid=os.getpid(), process="another-boot-1")
-    with run.lock():  # as another look would have held it
+    with run.lock():  # as another reader might do
         assert run.state().status == "FAILED"
 
 
-def test_training_process_is_none_for_a_reused_pid(run: Run) -> None:
-    """The pid runs, but its start time or command line is another's."""
+def test_training_process_of_reused_pid_is_none(run: Run) -> None:
+    """The pid exists, but its start time or command line differs."""
     stranger = subprocess.Popen(["sleep", "60"])
     try:
         run.update(status=runs.RUNNING, pid=stranger.pid, process="another-boot-1")
@@ -167,7 +165,7 @@ def test_training_process_is_none_for_a_reused_pid(run: Run) -> None:
         stranger.wait()
 
 
-def test_training_process_is_the_one_that_began(run: Run) -> None:
+def test_training_process_of_running_training_is_its_pid(run: Run) -> None:
     process = start_python("-c", TRAINS, str(run.folder))
     try:
         wait_for(lambda: run.state().step == 3)
@@ -179,7 +177,7 @@ def test_training_process_is_the_one_that_began(run: Run) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "\0"])
-def test_a_lost_or_damaged_status_reads_as_failed(content: str | None, run: Run) -> None:
+def test_state_of_missing_or_damaged_file_is_failed(content: str | None, run: Run) -> None:
     path = run.folder / "status.json"
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     state = run.state()
@@ -188,13 +186,13 @@ def test_a_lost_or_damaged_status_reads_as_failed(content: str | None, run: Run)
     assert runs.list_runs(run.folder.parent) == [run]
 
 
-def test_a_status_of_another_shape_is_no_crash(run: Run) -> None:
+def test_state_with_missing_fields_is_failed(run: Run) -> None:
     (run.folder / "status.json").write_text('{"step": 1}', encoding="utf-8")
     assert run.state().status == "FAILED"
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"r": 0}', '{"from_the_future": 1}'])
-def test_lost_or_damaged_settings_get_one_sentence(content: str | None, run: Run) -> None:
+def test_config_missing_or_damaged_raises_run_error(content: str | None, run: Run) -> None:
     path = run.folder / "config.json"
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match="config.json"):
@@ -213,7 +211,7 @@ def test_lost_or_damaged_settings_get_one_sentence(content: str | None, run: Run
         {"schema_version": 99},
     ],
 )
-def test_state_with_one_wrong_field_leaves_other_runs_untouched(run: Run, changes: dict[str, Any]) -> None:
+def test_state_with_invalid_field_leaves_other_runs_untouched(run: Run, changes: dict[str, Any]) -> None:
     other = runs.create(run.folder.parent, TrainConfig())
     path = run.folder / "status.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -228,29 +226,29 @@ def test_state_with_one_wrong_field_leaves_other_runs_untouched(run: Run, change
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"a":' * 100_000, '{"status": NaN}', "\udcff", "9" * 5000]
 )
-def test_state_of_hostile_json_is_damage(run: Run, content: str) -> None:
+def test_state_of_hostile_json_is_damaged(run: Run, content: str) -> None:
     (run.folder / "status.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     assert run.state().damage and run.damage()
 
 
-def test_state_with_any_bit_flipped_is_damage(run: Run) -> None:
+def test_state_with_any_bit_flipped_is_damaged(run: Run) -> None:
     path = run.folder / "status.json"
     written = path.read_bytes()
-    for place in range(len(written)):
+    for offset in range(len(written)):
         changed = bytearray(written)
-        changed[place] ^= 1
+        changed[offset] ^= 1
         path.write_bytes(changed)
         state = run.state()
-        same = json.loads(written) == _json_or_none(changed)
-        assert state.damage or same, f"byte {place}: {changed.decode('latin-1')}"
+        is_same_json = json.loads(written) == _json_or_none(changed)
+        assert state.damage or is_same_json, f"byte {offset}: {changed.decode('latin-1')}"
 
 
-def test_config_with_any_bit_flipped_is_refused(run: Run) -> None:
+def test_config_with_any_bit_flipped_raises_damaged_error(run: Run) -> None:
     for name in ("config.json", "manifest.json"):
         written = (run.folder / name).read_bytes()
-        for place in range(0, len(written), 7):
+        for offset in range(0, len(written), 7):
             changed = bytearray(written)
-            changed[place] ^= 1
+            changed[offset] ^= 1
             (run.folder / name).write_bytes(changed)
             with pytest.raises(DamagedError, match="has no usable config.json"):
                 if json.loads(written) != _json_or_none(changed):
@@ -266,14 +264,14 @@ def _json_or_none(content: bytes) -> Any:
         return None
 
 
-def test_metrics_half_written_line_is_left_for_later(in_training: RunInTraining) -> None:
+def test_metrics_with_half_written_line_ignore_it(in_training: RunInTraining) -> None:
     in_training.log_metrics({"step": 1, "loss": 0.5})
     with (in_training.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
     assert in_training.metrics() == [{"step": 1, "loss": 0.5}]
 
 
-def test_metrics_with_a_changed_or_lost_line_end_before_it(in_training: RunInTraining) -> None:
+def test_metrics_with_changed_or_missing_line_end_before_it(in_training: RunInTraining) -> None:
     for step in range(1, 6):
         in_training.log_metrics({"step": step, "loss": 1 / step})
     path = in_training.folder / "metrics.jsonl"
@@ -285,12 +283,12 @@ def test_metrics_with_a_changed_or_lost_line_end_before_it(in_training: RunInTra
     assert [row["step"] for row in in_training.metrics()] == [1, 2]
 
 
-def test_metrics_refuse_numbers_that_json_has_not(in_training: RunInTraining) -> None:
+def test_log_metrics_of_nan_raises_value_error(in_training: RunInTraining) -> None:
     with pytest.raises(ValueError):
         in_training.log_metrics({"step": 1, "loss": float("nan")})
 
 
-def test_list_checkpoints_ignores_names_that_are_no_step(tmp_path: Path) -> None:
+def test_list_checkpoints_ignores_names_without_step(tmp_path: Path) -> None:
     for name in ("checkpoint-5", "checkpoint-12", "checkpoint-5-backup", "checkpoint-²", "checkpoint-", "x"):
         (tmp_path / name).mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-12", "checkpoint-5"]
@@ -298,7 +296,7 @@ def test_list_checkpoints_ignores_names_that_are_no_step(tmp_path: Path) -> None
     assert (tmp_path / "checkpoint-5-backup").is_dir() and not (tmp_path / "checkpoint-5").exists()
 
 
-def test_update_keeps_what_it_does_not_name(run: Run) -> None:
+def test_update_keeps_other_fields(run: Run) -> None:
     run.update(step=1)
     run.update(step=2, eta=3.0)
     state = run.state()
@@ -306,8 +304,8 @@ def test_update_keeps_what_it_does_not_name(run: Run) -> None:
     assert state.created > 0
 
 
-def test_update_in_training_survives_a_state_that_cannot_be_read(in_training: RunInTraining) -> None:
-    """It used to read, change and write: after one failed read all other entries were lost."""
+def test_update_in_training_restores_unreadable_state(in_training: RunInTraining) -> None:
+    """Regression: it read, changed and wrote the file, so one failed read lost all other entries."""
     in_training.update(step=4, max_steps=9)
     (in_training.folder / "status.json").write_text("{")
     in_training.update(eta=2.0)
@@ -315,18 +313,18 @@ def test_update_in_training_survives_a_state_that_cannot_be_read(in_training: Ru
     assert (state.status, state.step, state.max_steps, state.eta) == ("RUNNING", 4, 9, 2.0)
 
 
-def test_update_of_a_lost_state_is_refused(run: Run) -> None:
+def test_update_of_damaged_state_raises_damaged_error(run: Run) -> None:
     (run.folder / "status.json").write_text("{")
     with pytest.raises(DamagedError):
         run.update(status=runs.KILLED)
     assert (run.folder / "status.json").read_text() == "{"
 
 
-def test_a_full_disk_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+def test_update_on_full_disk_leaves_old_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_disk_full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
     before = sorted(run.folder.iterdir())
     with pytest.raises(RunError, match="The disk is full"):
         run.update(step=1)
@@ -337,13 +335,13 @@ def test_a_full_disk_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in run.folder.parent.iterdir()] == [run.run_id]
 
 
-def test_stop_is_a_file(run: Run) -> None:
+def test_stop_request_is_visible_to_other_instances(run: Run) -> None:
     assert not run.stop_requested()
     run.request_stop()
     assert Run(run.folder).stop_requested()
 
 
-def test_forget_metrics_drops_later_steps_and_the_result(in_training: RunInTraining) -> None:
+def test_forget_metrics_after_step_drops_later_steps_and_result(in_training: RunInTraining) -> None:
     for row in ({"step": 4, "loss": 1.0}, {"step": 5, "loss": 0.9}, {"step": 4, "test_accuracy": 0.5}):
         in_training.log_metrics(row)
     in_training.forget_metrics_after(4)
@@ -352,7 +350,7 @@ def test_forget_metrics_drops_later_steps_and_the_result(in_training: RunInTrain
     assert not in_training.metrics_damage()
 
 
-def test_delete_refuses_a_run_that_trains(in_training: RunInTraining) -> None:
+def test_delete_of_run_in_training_raises_run_error(in_training: RunInTraining) -> None:
     with pytest.raises(RunError, match="stop it before you delete it"):
         runs.delete(in_training.folder.parent, in_training.run_id)
     in_training.update(status=runs.FINISHED)
@@ -360,43 +358,43 @@ def test_delete_refuses_a_run_that_trains(in_training: RunInTraining) -> None:
     assert runs.list_runs(in_training.folder.parent) == [] and not in_training.folder.exists()
 
 
-def test_sweep_removes_what_dead_processes_left_and_nothing_else(run: Run) -> None:
-    mine, legacy = staging_path(run.merged), run.folder / ".merged"
-    other = run.folder / ".staging-999999-another-boot-1-0123abcd-merged"
+def test_sweep_removes_only_files_of_dead_processes(run: Run) -> None:
+    live, legacy = staging_path(run.merged), run.folder / ".merged"
+    stale = run.folder / ".staging-999999-another-boot-1-0123abcd-merged"
     tokens = run.folder.parent / ".tokens"
-    for folder in (mine, other, legacy, tokens, run.checkpoints / "checkpoint-3"):
+    for folder in (live, stale, legacy, tokens, run.checkpoints / "checkpoint-3"):
         folder.mkdir(parents=True)
         (folder / "weights").touch()
     assert runs.sweep(run.folder.parent) == 1, "a run that waits may still be written by an older version"
     run.update(status=runs.KILLED)
     assert runs.sweep(run.folder.parent) == 1
-    assert mine.exists() and tokens.exists() and (run.checkpoints / "checkpoint-3").exists()
-    assert not other.exists() and not legacy.exists()
-    shutil.rmtree(mine)
+    assert live.exists() and tokens.exists() and (run.checkpoints / "checkpoint-3").exists()
+    assert not stale.exists() and not legacy.exists()
+    shutil.rmtree(live)
 
 
-def test_own_identity_of_pid_1_is_not_that_of_another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container the app may be process 1, as the app of the container before it was."""
+def test_own_identity_of_pid_1_differs_from_another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the app may be process 1, like the app in the previous container."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert own_identity() == process_identity(1)
     assert not is_same_process(1, "another-boot-1") and not is_same_process(1, "pid-1")
 
 
-def test_update_in_training_syncs_the_metrics_that_it_names(
+def test_update_in_training_syncs_new_metrics_first(
     in_training: RunInTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     write = run_module.write_sealed
     monkeypatch.setattr(run_module, "sync_metrics", lambda folder: order.append("metrics"))
-    monkeypatch.setattr(run_module, "write_sealed", lambda *given: order.append("state") or write(*given))
+    monkeypatch.setattr(run_module, "write_sealed", lambda *args: order.append("state") or write(*args))
     in_training.log_metrics({"step": 1, "loss": 0.5})
     in_training.update(step=1)
     in_training.update(step=2)
     assert order == ["metrics", "state", "state"]
 
 
-def test_sweep_reaches_predictions(run: Run) -> None:
-    left = run.folder / "predictions" / ".staging-1-another_boot-0123abcd-answers"
-    left.mkdir(parents=True)
+def test_sweep_removes_staging_in_predictions(run: Run) -> None:
+    staging = run.folder / "predictions" / ".staging-1-another_boot-0123abcd-answers"
+    staging.mkdir(parents=True)
     assert runs.sweep(run.folder.parent) == 1
-    assert not left.exists()
+    assert not staging.exists()

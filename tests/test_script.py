@@ -1,4 +1,4 @@
-"""A run as a script: it trains to the very weights and metrics of the run, and names in it stay names."""
+"""The script export: it trains to the weights and metrics of the run, and texts in it never become code."""
 
 import ast
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matrix import LORA_VARIANTS, SMALL, TARGETS
 from safetensors.torch import load_file
-from scripts import assert_same, checked_by_the_linter, run_script
+from scripts import assert_ruff_clean, assert_same, run_script
 from task_runs import TOPICS, number_rows, pair_rows, topic_rows
 from tiny import make_tiny, make_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -40,13 +40,13 @@ CASES |= {
     "IA3, top layers": {"method": "ia3", "top_layers": 1, "target_modules": ["output.dense"]},
     "IA3, top layers, all linear": {"method": "ia3", "top_layers": 1, "target_modules": ["all-linear"]},
 }
-OWN_LINES = (  # their scripts have lines that no other's has; the rest differ in their PEFT config
+OWN_LINES = (  # cases whose scripts have unique lines; the others differ only in their PEFT config
     "lora", "adalora", "ia3", "ln_tuning", "prefix_tuning", "prompt_tuning", "p_tuning", "bitfit",
     "head_only", "full", "LoRA, all linear", "LoRA, LoRA+", "LoRA, EVA start",
     "LoRA, top layers", "IA3, top layers",
 )  # fmt: skip
-FEW = {**SMALL, "max_train_samples": 64, "arithmetic": "plain"}  # four steps an epoch
-NAMED = ("target_modules", "feedforward_modules")  # of a PEFT config
+SHORT_RUN = {**SMALL, "max_train_samples": 64, "arithmetic": "plain"}  # four steps an epoch
+MODULE_FIELDS = ("target_modules", "feedforward_modules")  # of a PEFT config
 SIZES = {"train": 100, "validation": 20, "test": 40}
 HOSTILE = (
     "\"); open('pwned', 'w') #",
@@ -56,8 +56,8 @@ HOSTILE = (
 )
 
 
-def hand_made(config: TrainConfig, labels: Sequence[str] = ("bad", "good"), **changes: Any) -> RunFacts:
-    """What a run of these settings on files would tell."""
+def make_facts(config: TrainConfig, labels: Sequence[str] = ("bad", "good"), **changes: Any) -> RunFacts:
+    """Return the facts of a run of these settings on data files."""
     model = {
         "labels": tuple(labels),
         "untrained": ("classifier", "pooler.dense"),
@@ -71,10 +71,10 @@ def hand_made(config: TrainConfig, labels: Sequence[str] = ("bad", "good"), **ch
 
 
 @pytest.mark.parametrize("case", OWN_LINES)
-def test_a_script_trains_to_the_same_weights(
+def test_script_trains_to_same_weights_as_run(
     case: str, train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = train_here(**FEW, **CASES[case])
+    run = train_here(**SHORT_RUN, **CASES[case])
     folder = tmp_path / "script"
     assert_same(run, folder, run_script(run, folder))
     method = METHODS[run.config().method]
@@ -83,56 +83,67 @@ def test_a_script_trains_to_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("family", "known"), [("bert", True), ("deberta-v2", False)], ids=["of a run", "before any"]
+    ("family", "from_run"), [("bert", True), ("deberta-v2", False)], ids=["of a run", "before any"]
 )
-def test_every_method_is_put_on_the_model_as_the_run_does(family: str, known: bool, tmp_path: Path) -> None:
-    """The same PEFT config, or the same parameters that learn; also where the lines find things out."""
+def test_method_block_of_every_method_builds_same_model_as_run(
+    family: str, from_run: bool, tmp_path: Path
+) -> None:
+    """Same PEFT config and same trainable parameters, also where the script looks them up itself."""
     folder = make_tiny(tmp_path / "model", family)
     for case, changes in CASES.items():
-        own = {"target_modules": TARGETS.get(family, ["query", "value"]), **SMALL, **changes}
-        config = TrainConfig.from_dict({"model_name_or_path": str(folder), **own})
+        settings = {"target_modules": TARGETS.get(family, ["query", "value"]), **SMALL, **changes}
+        config = TrainConfig.from_dict({"model_name_or_path": str(folder), **settings})
         if find_model_conflict(config.to_dict(), family):
             continue
         base = load_base(str(folder), None, ("bad", "good"))
-        wanted = apply_method(base.model, config, base.untrained, base=base.source, steps=20)
+        expected_model = apply_method(base.model, config, base.untrained, base=base.source, steps=20)
         facts = ModelFacts(("bad", "good"))
-        if known:
-            held = getattr(wanted, "peft_config", {}).get("default")
-            told_of = {name: tuple(sorted(getattr(held, name, None) or ())) for name in NAMED}
+        if from_run:
+            peft_config = getattr(expected_model, "peft_config", {}).get("default")
+            module_names = {
+                name: tuple(sorted(getattr(peft_config, name, None) or ())) for name in MODULE_FIELDS
+            }
             facts = ModelFacts(
-                ("bad", "good"), untrained=base.untrained, steps=20, target_modules=told_of[NAMED[0]],
-                feedforward=told_of[NAMED[1]],
-            )  # fmt: skip
+                ("bad", "good"),
+                untrained=base.untrained,
+                steps=20,
+                target_modules=module_names[MODULE_FIELDS[0]],
+                feedforward=module_names[MODULE_FIELDS[1]],
+            )
         text = "\n".join([base_lines(config), load_block(config, facts), method_block(config, facts)])
-        found: dict[str, Any] = {
+        namespace: dict[str, Any] = {
             "SEED": 1,
             "LABELS": ["bad", "good"],
             "train": range(20 * config.per_device_train_batch_size // 2),
         }
-        exec(f"{imports_of(text)}\n{text}", found)
-        assert learning(found["model"]) == learning(wanted), case
+        exec(f"{imports_of(text)}\n{text}", namespace)
+        assert trainable_parameters(namespace["model"]) == trainable_parameters(expected_model), case
         if METHODS[config.method].peft_config:
-            assert told(found["peft_config"]) == told(wanted.peft_config["default"]), case
+            assert comparable_settings(namespace["peft_config"]) == comparable_settings(
+                expected_model.peft_config["default"]
+            ), case
 
 
-def learning(model: Any) -> set[tuple[str, tuple[int, ...]]]:
+def trainable_parameters(model: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def told(config: Any) -> dict[str, Any]:
-    """A PEFT config without the names that two spellings may differ in, and which learn or not above."""
-    held = {name: value for name, value in config.to_dict().items() if name not in (*NAMED, "revision")}
-    return {**held, "modules_to_save": sorted(held["modules_to_save"] or [])}
+def comparable_settings(config: Any) -> dict[str, Any]:
+    """Return a PEFT config without module names, which may be spelled in several ways."""
+    settings = {
+        name: value for name, value in config.to_dict().items() if name not in (*MODULE_FIELDS, "revision")
+    }
+    return {**settings, "modules_to_save": sorted(settings["modules_to_save"] or [])}
 
 
-def rows_in(folder: Path, make: Callable[..., Any], names: tuple[str, ...] = ()) -> str:
-    """A folder of JSON lines made by `make`; labels by their names, sets of 0 and 1 as lists of names."""
+def write_rows(folder: Path, make: Callable[..., Any], names: tuple[str, ...] = ()) -> str:
+    """Write JSON lines of rows from `make`, with label names in place of IDs and multi-hot vectors."""
     for part, count, seed in (("train", 64, 0), ("validation", 16, 1), ("test", 32, 2)):
         lines = []
         for row in make(count, seed):
             label = row["label"]
             if isinstance(label, list):
-                label = [name for name, held in zip(names, label, strict=True) if held]
+                label = [name for name, is_true in zip(names, label, strict=True) if is_true]
             elif names:
                 label = names[label]
             lines.append(json.dumps({**row, "label": label}) + "\n")
@@ -141,7 +152,7 @@ def rows_in(folder: Path, make: Callable[..., Any], names: tuple[str, ...] = ())
     return str(folder)
 
 
-TASKS = {
+PROBLEM_CASES = {
     "several labels": (topic_rows, tuple(TOPICS), {"problem_type": MULTI}),
     "several labels, weighted": (
         topic_rows,
@@ -154,11 +165,15 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_is_measured_the_same(task: str, train_here: Callable[..., Run], tmp_path: Path) -> None:
-    make, names, settings = TASKS[task]
+@pytest.mark.parametrize("case", PROBLEM_CASES)
+def test_script_of_every_problem_type_gives_same_metrics(
+    case: str, train_here: Callable[..., Run], tmp_path: Path
+) -> None:
+    make, names, settings = PROBLEM_CASES[case]
     run = train_here(
-        **{**FEW, "num_train_epochs": 4}, dataset_name=rows_in(tmp_path / "rows", make, names), **settings
+        **{**SHORT_RUN, "num_train_epochs": 4},
+        dataset_name=write_rows(tmp_path / "rows", make, names),
+        **settings,
     )
     assert_same(run, tmp_path / "script", run_script(run, tmp_path / "script"))
 
@@ -175,7 +190,7 @@ def test_every_task_is_measured_the_same(task: str, train_here: Callable[..., Ru
     ],
     ids=["other size", "same order", "other order", "by order", "fresh", "number"],
 )
-def test_script_with_a_head_of_the_base_trains_to_the_same_weights(
+def test_script_with_base_head_trains_to_same_weights(
     head: list[str],
     base_head: str,
     change: HeadChange | None,
@@ -184,21 +199,21 @@ def test_script_with_a_head_of_the_base_trains_to_the_same_weights(
 ) -> None:
     names = dict(enumerate(head))
     base = str(make_tiny_bert(tmp_path / "base", num_labels=len(head), id2label=names))
-    numbers = {"dataset_name": rows_in(tmp_path / "rows", number_rows), "problem_type": REGRESSION}
+    numbers = {"dataset_name": write_rows(tmp_path / "rows", number_rows), "problem_type": REGRESSION}
     extra = numbers if len(head) == 1 else {}
-    run = train_here(**FEW, model_name_or_path=base, base_head=base_head, **extra)
+    run = train_here(**SHORT_RUN, model_name_or_path=base, base_head=base_head, **extra)
     assert run.result()["head_is_fresh"] == (len(head) == 5 or base_head == "fresh")
     assert Classifier.read(run).head_change == change
     assert_same(run, tmp_path / "script", run_script(run, tmp_path / "script"))
 
 
 @pytest.mark.parametrize("method", ["loha", "ln_tuning"])
-def test_what_a_script_merges_is_what_it_trained(
+def test_script_merged_model_gives_logits_of_run(
     method: str, train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
-    """RoBERTa's head is several layers, which PEFT alone would not merge."""
+    """RoBERTa's head has several layers, which PEFT alone would not merge."""
     base = str(make_tiny(tmp_path / "base", "roberta"))
-    run = train_here(**FEW, model_name_or_path=base, method=method)
+    run = train_here(**SHORT_RUN, model_name_or_path=base, method=method)
     run_script(run, tmp_path / "script")
     folder = tmp_path / "script" / "output" / "merged"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -208,40 +223,40 @@ def test_what_a_script_merges_is_what_it_trained(
     assert model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_a_base_in_four_bits_is_trained_and_merged_into_the_whole_one(
+def test_script_with_4_bit_base_merges_into_original_weights(
     train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = train_here(**FEW, load_in_bits=4)
+    run = train_here(**SHORT_RUN, load_in_bits=4)
     folder = tmp_path / "script"
-    found = run_script(run, folder)
-    assert_same(run, folder, found)
+    script_globals = run_script(run, folder)
+    assert_same(run, folder, script_globals)
     merged = load_file(folder / "output" / "merged" / "model.safetensors")
-    whole = load_file(Path(run.config().model_name_or_path) / "model.safetensors")
+    original = load_file(Path(run.config().model_name_or_path) / "model.safetensors")
     untouched = "encoder.layer.0.intermediate.dense.weight"
-    assert merged[f"bert.{untouched}"].equal(whole[untouched])
+    assert merged[f"bert.{untouched}"].equal(original[untouched])
 
 
-def test_names_that_would_be_code_stay_names(
+def test_script_with_hostile_names_runs_no_injected_code(
     settings: dict[str, Any], train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
     base = tmp_path / HOSTILE[0]
     base.symlink_to(settings["model_name_or_path"])
     run = train_here(
-        **FEW,
+        **SHORT_RUN,
         model_name_or_path=str(base),
-        dataset_name=rows_in(tmp_path / HOSTILE[2].replace("/", "-"), topic_rows, HOSTILE[:3]),
+        dataset_name=write_rows(tmp_path / HOSTILE[2].replace("/", "-"), topic_rows, HOSTILE[:3]),
         problem_type=MULTI,
     )
     folder = tmp_path / "script"
-    found = run_script(run, folder)
-    assert found["LABELS"] == sorted(HOSTILE[:3])
-    assert_same(run, folder, found)
+    script_globals = run_script(run, folder)
+    assert script_globals["LABELS"] == sorted(HOSTILE[:3])
+    assert_same(run, folder, script_globals)
     assert not list(tmp_path.rglob("pwned"))
     assert not Path("pwned").exists()
 
 
-def shape(text: str) -> str:
-    """What a script does, without the texts and numbers that it does it with."""
+def syntax_tree(text: str) -> str:
+    """Return the syntax tree of a script with every constant but booleans set to 0."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and not isinstance(node.value, bool):
@@ -249,8 +264,8 @@ def shape(text: str) -> str:
     return ast.dump(tree)
 
 
-def everywhere(name: str) -> list[str]:
-    """Scripts in which every text that a person or a file can choose is this one."""
+def scripts_with_text(name: str) -> list[str]:
+    """Return scripts in which `name` is every text that a user or a file can choose."""
     texts = []
     for dataset, source in itertools.product((name, "Yelp/yelp_review_full"), ("files", "Hub")):
         config = TrainConfig(
@@ -265,7 +280,7 @@ def everywhere(name: str) -> list[str]:
             "held_out": ["validation"] if dataset != name else [],
         }  # fmt: skip
         model = {"untrained": (name, "classifier"), "revision": name, "target_modules": (name,)}
-        facts = hand_made(config, (name, name + "x"), record=record, feedforward=(name,), **model)
+        facts = make_facts(config, (name, name + "x"), record=record, feedforward=(name,), **model)
         texts += [
             training_script(config, facts),
             partial_script(config, labels=(name,), feedforward_modules=(name,)),
@@ -274,11 +289,11 @@ def everywhere(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_text_changes_what_a_script_does(name: str) -> None:
-    plain = everywhere("plain")
+def test_script_with_any_text_keeps_syntax_tree(name: str) -> None:
+    plain = scripts_with_text("plain")
     assert sum("data = load_dataset(" in text for text in plain) == 2
-    for text, other in zip(everywhere(name), plain, strict=True):
-        assert shape(text) == shape(other)
+    for text, other in zip(scripts_with_text(name), plain, strict=True):
+        assert syntax_tree(text) == syntax_tree(other)
         values = {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
         assert name.strip() in values or name in values
         assert all(char.isprintable() or char == "\n" for char in text)
@@ -286,7 +301,7 @@ def test_no_text_changes_what_a_script_does(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "record", "found"),
+    ("changes", "record", "expected"),
     [
         ({}, {"source": "embedded", "rows": {"train": 6824}}, "embedded"),
         ({"max_train_samples": 8000}, {"source": "embedded", "rows": {"train": 6824}}, "files"),
@@ -297,26 +312,29 @@ def test_no_text_changes_what_a_script_does(name: str) -> None:
         ({"dataset_name": "a.csv"}, {"source": "files", "rows": {"train": 9}}, "files"),
     ],
 )
-def test_rows_that_few_lines_would_not_read_the_same_come_from_files(
-    changes: dict[str, Any], record: dict[str, Any], found: str
+def test_rows_come_from_returns_expected_source(
+    changes: dict[str, Any], record: dict[str, Any], expected: str
 ) -> None:
     config = TrainConfig.from_dict(changes)
     used = {"train": min(6000, config.max_train_samples), "validation": 20, "test": 40}
-    assert rows_come_from(config, hand_made(config, record={"used": used, **record})) == found
+    assert rows_come_from(config, make_facts(config, record={"used": used, **record})) == expected
 
 
-def test_every_script_passes_the_linter(tmp_path: Path) -> None:
-    for place, (case, changes) in enumerate(CASES.items()):
+def test_every_script_passes_ruff(tmp_path: Path) -> None:
+    for index, (case, changes) in enumerate(CASES.items()):
         config = TrainConfig.from_dict({**SMALL, **changes, "learning_rate": 1e-05})
-        for task in (SINGLE, MULTI, REGRESSION):
-            labels = ("value",) if task == REGRESSION else ("bad", "good")
-            facts = hand_made(config, labels, problem_type=task, text_pair=task == MULTI)
-            texts = [training_script(config, facts), partial_script(config, labels=labels, problem_type=task)]
+        for problem_type in (SINGLE, MULTI, REGRESSION):
+            labels = ("value",) if problem_type == REGRESSION else ("bad", "good")
+            facts = make_facts(config, labels, problem_type=problem_type, text_pair=problem_type == MULTI)
+            texts = [
+                training_script(config, facts),
+                partial_script(config, labels=labels, problem_type=problem_type),
+            ]
             for kind, text in zip(("script", "part"), texts, strict=True):
-                (tmp_path / f"{place}-{task[:6]}-{kind}.py").write_text(text, encoding="utf-8")
+                (tmp_path / f"{index}-{problem_type[:6]}-{kind}.py").write_text(text, encoding="utf-8")
                 assert "peft_core" not in text, case
-    many = hand_made(TrainConfig(), [f"label {i}" for i in range(100)], head_is_fresh=False)
-    quantised = TrainConfig(load_in_bits=4, class_weight="balanced")
+    many = make_facts(TrainConfig(), [f"label {i}" for i in range(100)], head_is_fresh=False)
+    quantized = TrainConfig(load_in_bits=4, class_weight="balanced")
     (tmp_path / "many.py").write_text(training_script(TrainConfig(), many), encoding="utf-8")
-    (tmp_path / "bits.py").write_text(training_script(quantised, hand_made(quantised)), encoding="utf-8")
-    checked_by_the_linter(tmp_path)
+    (tmp_path / "bits.py").write_text(training_script(quantized, make_facts(quantized)), encoding="utf-8")
+    assert_ruff_clean(tmp_path)

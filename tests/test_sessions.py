@@ -1,4 +1,4 @@
-"""Sessions of gradio keep nothing of what people type, and pages look as often as something moves."""
+"""Gradio sessions store no typed text, and pages poll less often when nothing changes."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from peft_core.ui.requests import MOST_UNREAD, pending_sessions
 from peft_core.ui.train import IDLE_POLL_SECONDS, POLL_SECONDS, _poll_seconds
 
 
-def test_session_keeps_no_value_that_was_typed(tmp_path: Path) -> None:
+def test_session_state_keeps_no_typed_value(tmp_path: Path) -> None:
     page = build_page(Workbench.open(tmp_path / "runs"))
     (token,) = [block for block in page.blocks.values() if getattr(block, "elem_id", None) == "push-token"]
     session = SessionState(page)
@@ -30,7 +30,7 @@ def test_session_keeps_no_value_that_was_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("public", [True, False])
-def test_page_looks_each_second_while_its_run_moves(public: bool, tmp_path: Path) -> None:
+def test_poll_interval_is_short_while_run_is_active(public: bool, tmp_path: Path) -> None:
     workbench = Workbench.open(tmp_path / "runs", public=public)
     run = runs.create(workbench.runs_dir, TrainConfig())
     assert _poll_seconds(workbench, run.run_id) == POLL_SECONDS
@@ -39,19 +39,19 @@ def test_page_looks_each_second_while_its_run_moves(public: bool, tmp_path: Path
         assert _poll_seconds(workbench, run_id) == (IDLE_POLL_SECONDS if public else POLL_SECONDS)
 
 
-def test_messages_that_nobody_fetches_are_forgotten_but_for_the_newest_answers() -> None:
-    unread, few = asyncio.Queue(), asyncio.Queue()
+def test_pending_sessions_drops_all_unread_but_newest_answers() -> None:
+    unread, recent = asyncio.Queue(), asyncio.Queue()
     for number in range(3 * MOST_UNREAD):
         unread.put_nowait(HeartbeatMessage())
         unread.put_nowait(ProcessCompletedMessage(event_id=str(number), output={}, success=True))
-    few.put_nowait(HeartbeatMessage())
+    recent.put_nowait(HeartbeatMessage())
     waiting = SimpleNamespace(queue=[SimpleNamespace(session_hash="waits")])
     queue = SimpleNamespace(
-        pending_messages_per_session={"gone": unread, "here": few},
+        pending_messages_per_session={"gone": unread, "here": recent},
         event_queue_per_concurrency_id={"": waiting},
         active_jobs=[None, [SimpleNamespace(session_hash="is worked on")]],
     )
     assert list(pending_sessions(queue)) == ["waits", "is worked on"]
-    left = [unread.get_nowait() for _ in range(unread.qsize())]
-    assert len(left) == MOST_UNREAD // 2 and left[-1].event_id == str(3 * MOST_UNREAD - 1)
-    assert few.qsize() == 1
+    remaining = [unread.get_nowait() for _ in range(unread.qsize())]
+    assert len(remaining) == MOST_UNREAD // 2 and remaining[-1].event_id == str(3 * MOST_UNREAD - 1)
+    assert recent.qsize() == 1

@@ -1,4 +1,4 @@
-"""The endpoints as texts to copy: each runs as it stands against the real app, whatever text is in it."""
+"""Code snippets for the endpoints: each runs unchanged against the real app, with any text in it."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ def server(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def locked(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app with a login, which its programs take as well."""
+    """An app with a login."""
     folder = tmp_path_factory.mktemp("locked") / "runs"
     shutil.copytree(finished_run.folder, folder / finished_run.run_id)
     with serve(folder, AUTH="USER:PASSWORD") as running:
@@ -50,7 +50,7 @@ def locked(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def public(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A public demo, in which the finished run belongs to the visitor whose token is TOKEN."""
+    """A public demo in which the finished run belongs to the visitor with the token TOKEN."""
     folder = tmp_path_factory.mktemp("public") / "runs"
     shutil.copytree(finished_run.folder, folder / finished_run.run_id)
     write_ownership(folder / finished_run.run_id, Ownership(owner=sha256_of(TOKEN)))
@@ -58,15 +58,15 @@ def public(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-def printed(command: list[str], folder: Path) -> str:
-    """What a program prints, run in an empty folder that it leaves empty."""
+def stdout_of(command: list[str], folder: Path) -> str:
+    """Run a program in a new folder, assert that it succeeds, and return its output."""
     done = run_program(command, folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def run_program(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A program that has run in an empty folder."""
+    """Run a program in a new folder without access to this project."""
     folder.mkdir(exist_ok=True)
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
@@ -75,7 +75,7 @@ def run_program(command: list[str], folder: Path) -> subprocess.CompletedProcess
 
 
 def call_mcp(texts: dict[str, str]) -> dict[str, Any]:
-    """The result of the request that an MCP client with these settings makes."""
+    """Send the request of an MCP client with these settings and return its result."""
     server = json.loads(texts["mcp"])["mcpServers"]["peft-workbench"]
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
     request = urllib.request.Request(
@@ -86,9 +86,9 @@ def call_mcp(texts: dict[str, str]) -> dict[str, Any]:
     return json.loads(events[-1].removeprefix("data: "))["result"]
 
 
-def answers(words: str) -> list[Any]:
-    """What curl prints of a stream of events: the value of each that is complete."""
-    lines = words.splitlines()
+def answers(output: str) -> list[Any]:
+    """Return the data of each `complete` event in the output of curl."""
+    lines = output.splitlines()
     return [
         json.loads(data.removeprefix("data: "))[0]
         for event, data in zip(lines, lines[1:], strict=False)
@@ -97,116 +97,121 @@ def answers(words: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("text", ["The food was bad.", AWKWARD])
-def test_python_and_curl_get_the_run_s_answer(
+def test_python_and_curl_snippets_return_prediction_of_run(
     text: str, server: Server, finished_run: Run, tmp_path: Path
 ) -> None:
     run_id = finished_run.run_id
-    asked = Client(server.url, verbose=False).predict(text, run_id, api_name="/predict")
+    expected = Client(server.url, verbose=False).predict(text, run_id, api_name="/predict")
     texts = snippets(ApiAccess(server.url), run_id, text)
-    said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
-    answer, state = (ast.literal_eval(line) for line in said[-2:])
-    assert answer["scores"] == pytest.approx(asked["scores"])
+    lines = stdout_of([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
+    answer, state = (ast.literal_eval(line) for line in lines[-2:])
+    assert answer["scores"] == pytest.approx(expected["scores"])
     assert state["status"] == "FINISHED" and state["result"]["accuracy"] == finished_run.result()["accuracy"]
-    answer, state = answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))
-    assert answer["scores"] == pytest.approx(asked["scores"])
+    answer, state = answers(stdout_of(["sh", "-c", texts["curl"]], tmp_path / "curl"))
+    assert answer["scores"] == pytest.approx(expected["scores"])
     assert state["run_id"] == run_id
     assert not [*(tmp_path / "python").iterdir(), *(tmp_path / "curl").iterdir()]
 
 
-def test_an_mcp_client_gets_it_too(server: Server, finished_run: Run) -> None:
+def test_mcp_snippet_returns_prediction_of_run(server: Server, finished_run: Run) -> None:
     texts = snippets(ApiAccess(server.url), finished_run.run_id, AWKWARD)
-    result = call_mcp(texts)
-    assert not result.get("isError")
-    found = ast.literal_eval(result["content"][0]["text"])
-    assert set(found["scores"]) == {"bad", "good"}
+    response = call_mcp(texts)
+    assert not response.get("isError")
+    prediction = ast.literal_eval(response["content"][0]["text"])
+    assert set(prediction["scores"]) == {"bad", "good"}
 
 
-def test_the_texts_that_train_start_a_run(locked: Server, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_train_snippets_start_runs(locked: Server, settings: dict[str, Any], tmp_path: Path) -> None:
     changes = {"num_train_epochs": 1, "use_dora": True, "revision": None}
     texts = train_snippets(ApiAccess(locked.url, login=True), {**settings, **changes})
-    said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
-    started = [ast.literal_eval(said[-1]), *answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))]
+    lines = stdout_of([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
+    started = [
+        ast.literal_eval(lines[-1]),
+        *answers(stdout_of(["sh", "-c", texts["curl"]], tmp_path / "curl")),
+    ]
     assert len(started) == 2
     for run in started:
-        held = json.loads((locked.runs_dir / run["run_id"] / "config.json").read_text(encoding="utf-8"))
-        assert held["use_dora"] is True and held["num_train_epochs"] == 1
+        config = json.loads((locked.runs_dir / run["run_id"] / "config.json").read_text(encoding="utf-8"))
+        assert config["use_dora"] is True and config["num_train_epochs"] == 1
     assert json.loads(texts["mcp_call"])["params"]["name"] == "train"
 
 
-def test_an_app_that_asks_for_a_password_is_asked_with_one(
+def test_snippets_for_app_with_login_send_credentials(
     locked: Server, finished_run: Run, tmp_path: Path
 ) -> None:
     texts = snippets(ApiAccess(locked.url, login=True), finished_run.run_id, "The food was bad.")
-    said = printed([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
-    assert set(ast.literal_eval(said[-2])["scores"]) == {"bad", "good"}
-    answer, _ = answers(printed(["sh", "-c", texts["curl"]], tmp_path / "curl"))
+    lines = stdout_of([sys.executable, "-c", texts["python"]], tmp_path / "python").splitlines()
+    assert set(ast.literal_eval(lines[-2])["scores"]) == {"bad", "good"}
+    answer, _ = answers(stdout_of(["sh", "-c", texts["curl"]], tmp_path / "curl"))
     assert set(answer["scores"]) == {"bad", "good"}
 
 
-def test_code_with_token_trains_on_a_public_demo(public: Server, tmp_path: Path) -> None:
+def test_train_snippets_with_token_train_on_public_demo(public: Server, tmp_path: Path) -> None:
     texts = train_snippets(ApiAccess(public.url, token=True), SHORT_TRAINING)
     programs = {name: texts[name].replace("TOKEN", TOKEN) for name in ("python", "curl")}
-    lines = printed([sys.executable, "-c", programs["python"]], tmp_path / "python").splitlines()
-    (curl_answer,) = answers(printed(["sh", "-c", programs["curl"]], tmp_path / "curl"))
+    lines = stdout_of([sys.executable, "-c", programs["python"]], tmp_path / "python").splitlines()
+    (curl_answer,) = answers(stdout_of(["sh", "-c", programs["curl"]], tmp_path / "curl"))
     for answer in (ast.literal_eval(lines[-1]), curl_answer):
         assert read_ownership(public.runs_dir / answer["run_id"]).is_owned_by(sha256_of(TOKEN))
 
 
 @pytest.mark.parametrize("token", [False, True])
-def test_code_without_a_visitor_s_token_is_told_to_send_the_header(
+def test_train_snippets_without_valid_token_get_header_error(
     token: bool, public: Server, tmp_path: Path
 ) -> None:
-    """Without the header, and with the placeholder left as it is."""
+    """Without the header, and with the unchanged placeholder."""
     texts = train_snippets(ApiAccess(public.url, token=token), SHORT_TRAINING)
     python = run_program([sys.executable, "-c", texts["python"]], tmp_path / "python")
-    curl = printed(["sh", "-c", texts["curl"]], tmp_path / "curl")
+    curl = stdout_of(["sh", "-c", texts["curl"]], tmp_path / "curl")
     assert python.returncode != 0 and not answers(curl)
     for message in (python.stderr, curl):
         assert f"send the header {TOKEN_HEADER} with 64 random hex digits" in message
-    result = call_mcp(texts)
-    assert result["isError"] and f"send the header {TOKEN_HEADER}" in result["content"][0]["text"]
+    response = call_mcp(texts)
+    assert response["isError"] and f"send the header {TOKEN_HEADER}" in response["content"][0]["text"]
 
 
-def test_code_with_token_reads_the_visitor_s_run(public: Server, finished_run: Run, tmp_path: Path) -> None:
+def test_snippets_with_token_read_run_of_visitor(public: Server, finished_run: Run, tmp_path: Path) -> None:
     texts = snippets(ApiAccess(public.url, token=True), finished_run.run_id, AWKWARD)
     programs = {name: texts[name].replace("TOKEN", TOKEN) for name in ("python", "curl")}
-    lines = printed([sys.executable, "-c", programs["python"]], tmp_path / "python").splitlines()
+    lines = stdout_of([sys.executable, "-c", programs["python"]], tmp_path / "python").splitlines()
     of_python = [ast.literal_eval(line) for line in lines[-2:]]
-    of_curl = answers(printed(["sh", "-c", programs["curl"]], tmp_path / "curl"))
+    of_curl = answers(stdout_of(["sh", "-c", programs["curl"]], tmp_path / "curl"))
     for answer, state in (of_python, of_curl):
         assert set(answer["scores"]) == {"bad", "good"} and state["may_change"] is True
 
 
-def test_mcp_settings_with_token_read_the_visitor_s_run(public: Server, finished_run: Run) -> None:
+def test_mcp_snippet_with_token_reads_run_of_visitor(public: Server, finished_run: Run) -> None:
     texts = snippets(ApiAccess(public.url, token=True), finished_run.run_id, AWKWARD)
     settings = json.loads(texts["mcp"])
     headers = settings["mcpServers"]["peft-workbench"]["headers"]
     assert "64 random hex digits" in headers[TOKEN_HEADER] and TOKEN_STORAGE_KEY in headers[TOKEN_HEADER]
     assert call_mcp(texts)["isError"]
     headers[TOKEN_HEADER] = TOKEN
-    result = call_mcp({**texts, "mcp": json.dumps(settings)})
-    assert set(ast.literal_eval(result["content"][0]["text"])["scores"]) == {"bad", "good"}
+    response = call_mcp({**texts, "mcp": json.dumps(settings)})
+    assert set(ast.literal_eval(response["content"][0]["text"])["scores"]) == {"bad", "good"}
 
 
-def test_code_with_token_begins_with_what_the_token_is() -> None:
+def test_train_snippets_with_token_start_with_token_comment() -> None:
     texts = train_snippets(ApiAccess(URL, token=True), {})
     for name in ("python", "curl"):
         comment = [line for line in texts[name].splitlines() if line.startswith("# ")]
         assert texts[name].startswith("\n".join(comment)) and max(map(len, comment)) <= LINE_LENGTH
-        sentence = " ".join(line.removeprefix("# ") for line in comment)
-        assert sentence.startswith("TOKEN is 64 random hex digits of your own, the same with each request")
-        assert TOKEN_STORAGE_KEY in sentence
+        comment_text = " ".join(line.removeprefix("# ") for line in comment)
+        assert comment_text.startswith(
+            "TOKEN is 64 random hex digits of your own, the same with each request"
+        )
+        assert TOKEN_STORAGE_KEY in comment_text
     script = (ROOT / "assets" / "visitor.js").read_text(encoding="utf-8")
     assert f"const NAME = '{TOKEN_STORAGE_KEY}'" in script
 
 
 @pytest.mark.parametrize("login", [False, True])
-def test_code_for_an_app_that_is_not_public_has_no_token(login: bool) -> None:
+def test_train_snippets_for_private_app_have_no_token(login: bool) -> None:
     for text in train_snippets(ApiAccess(URL, login=login), {}).values():
         assert "token" not in text.lower() and "#" not in text and "headers" not in text
 
 
-def test_code_for_a_public_demo_with_a_login_sends_both() -> None:
+def test_train_snippets_for_public_demo_with_login_send_both() -> None:
     texts = train_snippets(ApiAccess(URL, login=True, token=True), {})
     ast.parse(texts["python"])
     assert 'auth=("USER", "PASSWORD")' in texts["python"] and f'"{TOKEN_HEADER}": "TOKEN"' in texts["python"]
@@ -216,7 +221,7 @@ def test_code_for_a_public_demo_with_a_login_sends_both() -> None:
     assert max(map(len, texts["python"].splitlines())) <= LINE_LENGTH
 
 
-def test_nothing_is_told_before_the_login_and_wrong_passwords_do_not_enter(locked: Server) -> None:
+def test_app_with_login_rejects_anonymous_requests_and_wrong_passwords(locked: Server) -> None:
     def status(path: str, fields: dict[str, str] | None = None) -> int:
         body = urllib.parse.urlencode(fields).encode() if fields else None
         try:
@@ -237,7 +242,7 @@ def test_nothing_is_told_before_the_login_and_wrong_passwords_do_not_enter(locke
     assert status("/login", {"username": "USER", "password": "PASSWORD"}) == 200
 
 
-def test_a_pair_has_both_its_texts() -> None:
+def test_snippets_of_text_pair_contain_both_texts() -> None:
     texts = snippets(ApiAccess(URL), "run-1", "one", text_pair="two", variant="merged", tool_prefix="space_")
     call = json.loads(texts["mcp_call"])["params"]
     assert call["name"] == "space_predict"
@@ -249,8 +254,8 @@ def test_a_pair_has_both_its_texts() -> None:
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:7860", "javascript:alert(1)", "http://", "file:///etc", "http://[", None]
 )
-def test_what_is_no_address_gets_one_sentence(url: Any) -> None:
-    with pytest.raises(ConfigError, match="it takes the app's own"):
+def test_snippets_with_invalid_url_raise_config_error(url: Any) -> None:
+    with pytest.raises(ConfigError, match="it must be the app's own URL"):
         snippets(ApiAccess(url), "run-1", "text")
 
 
@@ -263,9 +268,9 @@ def test_what_is_no_address_gets_one_sentence(url: Any) -> None:
         {"method": "full", "target_modules": ["key"], "remedies": ["empty"], "revision": "main"},
     ],
 )
-def test_only_settings_that_were_chosen_are_written_out(settings: dict[str, Any]) -> None:
+def test_train_snippets_contain_only_changed_settings(settings: dict[str, Any]) -> None:
     config = TrainConfig.from_dict(settings)
     texts = train_snippets(ApiAccess(URL), config.to_dict())
-    given = json.loads(texts["mcp_call"])["params"]["arguments"]["settings"]
-    assert TrainConfig.from_dict(given) == config
-    assert len(given) <= len(settings)
+    sent_settings = json.loads(texts["mcp_call"])["params"]["arguments"]["settings"]
+    assert TrainConfig.from_dict(sent_settings) == config
+    assert len(sent_settings) <= len(settings)

@@ -1,4 +1,4 @@
-"""README's front matter makes this folder a Space as it stands."""
+"""The front matter of README.md, which configures a Hugging Face Space."""
 
 import importlib.metadata
 from pathlib import Path
@@ -15,7 +15,7 @@ def front_matter() -> dict:
     return yaml.safe_load(block)
 
 
-def test_it_names_the_versions_that_are_installed() -> None:
+def test_front_matter_names_installed_versions() -> None:
     matter = front_matter()
     assert matter["sdk"] == "gradio"
     assert matter["sdk_version"] == importlib.metadata.version("gradio")
@@ -24,13 +24,13 @@ def test_it_names_the_versions_that_are_installed() -> None:
     assert needs.startswith(">=3.") and int(needs.removeprefix(">=3.").split(".")[0]) <= 12
 
 
-def test_the_file_that_a_space_runs_has_the_demo() -> None:
+def test_front_matter_app_file_defines_demo() -> None:
     matter = front_matter()
     assert Path(ROOT / matter["app_file"]).name == "app.py"
     assert demo.title == "PEFT Workbench"
 
 
-def test_licence_models_and_data_sets_are_declared() -> None:
+def test_front_matter_declares_license_models_and_datasets() -> None:
     matter = front_matter()
     assert matter["license"] == "apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
@@ -41,6 +41,6 @@ def test_licence_models_and_data_sets_are_declared() -> None:
     assert matter["suggested_hardware"].startswith("cpu-")
 
 
-def test_every_requirement_is_pinned_but_torch() -> None:
+def test_requirements_are_pinned_except_torch() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     assert [line for line in lines if "==" not in line] == ["torch>=2.11,<2.14"]

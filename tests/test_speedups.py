@@ -1,4 +1,4 @@
-"""A faster step is the same step: loss and gradients of each speed-up beside the plain way's."""
+"""Training optimizations: loss and gradients of each match those of the plain step."""
 
 import copy
 import logging
@@ -35,10 +35,10 @@ TARGETS |= {"mpnet": ["q", "v"]}
 EXACT = 1e-5
 
 
-def built(folder: Path, family: str = "bert", **changes: Any) -> tuple[Any, TrainConfig]:
-    """A tiny model of a family whose adapter changes something, without dropout."""
-    own = {"target_modules": TARGETS.get(family, ["query", "value"]), **changes}
-    config = TrainConfig.from_dict({"model_name_or_path": str(make_tiny(folder, family)), **own})
+def build_model(folder: Path, family: str = "bert", **changes: Any) -> tuple[Any, TrainConfig]:
+    """Build a tiny model of a family with nonzero adapter weights."""
+    settings = {"target_modules": TARGETS.get(family, ["query", "value"]), **changes}
+    config = TrainConfig.from_dict({"model_name_or_path": str(make_tiny(folder, family)), **settings})
     base = load_base(str(folder), None, ("bad", "good"))
     set_dropout(base.model, config.dropout)
     torch.manual_seed(5)
@@ -51,7 +51,7 @@ def built(folder: Path, family: str = "bert", **changes: Any) -> tuple[Any, Trai
 
 
 def batch_of(model: Any, texts: int = 6, tokens: int = 9, *, padded: bool = True) -> dict[str, torch.Tensor]:
-    """Random tokens, the last of every second text padding."""
+    """Return a batch of random tokens in which every second text ends in padding."""
     torch.manual_seed(1)
     ids = torch.randint(10, 60, (texts, tokens))
     mask = torch.ones_like(ids)
@@ -69,35 +69,33 @@ def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, t
     return float(loss.detach()), grads
 
 
-def assert_same_step(one: Any, other: Any, bound: float = EXACT) -> None:
-    assert one[0] == pytest.approx(other[0], abs=bound)
-    assert one[1].keys() == other[1].keys()
-    for name, gradient in one[1].items():
-        assert (gradient - other[1][name]).abs().max() <= bound, name
+def assert_same_step(actual: Any, expected: Any, bound: float = EXACT) -> None:
+    assert actual[0] == pytest.approx(expected[0], abs=bound)
+    assert actual[1].keys() == expected[1].keys()
+    for name, gradient in actual[1].items():
+        assert (gradient - expected[1][name]).abs().max() <= bound, name
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
 @pytest.mark.parametrize("family", FIRST_TOKEN)
-def test_the_last_layer_for_the_first_token_is_the_same_step(
-    family: str, padded: bool, tmp_path: Path
-) -> None:
-    model, config = built(tmp_path, family)
+def test_first_token_forward_gives_same_step(family: str, padded: bool, tmp_path: Path) -> None:
+    model, config = build_model(tmp_path, family)
     batch = batch_of(model, padded=padded)
     plain = step(model, batch)
-    layers, seen = encoder_layers(model), []
+    layers, token_counts = encoder_layers(model), []
     with optimize_training(model, config, batch, 1) as applied:
         assert applied.record.first_token and applied.record.lora_layers == 4
-        hook = layers[-1].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
-        quick = step(model, batch)
+        hook = layers[-1].register_forward_hook(lambda _, __, out: token_counts.append(out.shape[1]))
+        optimized = step(model, batch)
         hook.remove()
-    assert seen == [1]  # of nine tokens
-    assert_same_step(quick, plain)
-    assert_same_step(step(model, batch), plain, 0.0)  # and the model is plain again
+    assert token_counts == [1]  # of nine tokens
+    assert_same_step(optimized, plain)
+    assert_same_step(step(model, batch), plain, 0.0)  # the model is restored
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "modernbert", "mpnet", "albert"])
-def test_a_layer_of_another_build_stays_whole(family: str, tmp_path: Path) -> None:
-    model, config = built(tmp_path, family)
+def test_first_token_forward_of_other_architectures_is_skipped(family: str, tmp_path: Path) -> None:
+    model, config = build_model(tmp_path, family)
     batch = batch_of(model)
     plain = step(model, batch)
     with optimize_training(model, config, batch, 1) as applied:
@@ -121,10 +119,10 @@ def test_a_layer_of_another_build_stays_whole(family: str, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) -> None:
-    model, config = built(tmp_path, **changes)
+def test_optimize_training_of_every_method_gives_same_step(changes: dict[str, Any], tmp_path: Path) -> None:
+    model, config = build_model(tmp_path, **changes)
     batch = batch_of(model)
-    model.eval()  # LoRA's own dropout apart, which no two steps share
+    model.eval()  # without LoRA's dropout, which differs between steps
     plain = step(model, batch)
     with optimize_training(model, config, batch, 1) as applied:
         fused = not changes or "use_rslora" in changes or "target_modules" in changes
@@ -133,11 +131,11 @@ def test_every_method_keeps_its_step(changes: dict[str, Any], tmp_path: Path) ->
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
 
-def test_a_head_that_reads_more_than_the_first_token_is_noticed(
+def test_first_token_forward_with_mean_pooling_head_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="peft_core")
-    model, config = built(tmp_path)
+    model, config = build_model(tmp_path)
     pooler = model.base_model.model.bert.pooler
     read = type(pooler).forward
     pooler.forward = lambda hidden: read(pooler, hidden.mean(1, keepdim=True))
@@ -146,50 +144,50 @@ def test_a_head_that_reads_more_than_the_first_token_is_noticed(
     with optimize_training(model, config, batch, 1) as applied:
         assert not applied.record.first_token
         assert_same_step(step(model, batch), plain)
-    assert "first_token stays as it is" in caplog.text
+    assert "first_token is not applied" in caplog.text
 
 
-def test_half_width_layers_keep_the_step_about_and_the_weights_exactly(
+def test_bfloat16_layers_keep_loss_approximately_and_weights_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
     monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
-    model, config = built(tmp_path)
+    model, config = build_model(tmp_path)
     batch = batch_of(model)
     plain, before = step(model, batch), {n: p.detach().clone() for n, p in model.named_parameters()}
     with optimize_training(model, config, batch, 1) as applied:
         assert applied.record.dtype == "bfloat16" and 0 < applied.record.gradient_error < speedups.HALF
-        widths = {n: p.dtype for n, p in model.named_parameters()}
+        dtypes = {n: p.dtype for n, p in model.named_parameters()}
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
-        assert {widths[n] for n in trained} == {torch.float32}
-        assert widths["base_model.model.bert.encoder.layer.0.attention.self.key.weight"] == torch.bfloat16
-        quick = step(model, batch)
-    assert quick[0] == pytest.approx(plain[0], abs=0.02)
+        assert {dtypes[n] for n in trained} == {torch.float32}
+        assert dtypes["base_model.model.bert.encoder.layer.0.attention.self.key.weight"] == torch.bfloat16
+        optimized = step(model, batch)
+    assert optimized[0] == pytest.approx(plain[0], abs=0.02)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32 and parameter.equal(before[name]), name
     assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "replacement"),
     [("WORTH_IT", 10**9), ("HALF", 0.0), ("is_bfloat16_faster", lambda device: False)],
 )
-def test_layers_stay_wide_where_half_does_not_gain_or_hold(
-    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_layers_without_gain_or_accuracy_are_skipped(
+    name: str, replacement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speedups, "WORTH_IT", 1000)
     monkeypatch.setattr(speedups, "is_bfloat16_faster", lambda device: True)
-    monkeypatch.setattr(speedups, name, value)
-    model, config = built(tmp_path)
+    monkeypatch.setattr(speedups, name, replacement)
+    model, config = build_model(tmp_path)
     with optimize_training(model, config, batch_of(model), 1) as applied:
         assert applied.record.dtype == "float32"
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_plain_arithmetic_changes_nothing_and_a_continued_run_changes_what_it_did_before(
+def test_optimize_training_follows_plain_arithmetic_and_previous_record(
     tmp_path: Path,
 ) -> None:
-    model, config = built(tmp_path, arithmetic="plain")
+    model, config = build_model(tmp_path, arithmetic="plain")
     with optimize_training(model, config, batch_of(model), 1) as applied:
         assert applied.record == TrainingOptimizations() and not [
             m for m in model.modules() if "forward" in vars(m)
@@ -200,37 +198,37 @@ def test_plain_arithmetic_changes_nothing_and_a_continued_run_changes_what_it_di
         assert applied.record.lora_layers == 4 and not applied.record.first_token
 
 
-def test_a_lora_layer_as_one_operation(tmp_path: Path) -> None:
+def test_lora_linear_matches_separate_operations(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 5, 8), (6, 8), (6,)))
     a, b = torch.randn(2, 8, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
-    wanted = linear(x, weight, bias) + 1.7 * linear(linear(x, a), b)
-    assert torch.allclose(lora_linear(x, weight, bias, a, b, 1.7), wanted)
-    given = (x.requires_grad_(), a.requires_grad_(), b.requires_grad_())
-    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 1.7), given)
+    expected = linear(x, weight, bias) + 1.7 * linear(linear(x, a), b)
+    assert torch.allclose(lora_linear(x, weight, bias, a, b, 1.7), expected)
+    inputs = (x.requires_grad_(), a.requires_grad_(), b.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 1.7), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_lora_layer_under_autocast_takes_what_comes(dtype: torch.dtype) -> None:
-    """Where only autocast makes numbers narrow, some layers are given wide ones and some narrow ones."""
+def test_lora_linear_under_autocast_accepts_mixed_dtypes(dtype: torch.dtype) -> None:
+    """Under autocast, some layers get float32 inputs and some get bfloat16."""
     torch.manual_seed(0)
     x = torch.randn(3, 5, 8).to(dtype).requires_grad_()
     weight, bias = torch.randn(6, 8), torch.randn(6)
     a, b = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True)
-    wanted = linear(x.float(), weight, bias) + 0.7 * linear(linear(x.float(), a), b)
+    expected = linear(x.float(), weight, bias) + 0.7 * linear(linear(x.float(), a), b)
     with torch.autocast("cpu", torch.bfloat16):
-        found = lora_linear(x, weight, bias, a, b, 0.7)
-    assert found.dtype == torch.bfloat16 and torch.allclose(found.float(), wanted, atol=0.2)
-    found.float().pow(2).sum().backward()
+        output = lora_linear(x, weight, bias, a, b, 0.7)
+    assert output.dtype == torch.bfloat16 and torch.allclose(output.float(), expected, atol=0.2)
+    output.float().pow(2).sum().backward()
     assert (x.grad.dtype, a.grad.dtype, b.grad.dtype) == (dtype, torch.float32, torch.float32)
-    wide = lora_linear(x.to(torch.bfloat16), weight, bias, a, b, 0.7)  # and without, in the weight's numbers
+    wide = lora_linear(x.to(torch.bfloat16), weight, bias, a, b, 0.7)  # without autocast
     assert wide.dtype == torch.float32
 
 
 @pytest.mark.parametrize("cached", [1_000_000, 2 * 2 * 70 * 70, 1], ids=["at once", "by two", "one by one"])
 @pytest.mark.parametrize("tokens", [7, 70])
 @pytest.mark.parametrize("masked", [True, False])
-def test_attention_by_plain_products(
+def test_attention_matches_scaled_dot_product_attention(
     masked: bool, tokens: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_CACHED_SCORES", cached)
@@ -240,39 +238,40 @@ def test_attention_by_plain_products(
     if masked:
         mask = torch.ones(3, 1, 1, tokens, dtype=torch.bool)
         mask[1, ..., 4:] = False
-    half = [one.detach().to(torch.bfloat16).requires_grad_() for one in wide]
-    found = attention(*half, mask, 0.3)
-    wanted = scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.3)
-    assert found.dtype == torch.bfloat16
-    assert torch.allclose(found.float(), wanted, atol=0.03)
-    found.float().pow(2).sum().backward()
-    wanted.pow(2).sum().backward()
-    for one, other in zip(half, wide, strict=True):
-        assert (one.grad.float() - other.grad).norm() < 0.03 * other.grad.norm()
+    half = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in wide]
+    output = attention(*half, mask, 0.3)
+    expected = scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.3)
+    assert output.dtype == torch.bfloat16
+    assert torch.allclose(output.float(), expected, atol=0.03)
+    output.float().pow(2).sum().backward()
+    expected.pow(2).sum().backward()
+    for narrow_input, wide_input in zip(half, wide, strict=True):
+        difference = narrow_input.grad.float() - wide_input.grad
+        assert difference.norm() < 0.03 * wide_input.grad.norm()
 
 
 @pytest.mark.parametrize(
-    ("rows", "dtype", "wanted"),
+    ("rows", "dtype", "expected_rows"),
     [(5, torch.bfloat16, 64), (64, torch.bfloat16, 64), (65, torch.bfloat16, 128), (5, torch.float32, 5)],
     ids=str,
 )
-def test_the_last_layer_sees_one_number_of_rows_in_many_batches(
-    rows: int, dtype: torch.dtype, wanted: int, tmp_path: Path
+def test_first_token_forward_in_bfloat16_pads_rows(
+    rows: int, dtype: torch.dtype, expected_rows: int, tmp_path: Path
 ) -> None:
-    """In bfloat16 on a processor, where a product is made ready anew for each number; texts stay apart."""
-    model, _ = built(tmp_path)
-    layer, seen = encoder_layers(model)[-1].to(dtype), []
-    layer.output.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
+    """On a CPU, where each new number of rows costs time; padding does not change the output of a text."""
+    model, _ = build_model(tmp_path)
+    layer, row_counts = encoder_layers(model)[-1].to(dtype), []
+    layer.output.register_forward_pre_hook(lambda _, inputs: row_counts.append(inputs[0].shape[0]))
     states = torch.randn(rows, 4, model.config.hidden_size).to(dtype)
     with torch.no_grad():
-        found, whole = first_token_forward(layer)(states), layer(states)[:, :1]
-    assert found.shape == whole.shape and seen[0] == wanted
-    assert torch.allclose(found.float(), whole.float(), atol=0.05)
+        output, expected = first_token_forward(layer)(states), layer(states)[:, :1]
+    assert output.shape == expected.shape and row_counts[0] == expected_rows
+    assert torch.allclose(output.float(), expected.float(), atol=0.05)
 
 
-def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
-    """The gradients of an epoch's batches add up to that of all its texts at once."""
-    model, config = built(tmp_path / "model", per_device_train_batch_size=4)
+def test_training_gradients_weight_every_text_equally(tmp_path: Path) -> None:
+    """The gradients of an epoch's batches sum to the gradient of all texts in one batch."""
+    model, config = build_model(tmp_path / "model", per_device_train_batch_size=4)
     model.eval()
     lengths = [3, 9, 4, 4, 20, 7, 3, 3, 3, 12, 5, 5, 6, 30]
     texts = [{"input_ids": [5 + i] * n, "attention_mask": [1] * n} for i, n in enumerate(lengths)]
@@ -281,30 +280,32 @@ def test_every_text_counts_the_same_whatever_its_batch(tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", config)
     arguments = training_arguments(run, config, len(rows), curve=None, autocast=False)
     trainer = build_trainer(model, config, arguments, tokenizer, rows, None)
-    wanted = step(model, UnpaddedCollator(tokenizer)(list(rows)))[1]
+    expected = step(model, UnpaddedCollator(tokenizer)(list(rows)))[1]
 
     model.zero_grad()
     batches = list(trainer.get_train_dataloader())
     for batch in batches:
-        model.training = True  # of the model alone: no dropout, but the loss of a training step
+        model.training = True  # of the outer module alone: a training loss without dropout
         trainer.compute_loss(model, batch).backward()
     assert len({len(batch["labels"]) for batch in batches}) > 1
-    told = {name: value.clone() for name, value in batches[0].items()}
+    first_batch = {name: value.clone() for name, value in batches[0].items()}
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    trainer.current_gradient_accumulation_steps = 1  # as its loop sets it
-    for parts in (1, 3):  # what is logged is a text's mean loss, however many the batch holds
+    trainer.current_gradient_accumulation_steps = 1  # as the loop of Trainer sets it
+    for parts in (1, 3):  # the logged loss is the mean of the texts at any batch size
         trainer.parts = parts
-        assert trainer.training_step(model, told).item() == pytest.approx(float(model(**told).loss.detach()))
+        assert trainer.training_step(model, first_batch).item() == pytest.approx(
+            float(model(**first_batch).loss.detach())
+        )
     for name, parameter in model.named_parameters():
         parameter.grad = grads.get(name)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            found = parameter.grad * config.per_device_train_batch_size / len(rows)
-            assert (found - wanted[name]).abs().max() <= EXACT, name
+            gradient = parameter.grad * config.per_device_train_batch_size / len(rows)
+            assert (gradient - expected[name]).abs().max() <= EXACT, name
 
 
 @pytest.mark.parametrize(("tokens", "texts"), [(28, 64), (256, 16), (2000, 8), (None, 64)])
-def test_long_texts_of_the_curve_come_in_smaller_batches(
+def test_evaluation_batch_size_shrinks_with_text_length(
     tokens: int | None, texts: int, tmp_path: Path
 ) -> None:
     curve = Dataset.from_dict({"input_ids": [[1] * (tokens - 4), [1] * (tokens + 4)]}) if tokens else None
@@ -314,7 +315,7 @@ def test_long_texts_of_the_curve_come_in_smaller_batches(
     assert (arguments.eval_strategy == "steps") == bool(tokens)
 
 
-def test_a_fast_run_measures_what_a_plain_one_does(train_here: Callable[..., Run]) -> None:
+def test_fast_run_gives_metrics_of_plain_run(train_here: Callable[..., Run]) -> None:
     fast, plain = train_here(arithmetic="fast"), train_here(arithmetic="plain")
     assert fast.result()["speedups"]["first_token"] and fast.result()["speedups"]["lora_layers"] == 4
     assert plain.result()["speedups"] == TrainingOptimizations().to_dict()
@@ -322,18 +323,20 @@ def test_a_fast_run_measures_what_a_plain_one_does(train_here: Callable[..., Run
     assert fast.result()["tokens"] == plain.result()["tokens"]
 
 
-def test_dropout_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
-    model, _ = built(tmp_path, "modernbert")
+def test_dropout_is_off_by_default(tmp_path: Path) -> None:
+    model, _ = build_model(tmp_path, "modernbert")
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
-    model, _ = built(tmp_path, "bert", dropout=0.2)
-    own = [m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in n]
-    assert own and set(own) == {0.2}
+    model, _ = build_model(tmp_path, "bert", dropout=0.2)
+    dropout_rates = [
+        m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in n
+    ]
+    assert dropout_rates and set(dropout_rates) == {0.2}
     batch = batch_of(model)
     assert step(model, batch)[0] != step(copy.deepcopy(model), batch)[0]
 
 
-def test_lora_of_more_than_one_adapter_is_left_alone(tmp_path: Path) -> None:
-    model, config = built(tmp_path)
+def test_lora_layer_with_two_active_adapters_is_skipped(tmp_path: Path) -> None:
+    model, config = build_model(tmp_path)
     layer = next(m for m in model.modules() if isinstance(m, lora.Linear))
     layer._active_adapter = ["default", "default"]
     with optimize_training(model, config, batch_of(model), 1) as applied:

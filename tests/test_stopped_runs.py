@@ -1,4 +1,4 @@
-"""A stopped run has an adapter and no result: what needs that says so in one sentence, the rest works."""
+"""Stopped runs have an adapter but no result: features that need it raise an error, the others work."""
 
 import shutil
 from collections.abc import Callable
@@ -30,7 +30,7 @@ TEXT = "The food was really good."
 
 
 def stopped_copy(run: Run, folder: Path) -> Run:
-    """A finished run as it would be if it had been stopped in training."""
+    """Return a copy of a finished run as if it had been stopped in training."""
     run = copy_of(run, folder)
     shutil.rmtree(run.folder / "evaluation")
     run.update(status=KILLED, notes=[NOTE])
@@ -68,13 +68,13 @@ NEED_RESULT: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("feature", NEED_RESULT)
-def test_feature_that_needs_the_result_says_that_the_run_was_stopped(feature: str, stopped: Run) -> None:
+def test_feature_that_needs_result_of_stopped_run_raises_run_error(feature: str, stopped: Run) -> None:
     with pytest.raises(RunError) as error:
         NEED_RESULT[feature](str(stopped.folder))
     assert str(error.value) == f"The run {stopped.run_id!r} {REFUSAL}"
 
 
-def test_texts_are_predicted_explained_and_compared(stopped: Run) -> None:
+def test_stopped_run_predicts_explains_and_compares_texts(stopped: Run) -> None:
     folder = str(stopped.folder)
     assert Predictor(stopped.folder).predict([TEXT])[0].label in ("bad", "good")
     assert tasks.predict(folder, ADAPTER, TEXT)["label"] in ("bad", "good")
@@ -83,7 +83,7 @@ def test_texts_are_predicted_explained_and_compared(stopped: Run) -> None:
     assert tasks.compare_runs([folder], TEXT)[0]["run_id"] == stopped.run_id
 
 
-def test_file_is_predicted_with_guessed_columns(stopped: Run, tmp_path: Path) -> None:
+def test_stopped_run_predicts_file_with_inferred_columns(stopped: Run, tmp_path: Path) -> None:
     file = tmp_path / "texts.csv"
     file.write_text("id,text\n1,Good food.\n2,Bad room.\n")
     assert preview_file(file, stopped)["text"] == "text"
@@ -91,13 +91,13 @@ def test_file_is_predicted_with_guessed_columns(stopped: Run, tmp_path: Path) ->
     assert predicted["rows"] == 2
 
 
-def test_decision_rule_and_adapter_zip_are_there(stopped: Run) -> None:
+def test_stopped_run_has_decision_rule_and_adapter_zip(stopped: Run) -> None:
     assert tasks.decision_rule(str(stopped.folder))["labels"] == ["bad", "good"]
     assert DecisionRule.read(stopped) == PLAIN
     assert zip_of(stopped, "adapter").is_file()
 
 
-def test_page_shows_what_was_kept_and_no_score(stopped: Run, workbench: Workbench) -> None:
+def test_stopped_run_page_shows_note_and_no_score(stopped: Run, workbench: Workbench) -> None:
     description = workbench.describe(stopped)
     assert description["result"] is None and description["has_adapter"]
     assert NOTE in result_card(description)
@@ -114,21 +114,21 @@ def test_page_shows_what_was_kept_and_no_score(stopped: Run, workbench: Workbenc
         ("stars", {"problem_type": "regression", "text_pair": False}),
     ],
 )
-def test_page_knows_what_a_stopped_run_reads(
+def test_result_of_stopped_run_names_problem_type_and_text_pair(
     name: str, expected: dict[str, Any], request: pytest.FixtureRequest, workbench: Workbench
 ) -> None:
     run = stopped_copy(request.getfixturevalue(name), workbench.runs_dir)
     assert workbench.result_of(run.run_id) == expected
 
 
-def test_number_without_known_limits_is_shown_without_a_bar(stars: Run, tmp_path: Path) -> None:
+def test_prediction_card_of_number_without_limits_has_no_bar(stars: Run, tmp_path: Path) -> None:
     run = stopped_copy(stars, tmp_path)
     prediction = Predictor(run.folder).predict([TEXT])[0].to_dict()
     card = prediction_card("Adapter", "", prediction, limits=())
     assert prediction["label"] in card and "--share" not in card
 
 
-def test_finished_run_that_lost_its_result_is_not_called_stopped(own_run: Run) -> None:
+def test_finished_run_without_result_is_not_reported_as_stopped(own_run: Run) -> None:
     shutil.rmtree(own_run.folder / "evaluation")
-    with pytest.raises(RunError, match="has lost its result and its test rows"):
+    with pytest.raises(RunError, match="its result and its test rows are missing"):
         own_run.result()

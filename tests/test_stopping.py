@@ -1,7 +1,7 @@
-"""Stop ends a run within two seconds of processor time in every stage, and says what was kept.
+"""Stop ends a run within two seconds of CPU time in every stage, and the run's note names what is kept.
 
-Processor time is what counts, because other processes on the machine may take the rest. Each test asks for
-Stop inside the stage, which would then go on for a minute.
+CPU time is measured, because other processes may slow the test down. Each test requests Stop inside a stage
+that would otherwise go on for a minute.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ from peft_core.training.entry import train
 from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer
 
-ANSWER = 2.0  # seconds of processor time from the request to the end
-LONG = 60.0  # seconds that a stage would take
+MAX_STOP_SECONDS = 2.0  # seconds of CPU time from the request to the end
+STAGE_SECONDS = 60.0  # seconds that a stage would take
 
 
 class StopRequest:
-    """Asks a run to stop, once, and measures how long it goes on."""
+    """Requests Stop once and measures how long the run goes on."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -53,7 +53,7 @@ class StopRequest:
 
     def assert_answered(self) -> None:
         assert self.requested_at is not None, "the run never reached the stage"
-        assert time.process_time() - self.requested_at < ANSWER
+        assert time.process_time() - self.requested_at < MAX_STOP_SECONDS
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def request_stop(run: Run) -> StopRequest:
     return StopRequest(run)
 
 
-def busy(seconds: float = LONG) -> None:
-    """Work in Python that knows nothing of Stop."""
+def work(seconds: float = STAGE_SECONDS) -> None:
+    """Run Python code that never checks for Stop."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         len("busy")
@@ -82,11 +82,11 @@ def digest(run: Run) -> str:
 def replace_with_long_work(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, request_stop: StopRequest
 ) -> None:
-    """What the stage calls asks for Stop and is busy for a minute."""
+    """Replace a function of a stage by one that requests Stop and then works for a minute."""
 
     def long_work(*_: Any, **__: Any) -> None:
         request_stop()
-        busy()
+        work()
         raise AssertionError(f"{name} ran to its end")
 
     monkeypatch.setattr(owner, name, long_work)
@@ -103,7 +103,7 @@ def replace_with_long_work(
     ],
     ids=["reading", "loading", "tokenizing", "admission", "frozen layers"],
 )
-def test_stop_before_the_first_step_ends_the_run_and_keeps_nothing(
+def test_stop_before_first_step_ends_run_without_adapter(
     owner: Any, name: str, stage: str, run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_with_long_work(monkeypatch, owner, name, request_stop)
@@ -111,22 +111,22 @@ def test_stop_before_the_first_step_ends_the_run_and_keeps_nothing(
     request_stop.assert_answered()
     state = run.state()
     assert state.status == "KILLED" and state.stage == stage
-    assert state.notes[-1] == f"Stopped while {stage}; there was nothing to keep."
+    assert state.notes[-1] == f"Stopped while {stage}; nothing was saved."
     assert not run.has_adapter and not can_continue(run)
 
 
-def test_stop_in_tokenization_of_many_texts_is_answered_between_batches(
+def test_stop_during_tokenization_takes_effect_between_batches(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = setup.encode
 
-    def encode_again_and_again(*given: Any) -> Any:
+    def encode_many_times(*args: Any) -> Any:
         for _ in range(10_000):
-            encode(*given[:-1])  # without the cache
+            encode(*args[:-1])  # without the cache
             request_stop()
         raise AssertionError("tokenization ran to its end")
 
-    monkeypatch.setattr(setup, "encode", encode_again_and_again)
+    monkeypatch.setattr(setup, "encode", encode_many_times)
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().status == "KILLED"
@@ -141,7 +141,7 @@ def finish(run: Run) -> None:
 
 
 def measured_accuracy(run: Run) -> float:
-    """What the saved adapter reaches on the test rows, predicted anew."""
+    """Return the accuracy of the saved adapter on the test rows, from new predictions."""
     data = load_labeled_splits(run.config())
     predictions = Predictor(run.folder).predict(data.eval["text"])
     labels = [data.label_names[label] for label in data.eval["label"]]
@@ -160,14 +160,14 @@ def assert_adapter_kept(run: Run, step: int) -> None:
 
 @pytest.fixture
 def uninterrupted(run: Run, tmp_path: Path) -> str:
-    """The digest of the adapter that the same settings give without a stop."""
-    whole = runs.create(tmp_path / "whole", run.config())
-    train(whole.folder)
-    return digest(whole)
+    """The digest of the adapter from the same settings without a stop."""
+    complete_run = runs.create(tmp_path / "whole", run.config())
+    train(complete_run.folder)
+    return digest(complete_run)
 
 
 class LongLayer(torch.autograd.Function):
-    """Passes a layer's input on, and takes a second in the forward or the backward pass from step 3 on."""
+    """Identity that sleeps in the forward or the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, seconds: tuple[float, float]) -> torch.Tensor:
@@ -182,7 +182,7 @@ class LongLayer(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
-def test_stop_within_a_long_step_keeps_the_adapter_of_the_step_before(
+def test_stop_within_long_step_saves_adapter_of_previous_step(
     part: str,
     run: Run,
     request_stop: StopRequest,
@@ -192,7 +192,7 @@ def test_stop_within_a_long_step_keeps_the_adapter_of_the_step_before(
     compute_loss = RunTrainer.compute_loss
     hooks: list[Any] = []
 
-    def slow_layers(trainer: RunTrainer, model: nn.Module, *given: Any, **named: Any) -> Any:
+    def slow_layers(trainer: RunTrainer, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         slow = trainer.state.global_step == 3 and not hooks
         if slow:
             seconds = (0.3, 0.0) if part == "forward" else (0.0, 0.3)
@@ -208,7 +208,7 @@ def test_stop_within_a_long_step_keeps_the_adapter_of_the_step_before(
                 )
             if part == "forward":
                 request_stop()
-        loss = compute_loss(trainer, model, *given, **named)
+        loss = compute_loss(trainer, model, *args, **kwargs)
         if slow:
             request_stop()
         return loss
@@ -216,29 +216,29 @@ def test_stop_within_a_long_step_keeps_the_adapter_of_the_step_before(
     step_ends: list[int] = []
     monkeypatch.setattr(RunTrainer, "compute_loss", slow_layers)
     monkeypatch.setattr(
-        training_process.RunProgress, "on_step_begin", lambda self, *given, **_: step_ends.append(0)
+        training_process.RunProgress, "on_step_begin", lambda self, *args, **_: step_ends.append(0)
     )
     train(run.folder)
     for hook in hooks:
         hook.remove()
     request_stop.assert_answered()
     assert_adapter_kept(run, 3)
-    assert len(step_ends) == 4  # the fourth step was left in the middle
+    assert len(step_ends) == 4  # the fourth step was interrupted
     monkeypatch.undo()
     finish(run)
     assert run.result()["resumed_from"] == 3
     assert digest(run) == uninterrupted
 
 
-def test_stop_between_two_steps_is_answered_at_the_next(
+def test_stop_between_steps_takes_effect_at_next_step(
     run: Run, request_stop: StopRequest, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_step_end = training_process.RunProgress.on_step_end
 
-    def stop_at_7(progress: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+    def stop_at_7(progress: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 7:
             request_stop()
-        on_step_end(progress, args, state, control, **named)
+        on_step_end(progress, args, state, control, **kwargs)
 
     monkeypatch.setattr(training_process.RunProgress, "on_step_end", stop_at_7)
     train(run.folder)
@@ -251,33 +251,35 @@ def test_stop_between_two_steps_is_answered_at_the_next(
 
 
 @pytest.mark.parametrize("step", [7, 31])
-def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
+def test_stopped_run_can_be_evaluated_and_then_continued(
     step: int, run: Run, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_step_end = training_process.RunProgress.on_step_end
 
-    def stop_at_step(progress: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+    def stop_at_step(progress: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert state.global_step <= step
         if state.global_step == step:
             run.request_stop()
-        on_step_end(progress, args, state, control, **named)
+        on_step_end(progress, args, state, control, **kwargs)
 
     monkeypatch.setattr(training_process.RunProgress, "on_step_end", stop_at_step)
     train(run.folder)
-    stopped_with, seconds = digest(run), run.state().train_seconds
+    stopped_digest, seconds = digest(run), run.state().train_seconds
     (run.folder / "stop").unlink()
     run.update(evaluate_only=True)
     train(run.folder)
-    result = run.result()
+    run_result = run.result()
     assert run.state().status == "KILLED" and can_continue(run)
-    assert f"Evaluated without a further step, from the checkpoint of step {step}." in run.state().notes[-1]
+    assert f"Evaluated without further training, from the checkpoint of step {step}." in run.state().notes[-1]
     assert "Continued from" not in " ".join(run.state().notes)
-    assert result["train_seconds"] == seconds > 0 and result["tokens_per_second"] > 0
-    assert result["eval_rows"] == 40 and result["steps"] == result["kept"]["trained_steps"] == step
-    best = result["kept"]["step"]
+    assert run_result["train_seconds"] == seconds > 0 and run_result["tokens_per_second"] > 0
+    assert (
+        run_result["eval_rows"] == 40 and run_result["steps"] == run_result["kept"]["trained_steps"] == step
+    )
+    best = run_result["kept"]["step"]
     assert best == (7 if step == 7 else 15 * round(best / 15)), "with evaluations behind it, the best of them"
-    assert (digest(run) == stopped_with) is (best == step)
-    assert result["accuracy"] == measured_accuracy(run)
+    assert (digest(run) == stopped_digest) is (best == step)
+    assert run_result["accuracy"] == measured_accuracy(run)
     monkeypatch.undo()
     assert not run.state().evaluate_only
     train(run.folder)
@@ -287,38 +289,38 @@ def test_stopped_run_is_evaluated_as_it_is_and_continued_afterwards(
     assert len([row for row in run.metrics() if "test_loss" in row]) == 1
 
 
-def train_until_stopped_in_curve(run: Run, request_stop: StopRequest, step: int) -> None:
-    """Train until the evaluation of the validation rows at a step, and stop in it."""
+def train_until_stopped_in_validation(run: Run, request_stop: StopRequest, step: int) -> None:
+    """Train, and request Stop during the evaluation of the validation rows at a step."""
     prediction_step = RunTrainer.prediction_step
 
-    def stop_in_curve(trainer: RunTrainer, *arguments: Any, **named: Any) -> Any:
+    def stop_at_validation(trainer: RunTrainer, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == step:
             request_stop()
             time.sleep(stopping.INTERVAL)
-        return prediction_step(trainer, *arguments, **named)
+        return prediction_step(trainer, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunTrainer, "prediction_step", stop_in_curve)
+        patch.setattr(RunTrainer, "prediction_step", stop_at_validation)
         train(run.folder)
 
 
 @pytest.mark.parametrize("run", [{"lora_dropout": 0.2}, {"dropout": 0.2}], indirect=True)
-def test_stop_in_the_curve_with_dropout_continues_to_the_same_weights(
+def test_stop_during_validation_with_dropout_continues_to_same_weights(
     run: Run, request_stop: StopRequest
 ) -> None:
-    """The evaluation drew one random number, which a continued run drew before its state was restored."""
-    whole = runs.create(run.folder.parent, run.config())
-    train(whole.folder)
-    train_until_stopped_in_curve(run, request_stop, 15)
+    """Regression: a continued run drew the random number of the evaluation before restoring its state."""
+    complete_run = runs.create(run.folder.parent, run.config())
+    train(complete_run.folder)
+    train_until_stopped_in_validation(run, request_stop, 15)
     finish(run)
-    assert digest(run) == digest(whole)
+    assert digest(run) == digest(complete_run)
 
 
 @pytest.mark.parametrize("curve", [1, 2, 4], ids=["first curve", "second curve", "last curve"])
-def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
+def test_stop_during_validation_saves_adapter_and_metrics(
     curve: int, run: Run, request_stop: StopRequest, uninterrupted: str
 ) -> None:
-    train_until_stopped_in_curve(run, request_stop, 15 * curve)
+    train_until_stopped_in_validation(run, request_stop, 15 * curve)
     request_stop.assert_answered()
     assert_adapter_kept(run, 15 * curve)
     finish(run)
@@ -328,13 +330,13 @@ def test_stop_in_the_curve_keeps_the_adapter_and_its_points(
     assert digest(run) == uninterrupted
 
 
-def test_stop_in_the_evaluation_keeps_the_adapter_and_continue_evaluates(
+def test_stop_during_evaluation_saves_adapter_and_continue_evaluates(
     run: Run, request_stop: StopRequest, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = batching.batches
 
-    def stop_in_first_batch(*given: Any, **named: Any) -> Iterator[Any]:
-        for batch in batches(*given, **named):
+    def stop_in_first_batch(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for batch in batches(*args, **kwargs):
             request_stop()
             time.sleep(stopping.INTERVAL)
             yield batch
@@ -357,11 +359,11 @@ def test_stop_in_the_evaluation_keeps_the_adapter_and_continue_evaluates(
     assert digest(run) == uninterrupted
 
 
-def test_stop_in_the_numbers_of_the_evaluation_is_answered(
+def test_stop_during_confidence_interval_ends_run_with_adapter(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def long_interval(*_: Any, on_progress: Callable[[], None], **__: Any) -> list[float]:
-        end = time.monotonic() + LONG
+        end = time.monotonic() + STAGE_SECONDS
         while time.monotonic() < end:
             request_stop()
             on_progress()
@@ -371,17 +373,17 @@ def test_stop_in_the_numbers_of_the_evaluation_is_answered(
     train(run.folder)
     request_stop.assert_answered()
     assert run.state().status == "KILLED" and run.has_adapter
-    assert not run.evaluation.exists()  # rows of a result that is not there
+    assert not run.evaluation.exists()  # there is no result that these rows belong to
 
 
-def test_stop_while_saving_lets_the_run_finish(
+def test_stop_while_saving_lets_run_finish(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_adapter = outputs.save_adapter
 
-    def stop_while_saving(*given: Any) -> None:
+    def stop_while_saving(*args: Any) -> None:
         request_stop()
-        save_adapter(*given)
+        save_adapter(*args)
 
     monkeypatch.setattr(outputs, "save_adapter", stop_while_saving)
     train(run.folder)
@@ -389,32 +391,32 @@ def test_stop_while_saving_lets_the_run_finish(
     assert run.state().status == "FINISHED" and run.result()["steps"] == 60
 
 
-def test_stop_while_a_continued_run_reads_leaves_it_as_it_was(
+def test_stop_while_continued_run_reads_data_keeps_adapter(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_step_end = training_process.RunProgress.on_step_end
 
-    def stop_at_7(progress: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+    def stop_at_7(progress: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 7:
             run.request_stop()
-        on_step_end(progress, args, state, control, **named)
+        on_step_end(progress, args, state, control, **kwargs)
 
-    with monkeypatch.context() as first:
-        first.setattr(training_process.RunProgress, "on_step_end", stop_at_7)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_process.RunProgress, "on_step_end", stop_at_7)
         train(run.folder)
     (run.folder / "stop").unlink()
     adapter = digest(run)
     replace_with_long_work(monkeypatch, setup, "load_labeled_splits", request_stop)
     train(run.folder)
     request_stop.assert_answered()
-    assert run.state().notes[-1] == "Stopped while reading the data. Continue goes on from step 7."
+    assert run.state().notes[-1] == "Stopped while reading the data. Continue resumes from step 7."
     assert digest(run) == adapter
 
 
-def test_stop_of_a_run_that_was_evaluated_before_forgets_that_result(
+def test_stop_of_evaluated_run_removes_old_result(
     run: Run, request_stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run stopped by an earlier version has a result, which is not that of the adapter it has now."""
+    """A run stopped by an earlier version has a result that does not belong to its current adapter."""
     (run.folder / "evaluation").mkdir()
     (run.folder / "evaluation" / "result.json").write_text("{}")
     monkeypatch.setattr(Run, "stop_requested", lambda run: (run.state().step or 0) > 0)
@@ -423,21 +425,21 @@ def test_stop_of_a_run_that_was_evaluated_before_forgets_that_result(
     assert not (run.folder / "evaluation").exists()
 
 
-def test_signal_right_after_the_run_began_marks_it_stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It read as ended unexpectedly: the signal of Stop came before anything waited for it."""
+def test_signal_right_after_begin_marks_run_stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the run was reported as ended unexpectedly, because nothing caught the signal yet."""
     begin = RunInTraining.begin
 
-    def begin_and_meet_a_signal(run: RunInTraining) -> None:
+    def begin_then_receive_signal(run: RunInTraining) -> None:
         begin(run)
         raise SystemExit(143)  # as the handler of SIGTERM does
 
-    monkeypatch.setattr(RunInTraining, "begin", begin_and_meet_a_signal)
+    monkeypatch.setattr(RunInTraining, "begin", begin_then_receive_signal)
     train(run.folder)
     assert run.state().status == "KILLED"
-    assert run.state().notes == ["Stopped while starting; there was nothing to keep."]
+    assert run.state().notes == ["Stopped while starting; nothing was saved."]
 
 
-def test_stop_ends_a_real_process(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_stop_ends_training_process(settings: dict[str, Any], tmp_path: Path) -> None:
     config = TrainConfig.from_dict({**settings, "num_train_epochs": 100})
     run = runs.create(tmp_path, config)
     process = start_python("-m", "peft_core.train", str(run.folder))
@@ -452,37 +454,37 @@ def test_stop_ends_a_real_process(settings: dict[str, Any], tmp_path: Path) -> N
             process.kill()
             process.wait()
     assert process.returncode == 0
-    assert usage.ru_utime + usage.ru_stime - before < ANSWER
+    assert usage.ru_utime + usage.ru_stime - before < MAX_STOP_SECONDS
     state = run.state()
     assert state.status == "KILLED" and "The adapter of that step is kept" in state.notes[-1]
     assert run.has_adapter and can_continue(run)
 
 
-def test_stop_check_asks_ten_times_a_second_at_most() -> None:
-    asked: list[float] = []
-    check = StopCheck(lambda: bool(asked.append(time.monotonic())))
+def test_stop_check_polls_at_most_ten_times_a_second() -> None:
+    poll_times: list[float] = []
+    check = StopCheck(lambda: bool(poll_times.append(time.monotonic())))
     start = time.monotonic()
     for _ in range(10_000):
         check()
     seconds = time.monotonic() - start
-    assert 1 <= len(asked) <= 1 + seconds / stopping.INTERVAL
+    assert 1 <= len(poll_times) <= 1 + seconds / stopping.INTERVAL
 
 
-def test_stop_check_raises_again_for_a_second_caller() -> None:
+def test_stop_check_raises_for_every_caller() -> None:
     check = StopCheck(lambda: True)
     for _ in range(2):
         with pytest.raises(Stopped):
             check()
 
 
-def test_interruptible_passes_handlers_of_failures() -> None:
+def test_interruptible_stop_passes_except_exception() -> None:
     requested: list[bool] = []
     check = StopCheck(lambda: bool(requested))
 
     def swallow_failures() -> None:
         try:
             requested.append(True)
-            busy()
+            work()
         except Exception as error:
             raise AssertionError("taken for a failure") from error
 
@@ -490,16 +492,16 @@ def test_interruptible_passes_handlers_of_failures() -> None:
         check.interruptible(swallow_failures)
 
 
-def test_interruptible_raises_nothing_after_its_end() -> None:
+def test_interruptible_raises_nothing_after_return() -> None:
     requested: list[bool] = []
     check = StopCheck(lambda: bool(requested))
     assert check.interruptible(lambda: "answer") == "answer"
     requested.append(True)
-    busy(3 * stopping.INTERVAL)
+    work(3 * stopping.INTERVAL)
 
 
-def interrupt_again_and_again(report: Report) -> None:
-    """Ask for Stop as the work begins, goes on or ends, and after it; report how often it was interrupted."""
+def interrupt_many_times(report: Report) -> None:
+    """Request Stop before, during and after the work, and report how often it was interrupted."""
     sys.setswitchinterval(0.00001)
     stopping.INTERVAL, stopping.GRACE = 0.0001, 0.05
     interrupted = 0
@@ -507,11 +509,11 @@ def interrupt_again_and_again(report: Report) -> None:
         request_at = time.monotonic() + 0.000005 * number
         check = StopCheck(partial(is_past, request_at))
         try:
-            check.interruptible(lambda: busy(0.0015))
+            check.interruptible(lambda: work(0.0015))
         except Stopped:
             interrupted += 1
-        busy(0.001)
-    busy(2 * stopping.GRACE)
+        work(0.001)
+    work(2 * stopping.GRACE)
     report("interrupted", interrupted)
 
 
@@ -519,26 +521,26 @@ def is_past(moment: float) -> bool:
     return time.monotonic() > moment
 
 
-def test_interruptible_raises_only_while_it_works() -> None:
-    """In a process of its own, which a late exception ends."""
-    child = fork_child(interrupt_again_and_again).finish(seconds=120)
+def test_interruptible_raises_only_during_call() -> None:
+    """Runs in a child process, which a late exception would end."""
+    child = fork_child(interrupt_many_times).finish(seconds=120)
     assert int(child.first("interrupted") or 0) > 10, child.messages
 
 
-def test_interruptible_leaves_calls_that_a_debugger_traces_to_return() -> None:
-    """In Python 3.11 the next one never did."""
+def test_interruptible_lets_later_traced_calls_return() -> None:
+    """Regression: in Python 3.11 the next traced call never returned."""
 
-    def traced(report: Report) -> None:
-        StopCheck(lambda: False).interruptible(lambda: busy(0))
+    def trace_later_call(report: Report) -> None:
+        StopCheck(lambda: False).interruptible(lambda: work(0))
         sys.settrace(lambda *_: None)
-        busy(0)
+        work(0)
         sys.settrace(None)
         report("returned")
 
-    assert fork_child(traced).finish(seconds=30).first("returned") is not None
+    assert fork_child(trace_later_call).finish(seconds=30).first("returned") is not None
 
 
-def test_hooks_between_layers_are_gone_afterwards() -> None:
+def test_between_layers_removes_hooks_on_exit() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     check = StopCheck(lambda: False)

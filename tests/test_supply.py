@@ -1,4 +1,4 @@
-"""What the app is made of: every package pinned, every embedded file the one it was built for."""
+"""Supply chain: every package is pinned with hashes, and every embedded file is verified."""
 
 import re
 import shutil
@@ -25,15 +25,15 @@ def pinned(*names: str) -> dict[str, str]:
     }
 
 
-def test_every_package_is_pinned_and_tested_in_the_pinned_version() -> None:
+def test_installed_packages_match_pins() -> None:
     runtime = brought_by(requirements("requirements.txt"))
     for_tests = brought_by(requirements("tests/requirements.txt"))
     runtime_pins = pinned(RUNTIME)
     assert len(runtime) > 100
-    assert "torch" in runtime and "torch" not in runtime_pins  # a build for each machine
-    built = {"torch": runtime["torch"]}
-    assert runtime.items() <= {**runtime_pins, **built}.items()
-    assert for_tests.items() <= {**runtime_pins, **pinned(TESTS), **built}.items()
+    assert "torch" in runtime and "torch" not in runtime_pins  # each machine needs its own build
+    torch_version = {"torch": runtime["torch"]}
+    assert runtime.items() <= {**runtime_pins, **torch_version}.items()
+    assert for_tests.items() <= {**runtime_pins, **pinned(TESTS), **torch_version}.items()
 
 
 @pytest.mark.parametrize("pins", HASHES)
@@ -42,16 +42,16 @@ def test_every_pin_has_hashes(pins: str) -> None:
     for line in (ROOT / HASHES[pins]).read_text(encoding="utf-8").splitlines():
         word = line.strip().removesuffix("\\").strip()
         if "==" in word:
-            packages[word] = found = []
+            packages[word] = package_hashes = []
         elif not word.startswith("#"):
-            found.append(word)
+            package_hashes.append(word)
     assert {*packages} == {f"{name}=={version}" for name, version in pinned(pins).items()}
     for hashes in packages.values():
-        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", option) for option in hashes)
 
 
-def test_package_with_other_bytes_is_not_installed(tmp_path: Path) -> None:
-    """The rule of the Makefile, with the hash of another file."""
+def test_package_with_wrong_hash_is_not_installed(tmp_path: Path) -> None:
+    """Uses the pip options of the Makefile with the hash of another file."""
     wheel = tmp_path / "altered-1.0-py3-none-any.whl"
     wheel.write_bytes(b"other bytes")
     (tmp_path / "hashes.txt").write_text(f"altered==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
@@ -62,13 +62,13 @@ def test_package_with_other_bytes_is_not_installed(tmp_path: Path) -> None:
     assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
 
 
-def test_pins_bring_nothing_of_the_tests() -> None:
+def test_runtime_pins_exclude_test_packages() -> None:
     of_tests = {canonicalize_name(pin.name) for pin in requirements("tests/requirements.txt")}
     assert of_tests & set(pinned(RUNTIME)) <= set(brought_by(requirements("requirements.txt")))
 
 
 @pytest.mark.parametrize("name", [*EMBEDDED_FILES, "model.safetensors"])
-def test_embedded_model_with_a_changed_or_missing_file_is_refused(
+def test_embedded_model_with_changed_or_missing_file_raises_model_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
@@ -87,7 +87,7 @@ def test_embedded_model_with_a_changed_or_missing_file_is_refused(
         sources.model_source(EMBEDDED_MODEL)
 
 
-def test_embedded_reviews_that_were_changed_are_refused(
+def test_embedded_reviews_with_changed_bytes_raise_data_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = tmp_path / "reviews.csv"
@@ -100,18 +100,18 @@ def test_embedded_reviews_that_were_changed_are_refused(
         reading._read_embedded.__wrapped__(EMBEDDED_DATASET)
 
 
-def test_audit_names_vulnerable_packages_and_those_it_knows_nothing_of() -> None:
+def test_audit_report_names_vulnerable_and_unknown_packages() -> None:
     sound = {"name": "a", "version": "1", "vulns": []}
     vulnerable = {"name": "b", "version": "2", "vulns": [{"id": "CVE-2026-1"}]}
     unknown = {"name": "c", "skip_reason": "Dependency not found"}
     assert report([sound]) == ("0 of 1 packages that were looked up have known vulnerabilities.\n", 0)
-    words, status = report([sound, vulnerable, unknown])
+    text, status = report([sound, vulnerable, unknown])
     assert status == 1
-    assert "b 2: CVE-2026-1" in words and "1 packages could not be looked up" in words and ": c." in words
+    assert "b 2: CVE-2026-1" in text and "1 packages could not be looked up" in text and ": c." in text
     assert report([unknown])[1] == report([])[1] == 2
 
 
-def test_audit_without_a_network_says_so() -> None:
+def test_audit_without_network_reports_error() -> None:
     done = python("tests/audit.py", "/bin/false")
     assert done.returncode == 2
     assert "No audit: the list of vulnerabilities cannot be reached" in done.stderr

@@ -1,4 +1,4 @@
-"""What a person sees of runs of several labels, of numbers and of pairs, in a real Chromium."""
+"""The page of multi-label, regression and pair runs, in a real Chromium."""
 
 import re
 from collections.abc import Iterator
@@ -53,10 +53,12 @@ def predict(page: Page, text: str) -> None:
     expect(page.get_by_test_id("difference")).to_be_visible(timeout=60_000)
 
 
-def test_several_labels(page: Page, server: Server, topics: Run) -> None:
+def test_page_of_multi_label_run_shows_its_metrics_and_labels(
+    page: Page, server: Server, topics: Run
+) -> None:
     open_run(page, server, topics)
-    result = topics.result()
-    expect(page.get_by_test_id("micro_f1")).to_have_text(f"{result['micro_f1']:.3f}")
+    metrics = topics.result()
+    expect(page.get_by_test_id("micro_f1")).to_have_text(f"{metrics['micro_f1']:.3f}")
     expect(page.get_by_test_id("by-label").locator("tr")).to_have_count(4)
     expect(page.locator("#metric canvas")).to_be_visible()
     predict(page, "We had awful and rude and worst and good and nice and tasty.")
@@ -65,11 +67,11 @@ def test_several_labels(page: Page, server: Server, topics: Run) -> None:
     expect(page.locator("#card-0")).to_contain_text("most frequent set of labels")
 
 
-def test_numbers(page: Page, server: Server, stars: Run) -> None:
+def test_page_of_regression_run_shows_its_metrics_and_values(page: Page, server: Server, stars: Run) -> None:
     open_run(page, server, stars)
-    result = stars.result()
-    expect(page.get_by_test_id("spearman")).to_have_text(f"{result['spearman']:.3f}")
-    expect(page.get_by_test_id("mae")).to_have_text(f"{result['mae']:.3f}")
+    metrics = stars.result()
+    expect(page.get_by_test_id("spearman")).to_have_text(f"{metrics['spearman']:.3f}")
+    expect(page.get_by_test_id("mae")).to_have_text(f"{metrics['mae']:.3f}")
     expect(page.get_by_test_id("scatter").locator("circle")).to_have_count(60)
     predict(page, "The food was amazing, perfect and wonderful.")
     number = page.locator("#card-1 .answer").inner_text()
@@ -78,7 +80,7 @@ def test_numbers(page: Page, server: Server, stars: Run) -> None:
     expect(page.get_by_test_id("difference")).not_to_contain_text("logit")
 
 
-def test_only_a_run_of_pairs_asks_for_a_second_text(
+def test_page_shows_second_text_field_only_for_pair_runs(
     page: Page, server: Server, pairs: Run, stars: Run
 ) -> None:
     open_run(page, server, stars)
@@ -100,7 +102,7 @@ def test_only_a_run_of_pairs_asks_for_a_second_text(
     expect(page.locator("#text-pair textarea")).not_to_have_value("")
 
 
-def test_runs_of_different_tasks_are_compared_apart(page: Page, server: Server, stars: Run) -> None:
+def test_compare_tab_plots_one_metric_of_each_problem_type(page: Page, server: Server, stars: Run) -> None:
     open_run(page, server, stars)
     page.get_by_role("tab", name="Compare parameters").click()
     metrics = page.locator("#own-metric label")
@@ -113,7 +115,7 @@ def test_runs_of_different_tasks_are_compared_apart(page: Page, server: Server, 
     wait_until_redrawn(page, "#own-chart canvas", before)
 
 
-def test_the_cards_stack_on_a_narrow_screen(page: Page, server: Server, topics: Run) -> None:
+def test_prediction_cards_stack_on_narrow_screen(page: Page, server: Server, topics: Run) -> None:
     page.set_viewport_size({"width": 380, "height": 800})
     try:
         open_run(page, server, topics)
@@ -126,15 +128,15 @@ def test_the_cards_stack_on_a_narrow_screen(page: Page, server: Server, topics: 
         page.set_viewport_size({"width": 1440, "height": 900})
 
 
-def test_the_endpoint_answers_for_every_task(
+def test_predict_endpoint_answers_for_every_problem_type(
     server: Server, topics: Run, stars: Run, pairs: Run, tmp_path: Path
 ) -> None:
     client = Client(server.url, verbose=False)
     text = "We had awful and rude and worst and good and nice and tasty."
-    several = client.predict(text, topics.run_id, "adapter", api_name="/predict")
-    assert several["labels"] == ["food", "drink"] and several["label"] == "food, drink"
-    number = client.predict("The food was terrible and awful.", stars.run_id, api_name="/predict")
-    assert number["value"] < 2.5 and number["scores"] == {}
+    multi_label = client.predict(text, topics.run_id, "adapter", api_name="/predict")
+    assert multi_label["labels"] == ["food", "drink"] and multi_label["label"] == "food, drink"
+    regression = client.predict("The food was terrible and awful.", stars.run_id, api_name="/predict")
+    assert regression["value"] < 2.5 and regression["scores"] == {}
     pair = client.predict(
         "How was the food?", pairs.run_id, "merged", "It was terrible.", api_name="/predict"
     )

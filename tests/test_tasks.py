@@ -1,4 +1,4 @@
-"""What the worker checks before a run is made."""
+"""Tasks of the worker: checks before a run is created, counts and inspections."""
 
 import time
 from pathlib import Path
@@ -10,30 +10,30 @@ from peft_core.errors import DataError, HubError
 from peft_core.service import tasks
 
 
-def test_the_default_passes() -> None:
+def test_check_accepts_default_settings() -> None:
     tasks.check({})
 
 
-def test_a_hub_model_out_of_reach_is_refused_at_once_though_its_shape_is_known() -> None:
+def test_check_of_unreachable_hub_model_raises_hub_error_quickly() -> None:
     start = time.monotonic()
     with pytest.raises(HubError, match="The Hub cannot be reached, so the base model 'google-bert"):
         tasks.check({"model_name_or_path": "google-bert/bert-base-uncased"})
     assert time.monotonic() - start < 10
 
 
-def test_rows_that_are_at_hand_are_checked_too() -> None:
+def test_check_validates_local_rows() -> None:
     with pytest.raises(DataError, match="max_eval_samples"):
         tasks.check({"max_eval_samples": 1})
 
 
-def test_a_combination_that_cannot_be_counted_says_why_and_leaves_the_others() -> None:
+def test_count_all_reports_an_error_per_combination() -> None:
     good, bad = tasks.count_all([{}, {"target_modules": ["nothing"]}])
     assert good["trainable"] == 74_498
     assert "matches nothing" in bad["error"]
 
 
-def test_presets_are_counted_and_inspected_once_and_files_each_time(tmp_path: Path) -> None:
-    """A hundred visitors look at the same settings; a file may have changed since."""
+def test_count_and_inspect_cache_presets_but_not_files(tmp_path: Path) -> None:
+    """Many visitors ask for the same presets; a file may change between two requests."""
     tasks._count_preset.cache_clear()
     tasks._inspect_embedded.cache_clear()
     assert tasks.count({"r": 4}) == tasks.count({"r": 4}) != tasks.count({"r": 8})

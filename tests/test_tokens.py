@@ -1,4 +1,4 @@
-"""Texts are tokenised once: what is read again by content is what was made."""
+"""The token cache: texts are tokenized once, and a damaged entry is never used."""
 
 import io
 import os
@@ -26,46 +26,49 @@ def tokenizer(tmp_path: Path) -> Any:
     return AutoTokenizer.from_pretrained(make_tiny_bert(tmp_path / "model"))
 
 
-def test_the_second_time_no_text_is_tokenised(
+def test_encode_with_cache_entry_does_not_tokenize_again(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, rows = tmp_path / "tokens", Dataset.from_dict(ROWS)
     first = encode(rows, tokenizer, 16, cache)
     assert first[:] == encode(rows, tokenizer, 16)[:]
-    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised again"))
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenized again"))
     assert encode(Dataset.from_dict(ROWS), tokenizer, 16, cache)[:] == first[:]
 
 
-def test_other_texts_labels_lengths_and_tokenizers_are_others(tokenizer: Any, tmp_path: Path) -> None:
+def test_encode_with_other_inputs_adds_a_cache_entry(tokenizer: Any, tmp_path: Path) -> None:
     cache, rows = tmp_path / "tokens", Dataset.from_dict(ROWS)
     encode(rows, tokenizer, 16, cache)
     cased = AutoTokenizer.from_pretrained(make_tiny_bert(tmp_path / "other", num_labels=2))
     cased.backend_tokenizer.normalizer = None
-    for changed, by, length in (
+    for changed, its_tokenizer, max_length in (
         (Dataset.from_dict({**ROWS, "text": ["good food", "bad", "the best pizza"]}), tokenizer, 16),
         (Dataset.from_dict({**ROWS, "label": [1, 1, 1]}), tokenizer, 16),
         (rows, tokenizer, 8),
         (rows, cased, 16),
     ):
-        kept = len(list(cache.glob("*.arrow")))
-        assert encode(changed, by, length, cache)[:] == encode(changed, by, length)[:]
-        assert len(list(cache.glob("*.arrow"))) == kept + 1
+        entries_before = len(list(cache.glob("*.arrow")))
+        assert (
+            encode(changed, its_tokenizer, max_length, cache)[:]
+            == encode(changed, its_tokenizer, max_length)[:]
+        )
+        assert len(list(cache.glob("*.arrow"))) == entries_before + 1
 
 
 def many_rows() -> Dataset:
-    """More rows than one batch of an Arrow stream holds."""
+    """Return more rows than one batch of an Arrow stream."""
     return Dataset.from_dict({"text": [f"good food {i}" for i in range(2500)], "label": [0, 1] * 1250})
 
 
-def cut_after_batches(path: Path, batches: int) -> None:
-    """Leave the first batches of the stream: what a writer leaves that dies between two of them."""
+def truncate_after_batches(path: Path, batches: int) -> None:
+    """Leave only the first batches of the stream, as a writer that dies between two batches does."""
     data = path.read_bytes()
     reader = pa.ipc.open_stream(data)
-    kept = io.BytesIO()
-    with pa.ipc.new_stream(kept, reader.schema) as stream:
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, reader.schema) as stream:
         for _ in range(batches):
             stream.write_batch(reader.read_next_batch())
-    path.write_bytes(kept.getvalue())
+    path.write_bytes(buffer.getvalue())
 
 
 def flip_bit(path: Path, place: float) -> None:
@@ -80,8 +83,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "empty": lambda path: path.write_bytes(b""),
     "no arrow": lambda path: path.write_bytes(b"no arrow"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "cut after one batch": lambda path: cut_after_batches(path, 1),
-    "cut after two batches": lambda path: cut_after_batches(path, 2),
+    "cut after one batch": lambda path: truncate_after_batches(path, 1),
+    "cut after two batches": lambda path: truncate_after_batches(path, 2),
     "cut in the middle": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "without its footer": lambda path: path.write_bytes(path.read_bytes()[:-52]),
     "one byte longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
@@ -89,7 +92,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_cache_entry_damaged_is_made_again(
+def test_encode_with_damaged_cache_entry_rewrites_it(
     damage: str, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, rows = tmp_path / "tokens", many_rows()
@@ -99,11 +102,11 @@ def test_cache_entry_damaged_is_made_again(
     DAMAGE[damage](entry)
     assert encode(rows, tokenizer, 16, cache)[:] == expected
     assert ("tokenized again" in caplog.text) == (damage != "missing")
-    if damage != "a folder":  # which stays, and leaves every run to tokenize
+    if damage != "a folder":  # it stays, and every run tokenizes
         assert entry.read_bytes() == whole and list(cache.iterdir()) == [entry]
 
 
-def test_cache_entry_with_one_bit_flipped_anywhere_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
+def test_encode_with_any_bit_of_cache_entry_flipped_rewrites_it(tokenizer: Any, tmp_path: Path) -> None:
     cache, rows = tmp_path / "tokens", Dataset.from_dict(ROWS)
     expected = encode(rows, tokenizer, 16, cache)[:]
     (entry,) = cache.iterdir()
@@ -114,14 +117,14 @@ def test_cache_entry_with_one_bit_flipped_anywhere_is_made_again(tokenizer: Any,
         assert entry.read_bytes() == whole, f"flipped at {i} % of the file"
 
 
-def test_cache_without_its_check_takes_a_cut_entry(
+def test_encode_without_entry_check_reads_truncated_entry(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault that the check is there for: a run trained on 1,000 of its rows."""
+    """The failure that the check prevents: a run trained on 1,000 of its rows."""
     cache, rows = tmp_path / "tokens", many_rows()
     encode(rows, tokenizer, 16, cache)
     (entry,) = cache.iterdir()
-    cut_after_batches(entry, 1)
+    truncate_after_batches(entry, 1)
     monkeypatch.setattr(tokens, "read_entry", lambda path, rows: Dataset.from_file(str(path)))
     assert len(encode(rows, tokenizer, 16, cache)) == 1000
 
@@ -146,7 +149,7 @@ encode(rows, tokenizer, 16, cache)
 """
 
 
-def test_cache_entry_written_by_two_processes_at_once_is_whole(tokenizer: Any, tmp_path: Path) -> None:
+def test_encode_in_two_processes_at_once_writes_complete_entry(tokenizer: Any, tmp_path: Path) -> None:
     cache = tmp_path / "tokens"
     arguments = ["-c", WRITE_AT_ONCE, str(tmp_path / "model"), str(cache)]
     others = [start_python(*arguments, str(number)) for number in range(2)]
@@ -156,30 +159,32 @@ def test_cache_entry_written_by_two_processes_at_once_is_whole(tokenizer: Any, t
     assert tokens.read_entry(entry, 300)[:] == encode(rows, tokenizer, 16)[:]
 
 
-def test_cache_entry_is_synced_before_its_rename_and_the_folder_after(
+def test_encode_syncs_entry_before_its_rename_and_folder_after(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, fsync, replace = [], os.fsync, os.replace
+    events, fsync, replace = [], os.fsync, os.replace
 
     def recorded_fsync(descriptor: int) -> None:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        done.append("folder synced" if is_folder else "file synced")
+        events.append("folder synced" if is_folder else "file synced")
         fsync(descriptor)
 
     def recorded_replace(path: Path, target: Path) -> None:
-        done.append("renamed")
+        events.append("renamed")
         replace(path, target)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     encode(Dataset.from_dict(ROWS), tokenizer, 16, tmp_path / "tokens")
-    assert done == ["folder synced", "file synced", "renamed", "folder synced"], "first that of a new folder"
+    assert events == ["folder synced", "file synced", "renamed", "folder synced"], (
+        "first that of a new folder"
+    )
 
 
-def test_entry_that_another_process_is_writing_is_neither_counted_nor_removed(
+def test_encode_ignores_entry_that_another_process_is_writing(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its staging name ends in .arrow, too."""
+    """The staging file ends in .arrow, too."""
     cache = tmp_path / "tokens"
     encode(Dataset.from_dict(ROWS), tokenizer, 16, cache)
     (entry,) = cache.iterdir()
@@ -192,8 +197,8 @@ def test_entry_that_another_process_is_writing_is_neither_counted_nor_removed(
     assert entry.exists() and staging.exists()
 
 
-class Slow:
-    """A tokenizer without a backend, so that no more than its vocabulary is known of it."""
+class TokenizerWithoutBackend:
+    """A tokenizer without a backend, of which only the vocabulary is known."""
 
     truncation_side = "right"
 
@@ -204,41 +209,44 @@ class Slow:
         return {"input_ids": [[1]] * len(texts), "attention_mask": [[1]] * len(texts)}
 
 
-def test_digests_keep_the_values_that_runs_have_recorded() -> None:
-    """A run whose `inputs.json` holds another value could not continue."""
+def test_digests_match_recorded_values() -> None:
+    """A run whose `inputs.json` has another value cannot be resumed."""
     rows = Dataset.from_dict(
         {"text": ["good food", "bad staff", "ü"], "text_pair": ["a", "b", "c"], "label": [1, 0, 1]}
     )
     assert rows_digest(rows) == "445b607451aadeae20317ef5dc89956501d42d9f99d8a1bae7b1604b25d3fa8d"
     fast = AutoTokenizer.from_pretrained(Path(__file__).parent / "version_0" / "base")
     assert tokenizer_digest(fast) == "8f7960a4976c239beb0f6d14318ddde923bdf7f1fbb0cf49c15f8642bd2b0431"
-    assert tokenizer_digest(Slow()) == "ba9e5496d52bfa58e0229cfd81610bc56bd1de5911c84dc535cceea50487aca6"
+    assert (
+        tokenizer_digest(TokenizerWithoutBackend())
+        == "ba9e5496d52bfa58e0229cfd81610bc56bd1de5911c84dc535cceea50487aca6"
+    )
 
 
-def test_tokens_of_a_tokenizer_without_a_backend_are_not_kept(tmp_path: Path) -> None:
+def test_encode_with_tokenizer_without_backend_caches_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "tokens"
-    assert encode(Dataset.from_dict(ROWS), Slow(), 16, cache)["labels"][:] == ROWS["label"]
+    assert encode(Dataset.from_dict(ROWS), TokenizerWithoutBackend(), 16, cache)["labels"][:] == ROWS["label"]
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("small_disk", [4], indirect=True)
-def test_a_full_disk_keeps_nothing_and_takes_nothing_away(small_disk: Path, tokenizer: Any) -> None:
+def test_encode_on_full_disk_returns_tokens_and_caches_nothing(small_disk: Path, tokenizer: Any) -> None:
     rows = Dataset.from_dict({"text": ["good food " * 40] * 50, "label": [0] * 50})
     assert encode(rows, tokenizer, 64, small_disk / "tokens")[:] == encode(rows, tokenizer, 64)[:]
     assert not list((small_disk / "tokens").glob("*"))
 
 
-def test_the_oldest_go_where_there_are_too_many(
+def test_encode_beyond_cache_limit_removes_oldest_entries(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "tokens"
     for i in range(3):
         before = set(cache.glob("*"))
         encode(Dataset.from_dict({"text": [f"text {i}"], "label": [i]}), tokenizer, 16, cache)
-        (made,) = set(cache.glob("*")) - before
-        os.utime(made, (i, i))
-    size = made.stat().st_size
+        (newest,) = set(cache.glob("*")) - before
+        os.utime(newest, (i, i))
+    size = newest.stat().st_size
     monkeypatch.setattr(tokens, "CACHE_BYTES", int(2.5 * size))
     encode(Dataset.from_dict({"text": ["text 3"], "label": [3]}), tokenizer, 16, cache)
-    left = list(cache.glob("*.arrow"))
-    assert len(left) == 2 and made in left
+    remaining = list(cache.glob("*.arrow"))
+    assert len(remaining) == 2 and newest in remaining

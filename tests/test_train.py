@@ -1,4 +1,4 @@
-"""Training runs from start to end, and every way in which they end early; the real command where it can."""
+"""Training runs from start to end, and every way in which they end early, by the real command if possible."""
 
 import errno
 import hashlib
@@ -64,19 +64,19 @@ def names(folder: Path) -> set[str]:
 
 
 def stock_logits(run: Run, texts: list[str], seed: int = 7) -> np.ndarray:
-    """From PEFT alone, one text at a time, in a process whose random numbers differ from the training's."""
+    """Return logits of stock PEFT, one text at a time, in a process with a seed other than the training's."""
     return np.asarray(answer(STOCK_PEFT, str(run.adapter), str(seed), json.dumps(texts)), dtype=np.float32)
 
 
-def own_logits(run: Run, texts: list[str]) -> np.ndarray:
+def predictor_logits(run: Run, texts: list[str]) -> np.ndarray:
     predictor = Predictor(run.folder)
     return np.concatenate([predictor.logits([text]) for text in texts])
 
 
-def test_train_on_a_disk_that_takes_no_folder_ends_in_its_sentence(
+def test_train_without_room_for_checkpoints_raises_run_error(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainer makes the folder of checkpoints itself: its error was a traceback."""
+    """Regression: Trainer creates the checkpoint folder itself, and its error was a traceback."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
@@ -88,14 +88,14 @@ def test_train_on_a_disk_that_takes_no_folder_ends_in_its_sentence(
     assert run.state().error == str(raised.value)
 
 
-def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
-    state, result = finished_run.state(), finished_run.result()
+def test_train_finished_run_has_expected_state_and_files(finished_run: Run) -> None:
+    state, metrics = finished_run.state(), finished_run.result()
     assert state.status == "FINISHED"
-    assert state.step == state.max_steps == result["steps"] == 60
+    assert state.step == state.max_steps == metrics["steps"] == 60
     assert state.created <= state.started <= state.ended
-    assert result["accuracy"] >= 0.9 > result["baseline"]["accuracy"]
-    assert result["tokens_per_second"] > 0
-    assert names(finished_run.folder) - {"probe"} == {  # which another test's question may have left
+    assert metrics["accuracy"] >= 0.9 > metrics["baseline"]["accuracy"]
+    assert metrics["tokens_per_second"] > 0
+    assert names(finished_run.folder) - {"probe"} == {  # a cache that another test may have written
         "adapter",
         "config.json",
         "evaluation",
@@ -121,19 +121,19 @@ def test_a_finished_run_learned_and_left_these_files(finished_run: Run) -> None:
     }
 
 
-def test_the_result_agrees_with_the_rows_that_are_kept(finished_run: Run) -> None:
-    rows, result = pd.read_parquet(finished_run.evaluation), finished_run.result()
-    assert len(rows) == result["eval_rows"] == 40
-    assert (rows.label == rows.predicted).mean() == pytest.approx(result["accuracy"])
+def test_result_matches_saved_evaluation_rows(finished_run: Run) -> None:
+    rows, metrics = pd.read_parquet(finished_run.evaluation), finished_run.result()
+    assert len(rows) == metrics["eval_rows"] == 40
+    assert (rows.label == rows.predicted).mean() == pytest.approx(metrics["accuracy"])
     matrix = pd.crosstab(rows.label, rows.predicted).reindex(index=[0, 1], columns=[0, 1], fill_value=0)
-    assert matrix.to_numpy().tolist() == result["confusion_matrix"]
-    low, high = result["accuracy_interval"]
-    assert 0 <= low <= result["accuracy"] <= high <= 1
-    predicted = own_logits(finished_run, rows.text.tolist()).argmax(-1)
+    assert matrix.to_numpy().tolist() == metrics["confusion_matrix"]
+    low, high = metrics["accuracy_interval"]
+    assert 0 <= low <= metrics["accuracy"] <= high <= 1
+    predicted = predictor_logits(finished_run, rows.text.tolist()).argmax(-1)
     assert predicted.tolist() == rows.predicted.tolist()
 
 
-def test_the_adapter_holds_what_was_trained_and_no_base_weights(finished_run: Run) -> None:
+def test_adapter_has_trained_weights_and_no_base_weights(finished_run: Run) -> None:
     with safe_open(finished_run.adapter / "adapter_model.safetensors", "pt") as file:
         keys = set(file.keys())
         sizes = {key: file.get_tensor(key).numel() for key in keys}
@@ -143,50 +143,52 @@ def test_the_adapter_holds_what_was_trained_and_no_base_weights(finished_run: Ru
     assert sum(sizes.values()) == finished_run.result()["parameters"]["trainable"]
 
 
-def test_the_adapter_folder_says_what_it_is(finished_run: Run, tiny_model: Path) -> None:
-    held = json.loads((finished_run.adapter / "classifier.json").read_text(encoding="utf-8"))
+def test_adapter_folder_has_its_metadata(finished_run: Run, tiny_model: Path) -> None:
+    classifier = json.loads((finished_run.adapter / "classifier.json").read_text(encoding="utf-8"))
     settings = json.loads((finished_run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    assert held["id2label"] == {"0": "bad", "1": "good"}
-    assert held["max_length"] == 64
-    assert held["base_model_name_or_path"] == settings["base_model_name_or_path"] == str(tiny_model)
-    assert held["base_revision"].startswith("sha256:")
+    assert classifier["id2label"] == {"0": "bad", "1": "good"}
+    assert classifier["max_length"] == 64
+    assert classifier["base_model_name_or_path"] == settings["base_model_name_or_path"] == str(tiny_model)
+    assert classifier["base_revision"].startswith("sha256:")
     assert settings["task_type"] == "SEQ_CLS"
     assert (settings["r"], set(settings["target_modules"])) == (8, {"query", "value"})
 
 
-def test_stock_peft_in_a_fresh_process_gives_the_same_logits(finished_run: Run) -> None:
-    assert np.array_equal(stock_logits(finished_run, TEXTS), own_logits(finished_run, TEXTS))
+def test_adapter_in_stock_peft_gives_the_same_logits(finished_run: Run) -> None:
+    assert np.array_equal(stock_logits(finished_run, TEXTS), predictor_logits(finished_run, TEXTS))
 
 
-def test_every_part_that_started_untrained_is_trained_and_saved(
+def test_train_saves_every_module_that_started_untrained(
     train_here: Callable[..., Run], tmp_path: Path
 ) -> None:
     bare = make_tiny_bert(tmp_path / "bare", with_head=False, with_pooler=False)
     run = train_here(model_name_or_path=str(bare))
-    result = run.result()
-    assert result["untrained"] == ["bert.pooler.dense", "classifier"]
+    metrics = run.result()
+    assert metrics["untrained"] == ["bert.pooler.dense", "classifier"]
     size = (run.adapter / "adapter_model.safetensors").stat().st_size
-    assert result["parameters"]["file_bytes"] == size
+    assert metrics["parameters"]["file_bytes"] == size
     set_seed(42)
     start = load_base(str(bare), None, ["bad", "good"]).model.bert.pooler.dense.weight
     with safe_open(run.adapter / "adapter_model.safetensors", "pt") as file:
         trained = file.get_tensor("base_model.model.bert.pooler.dense.weight")
     assert 1e-3 < (trained - start).abs().max() < 10
-    assert np.array_equal(stock_logits(run, TEXTS), own_logits(run, TEXTS))
+    assert np.array_equal(stock_logits(run, TEXTS), predictor_logits(run, TEXTS))
 
 
-def test_the_seed_decides_the_bytes(finished_run: Run, train_here: Callable[..., Run]) -> None:
+def test_train_with_same_seed_writes_identical_adapter(
+    finished_run: Run, train_here: Callable[..., Run]
+) -> None:
     assert digest(train_here()) == digest(finished_run)
     assert digest(train_here(seed=43)) != digest(finished_run)
 
 
-def test_batches_that_a_gpu_would_have_made_ahead_train_the_same(
+def test_train_with_prefetched_batches_writes_identical_adapter(
     finished_run: Run, train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as a_gpu:
-        a_gpu.setattr(torch.cuda, "is_available", lambda: True)
+    with monkeypatch.context() as gpu_patch:
+        gpu_patch.setattr(torch.cuda, "is_available", lambda: True)
         options = trainer.prefetch_options()
-    assert options.pop("pin_memory")  # which a processor alone does not have
+    assert options.pop("pin_memory")  # needs a GPU
     assert options == {"num_workers": 2, "persistent_workers": True}
     monkeypatch.setattr(trainer, "prefetch_options", lambda: options)
     assert digest(train_here()) == digest(finished_run)
@@ -202,7 +204,7 @@ def test_batches_that_a_gpu_would_have_made_ahead_train_the_same(
         ({"dataset_name": "./nowhere"}, DataError, "no folder"),
     ],
 )
-def test_what_cannot_be_trained_fails_with_one_sentence(
+def test_train_with_unusable_settings_fails_with_error_message(
     changes: dict[str, Any], error: type[Exception], words: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict({**settings, **changes}))
@@ -220,21 +222,25 @@ def test_what_cannot_be_trained_fails_with_one_sentence(
     }
 
 
-def test_the_command_says_one_line_and_exits_with_two(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_train_command_with_bad_input_prints_one_line_and_exits_with_2(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     write_csv(tmp_path / "data" / "train.csv", [(f"Fine {i}.", "yes") for i in range(20)])
     run = runs.create(tmp_path, TrainConfig.from_dict({**settings, "dataset_name": str(tmp_path / "data")}))
-    done = python("-m", "peft_core.train", str(run.folder))
-    assert done.returncode == 2
-    assert "a classifier needs two or more" in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert run.state().error in done.stderr
-    nothing = python("-m", "peft_core.train", str(tmp_path / "nothing"))
-    assert nothing.returncode == 2
-    assert len(nothing.stderr.strip().splitlines()) == 1
+    process = python("-m", "peft_core.train", str(run.folder))
+    assert process.returncode == 2
+    assert "a classifier needs two or more" in process.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert run.state().error in process.stderr
+    missing_run = python("-m", "peft_core.train", str(tmp_path / "nothing"))
+    assert missing_run.returncode == 2
+    assert len(missing_run.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "nothing").exists()
 
 
-def test_strange_texts_and_a_part_of_an_epoch(train_here: Callable[..., Run], tmp_path: Path) -> None:
+def test_train_on_unusual_texts_for_part_of_an_epoch_finishes(
+    train_here: Callable[..., Run], tmp_path: Path
+) -> None:
     rows = [("😀😀😀", "a"), ("word " * 200_000, "b"), ("\u202eright to left", "a"), ("\x07", "b")] * 5
     write_csv(tmp_path / "data" / "train.csv", rows)
     write_csv(tmp_path / "data" / "test.csv", rows[:4])
@@ -243,7 +249,7 @@ def test_strange_texts_and_a_part_of_an_epoch(train_here: Callable[..., Run], tm
     assert run.result()["steps"] == 1
 
 
-def test_a_stop_before_the_first_step_leaves_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_stop_before_first_step_leaves_no_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     run.request_stop()
     train(run.folder)
@@ -251,7 +257,7 @@ def test_a_stop_before_the_first_step_leaves_nothing(settings: dict[str, Any], t
     assert not run.has_adapter
 
 
-def long_run(settings: dict[str, Any], folder: Path, epochs: int) -> Run:
+def create_run(settings: dict[str, Any], folder: Path, epochs: int) -> Run:
     return runs.create(folder, TrainConfig.from_dict({**settings, "num_train_epochs": epochs}))
 
 
@@ -259,8 +265,8 @@ def long_run(settings: dict[str, Any], folder: Path, epochs: int) -> Run:
 def training(
     settings: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Run, subprocess.Popen]]:
-    """A run of so many epochs that trains now in a process of its own."""
-    run = long_run(settings, tmp_path / "long", getattr(request, "param", 100))
+    """Start a run in a process of its own; `request.param` is the number of epochs."""
+    run = create_run(settings, tmp_path / "long", getattr(request, "param", 100))
     process = start_python("-m", "peft_core.train", str(run.folder))
     try:
         wait_for(lambda: (run.state().step or 0) > 20)
@@ -270,7 +276,7 @@ def training(
         process.wait()
 
 
-def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -> None:
+def test_stop_keeps_adapter_of_last_step(training: tuple[Run, subprocess.Popen]) -> None:
     run, process = training
     run.request_stop()
     assert process.wait(timeout=30) == 0
@@ -280,15 +286,15 @@ def test_stop_keeps_the_adapter_so_far(training: tuple[Run, subprocess.Popen]) -
     assert 20 < step < state.max_steps
     assert state.notes == [
         f"Stopped at step {step} of {state.max_steps:,}. The adapter of that step is kept; the test rows "
-        f"were not evaluated. Continue goes on from step {step}; Evaluate measures the best step so far "
-        "without training on."
+        f"were not evaluated. Continue resumes from step {step}; Evaluate evaluates the best step so far "
+        "without further training."
     ]
     assert not names(run.folder) & {"evaluation"}
     assert Predictor(run.folder).predict(["Wonderful."])[0].label in ("bad", "good")
 
 
 @pytest.mark.parametrize("training", [40], indirect=True)
-def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
+def test_train_killed_leaves_no_partial_output_and_resumes_exactly(
     training: tuple[Run, subprocess.Popen], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     run, process = training
@@ -302,13 +308,13 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_run_can_go_on(
     train(run.folder)
     assert run.state().status == "FINISHED"
     assert run.result()["resumed_from"] > 0
-    whole = long_run(settings, tmp_path / "whole", 40)
-    train(whole.folder)
-    assert digest(whole) == digest(run)
+    uninterrupted = create_run(settings, tmp_path / "whole", 40)
+    train(uninterrupted.folder)
+    assert digest(uninterrupted) == digest(run)
 
 
 def train_until_adapter_is_synced(run: Run) -> None:
-    """Train in a forked child, which kills itself before the adapter's files are on the disk."""
+    """Train in a forked child that kills itself before the adapter's files are synced."""
 
     def kill_for_adapter(path: Path) -> None:
         if "adapter" in str(path):
@@ -318,7 +324,7 @@ def train_until_adapter_is_synced(run: Run) -> None:
     train(run.folder)
 
 
-def test_a_process_killed_while_it_saves_leaves_no_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_train_killed_while_saving_leaves_no_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     assert outcome(run_child(lambda _: train_until_adapter_is_synced(run))) == KILLED
     assert run.state().status == "FAILED"
@@ -329,7 +335,7 @@ def test_a_process_killed_while_it_saves_leaves_no_adapter(settings: dict[str, A
     assert not names(run.folder) & {"checkpoints"}
 
 
-def test_the_termination_signal_stops_a_run(training: tuple[Run, subprocess.Popen]) -> None:
+def test_sigterm_stops_run(training: tuple[Run, subprocess.Popen]) -> None:
     run, process = training
     process.terminate()
     process.wait(timeout=30)
@@ -338,12 +344,12 @@ def test_the_termination_signal_stops_a_run(training: tuple[Run, subprocess.Pope
 
 
 def train_with_small_files(run: Run) -> None:
-    """Train in a forked child, whose files may not grow beyond 9,000 bytes."""
+    """Train in a forked child with a file size limit of 9,000 bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
     train(run.folder)
 
 
-def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_train_over_file_size_limit_fails_run(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     child = run_child(lambda _: train_with_small_files(run))
     assert child.first(ERROR) or child.first(BUG)
@@ -354,13 +360,15 @@ def test_a_file_that_may_not_grow_fails_the_run(settings: dict[str, Any], tmp_pa
 
 
 @pytest.mark.parametrize("small_disk", [16, 24, 40, 64, 96], indirect=True)
-def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
+def test_train_on_full_disk_fails_and_leaves_no_partial_output(
     small_disk: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs.create(small_disk, TrainConfig.from_dict(settings))
     with pytest.raises((RunError, OSError), match="The disk is full|No space left"):
         train(run.folder)
-    monkeypatch.setattr("peft_core.runs.run.is_same_process", lambda *_: False)  # it has ended by then
+    monkeypatch.setattr(
+        "peft_core.runs.run.is_same_process", lambda *_: False
+    )  # the process has ended by then
     state = run.state()
     assert state.status == "FAILED"
     assert "disk is full" in state.error or "the disk ran out" in state.error
@@ -368,14 +376,14 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_made(
     assert not list((run.folder / "checkpoints").glob("checkpoint-*/.*"))
 
 
-def test_train_of_a_finished_run_is_refused_and_keeps_it(own_run: Run) -> None:
+def test_train_of_finished_run_is_refused_and_keeps_it(own_run: Run) -> None:
     before = digest(own_run)
     with pytest.raises(RunError, match="has finished; train its settings as a new run"):
         train(own_run.folder)
     assert digest(own_run) == before and own_run.state().status == "FINISHED"
 
 
-def test_two_processes_do_not_train_one_run(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_train_of_locked_run_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     run = runs.create(tmp_path, TrainConfig.from_dict(settings))
     with run.lock():
         second = run_child(lambda _: train(run.folder))

@@ -1,4 +1,4 @@
-"""Packed data files: the one table inside is read, and what unpacks without end is stopped early."""
+"""Packed data files: the one table inside is read, and decompression bombs are stopped early."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def zipped(path: Path, **members: str | bytes) -> Path:
 
 
 def bomb(path: Path, megabytes: int) -> Path:
-    """A file of few bytes that unpacks to so many megabytes of rows."""
+    """Write a small file that unpacks to so many megabytes of rows."""
     rows = b"good,pos\n" * 111_112
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.csv", "w") as file:
@@ -47,7 +47,7 @@ def bomb(path: Path, megabytes: int) -> Path:
     return path
 
 
-def test_read_table_of_a_gz_has_its_40_rows() -> None:
+def test_read_table_of_gz_reads_all_rows() -> None:
     table = read_table(CASES / "reviews.csv.gz")
     assert (len(table.frame), table.facts["format"]) == (40, "csv")
     assert [row for chunk in open_rows(CASES / "reviews.csv.gz").chunks() for row in chunk] == (
@@ -55,13 +55,13 @@ def test_read_table_of_a_gz_has_its_40_rows() -> None:
     )
 
 
-def test_load_labelled_text_of_a_gz_and_of_a_folder_with_one(tmp_path: Path) -> None:
+def test_load_labeled_splits_reads_gz_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv.gz").write_bytes((CASES / "reviews.csv.gz").read_bytes())
     for name in (tmp_path / "reviews.csv.gz", tmp_path):
         assert load_labeled_splits(TrainConfig(dataset_name=str(name))).label_names == ("neg", "pos")
 
 
-def test_read_table_of_a_zip_ignores_what_is_no_data(tmp_path: Path) -> None:
+def test_read_table_of_zip_ignores_other_members(tmp_path: Path) -> None:
     members = {
         "README.md": "about",
         "in/a.csv": CSV,
@@ -78,11 +78,11 @@ def test_read_table_of_a_zip_ignores_what_is_no_data(tmp_path: Path) -> None:
     ("members", "words"),
     [
         ({"a.csv": CSV, "b.csv": CSV}, "holds 2 tables, 'a.csv', 'b.csv'"),
-        ({"a.pdf": "x"}, "holds no .csv .* file, only 'a.pdf'"),
+        ({"a.pdf": "x"}, "has no .csv .* file, only 'a.pdf'"),
         ({}, "only nothing"),
     ],
 )
-def test_locate_in_a_zip_without_one_table_says_what_it_holds(
+def test_locate_in_zip_without_exactly_one_table_raises_data_error(
     members: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=words):
@@ -90,7 +90,7 @@ def test_locate_in_a_zip_without_one_table_says_what_it_holds(
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.zip"])
-def test_read_table_of_a_bomb_stops_at_the_limit(
+def test_read_table_of_decompression_bomb_stops_at_limit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bomb(tmp_path / name, 30)
@@ -102,7 +102,7 @@ def test_read_table_of_a_bomb_stops_at_the_limit(
             read(path)
 
 
-def test_zip_that_claims_a_small_size_is_counted_as_it_is_read(tmp_path: Path) -> None:
+def test_locate_read_of_zip_with_false_size_counts_actual_bytes(tmp_path: Path) -> None:
     path = bomb(tmp_path / "a.zip", 5)
     data = bytearray(path.read_bytes())
     place = data.rindex(b"PK\x01\x02") + 24  # the unpacked size in the central directory
@@ -112,7 +112,7 @@ def test_zip_that_claims_a_small_size_is_counted_as_it_is_read(tmp_path: Path) -
         locate(path).read(2_000_000)
 
 
-def test_unpacked_bytes_counts_no_further_than_asked(tmp_path: Path) -> None:
+def test_unpacked_bytes_stops_counting_at_limit(tmp_path: Path) -> None:
     path = bomb(tmp_path / "a.csv.gz", 30)
     assert 2_000_000 < unpacked_bytes(path, 2_000_000) < 4_000_001
     assert unpacked_bytes(path, 100_000_000) == 30 * 111_112 * 9
@@ -129,7 +129,7 @@ def test_unpacked_bytes_counts_no_further_than_asked(tmp_path: Path) -> None:
     ],
     ids=["no gzip", "cut gzip", "cut zip", "no suffix inside", "tar"],
 )
-def test_read_table_of_a_damaged_archive_is_one_sentence(
+def test_read_table_of_damaged_archive_raises_one_line_error(
     name: str, data: bytes, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(data)
@@ -139,21 +139,21 @@ def test_read_table_of_a_damaged_archive_is_one_sentence(
         assert "\n" not in str(error.value)
 
 
-def test_store_upload_counts_packed_files_by_what_they_unpack_to(tmp_path: Path) -> None:
+def test_store_upload_of_packed_file_counts_unpacked_bytes(tmp_path: Path) -> None:
     small = zipped(tmp_path / "small.zip", **{"a.csv": CSV})
     assert store_upload([small], tmp_path / uploads.UPLOADS, max_bytes=2_000_000).folder.is_dir()
     with pytest.raises(DataError, match="at most 2 MB are taken"):
         store_upload([bomb(tmp_path / "a.csv.gz", 5)], tmp_path / uploads.UPLOADS, max_bytes=2_000_000)
 
 
-def test_public_workbench_refuses_a_bomb_to_predict(tmp_path: Path) -> None:
-    public = Workbench.open(tmp_path / "runs", public=True)
-    run = runs.create(public.runs_dir, TrainConfig())
+def test_preview_file_of_decompression_bomb_on_public_demo_raises_data_error(tmp_path: Path) -> None:
+    public_workbench = Workbench.open(tmp_path / "runs", public=True)
+    run = runs.create(public_workbench.runs_dir, TrainConfig())
     try:
         with pytest.raises(DataError, match="this public demo takes at most 10 MB"):
-            public.preview_file(bomb(tmp_path / "a.zip", 15), run.run_id)
+            public_workbench.preview_file(bomb(tmp_path / "a.zip", 15), run.run_id)
     finally:
-        public.files.close()
+        public_workbench.files.close()
 
 
 def many_gzip_members(path: Path) -> Path:
@@ -162,7 +162,7 @@ def many_gzip_members(path: Path) -> Path:
 
 
 def many_zip_entries(path: Path) -> Path:
-    """Entries of an archive whose directory says that it has one."""
+    """Write a zip of 100,001 entries whose end record counts one."""
     whole = zipped(path, **{"a.csv": CSV}).read_bytes()
     start, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
     directory = whole[start:end] + whole[start:end].replace(b"a.csv", b"b.txt") * 100_000
@@ -175,7 +175,7 @@ def many_zip_entries(path: Path) -> Path:
     ("make", "name"),
     [(many_gzip_members, "a.csv.gz"), (many_zip_entries, "a.zip"), (many_zip_entries, "a.xlsx")],
 )
-def test_unpacked_bytes_of_too_many_members_is_refused_before_they_are_listed(
+def test_unpacked_bytes_of_too_many_members_raises_before_listing(
     make: Callable[[Path], Path], name: str, tmp_path: Path
 ) -> None:
     path, start = make(tmp_path / name), time.process_time()
@@ -184,15 +184,13 @@ def test_unpacked_bytes_of_too_many_members_is_refused_before_they_are_listed(
     assert time.process_time() - start < 1
 
 
-def test_unpacked_bytes_of_a_gz_with_a_thousand_members_are_those_of_all(tmp_path: Path) -> None:
+def test_unpacked_bytes_of_gz_with_many_members_counts_all(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(CSV.encode(), mtime=0) * 1000)
     assert unpacked_bytes(tmp_path / "a.csv.gz", 10_000_000) == 1000 * len(CSV)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_unpacked_bytes_of_a_workbook_refuses_ten_times_the_limit_of_xml(
-    packed: bool, tmp_path: Path
-) -> None:
+def test_unpacked_bytes_of_workbook_over_xml_limit_raises_data_error(packed: bool, tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.xlsx", **{"xl/sharedStrings.xml": b" " * 10_500_000, "a.xml": b" "})
     if packed:
         path = zipped(tmp_path / "a.zip", **{"a.xlsx": path.read_bytes()})
@@ -201,14 +199,14 @@ def test_unpacked_bytes_of_a_workbook_refuses_ten_times_the_limit_of_xml(
     assert unpacked_bytes(path, 2_000_000) < 20_000
 
 
-def test_store_upload_of_a_workbook_with_too_much_xml_stores_nothing(tmp_path: Path) -> None:
+def test_store_upload_of_workbook_over_xml_limit_stores_nothing(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.xlsx", **{"xl/sharedStrings.xml": b" " * 10_500_000})
     with pytest.raises(DataError, match="unpacks to over 10 MB"):
         store_upload([path], tmp_path / uploads.UPLOADS, max_bytes=1_000_000)
     assert not (tmp_path / uploads.UPLOADS).exists()
 
 
-def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:
+def test_writer_for_packed_file_writes_unpacked_file(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv.gz"
     path.write_bytes(gzip.compress(CSV.replace(",", "\t").encode()))
     stream = open_rows(path)
@@ -220,13 +218,13 @@ def test_a_packed_file_to_predict_is_written_unpacked(tmp_path: Path) -> None:
     assert io.StringIO((tmp_path / "out").read_text("utf-8")).readline() == "text\tlabel\tpredicted_label\n"
 
 
-def test_read_table_of_one_blank_column_holds_no_rows(tmp_path: Path) -> None:
+def test_read_table_of_blank_column_raises_data_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text\n\n""\n  \n', encoding="utf-8")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_table(tmp_path / "a.csv")
 
 
-def test_every_suffix_that_is_read_passes_the_file_dialog() -> None:
+def test_file_types_include_every_suffix() -> None:
     for suffix in SUFFIXES:
         assert f".{suffix.rsplit('.', 1)[1]}" in FILE_TYPES
         assert suffix_of(f"Reviews{suffix.upper()}") == suffix
@@ -234,7 +232,7 @@ def test_every_suffix_that_is_read_passes_the_file_dialog() -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_read_table_of_a_zip_with_one_damaged_byte_is_read_or_refused(
+def test_read_table_of_zip_with_one_damaged_byte_reads_or_raises_one_line(
     compression: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.zip"

@@ -1,4 +1,4 @@
-"""Room for uploads: gradio's folder stays within its bound, and old uploads go first."""
+"""Room for uploads: gradio's folder stays within its limit, and old uploads are removed first."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ class Disk:
         self._names = (f"{number:064x}" for number in range(1000))
 
     def keep(self, size: int, *, age: float = 0.0) -> Path:
-        """An upload as gradio keeps it."""
+        """Write an upload as gradio stores it, and return its folder."""
         return self.write(f"{next(self._names)}/a.csv", size, age=age).parent
 
     def write(self, name: str, size: int, *, age: float = 0.0) -> Path:
@@ -41,12 +41,12 @@ class Disk:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
         os.truncate(path, size)
-        for written in (path, path.parent):
-            os.utime(written, (self.now - age, self.now - age))
+        for touched in (path, path.parent):
+            os.utime(touched, (self.now - age, self.now - age))
         return path
 
     def reserve(self, *sizes: int) -> str | None:
-        """The sentence of the refusal of uploads that arrive at once; None if all were admitted."""
+        """Reserve room for simultaneous uploads; return the refusal's message, or None if all fit."""
 
         async def reserve_all() -> None:
             async with AsyncExitStack() as stack:
@@ -70,7 +70,7 @@ def no_room(when: str) -> str:
     return f"This demo has no room for more uploads. Try again in {when}."
 
 
-def test_room_counts_what_is_kept_and_what_arrives(disk: Disk) -> None:
+def test_room_counts_stored_and_arriving_uploads(disk: Disk) -> None:
     assert disk.reserve(1_000_000) is None, "before there is a folder"
     disk.keep(600_000)
     assert disk.reserve(200_000, 200_000) is None
@@ -78,7 +78,7 @@ def test_room_counts_what_is_kept_and_what_arrives(disk: Disk) -> None:
     assert disk.reserve(400_000) is None, "what arrived before was released"
 
 
-def test_room_uploads_at_once_are_admitted_as_they_fit_together(disk: Disk) -> None:
+def test_room_admits_simultaneous_uploads_up_to_total(disk: Disk) -> None:
     disk.keep(700_000)
     admitted: list[int] = []
 
@@ -95,7 +95,7 @@ def test_room_uploads_at_once_are_admitted_as_they_fit_together(disk: Disk) -> N
     assert all(isinstance(refusal, Refusal) for refusal in refused)
 
 
-def test_room_old_uploads_go_and_only_those_that_must(disk: Disk) -> None:
+def test_room_removes_only_as_many_old_uploads_as_needed(disk: Disk) -> None:
     oldest, old = disk.keep(400_000, age=1200), disk.keep(300_000, age=700)
     new = disk.keep(300_000, age=500)
     assert disk.reserve(300_000) is None
@@ -104,22 +104,22 @@ def test_room_old_uploads_go_and_only_those_that_must(disk: Disk) -> None:
     assert old.is_dir()
 
 
-def test_room_new_uploads_stay_and_the_refusal_says_until_when(disk: Disk) -> None:
-    kept = [disk.keep(400_000, age=700), disk.keep(500_000, age=330)]
+def test_room_keeps_new_uploads_and_refusal_names_wait(disk: Disk) -> None:
+    uploads = [disk.keep(400_000, age=700), disk.keep(500_000, age=330)]
     assert disk.reserve(600_000) == no_room("5 minutes")
-    assert all(folder.is_dir() for folder in kept), "nothing goes in vain"
+    assert all(folder.is_dir() for folder in uploads), "nothing goes in vain"
     disk.now += 271
     assert disk.reserve(600_000) is None
-    assert not any(folder.exists() for folder in kept)
+    assert not any(folder.exists() for folder in uploads)
 
 
-def test_room_upload_that_was_used_again_counts_as_new(disk: Disk) -> None:
+def test_room_counts_upload_used_again_as_new(disk: Disk) -> None:
     folder = disk.keep(900_000, age=700)
     os.utime(folder / "a.csv", (disk.now, disk.now))
     assert disk.reserve(200_000) == no_room("10 minutes")
 
 
-def test_room_floor_of_free_disk_holds(disk: Disk) -> None:
+def test_room_keeps_minimum_free_disk(disk: Disk) -> None:
     disk.free = 2_300_000
     assert disk.reserve(300_000) is None
     assert disk.reserve(300_001) == no_room("10 minutes")
@@ -127,13 +127,13 @@ def test_room_floor_of_free_disk_holds(disk: Disk) -> None:
     assert disk.reserve(300_001) == no_room("a minute"), "the disk did not get emptier"
 
 
-def test_room_many_small_files_are_bounded(disk: Disk) -> None:
+def test_room_bounds_number_of_small_files(disk: Disk) -> None:
     for _ in range(1_000_000 // MIN_FILE_BYTES):
         disk.keep(0)
     assert disk.reserve(1) == no_room("10 minutes")
 
 
-def test_room_of_what_is_handed_out_is_not_touched(disk: Disk) -> None:
+def test_room_keeps_downloads_locks_and_links(disk: Disk) -> None:
     downloads = disk.write(f"downloads/{'0' * 32}/{'1' * 32}/adapter.zip", 5_000_000, age=7200)
     lock = disk.write(f"downloads/{'0' * 32}.lock", 0, age=7200)
     link = disk.folder / ("f" * 64)
@@ -144,7 +144,7 @@ def test_room_of_what_is_handed_out_is_not_touched(disk: Disk) -> None:
     assert downloads.is_file() and lock.is_file() and link.is_symlink()
 
 
-def test_room_file_that_arrives_counts_once_and_one_that_was_left_goes(disk: Disk) -> None:
+def test_room_counts_arriving_file_once_and_removes_abandoned_file(disk: Disk) -> None:
     arriving = disk.write("tmpab12_x", 900_000, age=100)
     assert disk.reserve(900_000) is None and arriving.is_file()
     disk.now += 400
@@ -158,8 +158,8 @@ def test_room_file_that_arrives_counts_once_and_one_that_was_left_goes(disk: Dis
 
 
 @pytest.fixture
-def ask(disk: Disk) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Uploads a body through a gate, on a clock of its own; returns the status and the text."""
+def send_upload(disk: Disk) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Return a function that uploads a body through a gate and returns the status and the text."""
 
     async def gradio(scope: Any, receive: Any, send: Any) -> None:
         size = 0
@@ -182,51 +182,53 @@ def ask(disk: Disk) -> Iterator[Callable[..., tuple[int, str]]]:
             answer = await http.post("/gradio_api/upload", content=content, headers=headers)
             return answer.status_code, answer.text
 
-    def ask(
+    def send_upload(
         content: Any = BODY, *, token: str = "a" * 64, address: str = "192.0.2.1", after: float = 0.0
     ) -> tuple[int, str]:
         clock[0] += after
         return asyncio.run(upload(content, token, address))
 
-    yield ask
+    yield send_upload
 
 
-async def _pieces(*parts: bytes) -> Any:
+async def _body_chunks(*parts: bytes) -> Any:
     for part in parts:
         yield part
 
 
-def test_gate_full_room_is_said_in_one_sentence(ask: Callable[..., tuple[int, str]], disk: Disk) -> None:
-    assert ask() == (200, "taken")
+def test_gate_with_full_room_answers_503_with_wait(
+    send_upload: Callable[..., tuple[int, str]], disk: Disk
+) -> None:
+    assert send_upload() == (200, "taken")
     disk.keep(600_000)
-    assert ask() == (503, no_room("10 minutes"))
+    assert send_upload() == (503, no_room("10 minutes"))
     disk.now += 601
-    assert ask(after=601) == (200, "taken")
+    assert send_upload(after=601) == (200, "taken")
 
 
-def test_gate_upload_without_a_length_reserves_the_most(
-    ask: Callable[..., tuple[int, str]], disk: Disk
+def test_gate_reserves_maximum_for_upload_without_length(
+    send_upload: Callable[..., tuple[int, str]], disk: Disk
 ) -> None:
-    """Its 20 files of 10 kB and a megabyte around them do not fit, though what it sends would."""
+    """The maximum, 20 files of 10 kB and a megabyte around them, does not fit; the actual body would."""
     disk.keep(1_000)
-    assert ask(_pieces(BODY)) == (503, no_room("10 minutes"))
-    assert ask(BODY, after=600) == (200, "taken")
+    assert send_upload(_body_chunks(BODY)) == (503, no_room("10 minutes"))
+    assert send_upload(BODY, after=600) == (200, "taken")
 
 
-def test_gate_bytes_of_a_visitor_and_of_an_address_have_a_rate(
-    ask: Callable[..., tuple[int, str]], disk: Disk
+def test_gate_limits_upload_bytes_per_visitor_and_address(
+    send_upload: Callable[..., tuple[int, str]], disk: Disk
 ) -> None:
-    """Each upload counts half a megabyte more than it has, for the files that it may hold."""
+    """Each upload counts half a megabyte more than its length, for the files that it may contain."""
 
-    def statuses(count: int, **named: Any) -> list[int]:
-        answers = []
+    def statuses(count: int, **options: Any) -> list[int]:
+        codes = []
         for _ in range(count):
             disk.now += 601
-            answers.append(ask(**named)[0])
-        return answers
+            codes.append(send_upload(**options)[0])
+        return codes
 
     assert statuses(2) == [200, 429]
-    assert ask() == (429, "Too many uploaded bytes in a short time. Try again in a second.")
+    assert send_upload() == (429, "Too many uploaded bytes in a short time. Try again in a second.")
     assert statuses(3, token=new_token()) == [200, 429, 429], "of the address three fit"
     assert statuses(1, token=new_token()) == [200]
     assert statuses(1, token=new_token()) == [429]
@@ -234,7 +236,7 @@ def test_gate_bytes_of_a_visitor_and_of_an_address_have_a_rate(
     assert statuses(1, after=60.0) == [200]
 
 
-def test_gate_one_address_alone_cannot_fill_the_room() -> None:
+def test_gate_limits_keep_one_address_from_filling_the_room() -> None:
     limits, room = GateLimits().address_bytes, RoomLimits()
     minutes = (room.min_age_seconds + GateLimits().bodies.upload_seconds) / 60
     assert limits.burst + limits.per_minute * minutes < 0.8 * room.total_bytes

@@ -1,4 +1,4 @@
-"""Uploaded files: a folder by their contents, whole or not at all, only so many, and nothing in disguise."""
+"""Uploaded files: one folder per content, stored completely or not at all, and limited in number."""
 
 import errno
 import os
@@ -31,18 +31,18 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "given" / "Meine Daten.csv"
 
 
-def test_files_become_a_data_set(file: Path, tmp_path: Path) -> None:
+def test_store_upload_creates_a_data_set(file: Path, tmp_path: Path) -> None:
     write_csv(file.with_name("test.csv"), ROWS[:10])
     folder = store_upload([file, file.with_name("test.csv")], tmp_path / ".uploads").folder
     assert sorted(path.name for path in folder.iterdir()) == ["Meine Daten.csv", "test.csv"]
     assert folder.parent == tmp_path / ".uploads" and folder.name.startswith("meine-daten-")
     assert upload_label(str(folder)) == "Meine Daten.csv, test.csv"
-    one = store_upload([file], tmp_path / ".uploads").folder
-    assert one != folder
-    assert len(load_labeled_splits(TrainConfig(dataset_name=str(one))).eval) == 8
+    other_folder = store_upload([file], tmp_path / ".uploads").folder
+    assert other_folder != folder
+    assert len(load_labeled_splits(TrainConfig(dataset_name=str(other_folder))).eval) == 8
 
 
-def test_the_same_files_are_the_same_data_set(file: Path, tmp_path: Path) -> None:
+def test_store_upload_of_same_files_reuses_the_folder(file: Path, tmp_path: Path) -> None:
     first = store_upload([file], tmp_path / ".uploads")
     assert first.is_new
     assert store_upload([file], tmp_path / ".uploads") == (first.folder, False)
@@ -50,7 +50,7 @@ def test_the_same_files_are_the_same_data_set(file: Path, tmp_path: Path) -> Non
     assert store_upload([file], tmp_path / ".uploads").folder != first.folder
 
 
-def test_nothing_is_left_of_an_upload_that_fails(
+def test_store_upload_that_fails_leaves_nothing(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(source: Path, target: Path) -> None:
@@ -63,24 +63,24 @@ def test_nothing_is_left_of_an_upload_that_fails(
     assert list((tmp_path / ".uploads").iterdir()) == []
 
 
-def test_the_oldest_unused_are_pruned(file: Path, tmp_path: Path) -> None:
-    kept = []
+def test_store_upload_beyond_limit_removes_oldest_unused(file: Path, tmp_path: Path) -> None:
+    folders = []
     for i in range(5):
         write_csv(file, ROWS[i:])
-        in_use = {str(kept[0])} if kept else ()
-        kept.append(store_upload([file], tmp_path / ".uploads", in_use=in_use, max_uploads=3).folder)
-        os.utime(kept[-1], (i, i))
-    left = set((tmp_path / ".uploads").iterdir())
-    assert left == {kept[0], kept[3], kept[4]}
+        in_use = {str(folders[0])} if folders else ()
+        folders.append(store_upload([file], tmp_path / ".uploads", in_use=in_use, max_uploads=3).folder)
+        os.utime(folders[-1], (i, i))
+    remaining = set((tmp_path / ".uploads").iterdir())
+    assert remaining == {folders[0], folders[3], folders[4]}
 
 
-def test_prune_passes_over_a_folder_that_another_app_removes(
+def test_store_upload_prune_ignores_folder_removed_meanwhile(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = store_upload([file], tmp_path / ".uploads").folder
     is_dir = Path.is_dir
 
-    def is_dir_for_the_last_time(path: Path) -> bool:
+    def remove_after_is_dir(path: Path) -> bool:
         answer = is_dir(path)
         if path == first:
             shutil.rmtree(first)
@@ -88,45 +88,45 @@ def test_prune_passes_over_a_folder_that_another_app_removes(
 
     write_csv(file, ROWS[1:])
     with monkeypatch.context() as patches:
-        patches.setattr(Path, "is_dir", is_dir_for_the_last_time)
+        patches.setattr(Path, "is_dir", remove_after_is_dir)
         second = store_upload([file], tmp_path / ".uploads", max_uploads=1).folder
     assert list((tmp_path / ".uploads").iterdir()) == [second]
 
 
-def test_uploads_at_once_are_stored_one_after_the_other(
+def test_upload_of_simultaneous_requests_is_serialized(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, storing, at_once = Workbench.open(tmp_path / "runs"), [], []
+    workbench, storing, concurrency = Workbench.open(tmp_path / "runs"), [], []
 
     def store_slowly(*arguments: object, **options: object) -> object:
         storing.append(1)
-        at_once.append(len(storing))
+        concurrency.append(len(storing))
         time.sleep(0.1)
         storing.pop()
         return store_upload(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(visitor_uploads, "store_upload", store_slowly)
     with ThreadPoolExecutor() as threads:
-        folders = list(threads.map(own.upload, [[file]] * 3))
-    assert len(set(folders)) == 1 and at_once == [1, 1, 1]
+        folders = list(threads.map(workbench.upload, [[file]] * 3))
+    assert len(set(folders)) == 1 and concurrency == [1, 1, 1]
 
 
-def test_linked_upload_lies_on_the_disk_once(file: Path, tmp_path: Path) -> None:
-    own, content = Workbench.open(tmp_path / "runs"), file.read_bytes()
-    copied = Path(own.upload([file])) / file.name
+def test_upload_with_link_shares_the_inode(file: Path, tmp_path: Path) -> None:
+    workbench, content = Workbench.open(tmp_path / "runs"), file.read_bytes()
+    copied = Path(workbench.upload([file])) / file.name
     assert copied.stat().st_ino != file.stat().st_ino
     shutil.rmtree(copied.parent)
-    linked = Path(own.upload([file], link=True)) / file.name
+    linked = Path(workbench.upload([file], link=True)) / file.name
     assert linked.stat().st_ino == file.stat().st_ino
     file.unlink()
     assert linked.read_bytes() == content
 
 
 @pytest.mark.parametrize("error", [WorkerError("The worker ran out of memory."), DataError("Too many rows.")])
-def test_upload_that_fails_keeps_the_folder_of_an_earlier_one(
+def test_upload_that_fails_keeps_earlier_folder(
     error: Exception, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of somebody else may train on it."""
+    """Another visitor's run may train on it."""
     public = Workbench.open(tmp_path / "runs", public=True)
     monkeypatch.setattr(VisitorUploads, "_check_rows", lambda *_: None)
     folder = Path(public.upload([file]))
@@ -140,12 +140,14 @@ def test_upload_that_fails_keeps_the_folder_of_an_earlier_one(
     "names, words",
     [
         ([], "0 files were given"),
-        (["a.exe"], "'a.exe' is no .csv"),
+        (["a.exe"], "'a.exe' is not a .csv"),
         (["x/a.csv", "y/a.csv"], "Two files are named 'a.csv'"),
         (["big.csv"], "at most 0 MB are taken"),
     ],
 )
-def test_what_is_not_taken(names: list[str], words: str, tmp_path: Path) -> None:
+def test_store_upload_of_unsupported_files_raises_data_error(
+    names: list[str], words: str, tmp_path: Path
+) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text,label\n" * (10 if "big" in name else 1), encoding="utf-8")
@@ -154,7 +156,7 @@ def test_what_is_not_taken(names: list[str], words: str, tmp_path: Path) -> None
     assert not (tmp_path / ".uploads").exists()
 
 
-def test_only_uploads_pass_for_uploads(file: Path, tmp_path: Path) -> None:
+def test_is_upload_rejects_other_paths(file: Path, tmp_path: Path) -> None:
     folder = store_upload([file], tmp_path / ".uploads").folder
     other = tmp_path / ".uploads" / "link-0123456789ab"
     other.symlink_to(tmp_path / "given")
@@ -170,7 +172,7 @@ def test_only_uploads_pass_for_uploads(file: Path, tmp_path: Path) -> None:
         assert not is_upload(str(name), tmp_path / ".uploads"), name
 
 
-def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_path: Path) -> None:
+def test_public_demo_accepts_only_its_uploads_as_data_sets(file: Path, tmp_path: Path) -> None:
     public = Workbench.open(tmp_path / "runs", public=True)
     try:
         folder = public.upload([file])
@@ -192,18 +194,18 @@ def test_a_public_demo_takes_its_own_uploads_and_no_other_path(file: Path, tmp_p
         public.files.close()
 
 
-@pytest.mark.parametrize("refused", ["mkdir", "utime"])
-def test_upload_on_a_read_only_disk_raises_one_sentence(
-    refused: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing_call", ["mkdir", "utime"])
+def test_upload_on_read_only_disk_raises_run_error(
+    failing_call: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Workbench.open(tmp_path / "runs")
-    if refused == "utime":
-        opened.upload([file])
+    workbench = Workbench.open(tmp_path / "runs")
+    if failing_call == "utime":
+        workbench.upload([file])
 
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(Path if refused == "mkdir" else os, refused, refuse)
+    monkeypatch.setattr(Path if failing_call == "mkdir" else os, failing_call, refuse)
     with pytest.raises(RunError, match="Read-only file system") as refusal:
-        opened.upload([file])
+        workbench.upload([file])
     assert str(tmp_path) not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""What a run's folders hold is compared with what was written, wherever it is used."""
+"""Every reader of a run's folders verifies them against their manifests."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ GOOD = "The food was excellent."
 
 
 def flip_bit(path: Path, place: int = -1) -> None:
-    """Change one bit of a file and nothing of its size."""
+    """Flip one bit of a file; its size stays."""
     content = bytearray(path.read_bytes())
     content[place] ^= 64
     path.write_bytes(content)
@@ -41,8 +41,8 @@ def own_merged(merged_run: Run, tmp_path: Path) -> Run:
     return copy_of(merged_run, tmp_path / "merged")
 
 
-def test_certificate_of_a_flipped_weight_does_not_hold(own_merged: Run) -> None:
-    """It held, with logits off by 3e35, and reached page, model card and Hub."""
+def test_certificate_of_merged_model_with_flipped_bit_is_rejected(own_merged: Run) -> None:
+    """Regression: the certificate was accepted with logits off by 3e35, and published."""
     flip_bit(own_merged.merged / "model.safetensors")
     assert certificate_of_merged(own_merged) is None
     for use in (
@@ -58,8 +58,8 @@ def test_certificate_of_a_flipped_weight_does_not_hold(own_merged: Run) -> None:
     assert np.abs(merged - adapter).max() < 1e-5
 
 
-def test_certificate_names_the_weights_that_were_compared(own_merged: Run) -> None:
-    """A whole folder of other weights with a manifest of its own is still not what was compared."""
+def test_certificate_rejects_other_weights_with_a_valid_manifest(own_merged: Run) -> None:
+    """A folder of other weights with a valid manifest is not the model that the merge compared."""
     path = own_merged.merged / "model.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     reseal(own_merged.merged)
@@ -67,10 +67,10 @@ def test_certificate_names_the_weights_that_were_compared(own_merged: Run) -> No
         verified_certificate(own_merged)
 
 
-def test_merge_that_dies_before_the_rename_leaves_no_certificate(
+def test_merge_killed_before_rename_leaves_no_certificate(
     own_merged: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The certificate was written before the rename: a kill between left it with the old weights."""
+    """Regression: a kill between certificate and rename left the certificate with the old weights."""
     path = own_merged.adapter / "adapter_model.safetensors"
     save_file({name: tensor * 1.001 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     reseal(own_merged.adapter)
@@ -78,7 +78,7 @@ def test_merge_that_dies_before_the_rename_leaves_no_certificate(
     change_json(own_merged, "result.json", adapter_sha256=adapter_sha256)
 
     class Killed(BaseException):
-        """Nothing that runs in a process that is killed."""
+        """Stands for SIGKILL: no handler of Exception catches it."""
 
     def die(*_: Any) -> None:
         raise Killed
@@ -94,7 +94,7 @@ def test_merge_that_dies_before_the_rename_leaves_no_certificate(
     assert np.abs(merged - adapter).max() < 1e-5
 
 
-def test_merge_removes_an_older_certificate_first(own_merged: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_that_fails_removes_older_certificate(own_merged: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     flip_bit(own_merged.merged / "model.safetensors")
     monkeypatch.setattr(merging, "_merge_into", lambda *_: (_ for _ in ()).throw(RuntimeError))
     with pytest.raises(RuntimeError):
@@ -113,7 +113,7 @@ def test_merge_removes_an_older_certificate_first(own_merged: Run, monkeypatch: 
     ],
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing"])
-def test_adapter_damaged_answers_nothing(name: str, damage: str, own_run: Run) -> None:
+def test_damaged_adapter_is_rejected_by_every_reader(name: str, damage: str, own_run: Run) -> None:
     path = own_run.adapter / name
     content = path.read_bytes()
     if damage == "flip":
@@ -135,7 +135,7 @@ def test_adapter_damaged_answers_nothing(name: str, damage: str, own_run: Run) -
 
 
 @pytest.mark.parametrize("name", ["result.json", "evaluation.parquet", "validation.parquet"])
-def test_result_and_rows_damaged_are_not_read(name: str, own_run: Run) -> None:
+def test_damaged_result_and_rows_are_rejected(name: str, own_run: Run) -> None:
     flip_bit(own_run.results / name, 40)
     for read in (
         own_run.result,
@@ -157,7 +157,7 @@ def test_result_of_another_adapter_is_refused(own_run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "embeddings", "page"])
-def test_export_damaged_is_not_downloaded(kind: str, own_export: Run) -> None:
+def test_damaged_export_is_not_zipped(kind: str, own_export: Run) -> None:
     {"embeddings": export_embeddings, "page": export_page, "onnx": str}[kind](own_export.folder)
     files = [path for path in (own_export.folder / kind).rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -169,8 +169,8 @@ def test_export_damaged_is_not_downloaded(kind: str, own_export: Run) -> None:
         assert read_onnx_report(own_export) is None
 
 
-def test_zip_follows_the_content_whatever_the_times_say(own_run: Run) -> None:
-    """After a clock jump a zip of old weights was newer than the new ones, and was served."""
+def test_zip_of_changed_weights_ignores_modification_times(own_run: Run) -> None:
+    """Regression: after a clock jump, a zip of old weights was newer than the weights and was served."""
     path = zip_of(own_run, "adapter")
     first = path.read_bytes()
     weights = own_run.adapter / "adapter_model.safetensors"
@@ -180,18 +180,18 @@ def test_zip_follows_the_content_whatever_the_times_say(own_run: Run) -> None:
     assert zip_of(own_run, "adapter").read_bytes() != first
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_check_finite_refuses_a_logit_that_is_none(value: float) -> None:
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+def test_check_finite_rejects_nan_and_infinity(logit: float) -> None:
     logits = np.zeros((40, 2), dtype=np.float32)
     check_finite(logits)
     check_finite(logits[:0])
-    logits[3, 1] = value
+    logits[3, 1] = logit
     with pytest.raises(ModelError, match="not finite for 1 of 40 texts"):
         check_finite(logits)
 
 
-def test_predict_with_nan_weights_is_an_error_and_no_label(own_run: Run) -> None:
-    """`[nan, nan]` was answered as the first label."""
+def test_predict_with_nan_weights_raises_model_error(own_run: Run) -> None:
+    """Regression: `[nan, nan]` was predicted as the first label."""
     path = own_run.adapter / "adapter_model.safetensors"
     save_file(
         {name: tensor * float("nan") for name, tensor in load_file(path).items()}, path, {"format": "pt"}
@@ -210,10 +210,10 @@ def test_damage_names_each_part_and_other_parts_work(own_run: Run, finished_run:
     assert finished_run.damage() == []
 
 
-def test_metrics_that_lost_their_last_rows_are_told(own_run: Run) -> None:
+def test_damage_reports_truncated_metrics(own_run: Run) -> None:
     path = own_run.folder / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-5]))
-    assert any("has lost its last rows" in sentence for sentence in own_run.damage())
+    assert any("is missing its last rows" in sentence for sentence in own_run.damage())
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_metrics_that_lost_their_last_rows_are_told(own_run: Run) -> None:
     [
         ("adapter/adapter_model.safetensors", "'adapter_model.safetensors' of adapter/ is missing", "result"),
         ("adapter/manifest.json", "adapter/manifest.json is missing", "result"),
-        ("adapter", "it has lost its adapter; train it again", "result"),
-        ("evaluation", "it has lost its result and its test rows; train it again", "adapter"),
+        ("adapter", "its adapter is missing; train it again", "result"),
+        ("evaluation", "its result and its test rows are missing; train it again", "adapter"),
     ],
 )
-def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str, own_run: Run) -> None:
-    """No damage was listed, and Predict asked for a finished run."""
+def test_damage_lists_missing_part(name: str, sentence: str, usable: str, own_run: Run) -> None:
+    """Regression: no damage was listed, and Predict asked for a finished run."""
     atomic.remove_tree(own_run.folder / name)
     (listed,) = own_run.damage()
     assert sentence in listed
@@ -239,7 +239,7 @@ def test_damage_lists_a_part_that_is_lost(name: str, sentence: str, usable: str,
             read()
 
 
-def test_zip_of_a_lost_adapter_says_that_it_is_lost(own_run: Run) -> None:
+def test_zip_of_missing_adapter_raises_damaged_error(own_run: Run) -> None:
     atomic.remove_tree(own_run.adapter)
-    with pytest.raises(DamagedError, match="it has lost its adapter"):
+    with pytest.raises(DamagedError, match="its adapter is missing"):
         zip_of(own_run, "adapter")

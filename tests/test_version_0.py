@@ -1,4 +1,4 @@
-"""Run folders of the layout before files were verified (schema version 0) still open; see version_0/."""
+"""Run folders of schema version 0, from before files were verified, still open; see version_0/."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "version_0"
 
 @pytest.fixture
 def runs_dir(tmp_path: Path) -> Path:
-    """Copies of both runs, whose base model and data lie beside them."""
+    """Copy both runs, with their base model and data beside them."""
     root = Path(shutil.copytree(FOLDER, tmp_path / "version_0"))
     for path in [*root.rglob("*.json"), *root.rglob("*.jsonl")]:
         path.write_text(path.read_text(encoding="utf-8").replace("VERSION_0", str(root)), encoding="utf-8")
@@ -30,7 +30,7 @@ def runs_dir(tmp_path: Path) -> Path:
     return root / "runs"
 
 
-def test_list_runs_reads_both(runs_dir: Path) -> None:
+def test_list_runs_reads_version_0_runs(runs_dir: Path) -> None:
     runs = list_runs(runs_dir)
     assert {run.run_id: run.state().status for run in runs} == {"finished": "FINISHED", "stopped": "KILLED"}
     assert all(run.is_version_0 and run.damage() == [] for run in runs)
@@ -38,20 +38,20 @@ def test_list_runs_reads_both(runs_dir: Path) -> None:
     assert len(find(runs_dir, "finished").metrics()) == 65
 
 
-def test_result_and_rows_are_read(runs_dir: Path) -> None:
+def test_version_0_result_and_rows_are_read(runs_dir: Path) -> None:
     run = find(runs_dir, "finished")
     assert (run.result()["accuracy"], run.result().baseline.label) == (1.0, "bad")
     assert len(load_evaluation_rows(run)) == 40
 
 
-def test_adapter_predicts_and_is_zipped(runs_dir: Path) -> None:
+def test_version_0_adapter_predicts_and_is_zipped(runs_dir: Path) -> None:
     run = find(runs_dir, "finished")
     labels = [answer.label for answer in Predictor(run.folder).predict(["Awful.", "Excellent, wonderful."])]
     assert labels == ["bad", "good"]
     assert zip_of(run, "adapter").is_file()
 
 
-def test_merged_model_without_its_certificate_inside_is_merged_again(runs_dir: Path) -> None:
+def test_merge_of_version_0_run_writes_certificate_inside_folder(runs_dir: Path) -> None:
     run = find(runs_dir, "finished")
     assert (run.merged / "model.safetensors").is_file()
     assert certificate_of_merged(run) is None
@@ -61,7 +61,7 @@ def test_merged_model_without_its_certificate_inside_is_merged_again(runs_dir: P
     assert not (run.folder / "certificate.json").exists()
 
 
-def test_continue_is_refused_for_want_of_inputs(runs_dir: Path) -> None:
+def test_resume_of_version_0_run_without_inputs_is_refused(runs_dir: Path) -> None:
     run = find(runs_dir, "stopped")
     assert not can_continue(run)
     for continue_run in (lambda: choose_checkpoint(run), lambda: Launcher(runs_dir).resume("stopped")):

@@ -1,4 +1,4 @@
-"""The queue: a waiting run's place and wait, and what a visitor may have in it."""
+"""The queue: place and wait of a run, and how many runs an owner may queue."""
 
 import os
 import time
@@ -23,26 +23,26 @@ ANNA, BERND = "a" * 64, "b" * 64
 
 @pytest.fixture
 def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
-    """Starts no process."""
+    """A launcher that starts no process."""
     monkeypatch.setattr(Launcher, "_start_queue", lambda self: None)
     return Launcher(tmp_path / "runs", Limits(max_waiting=3))
 
 
 def training_run(launcher: Launcher, **state: Any) -> Run:
-    """A run that this process seems to train."""
+    """Create a run whose record says that this process trains it."""
     run = runs.create(launcher.runs_dir, TrainConfig(), owner=ANNA)
-    own = {"pid": os.getpid(), "process": own_identity(), "started": time.time()}
-    run.update(status=RUNNING, **{**own, **state})
+    process_state = {"pid": os.getpid(), "process": own_identity(), "started": time.time()}
+    run.update(status=RUNNING, **{**process_state, **state})
     return run
 
 
 def waiting_run(launcher: Launcher, seconds: float | None = None, owner: str | None = None) -> Run:
     run = runs.create(launcher.runs_dir, TrainConfig(), owner=owner, forecast_seconds=seconds)
-    time.sleep(0.01)  # so that the order is that of their making
+    time.sleep(0.01)  # keeps the order of creation
     return run
 
 
-def test_queue_place_counts_the_rest_of_the_training_and_the_runs_before(launcher: Launcher) -> None:
+def test_queue_place_adds_remaining_training_and_earlier_runs(launcher: Launcher) -> None:
     training_run(launcher, stage="training", eta=60.0)
     first, second = waiting_run(launcher, 100.0), waiting_run(launcher, 50.0)
     third = waiting_run(launcher, 20.0)
@@ -50,13 +50,13 @@ def test_queue_place_counts_the_rest_of_the_training_and_the_runs_before(launche
     assert places == [QueuePlace(1, 60.0), QueuePlace(2, 160.0), QueuePlace(3, 210.0)]
 
 
-def test_queue_place_without_a_forecast_is_the_place_alone(launcher: Launcher) -> None:
+def test_queue_place_without_forecast_has_no_seconds(launcher: Launcher) -> None:
     training_run(launcher, stage="training")
     first = waiting_run(launcher, 100.0)
     assert launcher.queue_place(first) == QueuePlace(1, None)
 
 
-def test_queue_place_of_a_run_that_does_not_wait_is_empty(launcher: Launcher) -> None:
+def test_queue_place_of_active_run_is_empty(launcher: Launcher) -> None:
     run = training_run(launcher, stage="training", eta=60.0)
     assert launcher.queue_place(run) == QueuePlace()
     starting = waiting_run(launcher, 100.0)
@@ -64,18 +64,18 @@ def test_queue_place_of_a_run_that_does_not_wait_is_empty(launcher: Launcher) ->
     assert launcher.queue_place(starting) == QueuePlace()
 
 
-def test_queue_place_behind_a_run_that_starts_waits_for_all_of_it(launcher: Launcher) -> None:
+def test_queue_place_behind_starting_run_adds_its_forecast(launcher: Launcher) -> None:
     waiting_run(launcher, 100.0).update(stage="starting")
     assert launcher.queue_place(waiting_run(launcher)) == QueuePlace(1, 100.0)
 
 
-def test_queue_place_in_public_counts_no_run_longer_than_it_may_take(launcher: Launcher) -> None:
+def test_queue_place_on_public_demo_caps_run_at_time_limit(launcher: Launcher) -> None:
     training_run(launcher, stage="training", eta=10_000.0, started=time.time() - 100)
     place = launcher.queue_place(waiting_run(launcher))
     assert place.seconds == pytest.approx(Limits().max_seconds - 100, abs=5)
 
 
-def test_queue_place_reads_the_runs_once_a_second(
+def test_queue_place_lists_runs_at_most_once_a_second(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = [waiting_run(launcher, 10.0) for _ in range(3)]
@@ -102,43 +102,47 @@ def test_queue_place_reads_the_runs_once_a_second(
         ({"stage": "loading the base model"}, None),
     ],
 )
-def test_remaining_seconds_prefers_what_the_training_says(
+def test_remaining_seconds_prefers_eta_to_forecast(
     launcher: Launcher, state: dict[str, Any], seconds: float | None
 ) -> None:
     remaining = remaining_seconds(training_run(launcher, **state).state())
     assert remaining == (None if seconds is None else pytest.approx(seconds, abs=5))
 
 
-def test_remaining_seconds_of_a_run_that_goes_on_leaves_out_what_is_done(launcher: Launcher) -> None:
+def test_remaining_seconds_of_resumed_run_excludes_finished_steps(launcher: Launcher) -> None:
     run = waiting_run(launcher, 100.0)
     run.update(step=30, max_steps=40)
     assert remaining_seconds(run.state()) == 25.0
 
 
-def test_submit_records_the_forecast_and_the_owner(launcher: Launcher) -> None:
+def test_submit_records_forecast_capped_by_time_limit(launcher: Launcher) -> None:
     run = launcher.submit(TrainConfig(), owner=ANNA, forecast_seconds=1e6)
     assert run.state().forecast_seconds == Limits().max_seconds
-    own = Launcher(launcher.runs_dir)
-    assert own.submit(TrainConfig(), forecast_seconds=1e6).state().forecast_seconds == 1e6
-    assert own.submit(TrainConfig()).state().forecast_seconds is None
+    local_launcher = Launcher(launcher.runs_dir)
+    assert local_launcher.submit(TrainConfig(), forecast_seconds=1e6).state().forecast_seconds == 1e6
+    assert local_launcher.submit(TrainConfig()).state().forecast_seconds is None
 
 
 @pytest.mark.parametrize("owner", [ANNA, None])
-def test_submit_with_a_waiting_run_of_the_same_owner_names_it(launcher: Launcher, owner: str | None) -> None:
+def test_submit_with_waiting_run_of_same_owner_raises_run_error(
+    launcher: Launcher, owner: str | None
+) -> None:
     first = launcher.submit(TrainConfig(), owner=owner)
-    with pytest.raises(RunError, match=f"^Your run {first.run_id} waits already; stop it, or wait until it"):
+    with pytest.raises(
+        RunError, match=f"^Your run {first.run_id} is already waiting; stop it, or wait until it"
+    ):
         launcher.submit(TrainConfig(), owner=owner)
     launcher.submit(TrainConfig(), owner=BERND)
     first.update(stage="starting")
     assert launcher.submit(TrainConfig(), owner=owner) != first
 
 
-def test_submit_at_home_lets_many_runs_wait(launcher: Launcher) -> None:
-    own = Launcher(launcher.runs_dir)
-    assert len({own.submit(TrainConfig()).run_id for _ in range(5)}) == 5
+def test_submit_without_limits_queues_many_runs(launcher: Launcher) -> None:
+    local_launcher = Launcher(launcher.runs_dir)
+    assert len({local_launcher.submit(TrainConfig()).run_id for _ in range(5)}) == 5
 
 
-def test_submit_to_a_full_queue_says_when_to_try_again(launcher: Launcher) -> None:
+def test_submit_to_full_queue_raises_run_error_with_wait(launcher: Launcher) -> None:
     for owner in ("1", "2", "3"):
         waiting_run(launcher, 10.0, owner * 64)
     training = training_run(launcher, stage="training", eta=240.0)
@@ -149,7 +153,7 @@ def test_submit_to_a_full_queue_says_when_to_try_again(launcher: Launcher) -> No
         launcher.submit(TrainConfig(), owner=BERND)
 
 
-def test_describe_has_the_place_of_a_waiting_run(launcher: Launcher) -> None:
+def test_describe_includes_queue_place_of_waiting_run(launcher: Launcher) -> None:
     workbench = Workbench.open(launcher.runs_dir)
     training = training_run(launcher, stage="training", eta=60.0)
     waiting = workbench.describe(waiting_run(launcher))
@@ -158,7 +162,7 @@ def test_describe_has_the_place_of_a_waiting_run(launcher: Launcher) -> None:
     assert (described["queue_place"], described["queue_seconds"]) == (None, None)
 
 
-def test_training_process_is_that_of_the_run_that_trains(
+def test_training_process_returns_pid_of_training_run(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert launcher.training_process() is None
@@ -179,11 +183,11 @@ def test_training_process_is_that_of_the_run_that_trains(
         (9000, "about 2.5 hours"),
     ],
 )
-def test_about_duration_is_as_precise_as_a_forecast(seconds: float, words: str) -> None:
+def test_describe_duration_rounds_to_readable_units(seconds: float, words: str) -> None:
     assert describe_duration(seconds) == words
 
 
-def test_continued_run_goes_to_the_end_of_the_queue_and_obeys_its_limits(
+def test_resume_appends_run_to_queue_and_obeys_its_limits(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launching, "choose_checkpoint", lambda run: run.folder)
@@ -196,7 +200,7 @@ def test_continued_run_goes_to_the_end_of_the_queue_and_obeys_its_limits(
     other = launcher.submit(TrainConfig(), owner="c" * 64)
     other.update(status="KILLED")
     launcher.submit(TrainConfig(), owner="c" * 64)
-    with pytest.raises(RunError, match="waits already"):
+    with pytest.raises(RunError, match="is already waiting"):
         launcher.resume(other.run_id)
     stranger = runs.create(launcher.runs_dir, TrainConfig(), owner="d" * 64)
     stranger.update(status="KILLED")

@@ -1,4 +1,4 @@
-"""A page of its own, in a real browser: Python's answers, nothing sent, nothing unchecked run."""
+"""An exported page in a real browser: it predicts as Python does, sends nothing and verifies its files."""
 
 import contextlib
 import shutil
@@ -63,11 +63,11 @@ Visit = Callable[..., tuple[Page, Folder]]
 
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Visit]:
-    """Serves a folder and opens its page; an error that the page does not show fails the test."""
+    """Return a function that serves a folder and opens its page; an uncaught page error fails the test."""
     errors: list[str] = []
     with contextlib.ExitStack() as stack:
 
-        def visited(
+        def open_folder(
             folder: Path, wait: str = READY, prepare: Callable[[Page], None] = lambda page: None, **view: Any
         ) -> tuple[Page, Folder]:
             context = chromium.new_context(**view)
@@ -80,7 +80,7 @@ def visit(chromium: Browser) -> Iterator[Visit]:
             expect(page.locator(wait)).to_be_visible(timeout=30_000)
             return page, served
 
-        yield visited
+        yield open_folder
     assert not errors
 
 
@@ -88,76 +88,77 @@ def page_folder(run: Run, library: Path, **options: Any) -> Path:
     return Path(export_page(run.folder, library=library, **options)["folder"])
 
 
-def python_logits(folder: Path, rows: list[tuple[str, str | None]], most: int) -> np.ndarray:
-    """Raw outputs of the page's own ONNX file in Python, a text at a time as the page does."""
+def python_logits(folder: Path, rows: list[tuple[str, str | None]], max_length: int) -> np.ndarray:
+    """Return outputs of the page's ONNX file in Python, one text at a time as the page does."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = next((folder / "model/onnx").iterdir())
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-    found = []
+    names = [node.name for node in session.get_inputs()]
+    logits = []
     for row in rows:
-        sides = [truncate_text(text, most) for text in row if text is not None]
-        read = tokenizer(*sides, truncation=True, max_length=most, return_tensors="np")
-        found.append(session.run(["logits"], {name: read[name].astype(np.int64) for name in names})[0][0])
-    return np.stack(found)
+        sides = [truncate_text(text, max_length) for text in row if text is not None]
+        encoded = tokenizer(*sides, truncation=True, max_length=max_length, return_tensors="np")
+        logits.append(session.run(["logits"], {name: encoded[name].astype(np.int64) for name in names})[0][0])
+    return np.stack(logits)
 
 
-def test_the_browser_answers_as_python_does(
-    each_task: Run, tmp_path: Path, library: Path, visit: Visit
-) -> None:
+def test_page_matches_python_predictions(each_task: Run, tmp_path: Path, library: Path, visit: Visit) -> None:
     run = copy_of(each_task, tmp_path / "runs")
-    task, rows, rule = run.result()["problem_type"], load_evaluation_rows(run), DecisionRule.read(run)
+    problem_type, rows, rule = run.result()["problem_type"], load_evaluation_rows(run), DecisionRule.read(run)
     texts = [*rows.texts, *ODD]
     pairs = [*rows.pairs, *reversed(ODD)] if rows.pairs else [None] * len(texts)
-    both = list(zip(texts, pairs, strict=True))
+    inputs = list(zip(texts, pairs, strict=True))
     folder = page_folder(run, library)
     page, _ = visit(folder)
-    found = np.array(page.evaluate(LOGITS, both))
-    wanted = python_logits(folder, both, Classifier.read(run).max_length)
-    assert np.abs(rule.probabilities(found, task) - rule.probabilities(wanted, task)).max() <= TOLERANCE
-    if task != REGRESSION:
-        judged = slice(len(rows))
-        assert np.array_equal(rule.decide(found, task)[judged], rule.decide(wanted, task)[judged])
+    outputs = np.array(page.evaluate(LOGITS, inputs))
+    expected = python_logits(folder, inputs, Classifier.read(run).max_length)
+    difference = rule.probabilities(outputs, problem_type) - rule.probabilities(expected, problem_type)
+    assert np.abs(difference).max() <= TOLERANCE
+    if problem_type != REGRESSION:
+        decided = [rule.decide(logits, problem_type)[: len(rows)] for logits in (outputs, expected)]
+        assert np.array_equal(*decided)
 
 
-def test_the_fp32_model_agrees_to_rounding(own_export: Run, library: Path, visit: Visit) -> None:
+def test_page_with_fp32_model_matches_python_logits(own_export: Run, library: Path, visit: Visit) -> None:
     refuse_int8(own_export)
     folder = page_folder(own_export, library)
     rows = [(text, None) for text in ODD]
     page, _ = visit(folder)
-    found = np.array(page.evaluate(LOGITS, rows))
-    assert np.abs(found - python_logits(folder, rows, 64)).max() < 1e-5
+    outputs = np.array(page.evaluate(LOGITS, rows))
+    assert np.abs(outputs - python_logits(folder, rows, 64)).max() < 1e-5
 
 
-def _decisions(task: str) -> list[DecisionRule]:
+def _decisions(problem_type: str) -> list[DecisionRule]:
     plain = [DecisionRule(), DecisionRule(temperature=2.5, abstain_below=0.7)]
-    return plain if task == REGRESSION else [*plain, DecisionRule(0.8, (0.2, 0.5, 0.9), 0.4)]
+    return plain if problem_type == REGRESSION else [*plain, DecisionRule(0.8, (0.2, 0.5, 0.9), 0.4)]
 
 
-@pytest.mark.parametrize("task", [SINGLE, MULTI, REGRESSION])
-def test_the_page_decides_as_decision_does(task: str, visit: Visit) -> None:
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
+def test_page_decision_matches_decision_rule(problem_type: str, visit: Visit) -> None:
     rng = np.random.default_rng(0)
     hard = [[0, 0, 0], [1000, -1000, 0], [-800, -800, -800], [2, 2, -2]]
-    logits = np.concatenate([hard, rng.normal(0, 2, (200, 3))])[:, : 1 if task == REGRESSION else 3]
+    logits = np.concatenate([hard, rng.normal(0, 2, (200, 3))])[:, : 1 if problem_type == REGRESSION else 3]
     page, served = visit(STATIC_FOLDER, wait="body")
-    page.goto(f"{served.url}/page.css")  # a document without a policy
-    for rule in _decisions(task):
+    page.goto(f"{served.url}/page.css")  # a document without a content security policy
+    for rule in _decisions(problem_type):
         settings = {"temperature": rule.temperature, "thresholds": list(rule.thresholds)}
         settings["abstain_below"] = rule.abstain_below
-        found = page.evaluate(DECIDE, [logits.tolist(), task, settings])
-        assert [one["abstains"] for one in found] == rule.abstains(logits, task).tolist()
-        assert np.allclose([one["confidence"] for one in found], rule.confidence(logits, task), atol=1e-12)
-        given = rule.decide(logits, task)
-        if task == REGRESSION:
-            assert [one["value"] for one in found] == given.tolist()
+        decisions = page.evaluate(DECIDE, [logits.tolist(), problem_type, settings])
+        abstains, confidence = rule.abstains(logits, problem_type), rule.confidence(logits, problem_type)
+        assert [row["abstains"] for row in decisions] == abstains.tolist()
+        assert np.allclose([row["confidence"] for row in decisions], confidence, atol=1e-12)
+        expected = rule.decide(logits, problem_type)
+        if problem_type == REGRESSION:
+            assert [row["value"] for row in decisions] == expected.tolist()
             continue
-        assert np.allclose([one["shares"] for one in found], rule.probabilities(logits, task), atol=1e-12)
-        labels = [[value] for value in given] if task == SINGLE else [np.flatnonzero(row) for row in given]
-        assert [one["chosen"] for one in found] == [list(row) for row in labels]
+        shares = rule.probabilities(logits, problem_type)
+        assert np.allclose([row["shares"] for row in decisions], shares, atol=1e-12)
+        labels = [[label] for label in expected] if problem_type == SINGLE else map(np.flatnonzero, expected)
+        assert [row["chosen"] for row in decisions] == [list(row) for row in labels]
 
 
 def _byte_level(words: list[str]) -> PreTrainedTokenizerFast:
-    """As RoBERTa has it."""
+    """Return a byte-level BPE tokenizer like RoBERTa's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -174,7 +175,7 @@ def _byte_level(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _unigram(words: list[str]) -> PreTrainedTokenizerFast:
-    """As XLM-R has it, cut on the left."""
+    """Return a Unigram tokenizer like XLM-R's that truncates on the left."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -191,7 +192,7 @@ def _unigram(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("kind", ["word_piece", "byte_level", "unigram"])
-def test_texts_are_read_and_cut_as_python_does(
+def test_page_tokenization_and_truncation_match_python(
     kind: str, tiny_model: Path, library: Path, tmp_path: Path, visit: Visit
 ) -> None:
     words = [COMMON_WORDS, *COMMON_WORDS.split()]
@@ -203,50 +204,50 @@ def test_texts_are_read_and_cut_as_python_does(
     texts = [*ODD[:7], "the food was good", "very " * 9]
     rows = [(text, pair) for text in texts for pair in (None, *texts)]
     page, _ = visit(tmp_path, wait="body")
-    found = page.evaluate(ENCODE, [rows, 17])
-    for (text, pair), read in zip(rows, found, strict=True):
+    encodings = page.evaluate(ENCODE, [rows, 17])
+    for (text, pair), encoding in zip(rows, encodings, strict=True):
         sides = [text] if pair is None else [text, pair]
-        wanted = tokenizer(*sides, truncation=True, max_length=17, return_token_type_ids=True)
-        whole = tokenizer(*sides, verbose=False)["input_ids"]
-        assert read["ids"] == wanted["input_ids"], (text, pair)
+        expected = tokenizer(*sides, truncation=True, max_length=17, return_token_type_ids=True)
+        untruncated = tokenizer(*sides, verbose=False)["input_ids"]
+        assert encoding["ids"] == expected["input_ids"], (text, pair)
         if "token_type_ids" in tokenizer.model_input_names:
-            assert read["types"] == wanted["token_type_ids"], (text, pair)
-        assert read["cut"] == (len(whole) > 17)
+            assert encoding["types"] == expected["token_type_ids"], (text, pair)
+        assert encoding["cut"] == (len(untruncated) > 17)
 
 
-def test_nothing_is_asked_of_anyone_else_and_nothing_once_it_is_ready(
+def test_page_requests_no_other_host_and_nothing_once_ready(
     own_export: Run, library: Path, visit: Visit
 ) -> None:
-    """The library at its real address, which the browser is led to the package's files for."""
+    """The library has its real URL; its requests are fulfilled from the package's files."""
     folder = Path(export_page(own_export.folder)["folder"])
     files = {file["url"]: library / file["name"] for file in library_files()}
-    led, requests = [], []
+    rerouted, requests = [], []
 
-    def lead(route: Route) -> None:
-        led.append(route.request.url)
+    def reroute(route: Route) -> None:
+        rerouted.append(route.request.url)
         route.fulfill(path=files[route.request.url], headers={"access-control-allow-origin": "*"})
 
     def prepare(page: Page) -> None:
         page.context.on("request", lambda request: requests.append(request.url))
-        page.route(f"{LIBRARY_URL}**", lead)
+        page.route(f"{LIBRARY_URL}**", reroute)
 
     page, served = visit(folder, prepare=prepare)
-    assert sorted(led) == sorted(files)
+    assert sorted(rerouted) == sorted(files)
     allowed = (f"{served.url}/", *files, f"blob:{served.url}/", "data:")
     assert [url for url in requests if not url.startswith(allowed)] == []
-    asked = len(requests), len(served.asked)
+    counts = len(requests), len(served.requested_paths)
     page.fill("#text", "The food was awful and the waiter rude.")
     page.click("#classify")
     expect(page.locator("#answer")).to_have_text("bad")
-    assert (len(requests), len(served.asked)) == asked
+    assert (len(requests), len(served.requested_paths)) == counts
     attempts = """async (urls) => Promise.all(urls.map((url) => fetch(url).then(() => "sent", () => "no")))"""
     assert page.evaluate(attempts, [served.url, f"{served.url}/page.json?text=secret", *files]) == ["no"] * 5
     assert page.evaluate(SEND_AND_WAIT, served.url) == ["connect-src", "img-src"]
-    assert len(served.asked) == asked[1] and len(led) == 3
+    assert len(served.requested_paths) == counts[1] and len(rerouted) == 3
 
 
-def _spoil(path: Path) -> None:
-    """The same size, one byte another; a script first of all says that it ran."""
+def _tamper(path: Path) -> None:
+    """Change a file but not its size; a script sets `globalThis.evil` if it runs."""
     content = path.read_bytes()
     evil = b"globalThis.evil = 1;" if path.suffix in (".js", ".mjs") else bytes([content[0] ^ 1])
     path.write_bytes(evil + content[len(evil) :])
@@ -255,31 +256,32 @@ def _spoil(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [f"vendor/{SCRIPT}", f"vendor/{LOADER}", f"vendor/{WASM}", "model/onnx/model_quantized.onnx"]
 )
-def test_a_tampered_file_is_refused(name: str, own_export: Run, library: Path, visit: Visit) -> None:
+def test_page_with_tampered_file_shows_error(name: str, own_export: Run, library: Path, visit: Visit) -> None:
     folder = page_folder(own_export, library)
-    _spoil(folder / name)
+    _tamper(folder / name)
     page, _ = visit(folder, wait=ERROR)
-    shown = name.removeprefix("vendor/")
+    file_name = name.removeprefix("vendor/")
     expect(page.locator(ERROR)).to_have_text(
-        f"{shown} is not the file that this page was made with (its checksum differs), so it is not used."
+        f"{file_name} is not the file that this page was made with (its checksum differs), so it is not used."
     )
     assert page.evaluate("globalThis.evil") is None
     expect(page.locator("#classify")).to_be_disabled()
 
 
-def test_a_library_tampered_with_elsewhere_is_refused(
+def test_page_with_tampered_remote_library_shows_error(
     own_export: Run, library: Path, tmp_path: Path, visit: Visit
 ) -> None:
-    """The library at an address that the exporter chose, which a page of another origin loads it from."""
+    """The library is loaded from another origin, which the exporter chose."""
     for file in read_record()["files"]:
         target = tmp_path / "far" / file["package"] / file["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(library / file["name"], target)
-    _spoil(next((tmp_path / "far").rglob(SCRIPT)))
-    with serve_folder(tmp_path / "far") as far:
-        page, _ = visit(Path(export_page(own_export.folder, library_url=f"{far.url}/")["folder"]), wait=ERROR)
+    _tamper(next((tmp_path / "far").rglob(SCRIPT)))
+    with serve_folder(tmp_path / "far") as remote:
+        folder = Path(export_page(own_export.folder, library_url=f"{remote.url}/")["folder"])
+        page, _ = visit(folder, wait=ERROR)
     expect(page.locator(ERROR)).to_contain_text(f"{SCRIPT} is not the file")
-    assert f"/{read_record()['files'][0]['package']}/dist/{SCRIPT}" in far.asked
+    assert f"/{read_record()['files'][0]['package']}/dist/{SCRIPT}" in remote.requested_paths
     assert page.evaluate("globalThis.evil") is None
 
 
@@ -295,7 +297,7 @@ def test_a_library_tampered_with_elsewhere_is_refused(
         (lambda folder: shutil.rmtree(folder / "vendor"), f"{SCRIPT} could not be loaded (no connection)"),
     ],
 )
-def test_what_is_lost_on_the_way_gets_one_sentence(
+def test_page_with_missing_file_shows_error(
     change: Callable[[Path], Any], words: str, own_export: Run, library: Path, visit: Visit
 ) -> None:
     folder = page_folder(own_export, library, library_url="http://127.0.0.1:9/")
@@ -305,7 +307,7 @@ def test_what_is_lost_on_the_way_gets_one_sentence(
     expect(page.locator("#progress")).to_be_hidden()
 
 
-def test_a_place_where_files_cannot_be_checked_is_told(own_export: Run, library: Path, visit: Visit) -> None:
+def test_page_without_web_crypto_asks_for_https(own_export: Run, library: Path, visit: Visit) -> None:
     without = "Object.defineProperty(crypto, 'subtle', { value: undefined })"
     page, _ = visit(
         page_folder(own_export, library), wait=ERROR, prepare=lambda page: page.add_init_script(without)
@@ -313,7 +315,7 @@ def test_a_place_where_files_cannot_be_checked_is_told(own_export: Run, library:
     expect(page.locator(ERROR)).to_contain_text("https or localhost")
 
 
-def test_a_page_opened_as_a_file_says_what_to_do(own_export: Run, chromium: Browser) -> None:
+def test_page_opened_as_local_file_names_a_server_command(own_export: Run, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto((Path(export_page(own_export.folder)["folder"]) / "index.html").as_uri())
     expect(page.locator("#unserved")).to_be_visible()
@@ -321,14 +323,14 @@ def test_a_page_opened_as_a_file_says_what_to_do(own_export: Run, chromium: Brow
     page.close()
 
 
-def test_a_person_tries_texts(own_export: Run, library: Path, visit: Visit) -> None:
-    """With the library beside the page, nothing is asked of another host."""
+def test_page_classifies_texts_and_shows_notes(own_export: Run, library: Path, visit: Visit) -> None:
+    """With the library beside the page, no request goes to another host."""
     requests: list[str] = []
     folder = page_folder(own_export, library)
     page, served = visit(
-        folder, prepare=lambda page: page.on("request", lambda one: requests.append(one.url))
+        folder, prepare=lambda page: page.on("request", lambda request: requests.append(request.url))
     )
-    assert {f"/vendor/{name}" for name in (SCRIPT, LOADER, WASM)} <= set(served.asked)
+    assert {f"/vendor/{name}" for name in (SCRIPT, LOADER, WASM)} <= set(served.requested_paths)
     assert not [url for url in requests if not url.startswith((f"{served.url}/", "blob:", "data:"))]
     expect(page.locator("#unserved")).to_be_hidden()
     page.fill("#text", "Excellent and wonderful, the best pizza.")
@@ -347,14 +349,14 @@ def test_a_person_tries_texts(own_export: Run, library: Path, visit: Visit) -> N
     expect(page.locator(ERROR)).to_be_hidden()
     page.fill("#text", "漢字")
     page.click("#classify")
-    expect(page.locator("#note")).to_contain_text("knows none of these characters")
+    expect(page.locator("#note")).to_contain_text("does not know any of these characters")
     text = page.locator(".example").first.inner_text()
     page.locator(".example").first.click()
     expect(page.locator("#note")).to_be_hidden()
     assert page.input_value("#text") == text
 
 
-def test_pairs_have_two_fields(
+def test_page_of_pair_run_requires_both_texts(
     exported_tasks: dict[str, Run], library: Path, tmp_path: Path, visit: Visit
 ) -> None:
     page, _ = visit(page_folder(copy_of(exported_tasks["pairs"], tmp_path / "runs"), library))
@@ -367,7 +369,7 @@ def test_pairs_have_two_fields(
     expect(page.locator("#answer")).to_have_text("bad")
 
 
-def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visit: Visit) -> None:
+def test_page_abstains_below_threshold(own_export: Run, library: Path, visit: Visit) -> None:
     DecisionRule(abstain_below=0.9999).save(own_export, ("bad", "good"))
     page, _ = visit(page_folder(own_export, library))
     page.fill("#text", "The food was awful.")
@@ -377,7 +379,7 @@ def test_it_abstains_where_the_rule_says_so(own_export: Run, library: Path, visi
     expect(page.locator("#shares .chosen")).to_have_count(0)
 
 
-def test_labels_are_text_in_both_themes_on_a_narrow_screen(
+def test_page_escapes_labels_in_both_themes_on_narrow_screen(
     own_export: Run, library: Path, visit: Visit
 ) -> None:
     change_json(own_export, "adapter/classifier.json", id2label={"0": HOSTILE, "1": "good" * 20})

@@ -1,4 +1,4 @@
-"""What the page and the endpoints can ask for: every bad input, and the limits where strangers come."""
+"""The workbench behind page and endpoints: invalid inputs, and the limits of a public demo."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ FOUR = [("Good food.", "yes"), ("Bad food.", "no"), ("Good room.", "yes"), ("Bad
 
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
-    """A person's own, over an empty folder."""
+    """A local workbench over an empty folder."""
     workbench = Workbench.open(tmp_path_factory.mktemp("workbench") / "runs")
     yield workbench
     workbench.worker.close()
@@ -41,7 +41,7 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
 
 @pytest.fixture(scope="module")
 def public(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
-    """Where strangers come; its processes end before `workbench` looks whether any is left."""
+    """A public demo; its processes end before `workbench` waits for the end of all."""
     public = Workbench.open(tmp_path_factory.mktemp("public") / "runs", public=True)
     yield public
     for worker in (public.worker, public.jobs, public.files):
@@ -49,7 +49,7 @@ def public(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def over_other_runs(workbench: Workbench, runs_dir: Path) -> Workbench:
-    """A workbench over another folder, with the worker that is running already."""
+    """Return a workbench over another folder that shares the running worker."""
     return replace(Workbench.open(runs_dir), worker=workbench.worker, files=workbench.worker)
 
 
@@ -77,7 +77,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"num_labels": 5, "dataset_name": "nothing"}, "cannot be reached"),
     ],
 )
-def test_train_refuses_bad_settings_and_leaves_nothing(
+def test_train_with_invalid_settings_raises_and_creates_no_run(
     changes: dict[str, Any], words: str, workbench: Workbench, settings: dict[str, Any], gpt: Path
 ) -> None:
     if changes.get("model_name_or_path") == "GPT":
@@ -96,75 +96,82 @@ def test_train_refuses_bad_settings_and_leaves_nothing(
         (FOUR, FOUR[:1], "None of the 1 evaluation rows has the label 'no'"),
     ],
 )
-def test_bad_data_is_said_at_once_or_by_the_run(
+def test_train_on_unusable_data_reports_error(
     train: list, test: list, words: str, settings: dict[str, Any], tmp_path: Path, workbench: Workbench
 ) -> None:
     write_csv(tmp_path / "data" / "train.csv", train)
     write_csv(tmp_path / "data" / "test.csv", test)
-    own = over_other_runs(workbench, tmp_path / "runs")
+    own_workbench = over_other_runs(workbench, tmp_path / "runs")
     try:
-        run = own.find(own.train({**settings, "dataset_name": str(tmp_path / "data")})["run_id"])
+        run = own_workbench.find(
+            own_workbench.train({**settings, "dataset_name": str(tmp_path / "data")})["run_id"]
+        )
     except DataError as error:
-        said = str(error)
-        assert own.list_runs() == []
+        error_message = str(error)
+        assert own_workbench.list_runs() == []
     else:
         wait_for(lambda: run.state().status in ENDED)
-        said = run.state().error
+        error_message = run.state().error
         assert run.state().status == "FAILED"
         assert not run.adapter.exists()
-    assert words in said
-    assert "\n" not in said
+    assert words in error_message
+    assert "\n" not in error_message
 
 
-def test_the_way_from_settings_to_files(
+def test_workbench_trains_queues_merges_and_compares(
     settings: dict[str, Any], tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    own = over_other_runs(workbench, tmp_path / "runs")
-    first = own.train({**settings, "num_train_epochs": 30})
+    own_workbench = over_other_runs(workbench, tmp_path / "runs")
+    first = own_workbench.train({**settings, "num_train_epochs": 30})
     assert first["waiting_for"] is None
-    second = own.train({**settings, "seed": 1})
+    second = own_workbench.train({**settings, "seed": 1})
     assert second["waiting_for"] == first["run_id"]
-    runs_left = [own.find(answer["run_id"]) for answer in (first, second)]
-    wait_for(lambda: all(run.state().status in ENDED for run in runs_left))
-    found = own.status(first["run_id"])
-    assert (found["status"], found["has_adapter"], found["merged"]) == ("FINISHED", True, False)
-    assert found["settings"]["num_train_epochs"] == 30
-    assert found["result"]["parameters"]["trainable"] == own.count(settings)["trainable"]
-    certificate = list(own.merge(first["run_id"]))[-1].result
+    unfinished_runs = [own_workbench.find(submitted["run_id"]) for submitted in (first, second)]
+    wait_for(lambda: all(run.state().status in ENDED for run in unfinished_runs))
+    status = own_workbench.status(first["run_id"])
+    assert (status["status"], status["has_adapter"], status["merged"]) == ("FINISHED", True, False)
+    assert status["settings"]["num_train_epochs"] == 30
+    assert status["result"]["parameters"]["trainable"] == own_workbench.count(settings)["trainable"]
+    certificate = list(own_workbench.merge(first["run_id"]))[-1].result
     assert certificate["holds"]
-    assert own.status(first["run_id"])["merged"]
-    compared = own.compare("The food was awful, terrible.", first["run_id"])
-    assert compared["adapter"]["label"] == compared["merged"]["label"] == "bad"
-    assert compared["max_logit_diff"] <= 1e-5
-    assert "no trained head" in compared["base"]["note"]
-    assert [run.run_id for run in own.list_runs()] == [second["run_id"], first["run_id"]]
-    json.dumps([found, certificate, compared])
+    assert own_workbench.status(first["run_id"])["merged"]
+    comparison = own_workbench.compare("The food was awful, terrible.", first["run_id"])
+    assert comparison["adapter"]["label"] == comparison["merged"]["label"] == "bad"
+    assert comparison["max_logit_diff"] <= 1e-5
+    assert "no trained head" in comparison["base"]["note"]
+    assert [run.run_id for run in own_workbench.list_runs()] == [second["run_id"], first["run_id"]]
+    json.dumps([status, certificate, comparison])
 
 
 @pytest.fixture
-def holding(merged_run: Run, tmp_path: Path, workbench: Workbench) -> tuple[Workbench, Run]:
+def merged_workbench(merged_run: Run, tmp_path: Path, workbench: Workbench) -> tuple[Workbench, Run]:
     """A workbench over a copy of a merged run."""
     run = copy_of(merged_run, tmp_path / "runs")
     return over_other_runs(workbench, tmp_path / "runs"), run
 
 
 @pytest.mark.parametrize("text", ["😀" * 100, "word " * 2_000_000], ids=["emoji", "10 MB"])
-def test_emoji_and_ten_megabytes_are_answered(text: str, holding: tuple[Workbench, Run]) -> None:
-    own, run = holding
-    assert own.predict(text, run.run_id, "adapter")["label"] in ("bad", "good")
+def test_predict_accepts_emoji_and_ten_megabytes(text: str, merged_workbench: tuple[Workbench, Run]) -> None:
+    own_workbench, run = merged_workbench
+    assert own_workbench.predict(text, run.run_id, "adapter")["label"] in ("bad", "good")
 
 
 @pytest.mark.parametrize("text", ["", "  ", None, 7])
-def test_an_empty_text_gets_one_sentence(text: Any, holding: tuple[Workbench, Run]) -> None:
-    own, run = holding
-    for ask in (lambda: own.predict(text, run.run_id, "adapter"), lambda: own.compare(text, run.run_id)):
+def test_predict_and_compare_empty_text_raise_data_error(
+    text: Any, merged_workbench: tuple[Workbench, Run]
+) -> None:
+    own_workbench, run = merged_workbench
+    for request in (
+        lambda: own_workbench.predict(text, run.run_id, "adapter"),
+        lambda: own_workbench.compare(text, run.run_id),
+    ):
         with pytest.raises(DataError, match="The text is empty"):
-            ask()
+            request()
 
 
 @pytest.mark.parametrize(
-    "lost",
+    "file_name",
     [
         "config.json",
         "status.json",
@@ -179,29 +186,29 @@ def test_an_empty_text_gets_one_sentence(text: Any, holding: tuple[Workbench, Ru
     ],
 )
 @pytest.mark.parametrize("content", [None, "{"])
-def test_lost_or_damaged_files_are_one_sentence_at_most(
-    lost: str, content: str | None, holding: tuple[Workbench, Run]
+def test_predict_with_missing_or_damaged_file_raises_at_most_run_error(
+    file_name: str, content: str | None, merged_workbench: tuple[Workbench, Run]
 ) -> None:
-    own, run = holding
-    path = run.folder / lost
+    own_workbench, run = merged_workbench
+    path = run.folder / file_name
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
-    assert own.list_runs() == [run]
-    assert own.status(run.run_id)["run_id"] == run.run_id
+    assert own_workbench.list_runs() == [run]
+    assert own_workbench.status(run.run_id)["run_id"] == run.run_id
     for variant in ("base", "adapter", "merged"):
         try:
-            assert own.predict("The food was awful.", run.run_id, variant)["label"]
+            assert own_workbench.predict("The food was awful.", run.run_id, variant)["label"]
         except RunError as error:
             assert "\n" not in str(error)
     try:
-        own.compare("The food was awful.", run.run_id)
+        own_workbench.compare("The food was awful.", run.run_id)
     except RunError as error:
         assert "\n" not in str(error)
 
 
-def test_train_takes_relative_paths_from_the_folder_of_the_app(
+def test_train_resolves_relative_paths_from_working_directory(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The training process runs in the folder of the code: it failed, or trained on a namesake there."""
+    """Regression: the training process runs in the code's folder, and took the paths from there."""
     for name in ("model_name_or_path", "dataset_name"):
         (tmp_path / name).symlink_to(settings[name])
     monkeypatch.chdir(tmp_path)
@@ -216,11 +223,11 @@ def test_train_takes_relative_paths_from_the_folder_of_the_app(
     assert workbench.find(workbench.train({})["run_id"]).config() == TrainConfig()
 
 
-def test_an_unknown_run_gets_one_sentence(workbench: Workbench) -> None:
-    for ask in (workbench.status, workbench.stop, lambda name: list(workbench.merge(name))):
-        for name in ("nothing", "../../etc", ""):
+def test_unknown_run_id_raises_run_error(workbench: Workbench) -> None:
+    for request in (workbench.status, workbench.stop, lambda run_id: list(workbench.merge(run_id))):
+        for run_id in ("nothing", "../../etc", ""):
             with pytest.raises(RunError, match="There is no run"):
-                ask(name)
+                request(run_id)
 
 
 @pytest.mark.parametrize(
@@ -238,23 +245,23 @@ def test_an_unknown_run_gets_one_sentence(workbench: Workbench) -> None:
         ({"num_train_epochs": 50}, "9,400 steps.*at most 1,000"),
     ],
 )
-def test_strangers_are_refused_what_costs_or_tells_too_much(
+def test_public_demo_rejects_settings_beyond_its_limits(
     settings: dict[str, Any], words: str, public: Workbench
 ) -> None:
-    for ask in (public.train, public.count, public.config):
+    for request in (public.train, public.count, public.config):
         with pytest.raises(PeftCoreError, match=words):
-            ask(settings)
+            request(settings)
     assert not public.runs_dir.exists()
 
 
-def test_strangers_may_train_the_default_and_type_short_texts(public: Workbench) -> None:
+def test_public_demo_accepts_default_settings_and_short_texts(public: Workbench) -> None:
     assert public.config({}) == TrainConfig()
     public.check_text("x" * 2000)
     with pytest.raises(DataError, match="2,001 characters.*at most 2,000"):
         public.check_text("x" * 2001)
 
 
-def test_strangers_wait_in_a_short_queue(tmp_path: Path) -> None:
+def test_public_demo_queue_is_limited(tmp_path: Path) -> None:
     public = Workbench.open(tmp_path / "runs", public=True)
     for _ in range(5):
         runs.create(public.runs_dir, TrainConfig())
@@ -263,8 +270,8 @@ def test_strangers_wait_in_a_short_queue(tmp_path: Path) -> None:
     assert len(public.list_runs()) == 5
 
 
-def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public: Workbench) -> None:
-    asks = [
+def test_text_with_lone_surrogate_raises_data_error(public: Workbench) -> None:
+    requests = [
         lambda: public.predict("good \ud800", "any", "adapter"),
         lambda: public.predict("good", "any", "adapter", "\udfff"),
         lambda: public.compare("\ud800", "any"),
@@ -272,42 +279,48 @@ def test_texts_with_half_a_character_are_refused_before_a_model_is_asked(public:
         lambda: public.explain("\ud800", "any"),
         lambda: public.neighbors("\ud800", "any"),
     ]
-    for ask in asks:
-        with pytest.raises(DataError, match=r"The text '.*\\ud.*' holds half a character"):
-            ask()
+    for request in requests:
+        with pytest.raises(DataError, match=r"The text '.*\\ud.*' contains a lone surrogate"):
+            request()
 
 
-def test_files_of_this_machine_are_named_only_by_whoever_may(
+def test_local_paths_are_accepted_only_from_local_user(
     tmp_path: Path, tiny_data: Path, tiny_model: Path
 ) -> None:
     visitor = Visitor(owns_all=True)
-    opened = Workbench.open(tmp_path / "runs", visitor=lambda: visitor)
+    shared_workbench = Workbench.open(tmp_path / "runs", visitor=lambda: visitor)
     settings = {"dataset_name": str(tiny_data)}
     write_csv(tmp_path / "own.csv", FOUR)
-    for ask in (opened.config, opened.train, opened.count, opened.cost, opened.inspect):
+    for request in (
+        shared_workbench.config,
+        shared_workbench.train,
+        shared_workbench.count,
+        shared_workbench.cost,
+        shared_workbench.inspect,
+    ):
         for name, path in (("dataset_name", tiny_data), ("model_name_or_path", tiny_model)):
             missing = (str(tmp_path / "missing"), "~/missing", "./missing", "../../etc/missing", "a/b/c")
-            for value in (str(path), os.path.relpath(path), "peft_core/data", *missing):
+            for local_path in (str(path), os.path.relpath(path), "peft_core/data", *missing):
                 with pytest.raises(ConfigError, match=f"{name} is .* neither a preset, an upload nor a Hub"):
-                    ask({name: value})
-    assert opened.config({"dataset_name": "someone/some-data"}).dataset_name == "someone/some-data"
+                    request({name: local_path})
+    assert shared_workbench.config({"dataset_name": "someone/some-data"}).dataset_name == "someone/some-data"
     with pytest.raises(ConfigError, match="model_name_or_path is .* neither a preset"):
-        opened.describe_model(str(tiny_model))
-    uploaded = opened.upload([tmp_path / "own.csv"])
-    assert opened.config({"dataset_name": uploaded}).dataset_name == uploaded
+        shared_workbench.describe_model(str(tiny_model))
+    uploaded = shared_workbench.upload([tmp_path / "own.csv"])
+    assert shared_workbench.config({"dataset_name": uploaded}).dataset_name == uploaded
     visitor = LOCAL_USER
-    assert opened.config(settings).dataset_name == str(tiny_data)
+    assert shared_workbench.config(settings).dataset_name == str(tiny_data)
 
 
-def test_public_demo_starts_nothing_that_is_forecast_to_take_too_long(public: Workbench) -> None:
-    hurried = replace(public, limits=Limits(max_seconds=0.001))
-    with pytest.raises(ConfigError, match="forecast to take .* minutes; this public demo gives a run"):
-        hurried.train({})
-    assert not hurried.list_runs()
+def test_public_demo_rejects_training_forecast_over_time_limit(public: Workbench) -> None:
+    short_limit_demo = replace(public, limits=Limits(max_seconds=0.001))
+    with pytest.raises(ConfigError, match="forecast to take .* minutes; this public demo limits a run"):
+        short_limit_demo.train({})
+    assert not short_limit_demo.list_runs()
 
 
 class RecordingWorker:
-    """Notes the tasks that it is asked for, and fails each."""
+    """Record each requested task and fail it."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
@@ -317,13 +330,13 @@ class RecordingWorker:
         raise DataError("not read here")
 
 
-def test_files_of_strangers_are_read_by_the_worker_with_limits(public: Workbench, tmp_path: Path) -> None:
+def test_public_demo_reads_files_in_limited_worker(public: Workbench, tmp_path: Path) -> None:
     files, other = RecordingWorker(), RecordingWorker()
     uploads = VisitorUploads(public.runs_dir, lambda: LOCAL_USER, public.limits, files)
-    opened = replace(public, files=files, worker=other, uploads=uploads)
+    demo = replace(public, files=files, worker=other, uploads=uploads)
     write_csv(tmp_path / "own.csv", FOUR)
-    upload = partial(opened.upload, [tmp_path / "own.csv"])
-    for ask in (partial(opened.inspect, {}), partial(opened.train, {}), upload):
+    upload = partial(demo.upload, [tmp_path / "own.csv"])
+    for request in (partial(demo.inspect, {}), partial(demo.train, {}), upload):
         with pytest.raises(DataError, match="not read here"):
-            ask()
+            request()
     assert (files.tasks, other.tasks) == (["inspect", "check", "count_rows"], [])

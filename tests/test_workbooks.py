@@ -1,4 +1,4 @@
-"""Workbooks: the sheet and the header row that are guessed, chosen, named in the card and refused."""
+"""Workbooks: sheet and header row, inferred or given by options."""
 
 import datetime
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def book(path: Path, hidden: Sequence[str] = (), **sheets: Sheet) -> Path:
     return path
 
 
-def test_read_table_guesses_the_sheet_with_the_table_and_the_card_names_it() -> None:
+def test_read_table_finds_the_sheet_and_data_card_names_it() -> None:
     path = CASES / "second_sheet.xlsx"
     table = read_table(path)
     assert (table.facts["sheet"], table.facts["header_row"]) == ("Reviews", 3)
@@ -66,14 +66,14 @@ def test_read_table_finds_sheet_and_header(
     assert len(table.frame) == (3 if header_row is None else 2)
 
 
-def test_read_table_keeps_an_index_without_a_name_and_skips_hidden_sheets(tmp_path: Path) -> None:
+def test_read_table_keeps_unnamed_index_and_skips_hidden_sheets(tmp_path: Path) -> None:
     indexed = [["Title"], [None, "text", "label"], [0, "good", "pos"], [1, "bad", "neg"]]
     table = read_table(book(tmp_path / "a.xlsx", hidden=["H"], H=TABLE, A=indexed))
     assert table.facts["sheet"] == "A"
     assert list(table.frame.columns) == ["column 1", "text", "label"]
 
 
-def test_sheet_and_header_row_can_be_chosen(tmp_path: Path) -> None:
+def test_read_options_select_sheet_and_header_row(tmp_path: Path) -> None:
     wide = [["Old", "name"], ["text", "label"], *TABLE[1:]]
     path = book(tmp_path / "a.xlsx", A=TABLE, B=wide)
     options = ReadOptions("B", 2)
@@ -85,7 +85,7 @@ def test_sheet_and_header_row_can_be_chosen(tmp_path: Path) -> None:
     assert len(read_table(path, ReadOptions("B", 1)).frame) == 3
 
 
-def test_config_carries_sheet_and_header_row_to_the_rows(tmp_path: Path) -> None:
+def test_load_labeled_splits_uses_sheet_and_header_row_of_config(tmp_path: Path) -> None:
     rows = [[f"{word} {i}", label] for i in range(20) for word, label in (("good", "yes"), ("bad", "no"))]
     path = book(tmp_path / "a.xlsx", A=[*TABLE, *rows], B=[["x", "y"], ["text", "answer"], *rows])
     config = TrainConfig(dataset_name=str(path), sheet_name="B", header_row=2)
@@ -108,7 +108,7 @@ def test_config_carries_sheet_and_header_row_to_the_rows(tmp_path: Path) -> None
         (ReadOptions("A", 3), "no rows"),
     ],
 )
-def test_a_choice_that_holds_no_table_is_one_sentence(
+def test_read_options_without_a_table_raise_data_error(
     options: ReadOptions, words: str, tmp_path: Path
 ) -> None:
     path = book(tmp_path / "a.xlsx", A=TABLE, B=[])
@@ -116,7 +116,7 @@ def test_a_choice_that_holds_no_table_is_one_sentence(
         read_table(path, options)
 
 
-def test_header_row_skips_the_lines_above_in_a_csv(tmp_path: Path) -> None:
+def test_header_row_in_csv_skips_lines_above(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("Report of May\nmade, by, Ann\ntext;label\ngood;pos\nbad;neg\n", encoding="utf-8")
     table = read_table(path, ReadOptions(header_row=3))
@@ -127,7 +127,7 @@ def test_header_row_skips_the_lines_above_in_a_csv(tmp_path: Path) -> None:
         read_table(path, ReadOptions(header_row=9))
 
 
-def test_a_predicted_workbook_keeps_rows_values_and_formats(tmp_path: Path) -> None:
+def test_writer_for_workbook_keeps_rows_values_and_formats(tmp_path: Path) -> None:
     when = datetime.datetime(2024, 5, 1, 12)
     rows = [["Title"], [], ["text", "when", "price"], ["good", when, 1.5], [], ["bad", None, 2]]
     path = book(tmp_path / "a.xlsx", A=rows)

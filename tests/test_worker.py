@@ -1,4 +1,4 @@
-"""The worker process: it answers, it passes errors on, and a death of it takes nothing else down."""
+"""The worker process: results, errors, cancellation, deadlines and restarts after its death."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from peft_core.service import worker as worker_module
 from peft_core.service.references import FunctionReference, tasks
 from peft_core.service.worker import Cancelled, Report, Worker, WorkerError, in_thread
 
-MANY = [{"r": r} for r in range(1, 201)]
+MANY_SETTINGS = [{"r": r} for r in range(1, 201)]
 TRAINABLE = 74_498
 
 
@@ -34,13 +34,13 @@ def worker() -> Iterator[Worker]:
     wait_for(lambda: not multiprocessing.active_children())
 
 
-def kill_the_process() -> None:
+def kill_worker_process() -> None:
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
         child.join()
 
 
-def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
+def test_run_returns_value_or_raises_task_error(worker: Worker) -> None:
     assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
     with pytest.raises(ConfigError, match="r is 0"):
         worker.run(tasks.count, {"r": 0})
@@ -50,14 +50,14 @@ def test_an_answer_and_an_error_come_back(worker: Worker) -> None:
     assert multiprocessing.active_children(), "the work is done in another process"
 
 
-def test_a_training_comes_before_the_worker(worker: Worker) -> None:
+def test_worker_process_has_lower_priority(worker: Worker) -> None:
     worker.run(tasks.count, {})
     (child,) = multiprocessing.active_children()
     assert psutil.Process(child.pid).nice() == min(19, psutil.Process().nice() + 5)
 
 
-def test_reports_come_while_a_task_runs(worker: Worker) -> None:
-    reports = list(worker.stream(tasks.count_all, MANY[:20]))
+def test_stream_yields_progress_and_final_report(worker: Worker) -> None:
+    reports = list(worker.stream(tasks.count_all, MANY_SETTINGS[:20]))
     assert [report.share for report in reports] == sorted(report.share for report in reports)
     assert isinstance(reports[-1], Report)
     assert reports[-1].share == 1.0
@@ -65,42 +65,44 @@ def test_reports_come_while_a_task_runs(worker: Worker) -> None:
     assert len(reports) > 2
 
 
-def test_cancel_ends_a_task_where_it_stands_and_the_next_one_runs(worker: Worker) -> None:
-    heard = 0
-    with pytest.raises(Cancelled, match="nothing of it is kept"):
-        for _ in worker.stream_cancellable("mine", tasks.count_all, MANY):
-            heard += 1
+def test_cancel_stops_running_task_and_next_task_runs(worker: Worker) -> None:
+    report_count = 0
+    with pytest.raises(Cancelled, match="nothing was saved"):
+        for _ in worker.stream_cancellable("mine", tasks.count_all, MANY_SETTINGS):
+            report_count += 1
             worker.cancel("somebody else's")
             worker.cancel("mine")
-    assert 0 < heard < len(MANY)
+    assert 0 < report_count < len(MANY_SETTINGS)
     worker.cancel("mine")
-    assert len(list(worker.stream_cancellable("mine", tasks.count_all, MANY[:3]))[-1].result) == 3
+    assert len(list(worker.stream_cancellable("mine", tasks.count_all, MANY_SETTINGS[:3]))[-1].result) == 3
 
 
-def test_a_death_in_the_middle_is_one_sentence_and_the_next_call_works(worker: Worker) -> None:
-    with pytest.raises(WorkerError, match="want of memory"):
-        for number, _ in enumerate(worker.stream(tasks.count_all, MANY)):
+def test_worker_killed_during_task_raises_worker_error_and_restarts(worker: Worker) -> None:
+    with pytest.raises(WorkerError, match="memory ran out"):
+        for number, _ in enumerate(worker.stream(tasks.count_all, MANY_SETTINGS)):
             if number == 0:
-                kill_the_process()
+                kill_worker_process()
     assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
-@pytest.mark.parametrize("ask", ["run", "stream"])
-def test_worker_killed_between_two_calls_is_started_again(ask: str, worker: Worker) -> None:
+@pytest.mark.parametrize("method", ["run", "stream"])
+def test_worker_killed_between_calls_restarts(method: str, worker: Worker) -> None:
     worker.run(tasks.count, {})
     pool = worker._pool
     assert pool is not None
-    kill_the_process()
+    kill_worker_process()
     wait_for(lambda: pool._broken)  # else the next call may be the one that notices it
-    counts = worker.run(tasks.count, {}) if ask == "run" else list(worker.stream(tasks.count, {}))[-1].result
+    counts = (
+        worker.run(tasks.count, {}) if method == "run" else list(worker.stream(tasks.count, {}))[-1].result
+    )
     assert counts["trainable"] == TRAINABLE
 
 
-def test_cancel_ends_a_waiting_task_before_it_starts(worker: Worker) -> None:
-    running = worker.stream_cancellable("first", tasks.count_all, MANY)
+def test_cancel_removes_waiting_task(worker: Worker) -> None:
+    running = worker.stream_cancellable("first", tasks.count_all, MANY_SETTINGS)
     next(running)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(list, worker.stream_cancellable("second", tasks.count_all, MANY))
+        waiting = pool.submit(list, worker.stream_cancellable("second", tasks.count_all, MANY_SETTINGS))
         wait_for(lambda: "second" in worker._tickets_by_name)
         worker.cancel("second")
         worker.cancel("first")
@@ -111,7 +113,7 @@ def test_cancel_ends_a_waiting_task_before_it_starts(worker: Worker) -> None:
     assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
-def test_references_name_functions_of_the_worker() -> None:
+def test_function_references_resolve_to_tasks() -> None:
     used = set()
     for path in (ROOT / "peft_core/service").glob("*.py"):
         used |= set(re.findall(r"\btasks\.([a-z_]+)", path.read_text(encoding="utf-8"))) - {"py"}
@@ -120,7 +122,7 @@ def test_references_name_functions_of_the_worker() -> None:
         assert callable(FunctionReference("peft_core.service.tasks", name).resolve()), name
 
 
-def test_closing_twice_and_asking_again(worker: Worker) -> None:
+def test_close_twice_then_run_restarts_worker(worker: Worker) -> None:
     worker.close()
     worker.close()
     assert worker.run(tasks.count, {})["trainable"] == TRAINABLE
@@ -135,28 +137,28 @@ def limited() -> Iterator[Worker]:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> str:
-    """A file that is never read to its end: a pipe into which nobody writes."""
+    """Path of a pipe without a writer, so that reading it never ends."""
     os.mkfifo(tmp_path / "endless.csv")
     return str(tmp_path / "endless.csv")
 
 
-@pytest.mark.parametrize("ask", ["run", "stream"])
-def test_task_past_its_deadline_is_ended_and_the_next_one_runs(
-    ask: str, limited: Worker, endless: str
+@pytest.mark.parametrize("method", ["run", "stream"])
+def test_task_past_deadline_raises_worker_error_and_next_task_runs(
+    method: str, limited: Worker, endless: str
 ) -> None:
     start = time.monotonic()
-    with pytest.raises(WorkerError, match="took over 2 s, the most that this public demo gives it"):
-        call = limited.run if ask == "run" else lambda *task: list(limited.stream(*task))
+    with pytest.raises(WorkerError, match="took over 2 s, the limit of this public demo"):
+        call = limited.run if method == "run" else lambda *task: list(limited.stream(*task))
         call(tasks.count_rows, [endless])
     assert time.monotonic() - start > 2
     assert limited.run(tasks.count, {})["trainable"] == TRAINABLE
 
 
-def test_worker_that_meets_its_deadline_holds_up_no_other(
+def test_worker_at_deadline_does_not_block_other_worker(
     worker: Worker, limited: Worker, endless: str
 ) -> None:
-    for ready in (limited, worker):
-        ready.run(tasks.count, {})
+    for warm_worker in (limited, worker):
+        warm_worker.run(tasks.count, {})
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(limited.run, tasks.count_rows, [endless])
         worker.run(tasks.count, {})
@@ -166,60 +168,60 @@ def test_worker_that_meets_its_deadline_holds_up_no_other(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")
-def test_task_beyond_its_memory_is_one_sentence_and_the_next_one_runs(tmp_path: Path) -> None:
-    limited = Worker(seconds=30.0, most_bytes=100_000_000)
+def test_task_over_memory_limit_raises_worker_error_and_next_task_runs(tmp_path: Path) -> None:
+    limited = Worker(seconds=30.0, max_bytes=100_000_000)
     (tmp_path / "large.csv").write_text("text,label\n" + "a,b\n" * 1_500_000)
     (tmp_path / "small.csv").write_text("text,label\na,b\n")
-    with pytest.raises(WorkerError, match="over 0.1 GB of memory|died while it did 'count_rows'|over 30 s"):
+    with pytest.raises(WorkerError, match="over 0.1 GB of memory|died during 'count_rows'|over 30 s"):
         limited.run(tasks.count_rows, [str(tmp_path / "large.csv")])
     assert limited.run(tasks.count_rows, [str(tmp_path / "small.csv")]) == 1
     limited.close()
 
 
-def test_limit_of_memory_comes_with_a_deadline() -> None:
+def test_worker_memory_limit_without_deadline_raises_value_error() -> None:
     with pytest.raises(ValueError, match="may hang"):
-        Worker(most_bytes=100_000_000)
+        Worker(max_bytes=100_000_000)
 
 
-def test_process_killed_at_any_moment_leaves_no_lock_held(worker: Worker) -> None:
-    """A lock of the numbers that the processes share would be held for ever by a process killed within."""
+def test_worker_shared_values_have_no_lock(worker: Worker) -> None:
+    """A process killed while it has the lock of a shared value would block the others forever."""
     assert not hasattr(worker._cancelled, "get_lock") and not hasattr(worker._pid, "get_lock")
 
 
-def test_task_in_a_thread_that_nobody_waits_for_holds_up_nobody() -> None:
-    """Whoever closes a page may close the generator in the thread that answers everyone."""
-    going, asked = threading.Event(), []
+def test_in_thread_close_returns_before_task_ends() -> None:
+    """A closed page may close the generator in the event loop's thread."""
+    may_finish, stopped_tasks = threading.Event(), []
 
     def upload(progress: Progress) -> None:
         progress(0.5, "Uploading")
-        going.wait(30)
+        may_finish.wait(30)
         try:
             progress(1.0, "Pushed")
         except Cancelled:
-            asked.append("stopped")
+            stopped_tasks.append("stopped")
 
     reports = in_thread(upload)
     assert next(reports).description == "Uploading"
     start = time.monotonic()
     reports.close()
     assert time.monotonic() - start < 5
-    going.set()
-    wait_for(lambda: asked == ["stopped"])
+    may_finish.set()
+    wait_for(lambda: stopped_tasks == ["stopped"])
 
 
-def test_named_task_whose_page_was_closed_is_cancelled(worker: Worker) -> None:
+def test_stream_cancellable_close_cancels_task(worker: Worker) -> None:
     start = time.monotonic()
-    list(worker.stream(tasks.count_all, MANY[:40]))
-    seconds_of_all = (time.monotonic() - start) * len(MANY * 5) / 40
-    reports = worker.stream_cancellable("closed", tasks.count_all, MANY * 5)
+    list(worker.stream(tasks.count_all, MANY_SETTINGS[:40]))
+    full_seconds = (time.monotonic() - start) * len(MANY_SETTINGS * 5) / 40
+    reports = worker.stream_cancellable("closed", tasks.count_all, MANY_SETTINGS * 5)
     next(reports)
     reports.close()
     start = time.monotonic()
     worker.run(tasks.count, {})
-    assert time.monotonic() - start < seconds_of_all / 2
+    assert time.monotonic() - start < full_seconds / 2
 
 
-def test_task_waits_only_so_long_for_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_on_busy_worker_raises_worker_error_after_max_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = Worker(seconds=300.0)
     monkeypatch.setattr(worker_module, "_MAX_WAIT_SECONDS", 0.1)
     with busy._own_turn(), pytest.raises(WorkerError, match="busy with other visitors' work"):

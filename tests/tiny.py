@@ -47,7 +47,7 @@ COMMON_WORDS = (
 )
 _SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _OFFSET = {"max_position_embeddings": MAX_TOKENS + 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-# What sets each family apart; those without a second token type put the padding at 1 as RoBERTa does.
+# How each family differs from BERT; those without a second token type have padding ID 1, as in RoBERTa.
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {**_OFFSET, "type_vocab_size": 1},
@@ -114,7 +114,7 @@ def make_tiny_bert(
     with_pooler: bool = True,
     architecture: str = "bert",
 ) -> Path:
-    """Save a random model, the same at each call, and its tokenizer; five labels are named as stars."""
+    """Save a random model, the same at each call, and its tokenizer; the default five labels are stars."""
     if with_head and not with_pooler:
         raise ValueError("a classification head needs the pooler")
     sizes = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
@@ -128,13 +128,13 @@ def make_tiny_bert(
 
 
 def make_yelp_parquet(folder: Path, *, train_rows: int = 80, test_rows: int = 40) -> Path:
-    """Save reviews whose words give their label away, the same at each call, no text twice."""
-    rng, seen = random.Random(0), set[str]()
+    """Save distinct reviews whose words determine their label, the same at each call."""
+    rng, used_texts = random.Random(0), set[str]()
     (folder / YELP_CONFIG).mkdir(parents=True, exist_ok=True)
     sizes = {}
     for split, rows in (("train", train_rows), ("test", test_rows)):
         labels = [index % len(YELP_LABELS) for index in range(rows)]
-        texts = [_new_text(label, rng, seen) for label in labels]
+        texts = [_new_text(label, rng, used_texts) for label in labels]
         table = pa.table({"label": pa.array(labels, pa.int64()), "text": texts})
         pq.write_table(table, folder / YELP_CONFIG / f"{split}-00000-of-00001.parquet")
         sizes[split] = (rows, table.nbytes)
@@ -171,7 +171,7 @@ def _save(folder: Path, kind: type, config: PreTrainedConfig, **options: Any) ->
 
 
 def _make_tokenizer(config: PreTrainedConfig, words: list[str]) -> BertTokenizer:
-    """WordPiece for every family, its padding where the family's configuration has it."""
+    """Return a WordPiece tokenizer for any family, with the model inputs of that family."""
     names = ["input_ids", "attention_mask"]
     names += ["token_type_ids"] * (config.model_type not in _NO_TOKEN_TYPES)
     return BertTokenizer(
@@ -182,12 +182,12 @@ def _make_tokenizer(config: PreTrainedConfig, words: list[str]) -> BertTokenizer
     )
 
 
-def _new_text(label: int, rng: random.Random, seen: set[str]) -> str:
+def _new_text(label: int, rng: random.Random, used_texts: set[str]) -> str:
     while True:
         sentences = [_sentence(label, rng) for _ in range(rng.randint(2, 5))]
         text = " ".join(sentences)
-        if text not in seen:
-            seen.add(text)
+        if text not in used_texts:
+            used_texts.add(text)
             return text
 
 

@@ -1,7 +1,7 @@
-"""Which tests are unit tests: those that start no process and no browser and train nothing.
+"""Decide which tests are unit tests: those that start no process and no browser and train nothing.
 
-The rule needs no list of tests. A test is read together with its fixtures and with every function of this
-folder and of `benchmarks/` that they call; it is no unit test once one of them reaches something in `_HEAVY`.
+The rule needs no list of tests. It follows a test, its fixtures and every function of this folder and of
+`benchmarks/` that they call; a test that reaches something in `_HEAVY` is not a unit test.
 """
 
 import functools
@@ -34,16 +34,16 @@ _FOLDERS = (str(Path(__file__).parent), str(processes.ROOT / "benchmarks"))
 
 
 def is_unit_test(item: pytest.Item) -> bool:
-    """Whether a test and its fixtures reach nothing that takes seconds."""
+    """Return whether a test and its fixtures reach nothing that takes seconds."""
     if not isinstance(item, pytest.Function):
         return False
-    fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+    fixtures = [definitions[-1].func for definitions in item._fixtureinfo.name2fixturedefs.values()]
     return not any(_is_heavy(function) for function in (item.function, *fixtures))
 
 
 @functools.cache
 def _is_heavy(function: Any) -> bool:
-    """Whether a function, or one of this folder that it calls, reaches something heavy."""
+    """Return whether a function, or a function of this folder that it calls, reaches something heavy."""
     checked: set[int] = set()
     pending = [inspect.unwrap(function)]
     while pending:
@@ -58,7 +58,7 @@ def _is_heavy(function: Any) -> bool:
 
 
 def _globals_used_by(function: Any) -> Iterator[Any]:
-    """The global objects that a function names, in its inner functions too."""
+    """Yield the global objects that a function and its inner functions refer to."""
     code = getattr(function, "__code__", None)
     names = _names_in(code) if code else set()
     for name in names & set(getattr(function, "__globals__", ())):

@@ -186,10 +186,10 @@ def _boundary(headers: Mapping[str, str]) -> bytes:
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(
-        413, f"This request has over {max_bytes / 1e6:,.1f} MB, the most that is taken. Send less."
-    )
+    return Refusal(413, f"This request is larger than the limit of {max_bytes / 1e6:,.1f} MB. Send less.")
 
 
 def _too_slow(seconds: float) -> Refusal:
-    return Refusal(408, f"This request did not arrive within {seconds:,.0f} seconds. Send it again, or less.")
+    return Refusal(
+        408, f"This request did not arrive within {seconds:,.0f} seconds. Send it again, or send less."
+    )

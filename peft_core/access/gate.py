@@ -144,7 +144,7 @@ class PublicGate:
         self, scope: Scope, receive: Receive, send: Send, *, headers: Headers, sender: Sender
     ) -> None:
         if is_multipart(headers) and not route_path(scope).startswith("/login"):
-            raise Refusal(415, "This address takes no files. Upload them at /gradio_api/upload.")
+            raise Refusal(415, "This address does not accept files. Upload them at /gradio_api/upload.")
         async with self._bodies.read(headers, receive) as body:
             if body is None:
                 return
@@ -171,7 +171,9 @@ class PublicGate:
         of_address = sum(owner.network == sender.network for owner in owners)
         of_visitor = sum(owner.party == sender.party != NO_TOKEN for owner in owners)
         if of_visitor >= self._limits.visitor_pending or of_address >= self._limits.address_pending:
-            raise Refusal(429, "Much that you asked is still being worked on. Try again in 10 seconds.", 10)
+            raise Refusal(
+                429, "Too many of your requests are still being processed. Try again in 10 seconds.", 10
+            )
 
 
 class _GateRates:

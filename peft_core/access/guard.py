@@ -116,25 +116,26 @@ class RequestGuard:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self._is_allowed_host(scope, hosts[0]):
             return (
-                f"This app does not answer under the name {_quote(hosts)}. If that is its own, start it with "
-                "--allow-host and the name."
+                f"This app does not accept requests for the host {_quote(hosts)}. If that is its own name, "
+                "start it with --allow-host and the name."
             )
         if origins and not (len(origins) == 1 and self._is_own(scope, origins[0], hosts[0])):
             return (
-                f"This app does not answer the pages of {_quote(origins)}. If it is served under that name, "
-                "start it with --allow-host and the name."
+                f"This app does not accept requests from pages of {_quote(origins)}. If it is served under "
+                "that name, start it with --allow-host and the name."
             )
         site = headers.get("sec-fetch-site")
         if site not in (None, "same-origin") and not self._is_visit(scope, headers):
             if site == "none":
-                return (
-                    "This app does not answer this address when it is typed. Open its page, and go on there."
-                )
-            return "This app does not answer another site's page. Type its address, or open it by a bookmark."
+                return "This app does not accept direct requests for this address. Open its page instead."
+            return (
+                "This app does not accept requests from another site's page. Type its address, or open it "
+                "from a bookmark."
+            )
         if scope["path"].startswith("/logout") and not self._is_from_page(scope, headers, hosts[0]):
-            return "This app does not answer a link to /logout. Log out on its page."
+            return "This app does not accept links to /logout. Log out on its page."
         if _FETCHES_URL.search(scope["path"]):
-            return "This app does not fetch files of the internet. Upload the file."
+            return "This app does not fetch files from the internet. Upload the file."
         return None
 
     def _is_allowed_host(self, scope: Scope, host: str) -> bool:

@@ -27,7 +27,7 @@ from peft_core.data.pairs import shared_texts
 from peft_core.data.spelling import label_spelling, unify_spelling
 from peft_core.data.text_keys import TextKey
 
-SHORT_TEXT = 3  # letters
+SHORT_TEXT = 3  # characters
 IMBALANCE_RATIO = 10.0  # rows of the most frequent label per row of the rarest
 UNKNOWN_SHARE = 0.03  # of tokens; a tokenizer for the language of the texts stays far below
 MAX_FERTILITY = (
@@ -169,7 +169,8 @@ def _leakage(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
     )
     if not len(rows):
         return None
-    sentence = f"{format_row_count(rows)} to learn from whose text is also in the validation or test rows."
+    count = format_row_count(rows, "training row")
+    sentence = f"{count} whose text is also in the validation or test rows."
     return Finding("leakage", len(rows), format_examples(rows), sentence, "leakage")
 
 
@@ -182,7 +183,7 @@ def _small_classes(splits: Mapping[str, pd.DataFrame], problem_type: str) -> Fin
     )
     names = ", ".join(map(repr, small[:EXAMPLES])) + ("…" if len(small) > EXAMPLES else "")
     sentence = (
-        f"{len(small):,} label{'s' * (len(small) > 1)} with too few texts to learn from and be judged on: "
+        f"{len(small):,} label{'s' * (len(small) > 1)} with too few texts for training and evaluation: "
         f"{names}."
     )
     return Finding("small_classes", len(rows), format_examples(rows), sentence, "small_classes")
@@ -204,7 +205,7 @@ def _duplicates(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
         int(pd.DataFrame({"text": rows["text"], "label": rows["label"]}).duplicated().sum())
         for rows in splits.values()
     )
-    exactness = "letter for letter" if exact >= len(rows) else f"{exact:,} of them letter for letter"
+    exactness = "exactly" if exact >= len(rows) else f"{exact:,} of them exactly"
     sentence = f"{format_row_count(rows)} repeating an earlier one ({exactness})."
     return Finding("duplicates", len(rows), format_examples(rows), sentence, "duplicates")
 
@@ -221,7 +222,7 @@ def _short(train: pd.DataFrame) -> Finding | None:
     rows = select_rows(train, is_short)
     if not len(rows):
         return None
-    sentence = f"{format_row_count(rows)} with a text below {SHORT_TEXT} letters."
+    sentence = f"{format_row_count(rows)} with a text of fewer than {SHORT_TEXT} characters."
     return Finding("short", len(rows), format_examples(rows), sentence)
 
 
@@ -250,14 +251,14 @@ def _token_findings(tokens: TokenStatistics) -> list[Finding]:
         findings.append(Finding("unknown_tokens", tokens.unknown, (), sentence))
     elif tokens.fertility > MAX_FERTILITY:
         sentence = (
-            f"The model's tokenizer cuts a word into {tokens.fertility:.1f} pieces on average (about 1.1 to "
-            "1.5 where it knows the words): is the model made for this language and field?"
+            f"The model's tokenizer splits a word into {tokens.fertility:.1f} tokens on average (about 1.1 "
+            "to 1.5 for words that it knows): is the model made for this language and field?"
         )
         findings.append(Finding("broken_words", len(tokens.lengths), (), sentence))
     if truncated > TRUNCATED_SHARE:
         sentence = (
-            f"{_percent(truncated)} of the texts are longer than {tokens.max_length} tokens and lose "
-            "their end."
+            f"{_percent(truncated)} of the texts are longer than {tokens.max_length} tokens and are "
+            "truncated."
         )
         long = sum(length > tokens.max_length for length in tokens.lengths)
         findings.append(Finding("truncated", long, (), sentence))

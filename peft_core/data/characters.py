@@ -28,7 +28,7 @@ def check_text(text: str) -> None:
     """Raise DataError if a text that a user typed has a lone surrogate."""
     if not is_unicode(text):
         raise DataError(
-            f"The text {short_repr(text)} holds half a character (a lone surrogate); type it again."
+            f"The text {short_repr(text)} contains a lone surrogate (half a character); type it again."
         )
 
 
@@ -43,7 +43,7 @@ def check_names(name: str, columns: Sequence[str]) -> None:
     invalid = next((column for column in columns if not is_unicode(column)), None)
     if invalid is not None:
         raise DataError(
-            f"{name!r}: the column name {short_repr(invalid)} holds half a character; write it again."
+            f"{name!r}: the column name {short_repr(invalid)} contains a lone surrogate; write it again."
         )
 
 
@@ -52,7 +52,7 @@ def check_cells(name: str, row: int, columns: Sequence[str], cells: Sequence[Any
     for column, cell in zip(columns, cells, strict=True):
         if not _is_unicode_cell(cell):
             raise DataError(
-                f"{name!r}, row {row}, column {short_repr(column)} holds half a character; "
+                f"{name!r}, row {row}, column {short_repr(column)} contains a lone surrogate; "
                 "write the cell again."
             )
 

@@ -113,7 +113,7 @@ def infer_columns(config: TrainConfig, frame: pd.DataFrame, classes: Mapping[str
     pair_column = pair[1] if pair and text == pair[0] and pair[1] != label else None
     text_pair = config.text_pair_column or pair_column
     if text in (label, text_pair, *label_columns):
-        raise DataError(f"The column {text!r} cannot be the text and something else; name another.")
+        raise DataError(f"The column {text!r} cannot be the text column and another one; name another.")
     _check_texts(config, frame, text)
     if label_columns:
         columns = Columns(text, text_pair, label, MULTI, None, (), label_columns)
@@ -158,7 +158,7 @@ def labels_of_columns(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple
                 where, row = index if isinstance(index, tuple) else ("the data", index)
                 raise DataError(
                     f"{where!r}, row {row}, column {name!r} holds {as_text(cell)[:40]!r}, which is neither "
-                    "0 nor 1; mend the cell, or leave the column out of label_columns."
+                    "0 nor 1; correct the cell, or leave the column out of label_columns."
                 )
         labels = tuple(name for name, flag in zip(columns, flags, strict=True) if flag)
         rows.append(None if None in flags else labels)
@@ -183,8 +183,8 @@ def _check_names(config: TrainConfig, frame: pd.DataFrame) -> None:
         )
     if config.label_columns and config.problem_type not in (None, MULTI):
         raise DataError(
-            f"label_columns names {', '.join(config.label_columns)}, which are several labels a text; choose "
-            "that as the task, or name one label_column."
+            f"label_columns names {', '.join(config.label_columns)}, which give several labels per text; "
+            "choose the task “Several labels per text”, or name one label_column."
         )
     settings = [(key, getattr(config, key)) for key in ("text_column", "text_pair_column", "label_column")]
     for setting, name in (*settings, *(("label_columns", name) for name in config.label_columns)):
@@ -258,7 +258,7 @@ def _zero_one_columns(config: TrainConfig, frame: pd.DataFrame, used: Set[str | 
     if config.problem_type not in (None, MULTI):
         raise DataError(
             f"The columns {', '.join(map(repr, columns))} all hold 0 and 1; name one as label_column, or "
-            "choose several labels a text as the task."
+            "choose the task “Several labels per text”."
         )
     return tuple(columns)
 
@@ -306,7 +306,8 @@ def _resolve_problem_type(config: TrainConfig, cells: pd.Series, declared: bool)
         separator = next((mark for mark in LABEL_SEPARATORS if any(mark in text for text in texts)), None)
     if typed and problem_type != MULTI:
         raise DataError(
-            f"The label_column {cells.name!r} holds lists; choose another, or several labels a text."
+            f"The label_column {cells.name!r} holds lists; choose another column, or the "
+            "task “Several labels per text”."
         )
     return problem_type, separator if problem_type == MULTI and not lists else None
 

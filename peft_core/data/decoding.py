@@ -58,7 +58,8 @@ def decode(name: str, data: bytes) -> Decoded:
     except UnicodeDecodeError as error:
         row = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise DataError(
-            f"{name!r}, row {row}: byte {error.start:,} is no {encoding}; save the file again in UTF-8."
+            f"{name!r}, row {row}: byte {error.start:,} is not valid {encoding}; "
+            "save the file again in UTF-8."
         ) from error
     if text.count("\0") > max(_ALWAYS_ALLOWED_ZEROS, _MAX_ZERO_SHARE * len(text)):
         raise _not_text_error(name)
@@ -150,7 +151,7 @@ def _cp1252_or_utf8(name: str, sample: bytes, counts: _ByteCounts) -> str:
     non_ascii = sum(not c.isascii() for c in letters)
     controls = sum(ord(c) < 32 and c not in "\0\t\n\r\f" for c in text)
     if non_ascii > 0.3 * len(letters) + 5 or controls > 0.01 * len(text) + 2:
-        raise DataError(f"{name!r} is in no encoding that is known here; save it again in UTF-8.")
+        raise DataError(f"{name!r} has an unknown encoding; save it again in UTF-8.")
     undefined = sum(len(run) for run in _BAD_BYTES.findall(text))
     if not counts.valid and counts.bad == len(_INNER_UPPER_ACCENT.findall(text)) + undefined:
         return "utf-8"
@@ -158,4 +159,4 @@ def _cp1252_or_utf8(name: str, sample: bytes, counts: _ByteCounts) -> str:
 
 
 def _not_text_error(name: str) -> DataError:
-    return DataError(f"{name!r} is no text file: it holds zero bytes. Save it again as CSV in UTF-8.")
+    return DataError(f"{name!r} is not a text file: it contains zero bytes. Save it again as CSV in UTF-8.")

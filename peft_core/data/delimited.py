@@ -80,7 +80,7 @@ def read_delimited(name: str, text: str, header_row: int | None = None) -> Delim
     rows = _parse_rows(name, text, delimiter, quoting, preamble.lines)
     filled = [cells for _, cells in rows if not is_blank(cells)]
     if not filled:
-        raise DataError(f"The file {name!r} holds no rows; add some.")
+        raise DataError(f"The file {name!r} has no rows; add some.")
     check_width(name, len(filled[0]))
     header, width = header_row is not None or has_header(filled[:1000]), len(filled[0])
     damaged_header = None
@@ -91,7 +91,7 @@ def read_delimited(name: str, text: str, header_row: int | None = None) -> Delim
     names = unique_names(filled[0] if header else [""] * width)
     rows = _fit_rows(name, rows, names, delimiter)
     if width == 1 and all(is_blank(cells) for _, cells in rows):
-        raise DataError(f"The file {name!r} holds no rows below its column name; add some.")
+        raise DataError(f"The file {name!r} has no rows below its column name; add some.")
     frame = pd.DataFrame([cells for _, cells in rows], columns=names, dtype=object)
     frame.index = pd.Index([number for number, _ in rows], dtype=int)
     return DelimitedTable(frame, DELIMITERS.get(delimiter, delimiter), header, quoting, damaged_header)
@@ -109,7 +109,7 @@ def read_preamble(name: str, text: str, header_row: int | None) -> Preamble:
     delimiter = sep_line.group(1) if sep_line else None
     if delimiter is not None and is_damaged(delimiter):
         raise DataError(
-            f"{name!r}, row 1: sep= names a delimiter that is no character; write sep=, or remove the row."
+            f"{name!r}, row 1: sep= names a delimiter that is not a character; write sep=, or remove the row."
         )
     if header_row is None:
         assert sep_line is not None

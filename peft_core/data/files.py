@@ -76,12 +76,12 @@ def read_table(path: Path, options: ReadOptions = _DEFAULT_OPTIONS) -> Table:
     file = locate(path)
     size, data = size_of(path), file.read(MAX_FILE_BYTES)
     if not data.strip():
-        raise DataError(f"The file {path.name!r} holds no rows; add some.")
+        raise DataError(f"The file {path.name!r} has no rows; add some.")
     parsed = _PARSERS[file.format](path.name, data, options)
     frame, notes = _repair_cells(parsed)
     _check_characters(path.name, frame)
     if not len(frame) or not len(frame.columns):
-        raise DataError(f"The file {path.name!r} holds no rows below its column names; add some.")
+        raise DataError(f"The file {path.name!r} has no rows below its column names; add some.")
     if len(frame) > MAX_ROWS:
         raise DataError(f"{path.name!r} has {len(frame):,} rows; at most {MAX_ROWS:,} are read, so split it.")
     facts = {"name": path.name, "format": file.format[1:], "bytes": size, **parsed.facts}
@@ -115,9 +115,9 @@ class _ParsedFile:
 def damage_note(rows: Sequence[int], count: int) -> ReadingNote:
     """Return the note about `count` rows with invalid bytes; `rows` are the numbers of the first of them."""
     sentence = (
-        f"{count:,} row{'s hold' if count > 1 else ' holds'} bytes that are no text (row{'s' * (count > 1)} "
-        f"{_list_rows(rows, count)}): each was read as � or a space, so save the file again in UTF-8 or "
-        "mend the rows."
+        f"{count:,} row{'s contain' if count > 1 else ' contains'} bytes that are not text "
+        f"(row{'s' * (count > 1)} {_list_rows(rows, count)}): each was read as � or a space, so save the "
+        "file again in UTF-8 or correct the rows."
     )
     return ReadingNote("damaged_text", count, tuple(rows[:_MAX_NOTE_ROWS]), sentence)
 
@@ -211,12 +211,12 @@ def _json_notes(table: RecordTable) -> tuple[ReadingNote, ...]:
     if table.left_out:
         columns = ", ".join(map(short_repr, table.left_out[:5])) + (" …" if len(table.left_out) > 5 else "")
         sentence = (
-            f"Keys that hold lists of objects are left out, since they are no text and no label: {columns}."
+            f"Keys that hold lists of objects are left out, since they are neither text nor label: {columns}."
         )
         notes.append(ReadingNote("left_out", len(table.left_out), (), sentence))
     rows = table.disagreeing_rows
     if rows:
-        sentence = f"{len(rows):,} texts carry different answers of several annotators; the first is taken."
+        sentence = f"{len(rows):,} texts have different labels from several annotators; the first is used."
         notes.append(ReadingNote("annotators", len(rows), tuple(rows[:_MAX_NOTE_ROWS]), sentence))
     return tuple(notes)
 
@@ -244,7 +244,7 @@ def _build_frame(
     """Return objects as a table; a key that an object lacks becomes an empty cell."""
     check_width(name, len(columns))
     if len(columns) * len(records) > MAX_CELLS:
-        raise DataError(f"{name!r} has {len(columns):,} different keys; write the same few in each row.")
+        raise DataError(f"{name!r} has {len(columns):,} different keys; use the same keys in each row.")
     check_names(name, list(map(repair_text, columns)))
     series = [pd.Series([record.get(key) for record in records], dtype=object) for key in columns]
     frame = pd.DataFrame(dict(enumerate(map(stringify_mixed_column, series))), dtype=object)

@@ -38,9 +38,9 @@ class Finding:
         return {**asdict(self), "examples": list(self.examples)}
 
 
-def format_row_count(rows: pd.DataFrame) -> str:
+def format_row_count(rows: pd.DataFrame, noun: str = "row") -> str:
     """Return the number of rows with its noun: `1 row` or `1,200 rows`."""
-    return f"{len(rows):,} row{'s' * (len(rows) != 1)}"
+    return f"{len(rows):,} {noun}{'s' * (len(rows) != 1)}"
 
 
 def format_examples(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetNotFoundError
 
 from peft_core.config import TrainConfig
+from peft_core.data.cells import first_error_line
 from peft_core.errors import DataError, HubError, RunError
 from peft_core.files.atomic import translate_disk_errors
 from peft_core.models.sources import dataset_revision, describe_hub_error
@@ -82,7 +83,9 @@ def declared_num_labels(config: TrainConfig) -> int:
     for column, names in declared_class_names(features or {}).items():
         if config.label_column in (None, column):
             return len(names)
-    raise DataError(f"{name!r} does not declare its labels; give num_labels to count before it is loaded.")
+    raise DataError(
+        f"{name!r} does not declare its labels; set num_labels to count the parameters before it is loaded."
+    )
 
 
 def readable_columns(features: Mapping[str, Any]) -> list[str]:
@@ -132,7 +135,7 @@ def _translate_hub_error(error: Exception, name: str) -> Exception:
     if isinstance(error, DatasetNotFoundError):
         return HubError(f"There is no data set {name!r} on the Hub, or it is private; check the spelling.")
     if isinstance(error, ValueError):
-        return DataError(f"The data set {name!r} cannot be read: {str(error).splitlines()[0]}")
+        return DataError(f"The data set {name!r} cannot be read: {first_error_line(error)}")
     return error
 
 
@@ -164,10 +167,9 @@ def load_dataset_folder(folder: Path, config_name: str | None) -> DatasetDict:
     except RunError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"The folder {str(folder)!r} cannot be read as its card says ({reason}); "
-            "mend the card or remove it."
+            f"The folder {str(folder)!r} cannot be read as its card says ({first_error_line(error)}); "
+            "correct the card or remove it."
         ) from error
 
 

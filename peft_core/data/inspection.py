@@ -163,7 +163,7 @@ def _load_tokenizer(name: str, revision: str | None) -> Any:
         if name == EMBEDDED_MODEL or is_local(name):
             folder = model_source(name, revision, weights=False).folder
             if not has_tokenizer(folder):
-                raise DataError(f"The model {name!r} holds no tokenizer, so no tokens are counted.")
+                raise DataError(f"The model {name!r} has no tokenizer, so no tokens are counted.")
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         revision = revision or HUB_COMMITS.get(name)
         return AutoTokenizer.from_pretrained(

@@ -47,7 +47,7 @@ class RecordReader:
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.file_name!r} is an export of {self.export.name}, but {describe_json_value(record)} "
-                "is no record of one; export it again, or leave the record out."
+                "is not one of its records; export it again, or leave the record out."
             ) from error
 
     def flatten(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -134,7 +134,7 @@ def read_records(name: str, numbers: Sequence[int], records: Sequence[Any]) -> R
 def describe_non_object(name: str, number: int, record: Any) -> str:
     """Return the error message for a row of JSON that is not an object."""
     kind = describe_json_value(record)
-    return f'{name!r}, row {number}: {kind} is no object; write each row as {{"text": …, "label": …}}.'
+    return f'{name!r}, row {number}: {kind} is not an object; write each row as {{"text": …, "label": …}}.'
 
 
 def stringify_mixed_column(column: pd.Series) -> pd.Series:

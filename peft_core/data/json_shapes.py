@@ -57,7 +57,8 @@ def parse_json(name: str, text: str, row: int | None = None) -> Any:
         if isinstance(error, json.JSONDecodeError):
             line, reason = error.lineno, f"character {error.colno}: {error.msg}"
         raise DataError(
-            f"{name!r}, row {row or line} is no JSON ({reason}); correct the row, or write one object a line."
+            f"{name!r}, row {row or line} is not valid JSON ({reason}); correct the row, or write one "
+            "object per line."
         ) from error
 
 
@@ -153,7 +154,7 @@ def _tabular_shape(name: str, document: dict[str, Any]) -> JsonShape | None:
             f"{short_repr(key)} has {len(value):,}" for key, value in list(document.items())[:5]
         )
         raise DataError(
-            f"{name!r} holds lists of different lengths: {sizes}; give each column as many cells."
+            f"{name!r} holds lists of different lengths: {sizes}; give all columns the same number of cells."
         )
     if len(values) > 1 and all(isinstance(value, dict) and value for value in values):
         keys = [list(value) for value in values]
@@ -171,7 +172,7 @@ def _check_split(name: str, columns: list[Any], rows: list[list[Any]]) -> None:
     compound = next((column for column in columns if isinstance(column, list | dict)), None)
     if compound is not None:
         raise DataError(
-            f"{name!r}: the column name {short_repr(compound)} is no text; write each name as a text."
+            f"{name!r}: the column name {short_repr(compound)} is not text; write each name as text."
         )
     names = split_column_names(columns)
     repeated = next((own for own, count in Counter(names).items() if count > 1), None)

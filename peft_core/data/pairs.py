@@ -95,7 +95,7 @@ def _shared_with_evaluation(splits: Mapping[str, pd.DataFrame]) -> Finding | Non
     if not len(rows):
         return None
     sentence = (
-        f"{format_row_count(rows)} to learn from whose first or second text is also in the validation or "
+        f"{format_row_count(rows, 'training row')} whose first or second text is also in the validation or "
         "test rows."
     )
     return Finding("shared_texts", len(rows), format_examples(rows), sentence, "shared_texts")
@@ -112,12 +112,14 @@ def _inseparable(splits: Mapping[str, pd.DataFrame]) -> Finding | None:
         repeated.update(first for first, _ in train["key"])
     rows = train.loc[[any(repeated[text] > 1 for text in pair) for pair in train["key"]]]
     held_out_by = (
-        "their first texts are held out whole" if grouping.by == FIRST else "each pair is held out alone"
+        "rows with the same first text are held out together"
+        if grouping.by == FIRST
+        else "each pair is held out on its own"
     )
     sentence = (
-        f"{format_row_count(rows)} whose texts so many share that they cannot all be on one side: "
-        f"{held_out_by}, and {'the second' if grouping.by == FIRST else 'one'} text of test rows may be "
-        "trained on."
+        f"{format_row_count(rows)} share texts with so many others that they cannot all be in one split: "
+        f"{held_out_by}, and {'the second' if grouping.by == FIRST else 'one'} text of test rows may also be "
+        "in the training rows."
     )
     return Finding("shared_texts", len(rows), format_examples(rows), sentence, "shared_texts")
 

@@ -109,7 +109,7 @@ def _prepare_local(settings: tuple, state: tuple) -> PreparedRows:
 def _prepare(config: TrainConfig, raw: RawRows) -> PreparedRows:
     for role, frame in raw.frames.items():
         if not len(frame):
-            raise DataError(f"The {role} split of {config.dataset_name!r} holds no rows; add some.")
+            raise DataError(f"The {role} split of {config.dataset_name!r} has no rows; add some.")
     columns, findings = resolve_columns(config, raw)
     question = next((finding.sentence for finding in findings if finding.blocks), None)
     if question:
@@ -186,8 +186,8 @@ def _drop_shared_texts(
             dropped.append({"remedy": "shared_texts", "split": role, **left_out})
     if not len(remaining[TRAIN]):
         raise DataError(
-            f"Every training row shares a text with the rows judged on, so the remedy "
-            f"“{REMEDIES['shared_texts']}” leaves none; do without it."
+            f"Every training row shares a text with the evaluation rows, so the remedy "
+            f"“{REMEDIES['shared_texts']}” leaves none; remove this remedy."
         )
     return remaining
 
@@ -209,8 +209,8 @@ def _texts(frame: pd.DataFrame, column: str) -> list[str | None]:
     for index, value in zip(frame.index, frame[column], strict=True):
         if isinstance(value, list):
             raise DataError(
-                f"{_position(index, column)} holds {short_repr(value)}, which is no text; name another text "
-                "column, or mend the cell."
+                f"{_position(index, column)} holds {short_repr(value)}, which is not text; name another text "
+                "column, or correct the cell."
             )
     return [value if value is None else as_text(value) for value in frame[column]]
 
@@ -237,15 +237,15 @@ def _check_labels(rows: pd.DataFrame, columns: Columns) -> None:
             )
         if columns.problem_type == REGRESSION and isinstance(label, str):
             raise DataError(
-                f"{_position(index, columns.label)} holds {short_repr(label)}, which is no number; mend the "
-                "cell, or choose one label a text as the task."
+                f"{_position(index, columns.label)} holds {short_repr(label)}, which is not a number; "
+                "correct the cell, or choose the task “One label per text”."
             )
         if columns.problem_type == MULTI and isinstance(label, str):
             width = len(columns.indicator_labels)
             expected_entries = f" of {width} numbers, each 0 or 1" if width else ""
             raise DataError(
-                f"{_position(index, columns.label)} holds {short_repr(label)}, which is no "
-                f"list{expected_entries} as in the other rows; mend the cell."
+                f"{_position(index, columns.label)} holds {short_repr(label)}, which is not a "
+                f"list{expected_entries} as in the other rows; correct the cell."
             )
 
 
@@ -296,7 +296,7 @@ def _label_names(
     if len(names) > MAX_LABELS:
         raise DataError(
             f"The label_column {columns.label!r} holds {len(names):,} different labels; at most "
-            f"{MAX_LABELS:,} can be learned, so name another column, or choose a number as the task."
+            f"{MAX_LABELS:,} can be learned, so name another column, or choose the task “A number per text”."
         )
     _check_rare_labels(config, frames, columns)
     if config.num_labels not in (None, len(names)):
@@ -310,7 +310,7 @@ def _check_rare_labels(config: TrainConfig, frames: Mapping[str, pd.DataFrame], 
     if not rare:
         return
     more = f" and {len(rare) - 1:,} more" if len(rare) > 1 else ""
-    reason = "too few rows to learn from and be judged on" if TEST not in frames else "no training row"
+    reason = "too few rows for training and evaluation" if TEST not in frames else "no training row"
     raise DataError(
         f"The label {short_repr(rare[0])}{more} has {reason}; add rows, or choose the remedy "
         f"“{REMEDIES['small_classes']}”."

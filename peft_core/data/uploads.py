@@ -157,7 +157,7 @@ def check_files(paths: Sequence[Path], max_bytes: int) -> None:
     names = [path.name for path in paths]
     for path in paths:
         if suffix_of(path) is None:
-            raise DataError(f"{path.name!r} is no {' '.join(SUFFIXES)} file; save it as one of these.")
+            raise DataError(f"{path.name!r} is not a {' '.join(SUFFIXES)} file; save it as one of these.")
         if names.count(path.name) > 1:
             raise DataError(f"Two files are named {path.name!r}; give them names of their own.")
     size = 0

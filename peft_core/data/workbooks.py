@@ -85,7 +85,7 @@ def find_table(name: str, book: openpyxl.Workbook, options: ReadOptions) -> Shee
     """
     sheets = [sheet.title for sheet in book.worksheets]
     if not sheets:
-        raise DataError(f"{name!r} holds no sheet with rows; add one.")
+        raise DataError(f"{name!r} has no sheet with rows; add one.")
     if options.sheet_name is not None and options.sheet_name not in sheets:
         has = ", ".join(map(repr, sheets[:20]))
         raise DataError(f"{name!r} has no sheet {options.sheet_name!r}; it has {has}.")
@@ -103,7 +103,7 @@ def find_table(name: str, book: openpyxl.Workbook, options: ReadOptions) -> Shee
     elif rows:
         rows = rows[_table_start(rows) :]
     if not rows:
-        raise DataError(f"The sheet {sheet!r} of {name!r} holds no rows; add some.")
+        raise DataError(f"The sheet {sheet!r} of {name!r} has no rows; add some.")
     texts = [["" if value is None else str(value) for value in values] for _, values in rows]
     header = options.header_row is not None or has_header(texts)
     width = max(map(len, texts))

@@ -31,7 +31,7 @@ from peft_core.runs import Run
 from peft_core.runs.trash import TRASH, TRASH_SECONDS
 
 __all__ = ["Quotas", "Reservation", "Storage", "Usage"]
-_DEMO_IS_FULL = "This public demo's disk is full; try again in an hour, when older runs go."
+_DEMO_IS_FULL = "This public demo's disk is full; try again in an hour, when older runs have been removed."
 
 
 @dataclass(eq=False)

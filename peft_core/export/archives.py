@@ -18,8 +18,8 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "adapter": ("*.safetensors", "train it first"),
     "merged": ("*.safetensors", "merge it first"),
     "onnx": ("onnx/*.onnx", "export it first"),
-    "embeddings": ("*.safetensors", "make it first"),
-    "page": ("index.html", "make it first"),
+    "embeddings": ("*.safetensors", "export it first"),
+    "page": ("index.html", "export it first"),
 }
 _WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".parquet")  # do not compress further
 

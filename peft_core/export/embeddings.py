@@ -125,7 +125,7 @@ def _write_and_reload(
         folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    written = encode_rows(reloaded.eval(), tokenizer, 0.65, "Written, loaded again")
+    written = encode_rows(reloaded.eval(), tokenizer, 0.65, "Reloaded export")
     return _ComparedVectors(base_vectors, adapter_vectors, written, bool(loading["missing_keys"]))
 
 
@@ -152,8 +152,8 @@ def _checked_difference(expected: np.ndarray, written: np.ndarray) -> float:
     largest = float(np.abs(expected - written).max())
     if not largest <= TOLERANCE:  # also if NaN
         raise MergeError(
-            f"What was written is not the adapter: an entry of a vector differs by {largest:.2g} (at most "
-            f"{TOLERANCE:g} is allowed); nothing is kept."
+            f"The exported encoder does not match the adapter: an entry of a vector differs by {largest:.2g} "
+            f"(at most {TOLERANCE:g} is allowed); nothing was saved."
         )
     return largest
 
@@ -179,9 +179,9 @@ def _write(folder: Path, encoder: PreTrainedModel, tokenizer: Any, max_length: i
 def _note(changed: bool, of_pairs: bool, lacks_pooler: bool) -> str:
     """Return the caveats of these vectors; empty if there is none."""
     notes = {
-        "This method left the encoder as it was, so the vectors are the base model's.": not changed,
-        "The run reads pairs of texts; these are vectors of single texts.": of_pairs,
-        "Loading says that a pooler starts untrained; the vectors do not use it.": lacks_pooler,
+        "This method does not change the encoder, so the vectors are the base model's.": not changed,
+        "The run classifies pairs of texts; these are vectors of single texts.": of_pairs,
+        "Loading warns that the pooler is newly initialized; the vectors do not use it.": lacks_pooler,
     }
     return " ".join(note for note, applies in notes.items() if applies)
 
@@ -198,20 +198,20 @@ def _readme(report: dict[str, Any], classifier: Classifier, run: Run) -> str:
         "---", *metadata, "---", "", f"# Sentence vectors of {run.run_id}", "",
         f"The encoder of `{base_name}`, adapted by {METHODS[run.config().method].label} while a classifier "
         f"was trained on it, with the adapter in its weights and without the head. A text's vector has "
-        f"{report['size']} entries and the length 1: the mean of its tokens' last hidden states, of at most "
+        f"{report['size']} entries and length 1: the mean of the last hidden states of its tokens, at most "
         f"{report['max_length']} tokens.",
         "", "```python", "from sentence_transformers import SentenceTransformer", "",
         'model = SentenceTransformer("path/to/this/folder")',
         'vectors = model.encode(["a text", "another text"])  # their dot product is their cosine',
         "```", "",
-        f"Loaded again and compared with the adapter beside its base on {report['rows']:,} held-out texts: "
+        f"Reloaded and compared with the unmerged adapter on {report['rows']:,} held-out texts: "
         f"entries differ by at most {report['max_difference']:.1e}.",
     ]  # fmt: skip
     if report["precision"]:
         before, after = report["precision"][BASE], report["precision"][ADAPTED]
         lines += [
-            "", f"Of a held-out text's {NEAREST} nearest others {after:.1%} share its label; with the base "
-            f"model's vectors it was {before:.1%}. Texts lie near each other by what the classifier was "
-            "trained to tell apart, which may not be what another search wants.",
+            "", f"Of the {NEAREST} nearest neighbors of a held-out text, {after:.1%} share its label; with "
+            f"the base model's vectors it was {before:.1%}. Distances reflect what the classifier was "
+            "trained to distinguish, which may not suit other searches.",
         ]  # fmt: skip
     return "\n".join([*lines, *(["", report["note"]] if report["note"] else []), ""])

@@ -40,7 +40,7 @@ def export_run(kind: str, run_dir: str, options: dict[str, Any], progress: Progr
     if kind == "script":
         path = reproduction_zip(Run(Path(run_dir)), progress, rows=options.get("rows", True))
         return {"zip": str(path)}
-    raise RunError(f"There is nothing {kind!r} to make; it is one of {', '.join(EXPORT_KINDS)}.")
+    raise RunError(f"There is no export {kind!r}; it is one of {', '.join(EXPORT_KINDS)}.")
 
 
 def run_code(run_dir: str, kind: str, access: ApiAccess) -> str:

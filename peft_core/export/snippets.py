@@ -21,9 +21,9 @@ SERVER = "peft-workbench"
 LINE_LENGTH = 88  # characters; longer calls are wrapped
 _DEFAULTS = TrainConfig().to_dict()
 _TOKEN_COMMENT = (
-    "TOKEN is 64 random hex digits of your own, the same with each request; the page that this code comes "
-    "from keeps its own, which owns the runs that you see there, in the browser's local storage under "
-    f"{TOKEN_STORAGE_KEY}."
+    "TOKEN is 64 random hex digits of your own, the same with each request. The page that this code comes "
+    "from has a token too, which owns the runs that you see there. It is in the browser's local storage "
+    f"under {TOKEN_STORAGE_KEY}."
 )
 _MCP_TOKEN = (  # the header's placeholder explains itself, because JSON has no comments
     f"TOKEN: 64 random hex digits of your own, or the page's, in the local storage under {TOKEN_STORAGE_KEY}"
@@ -118,7 +118,7 @@ def _checked_url(url: str) -> str:
     except (ValueError, AttributeError):
         is_http = False
     if not is_http:
-        raise ConfigError(f"The url is {url!r}; it takes the app's own, such as http://127.0.0.1:7860.")
+        raise ConfigError(f"The url is {url!r}; it must be the app's own URL, such as http://127.0.0.1:7860.")
     return url.rstrip("/")
 
 

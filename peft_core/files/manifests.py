@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from peft_core.errors import DamagedError
-from peft_core.files.atomic import Stamp, edited_folder, folder_lock, open_regular, stamp_of
+from peft_core.files.atomic import edited_folder, folder_lock
+from peft_core.files.hashing import sha256_of_file
 from peft_core.files.records import Record, read_record, write_sealed
 
 MANIFEST_FILE = "manifest.json"
@@ -28,20 +29,6 @@ class Manifest(Record):
     """The files of a folder by their relative paths, with `/` as separator."""
 
     files: dict[str, FileEntry]
-
-
-_cache: dict[str, tuple[Stamp | None, str]] = {}
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, cached until its time, size or inode changes."""
-    stamp, key = stamp_of(path), str(path.absolute())
-    cached = _cache.get(key)
-    if cached is None or stamp is None or cached[0] != stamp:
-        with open_regular(path) as file:
-            cached = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
-        _cache[key] = cached
-    return cached[1]
 
 
 def entries_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, FileEntry]:
@@ -93,7 +80,7 @@ def verify_file(folder: Path, name: str) -> Path:
     """
     entry = read_manifest(folder).files.get(name)
     if entry is None:
-        raise DamagedError(f"The {MANIFEST_FILE} of {folder.name}/ does not name {name!r}.")
+        raise DamagedError(f"The {MANIFEST_FILE} of {folder.name}/ does not list {name!r}.")
     _verify_file(folder, name, entry)
     return folder / name
 
@@ -138,7 +125,7 @@ def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
             raise DamagedError(
                 f"The file {name!r} of {folder.name}/ is damaged: it has {size:,} bytes, not {entry.size:,}."
             )
-        if sha256_of(path) != entry.sha256:
+        if sha256_of_file(path) != entry.sha256:
             raise DamagedError(f"The file {name!r} of {folder.name}/ is damaged: its content has changed.")
     except FileNotFoundError as error:
         raise DamagedError(f"The file {name!r} of {folder.name}/ is missing.") from error
@@ -149,7 +136,7 @@ def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
 
 
 def _entry(path: Path) -> FileEntry:
-    return FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+    return FileEntry(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -59,7 +59,7 @@ def upgrade(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     """
     version = values.get("schema_version", 0)
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= SCHEMA_VERSION:
-        raise ValueError(f"its schema_version is {version!r}; this program knows 0 to {SCHEMA_VERSION}")
+        raise ValueError(f"its schema_version is {version!r}; this version supports 0 to {SCHEMA_VERSION}")
     if version == 0 and kind == "RunResult":
         values = {"problem_type": "single_label_classification", **values}
         if "majority" in values:  # earlier name of the baseline
@@ -81,9 +81,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name} is damaged: it holds no valid JSON.") from error
+        raise DamagedError(f"{path.name} is damaged: it is not valid JSON.") from error
     if not isinstance(content, dict):
-        raise DamagedError(f"{path.name} is damaged: it holds no JSON object.")
+        raise DamagedError(f"{path.name} is damaged: it is not a JSON object.")
     return content
 
 
@@ -134,7 +134,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _first_problem(error: Exception) -> str:

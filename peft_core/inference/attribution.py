@@ -83,8 +83,8 @@ def attribute(
     prediction = predictor.predict([text], [text_pair])[0]
     if predictor.shows_baseline:
         raise RunError(
-            f"The base model of {predictor.run.run_id!r} has no trained head and answers alike to any text, "
-            "so there is nothing to explain; look at the adapter."
+            f"The base model of {predictor.run.run_id!r} has no trained head and predicts the same for "
+            "every text, so there is nothing to explain; choose the adapter."
         )
     index = _index(predictor, prediction, label)
     texts = [text] if text_pair in (None, "") else [text, text_pair]
@@ -125,8 +125,8 @@ def _encode(predictor: Predictor, texts: Sequence[str]) -> _Encoding:
     tokenizer, max_length = predictor.tokenizer, predictor.classifier.max_length
     if not tokenizer.is_fast:
         raise ModelError(
-            "The tokenizer of this model does not tell where its tokens stand in a text, so its words cannot "
-            "be scored; save it as tokenizer.json."
+            "The tokenizer of this model does not return character offsets, so the words of a text cannot be "
+            "scored; save it as tokenizer.json."
         )
     truncated_texts = [truncate_text(text, max_length) for text in texts]
     encoded = tokenizer(*truncated_texts, truncation=True, max_length=max_length, return_offsets_mapping=True)

@@ -61,7 +61,7 @@ def suggest(run: Run, *, thresholds: bool = False, at_least: float | None = None
     problem_type, rows = _problem_type(run), load_evaluation_rows(run, VALIDATION)
     if len(rows) < MIN_ROWS:
         raise RunError(
-            f"The run {run.run_id!r} has {len(rows)} validation rows, too few to choose by; at least "
+            f"The run {run.run_id!r} has {len(rows)} validation rows, too few for calibration; at least "
             f"{MIN_ROWS} are needed."
         )
     decision_rule = DecisionRule(temperature=fit_temperature(rows.logits, rows.labels, problem_type))
@@ -241,8 +241,8 @@ def least_confidence(
     sufficient = [i for i in ends if accuracy[i] >= at_least]
     if not sufficient:
         raise RunError(
-            f"No confidence makes {at_least:.0%} of the answers right on the validation rows; the surest "
-            f"reach {max(accuracy[ends]):.0%}. Ask for less."
+            f"No minimum confidence gives an accuracy of {at_least:.0%} on the validation rows; the highest "
+            f"is {max(accuracy[ends]):.0%}. Choose a lower accuracy."
         )
     last = max(sufficient)
     return 0.0 if last == len(confidence) - 1 else float(np.floor(confidence[last] * 1e4) / 1e4)

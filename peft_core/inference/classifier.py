@@ -46,7 +46,7 @@ class Classifier:
             return cls(labels=labels, untrained=tuple(fields.pop("untrained")), head_change=change, **fields)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"The adapter of {run.run_id!r} has lost its {CLASSIFIER_FILE}; train it again."
+                f"The adapter of {run.run_id!r} has no {CLASSIFIER_FILE}; train it again."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class DecisionRule:
         thresholds = values.get("thresholds") or {}
         if thresholds and set(thresholds) != set(labels):
             raise ConfigError(
-                f"The thresholds are of {', '.join(map(repr, thresholds))}; give one for each of the labels "
+                f"The thresholds are for {', '.join(map(repr, thresholds))}; give one for each of the labels "
                 f"{', '.join(map(repr, labels))}, or none."
             )
         ordered = [(label, thresholds[label]) for label in labels] if thresholds else []

@@ -57,7 +57,7 @@ def load_adapter_base(run: Run, classifier: Classifier, bits: int = FULL) -> Bas
     if base.source.revision != revision:
         raise ModelError(
             f"The base model {base.source.name!r} has changed since {run.run_id!r} was trained "
-            f"(it was {revision}, now {base.source.revision}); put the old one back or train again."
+            f"(it was {revision}, now {base.source.revision}); restore that version or train again."
         )
     return base
 
@@ -69,10 +69,12 @@ def load_adapter(run: Run, base: BaseModel) -> nn.Module:
         if METHODS[run.config().method].peft_config is None:
             return _load_weights(base.model, run.adapter / "adapter_model.safetensors")
         if not (run.adapter / "adapter_config.json").is_file():
-            raise OSError("it holds no adapter_config.json")  # else PEFT would ask the Hub for it
+            raise OSError("it has no adapter_config.json")  # else PEFT would ask the Hub for it
         return PeftModel.from_pretrained(base.model, run.adapter)
     except _DAMAGED as error:
-        raise RunError(f"The adapter of {run.run_id!r} has lost or damaged files; train it again.") from error
+        raise RunError(
+            f"The adapter of {run.run_id!r} has missing or damaged files; train it again."
+        ) from error
 
 
 def merged_weights(run: Run, model: nn.Module) -> PreTrainedModel:
@@ -96,10 +98,12 @@ def _load_weights(model: nn.Module, path: Path) -> nn.Module:
 def _load_merged(run: Run) -> tuple[Any, Any]:
     try:
         if not has_tokenizer(run.merged):
-            raise OSError("it holds no tokenizer")
+            raise OSError("it has no tokenizer")
         model = AutoModelForSequenceClassification.from_pretrained(
             run.merged, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
         return model, AutoTokenizer.from_pretrained(run.merged, trust_remote_code=False)
     except _DAMAGED as error:
-        raise RunError(f"The merged model of {run.run_id!r} has lost files; merge it again.") from error
+        raise RunError(
+            f"The merged model of {run.run_id!r} has missing or damaged files; merge it again."
+        ) from error

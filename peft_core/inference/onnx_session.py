@@ -91,5 +91,5 @@ def load_onnx(folder: Path, file: str = FP32_FILE, threads: int = 0) -> OnnxMode
         return OnnxModel(session, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except _DAMAGED as error:
         raise RunError(
-            f"The {file} of {folder.parent.name!r} is lost or damaged; export it again."
+            f"The {file} of {folder.parent.name!r} is missing or damaged; export it again."
         ) from error

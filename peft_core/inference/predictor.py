@@ -111,7 +111,7 @@ class Predictor:
             probe,
             base.tokenizer,
             f"This base model has no trained head: a {kind} regression on its frozen vectors, fitted on "
-            f"{fitted.rows:,} training rows in {fitted.seconds:.1f} s, stands in.",
+            f"{fitted.rows:,} training rows in {fitted.seconds:.1f} s, is used instead.",
         )
 
     def predict(
@@ -152,7 +152,7 @@ class Predictor:
         unknown = self.tokenizer.unk_token_id
         words = [i for i in ids if i == unknown or i not in self.tokenizer.all_special_ids]
         if words and all(i == unknown for i in words):
-            return "The tokenizer knows none of these characters, so the answer means little."
+            return "The tokenizer does not know any of these characters, so the prediction is not reliable."
         if len(ids) > max_length or truncated != texts:
             return f"Only the first {max_length} tokens were read."
         return ""

@@ -166,7 +166,7 @@ def search_rows(
             matches &= _has_label(evaluation, labels, label)
     if only_wrong:
         if evaluation.problem_type == REGRESSION:
-            raise ConfigError("A number is never simply wrong; ask for the largest errors instead.")
+            raise ConfigError("A predicted number is not right or wrong; ask for the largest errors instead.")
         matches &= evaluation.wrong
     indices = _filter_by_query(evaluation.rows, query, np.flatnonzero(matches))
     if hardest_first:

@@ -76,7 +76,7 @@ def _single_label_suspects(evaluation: Evaluation) -> list[_Suspect]:
         _Suspect(
             int(i),
             float(probabilities[i, labels[i]]),
-            f"Labelled {names[labels[i]]} ({percent(probabilities[i, labels[i]])}), but reads like "
+            f"Labeled {names[labels[i]]} ({percent(probabilities[i, labels[i]])}), but predicted as "
             f"{names[best[i]]} ({percent(probabilities[i, best[i]])}).",
         )
         for i in indices
@@ -122,8 +122,8 @@ def _regression_suspects(evaluation: Evaluation) -> list[_Suspect]:
         _Suspect(
             int(i),
             float(quality[i]),
-            f"Labelled {labels[i]:.4g}, but reads like {predicted[i]:.4g}: {distance[i]:.1f} times the usual "
-            "error.",
+            f"Labeled {labels[i]:.4g}, but predicted as {predicted[i]:.4g}: {distance[i]:.1f} times the "
+            "usual error.",
         )
         for i in np.flatnonzero(distance >= OUTLYING)
     ]

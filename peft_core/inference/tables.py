@@ -100,7 +100,7 @@ def predict_file(predictor: Predictor, request: Request, progress: Progress = no
     """
     start = time.perf_counter()
     if predictor.shows_baseline:
-        raise RunError(f"{predictor.fallback_note} It says the same of every row; choose the adapter.")
+        raise RunError(f"{predictor.fallback_note} It predicts the same for every row; choose the adapter.")
     stream = open_rows(request.path, request.options)
     job = _FilePrediction(predictor, request, stream, progress)
     job.check()
@@ -173,13 +173,13 @@ class _FilePrediction:
                 )
             self.progress(0.0, f"Reading: {self.total:,} rows")
         if not self.total:
-            raise DataError(f"The file {self.request.path.name!r} holds no rows; add some.")
+            raise DataError(f"The file {self.request.path.name!r} has no rows; add some.")
 
     def optimize(self) -> dict[str, Any] | None:
         """Optimize the model for inference if there are enough rows; return the description of its form."""
         if self.request.exact or self.total < MIN_ROWS or not self._sample:
             return None
-        self.progress(0.0, "Looking for the fastest way")
+        self.progress(0.0, "Optimizing the model for inference")
         texts, *pair = map(list, zip(*self._sample, strict=True))
         self.predictor, form = optimize_for_inference(self.predictor, texts, *pair)
         return form
@@ -267,7 +267,8 @@ class _FilePrediction:
         if self.problem_type == REGRESSION:
             if isinstance(label, str):
                 raise DataError(
-                    f"{where} holds {short_repr(label)}, which is no number; mend the cell, or name no label."
+                    f"{where} is {short_repr(label)}, which is not a number; correct the cell, or choose no "
+                    "label column."
                 )
             return
         labels = (label or ()) if self.problem_type == MULTI else (label,)
@@ -275,8 +276,8 @@ class _FilePrediction:
         if unknown is not None:
             names = ", ".join(map(short_repr, self.names[:20]))
             raise DataError(
-                f"{where}: the model knows no label {short_repr(unknown)}, only {names}; mend the cell, or "
-                "name no label column."
+                f"{where}: the model has no label {short_repr(unknown)}, only {names}; correct the cell, or "
+                "choose no label column."
             )
 
     def _encode_label(self, label: Any) -> Any:

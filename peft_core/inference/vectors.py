@@ -65,7 +65,7 @@ def check_has_encoder(run: Run) -> None:
     method = METHODS[run.config().method]
     if method.cannot_merge:
         raise MergeError(
-            f"{method.label} leaves no encoder whose vectors could be taken: {method.cannot_merge}; train "
+            f"{method.label} has no adapted encoder for text vectors: {method.cannot_merge}; train "
             "with a method that can be merged, such as LoRA."
         )
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from peft_core.errors import DamagedError, RunError
-from peft_core.files.manifests import FileEntry, entries_of, sha256_of
+from peft_core.files.hashing import sha256_of_file
+from peft_core.files.manifests import FileEntry, entries_of
 from peft_core.files.records import read_json
 from peft_core.problem_types import REGRESSION, SINGLE
 from peft_core.runs import Run
@@ -114,7 +115,7 @@ def verified_certificate(run: Run) -> MergeCertificate:
         ) from error
     run.verify(run.adapter)
     if certificate.adapter_sha256 != sha256_of_adapter(run):
-        raise RunError(f"The merged model of {run.run_id!r} is of an earlier adapter; merge the present one.")
+        raise RunError(f"The merged model of {run.run_id!r} belongs to an earlier adapter; merge it again.")
     return certificate
 
 
@@ -140,7 +141,7 @@ def read_certificate(path: Path) -> MergeCertificate:
 
 def sha256_of_adapter(run: Run) -> str:
     """Return the SHA-256 of the adapter's weights file, as stored in the certificate."""
-    return sha256_of(run.adapter / "adapter_model.safetensors")
+    return sha256_of_file(run.adapter / "adapter_model.safetensors")
 
 
 def _compare_files(folder: Path, certificate: MergeCertificate) -> None:

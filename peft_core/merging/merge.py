@@ -91,7 +91,8 @@ def merge(run_dir: str | Path, progress: Progress = no_progress) -> MergeCertifi
         write_json(staging / CERTIFICATE_FILE, certificate.to_dict())
         if not certificate.holds:
             raise MergeError(
-                f"The merge is not the adapter: {'; '.join(certificate.problems)}; nothing is kept."
+                f"The merged model differs from the adapter: {'; '.join(certificate.problems)}; nothing was "
+                "saved."
             )
     update_decision(run, run.merged)
     progress(1.0, "Merged")
@@ -151,7 +152,7 @@ def _quantized_logits(
     if bits == FULL:
         return None
     base = load_adapter_base(run, classifier, bits)
-    return logits(load_adapter(run, base), base.tokenizer, 0.0, f"Adapter over {bits} bits")
+    return logits(load_adapter(run, base), base.tokenizer, 0.0, f"Adapter on the {bits}-bit base model")
 
 
 def _certificate(

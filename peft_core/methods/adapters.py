@@ -80,7 +80,8 @@ def apply_method(
         adapted = get_peft_model(model, peft_config)
     except (ValueError, AssertionError) as error:  # PEFT's errors for sizes that do not divide
         label = METHODS[config.method].label
-        raise ModelError(f"{label} cannot be built on this model: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{label} cannot be built on this model: {reason}") from error
     if base and isinstance(peft_config, PromptTuningConfig):
         peft_config.tokenizer_name_or_path = base.name  # saved with the adapter: not a path of this machine
     for name, parameter in adapted.named_parameters():

@@ -8,10 +8,10 @@ from typing import Any
 LORA, ALL_LINEAR = "lora", "all-linear"
 TRAINS_LAYERS = ("full", "bitfit")  # methods that train weights of the encoder itself
 HEAD_NAMES = ("classifier", "score")  # modules that PEFT trains and saves with every SEQ_CLS adapter
-_PROMPT_REASON = "it is text put before the text, not a change of weights"
-_HEAD_NOTE = "The head reads one vector that the frozen model makes"
+_PROMPT_REASON = "it adds virtual tokens before the text and changes no weights"
+_HEAD_NOTE = "The head reads one vector of the frozen model"
 _TARGETS = ("target_modules", "top_layers")
-_NO_CACHE = "its transformers model takes no past keys and values, which the prefix is made of"
+_NO_CACHE = "its transformers model does not accept past keys and values, which the prefix consists of"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         LORA: Method(
             "LoRA",
-            "Two thin matrices beside each chosen weight learn its change.",
+            "Two low-rank matrices beside each chosen weight learn its change.",
             "Hu et al. 2021, arXiv:2106.09685",
             (
                 *_TARGETS, "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
@@ -72,11 +72,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             (*_TARGETS, "init_r", "target_r", "lora_alpha", "lora_dropout", "orth_reg_weight"),
             _read_only(learning_rate=1e-2, lora_alpha=64),
             peft_config="AdaLoraConfig",
-            note="With class weights or numbers as labels PEFT leaves the orthogonality out of the loss.",
+            note="With class weights or numbers as labels PEFT leaves the orthogonality term out of "
+            "the loss.",
         ),
         "ia3": Method(
             "IA3",
-            "One vector for each chosen weight stretches or shrinks what passes through it.",
+            "One vector for each chosen weight rescales its activations.",
             "Liu et al. 2022, arXiv:2205.05638",
             _TARGETS,
             _read_only(learning_rate=3e-2),
@@ -84,7 +85,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "vera": Method(
             "VeRA",
-            "All weights share two random matrices; only two small vectors a weight learn.",
+            "All weights share two random matrices; only two small vectors per weight are trained.",
             "Kopiczko et al. 2023, arXiv:2310.11454",
             (*_TARGETS, "r", "d_initial"),
             _read_only(r=256, learning_rate=3e-2),
@@ -108,7 +109,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "oft": Method(
             "OFT",
-            "Each chosen weight is rotated in blocks, so that its angles stay.",
+            "Each chosen weight is rotated in blocks, so that the angles between its neurons stay the same.",
             "Qiu et al. 2023, arXiv:2306.07280",
             (*_TARGETS, "oft_block_size"),
             _read_only(learning_rate=5e-3),
@@ -116,12 +117,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "boft": Method(
             "BOFT",
-            "OFT whose rotation is built of butterfly factors.",
+            "OFT whose rotation is a product of butterfly factors.",
             "Liu et al. 2023, arXiv:2311.06243",
             (*_TARGETS, "boft_block_size"),
             _read_only(learning_rate=1e-2),
             peft_config="BOFTConfig",
-            note="One butterfly factor: PEFT takes more only where it can compile for CUDA.",
+            note="One butterfly factor: PEFT supports more only where it can compile CUDA code.",
         ),
         "fourierft": Method(
             "FourierFT",
@@ -157,14 +158,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "ln_tuning": Method(
             "LN-tuning",
-            "Only the layer norms learn.",
+            "Only the layer norms are trained.",
             "Zhao et al. 2023, arXiv:2312.11420",
             defaults=_read_only(learning_rate=5e-3, num_train_epochs=2.0),
             peft_config="LNTuningConfig",
         ),
         "bitfit": Method(
             "BitFit",
-            "Only the biases learn.",
+            "Only the biases are trained.",
             "Ben Zaken et al. 2021, arXiv:2106.10199",
             defaults=_read_only(learning_rate=2e-3, num_train_epochs=2.0),
             unsupported=_read_only(modernbert="ModernBERT has no biases"),
@@ -189,31 +190,31 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             _read_only(learning_rate=3e-3, num_train_epochs=4.0),
             peft_config="PromptTuningConfig",
             cannot_merge=_PROMPT_REASON,
-            note=f"{_HEAD_NOTE}, which a prompt moves little in a model this small: Lester et al. found "
-            "that it rivals fine-tuning from billions of parameters on.",
+            note=f"{_HEAD_NOTE}, which a prompt changes little in a model this small: Lester et al. "
+            "found that it matches fine-tuning in models of billions of parameters.",
         ),
         "p_tuning": Method(
             "P-tuning",
-            "Prompt tuning whose vectors a small network makes.",
+            "Prompt tuning whose vectors come from a small network.",
             "Liu et al. 2021, arXiv:2103.10385",
             ("num_virtual_tokens", "encoder_hidden_size"),
             _read_only(learning_rate=5e-3, num_train_epochs=4.0),
             peft_config="PromptEncoderConfig",
             cannot_merge=_PROMPT_REASON,
-            note=f"{_HEAD_NOTE}, which a prompt moves little in a model this small, and from one seed to the "
-            "next by several points.",
+            note=f"{_HEAD_NOTE}, which a prompt changes little in a model this small; the result differs by "
+            "several points between seeds.",
         ),
         "head_only": Method(
             "Head only",
-            "The model stays as it is; the classification head alone learns.",
+            "The encoder is frozen; only the classification head is trained.",
             "the usual baseline, also called linear probing",
             defaults=_read_only(learning_rate=1e-2),
-            note=f"{_HEAD_NOTE}: as good as that is. The embedded model's is that of [CLS], while its makers "
-            "trained the mean of all.",
+            note=f"{_HEAD_NOTE}, so that vector limits the result. The embedded model gives that of "
+            "[CLS], but was trained on the mean of all.",
         ),
         "full": Method(
             "Full fine-tuning",
-            "Every weight learns.",
+            "Every weight is trained.",
             "the usual baseline; Devlin et al. 2018, arXiv:1810.04805",
             defaults=_read_only(learning_rate=1e-4),
         ),
@@ -238,7 +239,7 @@ def find_conflict(settings: Mapping[str, Any]) -> str:
     """Return why these settings cannot be combined on any model, or an empty string."""
     if settings["method"] == "adalora" and settings["init_r"] <= settings["target_r"]:
         ranks = f"init_r is {settings['init_r']}, not above target_r {settings['target_r']}"
-        return f"{ranks}; AdaLoRA only takes rank away."
+        return f"{ranks}; AdaLoRA only reduces the rank."
     if settings["method"] != LORA:
         return ""
     initialization, bits = settings["init_lora_weights"], settings["load_in_bits"]
@@ -247,7 +248,7 @@ def find_conflict(settings: Mapping[str, Any]) -> str:
     if bits < 32 and initialization in _WEIGHT_INITIALIZATIONS:
         return (
             f"init_lora_weights is {initialization!r}, which starts from full-precision weights; "
-            "with load_in_bits below 32 take default, gaussian or eva."
+            "with load_in_bits below 32 choose default, gaussian or eva."
         )
     return ""
 
@@ -261,7 +262,7 @@ def find_model_conflict(settings: Mapping[str, Any], model_type: str) -> str:
     if settings["method"] == LORA and settings["init_lora_weights"] == "eva" and model_type == "deberta-v2":
         return (
             "init_lora_weights 'eva' cannot be used on deberta-v2 models: their query and key matrices also "
-            "read relative positions, which are not the data that EVA starts from; take default."
+            "read relative positions, which are not the data that EVA uses; choose default."
         )
     return ""
 

@@ -69,7 +69,7 @@ def model_config(name: str, revision: str | None = None) -> Any:
         )
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise ModelError(
-            f"{name!r} is a {kind} model, which is no encoder; choose one like BERT, RoBERTa or ELECTRA."
+            f"{name!r} is a {kind} model, which is not an encoder; choose one like BERT, RoBERTa or ELECTRA."
         )
     return config
 
@@ -141,7 +141,7 @@ def load_base(
     quantization = _quantization_kwargs(name, source, bits)
     label_names = label_names or ("value",)  # the one output of a regression
     if not has_tokenizer(source.folder):
-        raise ModelError(f"{name!r} cannot be loaded: it holds no tokenizer; save one beside the model.")
+        raise ModelError(f"{name!r} cannot be loaded: it has no tokenizer; save one beside the model.")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
@@ -256,9 +256,9 @@ def refuse_quantized(config: Any, name: str) -> None:
     """Raise ModelError if a base model's configuration says that its weights are quantized."""
     quantization = getattr(config, "quantization_config", None)
     if quantization:
-        kind = dict(quantization).get("quant_method", "quantised")
+        kind = dict(quantization).get("quant_method", "quantized")
         raise ModelError(
-            f"The base model {name!r} is quantised ({kind}), and an adapter merged into rounded weights "
+            f"The base model {name!r} is quantized ({kind}), and an adapter merged into rounded weights "
             "is not the one that was trained; merge into the full-precision model it was made from."
         )
 

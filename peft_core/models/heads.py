@@ -100,8 +100,8 @@ def describe_mismatch(labels: Sequence[str], head: Sequence[str], model: str) ->
     pairs = ", ".join(f"{_quoted(label)} as {_quoted(name)}" for label, name in first)
     more = ", …" if len(labels) > 3 else ""
     return (
-        f"The base model {model!r} brings a head for {_listed(head)}, and the data has {_listed(labels)}: "
-        "the names do not tell which output is which label. Choose base_head: by_order keeps the head "
+        f"The base model {model!r} has a head for {_listed(head)}, and the data has {_listed(labels)}: "
+        "the names do not show which output is which label. Choose base_head: by_order keeps the head "
         f"({pairs}{more}), fresh starts a new one."
     )
 

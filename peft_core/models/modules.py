@@ -17,7 +17,7 @@ QUERY, KEY, VALUE = "attention query", "attention key", "attention value"
 FUSED, ATTENTION_OUTPUT = "attention query, key and value in one", "attention output"
 MLP_IN, MLP_OUT = "MLP in", "MLP out"
 EMBEDDINGS, POOLER, OTHER = "embeddings", "pooler", "other"
-WHOLE = "every matrix of the encoder, no pooler, no head"
+WHOLE = "all linear modules of the encoder without its pooler"
 ROLES = (QUERY, KEY, VALUE, FUSED, ATTENTION_OUTPUT, MLP_IN, MLP_OUT, EMBEDDINGS, POOLER, OTHER)
 
 _FUSED_NAMES = {"wqkv", "qkv", "qkv_proj", "in_proj", "query_key_value", "query_key"}
@@ -160,7 +160,7 @@ def check_target_modules(model: nn.Module, target_modules: Sequence[str], top_la
     if top_layers > layers:
         raise ModelError(
             f"top_layers is {top_layers}, but the layers of this model that have weights of their own are "
-            f"{layers}; take 0 for all."
+            f"{layers}; set it to 0 for all."
         )
     if not _in_top_layers(model, target_modules, top_layers):
         raise ModelError(
@@ -263,14 +263,14 @@ def _trap(name: str, roles: tuple[str, ...], paths: Collection[str], model: nn.M
     of_leaf = {_role(path) for path in paths if _matches(path, leaf)}
     words = []
     if len(roles) > 1:
-        words.append(f"This name takes both; no name takes the {roles[-1]} alone.")
+        words.append(f"This name matches both; no name matches the {roles[-1]} alone.")
     elif leaf != name and of_leaf == {ATTENTION_OUTPUT, MLP_OUT}:
-        words.append(f"{leaf} alone would name {ATTENTION_OUTPUT} and {MLP_OUT}.")
+        words.append(f"{leaf} alone would match {ATTENTION_OUTPUT} and {MLP_OUT}.")
     layers = _layers_per_matrix(model)
     if layers > 1 and not {POOLER, EMBEDDINGS} & set(roles):
         words.append(f"Shared: one matrix serves {layers} layers.")
     if POOLER in roles:
-        words.append("Feeds this head alone; lost where a model's token vectors are averaged.")
+        words.append("Used by this head only; without effect if the token vectors are averaged.")
     return " ".join(words)
 
 

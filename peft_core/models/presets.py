@@ -125,7 +125,7 @@ _QUERY_VALUE, _PROJECTIONS = ("query", "value"), ("query_proj", "value_proj")
 MODELS: Mapping[str, ModelPreset] = {
     EMBEDDED_MODEL: ModelPreset(
         "all-MiniLM-L6-v2 (embedded)", _QUERY_VALUE, 22_713_216, APACHE,
-        "Small, fast and already here: a first try in a minute.",
+        "Small, fast and already installed: a first run in a minute.",
     ),
     "distilbert/distilbert-base-uncased": ModelPreset(
         "DistilBERT base", ("q_lin", "v_lin"), 66_362_880, APACHE,
@@ -142,7 +142,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "google-bert/bert-base-cased": ModelPreset(
         "BERT base cased", _QUERY_VALUE, 108_310_272, APACHE,
-        "English where capitals tell something, such as names.",
+        "English, for texts in which capitals matter, such as names.",
         config=_frozen(vocab_size=28996, **_BERT, **_BASE),
     ),
     "google-bert/bert-large-uncased": ModelPreset(
@@ -152,7 +152,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "google-bert/bert-base-multilingual-cased": ModelPreset(
         "BERT base multilingual", _QUERY_VALUE, 177_853_440, APACHE,
-        "104 languages in one vocabulary, capitals kept.",
+        "104 languages in one vocabulary, case-sensitive.",
         config=_frozen(vocab_size=119547, **_BERT, **_BASE),
     ),
     "nlptown/bert-base-multilingual-uncased-sentiment": ModelPreset(
@@ -170,7 +170,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "FacebookAI/roberta-large": ModelPreset(
         "RoBERTa large", _QUERY_VALUE, 354_310_144, MIT,
-        "High accuracy in English, where there is a GPU.",
+        "High accuracy in English, if there is a GPU.",
         config=_frozen(model_type="roberta", vocab_size=50265, **_ROBERTA, **_LARGE),
     ),
     "FacebookAI/xlm-roberta-base": ModelPreset(
@@ -180,7 +180,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "FacebookAI/xlm-roberta-large": ModelPreset(
         "XLM-R large", _QUERY_VALUE, 558_840_832, MIT,
-        "100 languages at high accuracy, where there is a GPU.",
+        "100 languages at high accuracy, if there is a GPU.",
         config=_frozen(model_type="xlm-roberta", vocab_size=250002, **_ROBERTA, **_LARGE),
     ),
     "microsoft/deberta-v3-small": ModelPreset(
@@ -190,7 +190,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "microsoft/deberta-v3-base": ModelPreset(
         "DeBERTa-v3 base", _PROJECTIONS, 183_831_552, MIT,
-        "The most accurate of this size in English; slower a token.",
+        "The most accurate of this size in English; slower per token.",
         config=_frozen(**_DEBERTA_V3, **_BASE),
     ),
     "answerdotai/ModernBERT-base": ModelPreset(
@@ -204,7 +204,7 @@ MODELS: Mapping[str, ModelPreset] = {
     ),
     "answerdotai/ModernBERT-large": ModelPreset(
         "ModernBERT large", ("Wqkv",), 394_781_696, APACHE,
-        "Long texts at high accuracy, where there is a GPU.", 8192,
+        "Long texts at high accuracy, if there is a GPU.", 8192,
         _frozen(
             **_MODERNBERT, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
             intermediate_size=2624,

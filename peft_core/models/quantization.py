@@ -18,7 +18,7 @@ def check_quantization(bits: int) -> None:
     if bits != FULL and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"load_in_bits is {bits}, which needs bitsandbytes, and it is not installed here; "
-            "run pip install bitsandbytes, or take 32."
+            "run pip install bitsandbytes, or set it to 32."
         )
 
 

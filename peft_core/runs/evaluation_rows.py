@@ -63,8 +63,8 @@ def load_evaluation_rows(run: Run, split: str = TEST) -> EvaluationRows:
     frame = _read_frame(run, split)
     if "logits" not in frame:
         raise RunError(
-            f"The run {run.run_id!r} was trained before raw outputs were kept; train it again with its "
-            "settings."
+            f"The run {run.run_id!r} was trained by an earlier version, which saved no logits; train it "
+            "again with its settings."
         )
     problem_type = run.result()["problem_type"]
     labels = np.stack(frame["label"].tolist()) if problem_type == MULTI else frame["label"].to_numpy()
@@ -91,7 +91,7 @@ def _read_frame(run: Run, split: str) -> pd.DataFrame:
     if run.evaluation.is_file() or (run.folder / "evaluation").is_dir():
         run.result()  # also verifies the evaluation files
     if split == VALIDATION and not path.is_file() and run.evaluation.is_file():
-        raise RunError(f"The run {run.run_id!r} keeps no validation rows; train it on more rows.")
+        raise RunError(f"The run {run.run_id!r} has no validation rows; train it on more rows.")
     try:
         with open_regular(path) as file:
             frame = pd.read_parquet(file)
@@ -99,4 +99,6 @@ def _read_frame(run: Run, split: str) -> pd.DataFrame:
             raise ValueError("no rows")
         return frame
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"The run {run.run_id!r} has lost its {split} rows; train it again.") from error
+        raise RunError(
+            f"The {split} rows of the run {run.run_id!r} are missing or damaged; train it again."
+        ) from error

@@ -100,7 +100,7 @@ def metric_for_best(config: TrainConfig, problem_type: str) -> str:
     available = ("loss", *METRICS[problem_type])
     if metric not in available:
         raise ConfigError(
-            f"metric_for_best_model is {metric!r}, which these labels are not measured by; choose one of "
+            f"metric_for_best_model is {metric!r}, which is not computed for these labels; choose one of "
             f"{', '.join(available)}, or leave it empty."
         )
     return metric

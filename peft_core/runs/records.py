@@ -122,7 +122,7 @@ class RunResult(Record):
     def _has_metrics_of_problem_type(self) -> Self:
         for name in _REQUIRED_ENTRIES[self.problem_type]:
             if getattr(self, name) is None:
-                raise ValueError(f"it has lost its {name}")
+                raise ValueError(f"it has no {name}")
         return self
 
     def __getitem__(self, name: str) -> Any:

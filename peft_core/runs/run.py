@@ -108,7 +108,7 @@ class Run:
         if self.adapter.is_dir():
             self.verify(self.adapter)
         if not self.has_adapter and self.was_evaluated:
-            raise DamagedError(f"{self._damage_prefix}it has lost its adapter; train it again.")
+            raise DamagedError(f"{self._damage_prefix}its adapter is missing; train it again.")
 
     def verify(self, folder: Path) -> None:
         """Raise DamagedError, with the run's id, if a folder of this run differs from its manifest."""
@@ -175,7 +175,7 @@ class Run:
             self.refuse_unevaluated()
             if self.was_evaluated:
                 raise DamagedError(
-                    f"{self._damage_prefix}it has lost its result and its test rows; train it again."
+                    f"{self._damage_prefix}its result and its test rows are missing; train it again."
                 )
             raise RunError(f"The run {self.run_id!r} has no {RESULT_FILE}.")
         with self._with_run_name():
@@ -184,7 +184,9 @@ class Run:
             record = read_record(self.results / RESULT_FILE, RunResult)
             evaluated, present = record.adapter_sha256, self._adapter_sha256()
             if evaluated and present and evaluated != present:
-                raise DamagedError("its result is of another adapter than the one in adapter/; continue it.")
+                raise DamagedError(
+                    "its result belongs to another adapter than the one in adapter/; continue it."
+                )
         return record
 
     def refuse_unevaluated(self) -> None:
@@ -266,7 +268,7 @@ class Run:
         expected_check = self._last_metrics_check()
         if expected_check is None or expected_check in log.checks:
             return ""
-        return "metrics.jsonl has lost its last rows; the curve is not whole."
+        return "metrics.jsonl is missing its last rows; the curve is incomplete."
 
     def _last_metrics_check(self) -> str | None:
         """Return the check of the last row from the state or, if that is lost, from the result.

@@ -70,7 +70,7 @@ def restore_from_trash(folder: Path) -> None:
         try:
             trashed.rename(folder)
         except FileNotFoundError as error:
-            raise RunError(f"The run {folder.name!r} was removed for good meanwhile.") from error
+            raise RunError(f"The run {folder.name!r} was permanently removed meanwhile.") from error
         fsync(folder.parent)
         fsync(trashed.parent)
 

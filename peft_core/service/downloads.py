@@ -108,7 +108,7 @@ def translate_os_errors(name: str) -> Iterator[None]:
         with translate_disk_errors():
             yield
     except OSError as error:
-        _log.warning("%s cannot be handed out", name, exc_info=True)
+        _log.warning("%s cannot be downloaded", name, exc_info=True)
         reason = error.strerror or type(error).__name__
         raise RunError(f"{name} cannot be downloaded: {reason}.") from error
 

@@ -188,7 +188,7 @@ class InferenceService:
             percent_right: Accuracy of the answers, in percent, to reach by abstaining; None to answer always.
         """
         if percent_right and not 0 < percent_right <= 100:
-            raise ConfigError(f"{percent_right:g} % of right answers cannot be; ask for 1 to 100.")
+            raise ConfigError(f"An accuracy of {percent_right:g} % is not possible; choose 1 to 100.")
         share = percent_right / 100 if percent_right else None
         return self.worker.run(tasks.suggest_decision_rule, self._folder(run_id), thresholds, share)
 

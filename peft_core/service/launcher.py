@@ -83,7 +83,9 @@ class Launcher:
         queue = Queue.read(self.runs_dir)
         for run, _ in queue.waiting:
             if read_ownership(run.folder).owner == owner:
-                raise RunError(f"Your run {run.run_id} waits already; stop it, or wait until it has started.")
+                raise RunError(
+                    f"Your run {run.run_id} is already waiting; stop it, or wait until it has started."
+                )
         if len(queue.waiting) >= self.limits.max_waiting:
             seconds = queue.seconds_until_start(self.limits.max_seconds)
             when = "when some have ended" if seconds is None else f"in {describe_duration(seconds)}"
@@ -352,7 +354,7 @@ class Launcher:
                     return
                 time.sleep(_POLL_SECONDS)
             except Exception:  # such as a disk error, after which waiting runs must not wait for ever
-                _log.exception("The queue of runs met an error; it is tried again.")
+                _log.exception("Advancing the queue of runs failed; it is tried again.")
                 time.sleep(_RETRY_SECONDS)
 
 
@@ -372,18 +374,18 @@ def seconds_since_stop(run: Run) -> float:
 def _describe_kill(run: Run) -> str:
     checkpoints = list_checkpoints(run.checkpoints)
     checkpoint = (
-        f"the checkpoint of step {step_of(checkpoints[0])} is kept, and Continue goes on from it"
+        f"the checkpoint of step {step_of(checkpoints[0])} is kept, and Continue resumes from it"
         if checkpoints
-        else "nothing of it is kept"
+        else "nothing was saved"
     )
-    return f"Killed: it did not stop within {GRACE:.0f} s of being asked; {checkpoint}."
+    return f"Killed: it did not stop within {GRACE:.0f} s of the stop request; {checkpoint}."
 
 
 def _describe_failed_start(run: Run, code: int) -> str:
     if run.stop_requested():
-        return "Stopped before it began."
+        return "Stopped before it started."
     lines = []
     with contextlib.suppress(OSError), open_regular(run.log) as log:
         lines = log.read().decode(errors="replace").strip().splitlines()
-    last_line = (lines or ["it wrote no reason into its log"])[-1]
+    last_line = (lines or ["its log has no error message"])[-1]
     return f"The training process could not start (exit {code}): {without_folders(last_line)}"

@@ -63,14 +63,14 @@ class Limits:
 
     def describe_deadline(self) -> str:
         """Return the note of a run that was stopped at the time limit."""
-        return f"It had {_duration(self.max_seconds)}, the most that this public demo gives a run."
+        return f"This public demo stops a run after {_duration(self.max_seconds)}."
 
     def check_seconds(self, seconds: float | None) -> None:
         """Raise ConfigError if the forecast time of a training exceeds the limit."""
         if seconds is not None and seconds > self.max_seconds:
             raise ConfigError(
-                f"These settings are forecast to take {seconds / 60:,.0f} minutes; this public demo gives "
-                f"a run {self.max_seconds / 60:.0f}. Take fewer rows, epochs or tokens, or a smaller model."
+                f"These settings are forecast to take {seconds / 60:,.0f} minutes; this public demo limits "
+                f"a run to {self.max_seconds / 60:.0f}. Use fewer rows, epochs or tokens, or a smaller model."
             )
 
     def check_memory(self, memory: int | None, free: int | None) -> None:
@@ -78,8 +78,8 @@ class Limits:
         if memory is not None and free is not None and memory > self.max_memory_share * free:
             raise ConfigError(
                 f"These settings are forecast to take {memory / 1e9:.1f} GB of memory; this public demo "
-                f"gives a run {self.max_memory_share:.0%} of the {free / 1e9:.1f} GB that are free. Take a "
-                "smaller batch, a shorter max length or a smaller model."
+                f"limits a run to {self.max_memory_share:.0%} of the {free / 1e9:.1f} GB of free memory. Use "
+                "a smaller batch, a shorter max length or a smaller model."
             )
 
     def check_forecast(self, forecast: Mapping[str, Any]) -> None:
@@ -107,13 +107,13 @@ class Limits:
         if batches > self.max_steps:
             raise ConfigError(
                 f"These settings make {batches:,} steps; this public demo allows at most "
-                f"{self.max_steps:,}. Take fewer rows or epochs, or a larger batch."
+                f"{self.max_steps:,}. Use fewer rows or epochs, or a larger batch."
             )
         evaluations = evaluations_of(config, train_rows)
         if evaluations > self.max_evaluations:
             raise ConfigError(
                 f"eval_steps is {config.eval_steps}, which makes {evaluations:,} evaluations; this public "
-                f"demo allows at most {self.max_evaluations}. Take a larger interval, or leave it empty."
+                f"demo allows at most {self.max_evaluations}. Use a larger interval, or leave it empty."
             )
 
 
@@ -132,7 +132,7 @@ def check_presets(config: TrainConfig, uploads_dir: Path) -> None:
             quoted = hide_upload_folders(repr(name))
             raise ConfigError(f"{quoted} is not on this public demo's list of {noun}: {', '.join(presets)}.")
     if config.revision or config.dataset_config_name:
-        raise ConfigError("A public demo takes no revision and no data configuration; leave both empty.")
+        raise ConfigError("A public demo accepts no revision and no data configuration; leave both empty.")
 
 
 def settings_naming_files(config: TrainConfig, uploads_dir: Path) -> list[str]:
@@ -154,7 +154,7 @@ def check_names_no_files(config: TrainConfig, uploads_dir: Path) -> None:
     for name in settings_naming_files(config, uploads_dir):
         raise ConfigError(
             f"{name} is {getattr(config, name)!r}, which is neither a preset, an upload nor a Hub id. "
-            "Programs may name local paths after a login alone: start the app with --auth, or use the page."
+            "Programs may name local paths only after a login: start the app with --auth, or use the page."
         )
 
 

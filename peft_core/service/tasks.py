@@ -242,7 +242,7 @@ def explain(
     for number, variant in enumerate(variants):
 
         def on_progress(share: float, number: int = number, variant: str = variant) -> None:
-            report((number + share) / len(variants), f"Weighing each word in the {variant}")
+            report((number + share) / len(variants), f"Scoring each word with the {variant}")
 
         on_progress(0.0)
         try:

@@ -16,8 +16,8 @@ from peft_core.service.references import tasks
 from peft_core.service.worker import Worker
 
 TOKEN_NEEDED = (
-    f"This public demo keeps visitors apart and does not know you: send the header {TOKEN_HEADER} with 64 "
-    "random hex digits of your own, the same with each request."
+    "This public demo needs a token to tell visitors apart, and your request has none: "
+    f"send the header {TOKEN_HEADER} with 64 random hex digits of your own, the same with each request."
 )
 
 

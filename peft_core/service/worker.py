@@ -32,7 +32,7 @@ Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 _MAX_IMPORT_SECONDS = 120.0  # 5 to 10 on an idle machine
 _MAX_WAIT_SECONDS = 60.0  # for the tasks of other visitors, on a worker with a deadline
-_CANCELLED = "Cancelled; nothing of it is kept."
+_CANCELLED = "Cancelled; nothing was saved."
 _NICENESS = 5  # below a training: the worker gets the idle time, and a quarter of the rest
 _has_niceness = False  # in the worker: set after the imports, which take seconds of a core
 _reports: Any = None  # in the worker: the queue of `report`
@@ -87,19 +87,19 @@ class _Call:
 class Worker:
     """Runs functions one at a time in a process of its own, which starts when it is first needed."""
 
-    def __init__(self, seconds: float | None = None, most_bytes: int | None = None) -> None:
+    def __init__(self, seconds: float | None = None, max_bytes: int | None = None) -> None:
         """Set the limits.
 
         Args:
             seconds: the deadline of a task.
-            most_bytes: the memory of a task beyond the imports.
+            max_bytes: the memory of a task beyond the imports.
 
         Raises:
             ValueError: for a memory limit without a deadline.
         """
-        if most_bytes is not None and seconds is None:
-            raise ValueError("most_bytes needs seconds: a task that meets the limit of memory may hang.")
-        self._seconds, self._max_bytes = seconds, most_bytes
+        if max_bytes is not None and seconds is None:
+            raise ValueError("max_bytes needs seconds: a task that reaches its memory limit may hang.")
+        self._seconds, self._max_bytes = seconds, max_bytes
         self._context = multiprocessing.get_context("spawn")
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -278,15 +278,15 @@ class Worker:
                     os.kill(self._pid.value, signal.SIGKILL)
             self._pool = None
         return WorkerError(
-            f"This took over {self._seconds:,.0f} s, the most that this public demo gives it, and was ended. "
-            "Give less: a smaller file, fewer rows or columns, or a shorter text."
+            f"This task was stopped: it took over {self._seconds:,.0f} s, the limit of this public demo. "
+            "Use a smaller file, fewer rows or columns, or a shorter text."
         )
 
     def _died(self, call: _Call) -> WorkerError:
         self.close()
         return WorkerError(
-            f"The worker process died while it did {call.name!r}, most likely for want of memory; it starts "
-            "again with the next try. Close other programs or choose a smaller model."
+            f"The worker process died during {call.name!r}, most likely because memory ran out; it restarts "
+            "with the next request. Close other programs or choose a smaller model."
         )
 
 
@@ -297,7 +297,7 @@ def in_thread(task: Callable[[Callable[[float, str], None]], Any]) -> Iterator[R
 
     def on_progress(share: float, description: str) -> None:
         if not has_caller:
-            raise Cancelled("Whoever asked has gone.")
+            raise Cancelled("The caller has disconnected.")
         reports.put(Report(share, description))
 
     pool = ThreadPoolExecutor(1)
@@ -363,8 +363,8 @@ def _run_call(call: _Call, ticket: int) -> Any:
         if _max_bytes is None:
             raise
         raise WorkerError(
-            f"This needs over {_max_bytes / 1e9:.1f} GB of memory, the most that this public demo gives it. "
-            "Give less: a smaller file, or fewer rows or columns."
+            f"This task needs over {_max_bytes / 1e9:.1f} GB of memory, the limit of this public demo. "
+            "Use a smaller file, or fewer rows or columns."
         ) from error
 
 

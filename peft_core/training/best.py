@@ -18,7 +18,7 @@ from torch import nn
 
 from peft_core.errors import RunError
 from peft_core.files.atomic import atomic_file, atomic_file_alone, make_folder
-from peft_core.files.manifests import sha256_of
+from peft_core.files.hashing import sha256_of_file
 from peft_core.problem_types import LOWER_IS_BETTER
 from peft_core.runs.checkpoints import STATE_FILE, step_of
 from peft_core.runs.kept_step import KeptStep, Reason
@@ -85,13 +85,13 @@ class BestWeights:
         make_folder(self.path.parent)
         with atomic_file_alone(self.path) as staging:
             save_trained(model, staging)
-        self._sha256 = sha256_of(self.path)
+        self._sha256 = sha256_of_file(self.path)
 
     def restore(self, source: Path) -> None:
         """Copy the weights from a file of a verified checkpoint."""
         with atomic_file(self.path) as staging:
             shutil.copyfile(source, staging)
-        self._sha256 = sha256_of(source)
+        self._sha256 = sha256_of_file(source)
 
     def copy_to(self, target: Path) -> None:
         """Copy the weights into a checkpoint that is being written; RunError if the file has changed."""
@@ -104,7 +104,7 @@ class BestWeights:
         load_trained(model, self.path)
 
     def _verify(self) -> None:
-        if not self.path.is_file() or sha256_of(self.path) != self._sha256:
+        if not self.path.is_file() or sha256_of_file(self.path) != self._sha256:
             raise RunError("The weights of the best step were lost or changed on disk; continue the run.")
 
 

@@ -22,7 +22,7 @@ def divergence_error(
         learning_rate: The learning rate of the run.
         checkpoints: The steps of the remaining checkpoints.
     """
-    advice = ", or with plain arithmetic (this run computed in half-width numbers)" if _is_half(model) else ""
+    advice = ", or with plain arithmetic (this run used half-precision weights)" if _is_half(model) else ""
     remaining = f" The checkpoint of step {max(checkpoints):,} is kept." if checkpoints else ""
     return ModelError(
         f"Training diverged at step {step:,}: {event}. Train again with a learning rate below "

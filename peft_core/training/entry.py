@@ -108,7 +108,7 @@ def describe_failure(error: BaseException) -> str:
     if disk_error is not None:
         return disk_error
     if is_out_of_memory(error):
-        return "The machine ran out of memory: take a smaller batch size or max length."
+        return "The machine ran out of memory: use a smaller batch size or max length."
     if isinstance(error, OSError):
         return f"The system reported an error: {reason_of(error)}; the run's log says where."
     return f"{type(error).__name__}: {reason_of(error)} (a bug; its traceback is in the run's log)"
@@ -245,11 +245,11 @@ def _plan_memory(run: RunInTraining, model: Any, batch: dict[str, torch.Tensor])
     plan = replace(plan, parts=max(plan.parts, run.current.batch_parts or 1))
     if plan.parts > 1 or plan.checkpointing:
         logger.info(
-            "A batch would take %.1f GB of %.1f GB that are free: it is read in %d parts%s.",
+            "A batch would need %.1f GB of the %.1f GB of free memory: it is split into %d parts%s.",
             plan.needed / 1e9,
             plan.free / 1e9,
             plan.parts,
-            ", and the layers run again in the backward pass" if plan.checkpointing else "",
+            ", with gradient checkpointing" if plan.checkpointing else "",
         )
     run.update(batch_parts=plan.parts, gradient_checkpointing=plan.checkpointing)
     return plan
@@ -270,7 +270,7 @@ def _report_texts(run: RunInTraining, texts: int) -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
-            begin_stage(run, f"running the frozen layers once: {done:,} of {texts:,} texts")
+            begin_stage(run, f"caching the outputs of the frozen layers: {done:,} of {texts:,} texts")
 
     return on_progress
 
@@ -290,7 +290,7 @@ def main(arguments: list[str]) -> int:
     """Train the run in a folder; return 0, 1 for a bug (with traceback), or 2 after one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m peft_core.train", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    scheduled = "refuse a run that does not wait in the queue"
+    scheduled = "exit with an error unless the run is waiting in the queue"
     parser.add_argument("--only-if-scheduled", action="store_true", help=scheduled)
     options = parser.parse_args(arguments)
     resume_collection()

@@ -127,8 +127,8 @@ class AppliedOptimizations:
         self._undo.close()
         self.record = replace(self.record, failed_at=step, failure=failure)
         logger.warning(
-            "After step %d a step failed in its faster form (%s). The run goes on: this step is repeated in "
-            "the plain form, and every later one is plain, too.",
+            "After step %d the optimized training step failed (%s). The run continues: this step is repeated "
+            "without optimizations, and so are all later steps.",
             step,
             failure,
         )

@@ -20,7 +20,8 @@ from peft_core.data.labelled import LabeledSplits
 from peft_core.data.tokens import rows_digest, tokenizer_digest
 from peft_core.errors import InputsChangedError
 from peft_core.files.atomic import write_json
-from peft_core.files.manifests import sha256_of, write_manifest
+from peft_core.files.hashing import sha256_of_file
+from peft_core.files.manifests import write_manifest
 from peft_core.files.records import Record, read_record
 from peft_core.models.encoder import BaseModel
 from peft_core.models.heads import label_names
@@ -61,7 +62,7 @@ def inputs_of(config: TrainConfig, data: LabeledSplits, base: BaseModel) -> RunI
         label_names=label_names(base.model.config),
         base_model_name_or_path=base.source.name,
         base_revision=base.source.revision,
-        base_config_sha256=sha256_of(base.source.folder / "config.json"),
+        base_config_sha256=sha256_of_file(base.source.folder / "config.json"),
         tokenizer_sha256=tokenizer_digest(base.tokenizer),
         settings=json.loads(config.to_json()),
         versions={module.__name__: module.__version__ for module in (torch, transformers, peft, datasets)},
@@ -89,8 +90,8 @@ def check_inputs(before: RunInputs, now: RunInputs) -> None:
     difference = next(differences(before, now), None)
     if difference:
         raise InputsChangedError(
-            f"The run cannot continue: {difference}. Nothing was changed; put it back as it was, or train as "
-            "a new run with these settings."
+            f"The run cannot continue: {difference}. Nothing was changed; restore it, or start a new "
+            "run with these settings."
         )
 
 

@@ -87,8 +87,8 @@ def check_objective(config: TrainConfig, problem_type: str) -> None:
         )
     if problem_type == REGRESSION and config.label_smoothing_factor:
         raise ConfigError(
-            f"label_smoothing_factor is {config.label_smoothing_factor:g}, but the labels are numbers, of "
-            "which no share can be spread over other labels; set it to 0."
+            f"label_smoothing_factor is {config.label_smoothing_factor:g}, but the labels are numbers, "
+            "which have no classes to smooth over; set it to 0."
         )
 
 
@@ -161,5 +161,7 @@ def _output_layer(model: nn.Module) -> nn.Linear:
     """Return the head's last linear layer, in PEFT's trained copy where there is one."""
     path_and_layer = output_layer(model, 1)
     if path_and_layer is None or path_and_layer[1].bias is None:
-        raise ModelError("This model's head has no output layer with a bias, so it cannot learn numbers.")
+        raise ModelError(
+            "This model's head has no output layer with a bias, so it cannot be trained for regression."
+        )
     return path_and_layer[1]

@@ -108,8 +108,8 @@ def _apply_admitted(
             stack.callback(undo)
             record = replace(record, gradient_error=error, **{name: setting})
         else:
-            reason = f"the change would move the gradient by {error:.1e}" if error < math.inf else "it fails"
-            logger.info("%s stays as it is: %s", name, reason)
+            reason = f"it would change the gradient by {error:.1e}" if error < math.inf else "it fails"
+            logger.info("The optimization %s is not applied: %s", name, reason)
             undo()
     return replace(record, autocast=record.dtype == "float32" and next(model.parameters()).is_cuda)
 
@@ -179,7 +179,9 @@ def _lower_layers(texts: TextsToCache, model: nn.Module, method: str) -> tuple[U
     if not count or layers is None:
         return None, None
     if not texts.fit(config_of(model).hidden_size * next(layers.parameters()).element_size()):
-        message = "The frozen layers run in each epoch: the disk has no room for what they make of the texts."
+        message = (
+            "The frozen layers run in every epoch: there is too little disk space to cache their outputs."
+        )
         logger.info(message)
         return None, None
     cache = FrozenLayerCache(model, count, texts.folder)

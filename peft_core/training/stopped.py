@@ -49,13 +49,13 @@ def train_until_stopped(
 def _restore(trainer: RunTrainer, progress: RunProgress, checkpoint: Path | None) -> None:
     """Restore model and trainer from a checkpoint. Raises RunError if there is none."""
     if checkpoint is None:
-        raise RunError("There is no checkpoint to evaluate; continue the run, or train it anew.")
+        raise RunError("There is no checkpoint to evaluate; continue the run, or train it again.")
     trainer.restore(checkpoint)
     progress.on_train_begin(trainer.args, trainer.state, trainer.control)
     trainer.run_missed_evaluation()
     step, max_steps = trainer.state.global_step, trainer.state.max_steps
-    rest = " Continue goes on from there." if step < max_steps else ""
-    progress.run.note(f"Evaluated without a further step, from the checkpoint of step {step:,}.{rest}")
+    rest = " Continue resumes from there." if step < max_steps else ""
+    progress.run.note(f"Evaluated without further training, from the checkpoint of step {step:,}.{rest}")
 
 
 def remove_evaluation(run: RunInTraining) -> None:
@@ -86,8 +86,8 @@ def note_after_training(run: RunInTraining, step: int, max_steps: int) -> str:
     if checkpoint == max_steps:
         return f"{words}. Continue evaluates them."
     return (
-        f"{words}. Continue goes on from step {checkpoint:,}; Evaluate measures the best step so far "
-        "without training on."
+        f"{words}. Continue resumes from step {checkpoint:,}; Evaluate evaluates the best step so far "
+        "without further training."
     )
 
 

@@ -156,7 +156,7 @@ class RunTrainer(Trainer):
             gc.collect()
             torch.cuda.empty_cache()
             self.parts *= 2
-            logger.warning("Memory is short: each batch is read in %d parts from here on.", self.parts)
+            logger.warning("Memory is low: from now on each batch is split into %d parts.", self.parts)
             self.on_parts_change(self.parts)
             gradients_lost = True  # also those of the step's earlier batches
 

@@ -24,7 +24,7 @@ class Endpoints:
         self._workbench = workbench
 
     def train(self, settings: dict) -> dict:
-        """Start fine-tuning with these settings, or queue it behind the run that trains now.
+        """Start fine-tuning with these settings, or queue it behind the run that is training.
 
         Args:
             settings: names and values of TrainConfig, such as {"r": 8, "learning_rate": 0.002}; missing ones
@@ -36,7 +36,7 @@ class Endpoints:
         return self._workbench.train(settings)
 
     def status(self, run_id: str) -> dict:
-        """How a run stands: its status, step, settings, and its result once there is one.
+        """Return the state of a run: its status, step, settings, and its result once there is one.
 
         Args:
             run_id: a run's id, from /train or /runs.
@@ -44,7 +44,7 @@ class Endpoints:
         return self._workbench.status(run_id)
 
     def stop(self, run_id: str) -> dict:
-        """Stop a run; one that trains keeps its adapter so far.
+        """Stop a run; a run that is training keeps its adapter so far.
 
         Args:
             run_id: a run's id, from /train or /runs.
@@ -68,14 +68,14 @@ class Endpoints:
         return self._workbench.restore(run_id)
 
     def runs(self) -> list:
-        """All runs, the newest first, each as /status tells it."""
+        """Return all runs, newest first, each as /status returns it."""
         return [self._workbench.describe(run) for run in self._workbench.list_runs()]
 
     def count(self, settings: dict) -> dict:
-        """Exact parameter counts of these settings, from the model's configuration alone.
+        """Return exact parameter counts of these settings, from the model's configuration alone.
 
         Args:
-            settings: names and values of TrainConfig; method may be lora, head_only or full.
+            settings: names and values of TrainConfig; every method is supported.
         """
         return self._workbench.count(settings)
 
@@ -91,7 +91,7 @@ class Endpoints:
     def predict(self, text: str, run_id: str, variant: str = "adapter", text_pair: str = "") -> dict:
         """Classify a text with a run's model: its label, the probability of each label, and the milliseconds.
 
-        A run of several labels adds `labels`, a run of numbers `value`.
+        Multi-label runs add `labels`, regression runs add `value`.
 
         Args:
             text: what to classify.
@@ -102,7 +102,7 @@ class Endpoints:
         return self._workbench.predict(text, run_id, variant, text_pair)
 
     def download(self, run_id: str, kind: str) -> gr.FileData:
-        """A zip of what a run has.
+        """Return one of a run's artifacts as a zip file.
 
         Args:
             run_id: a run's id, from /train or /runs.

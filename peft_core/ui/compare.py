@@ -43,7 +43,7 @@ COLUMNS = {
     "adapter": "Adapter",
     "head": "Head",
     "head_copy": "Head copy",
-    "total": "All",
+    "total": "Total",
     "file": "On disk",
 }
 WIDTHS = (186, 118, 38, 134, 95, 80, 90, 58, 102, 104, 82)  # of the columns, in pixels
@@ -131,12 +131,13 @@ def _build_choices(*, allow_custom: bool) -> list[Any]:
         )  # fmt: skip
     with gr.Row():
         ranks = gr.CheckboxGroup(
-            list(RANKS), value=[1, 8, 64], label="Ranks (r)", info="For methods that have one.",
+            list(RANKS), value=[1, 8, 64], label="Ranks (r)", info="For methods with a rank.",
             elem_id="compare-ranks", scale=3,
         )  # fmt: skip
         targets = gr.Dropdown(
             list(TARGETS), value=[PRESET_TARGETS], multiselect=True, allow_custom_value=True,
-            label="Which matrices", info="Type any names, comma between.", elem_id="compare-targets", scale=2,
+            label="Target modules", info="Or type names, separated by commas.",
+            elem_id="compare-targets", scale=2,
         )  # fmt: skip
         labels = gr.Number(2, label="Number of labels", precision=0, scale=1, elem_id="compare-labels")
     return [models, methods, ranks, targets, labels]
@@ -146,9 +147,9 @@ def _build_own_runs(workbench: Workbench, tabs: gr.Tabs) -> None:
     """Build a chart of the runs with one metric, and a table of all finished runs."""
     gr.HTML("<h3>Your runs: score against trainable parameters</h3>")
     metric = gr.Radio(
-        [TITLES["accuracy"]], value=TITLES["accuracy"], label="Judged by", visible=False, elem_id="own-metric"
+        [TITLES["accuracy"]], value=TITLES["accuracy"], label="Metric", visible=False, elem_id="own-metric"
     )
-    empty = gr.HTML(message("No run has ended yet: train one and it stands here.", "note"))
+    empty = gr.HTML(message("No run has a result yet. Train one to see it here.", "note"))
     with gr.Row(visible=False) as results:
         chart = gr.Plot(show_label=False, elem_id="own-chart", container=False)
         table = gr.Dataframe(interactive=False, elem_id="own-runs", max_height=260)

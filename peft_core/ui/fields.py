@@ -12,9 +12,9 @@ Field = gr.Checkbox | gr.CheckboxGroup | gr.Dropdown | gr.Number | gr.Textbox
 Form = dict[str, Field]  # by the name of the setting
 _KINDS = get_type_hints(TrainConfig)
 _CHOICES: dict[str, list[tuple[str, int]] | list[tuple[str, str]]] = {
-    "load_in_bits": [("32, as they are", 32), ("8, quantised", 8), ("4, quantised", 4)],
+    "load_in_bits": [("32, not quantized", 32), ("8, quantized", 8), ("4, quantized", 4)],
     "metric_for_best_model": [
-        ("The task's first metric", ""),
+        ("First metric of the problem type", ""),
         *((TITLES.get(name, name), name) for name in SETTINGS["metric_for_best_model"].choices),
     ],
 }

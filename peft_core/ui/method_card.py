@@ -66,7 +66,7 @@ def build_method_card(form: Form) -> MethodCard:
         list(DEFAULTS.target_modules),
         value=list(DEFAULTS.target_modules),
         label=SETTINGS["target_modules"].label,
-        info="Per rank: what each unit of r adds to train.",
+        info="Per rank: trainable parameters that each unit of r adds.",
         elem_id="target_modules",
         elem_classes="modules",
     )

@@ -56,7 +56,7 @@ def _untrained(preset_parts: tuple[str, ...] | None, facts: Mapping[str, Any]) -
     if facts["head_labels"]:
         names = ", ".join(facts["head_names"][:5]) + (", …" if facts["head_labels"] > 5 else "")
         return (
-            f"Brings a head for {facts['head_labels']} labels ({names}); with other labels {parts} starts "
+            f"Has a head for {facts['head_labels']} labels ({names}); with other labels {parts} starts "
             "untrained."
         )
     return f"Starts untrained: {parts}."

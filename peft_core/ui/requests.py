@@ -25,7 +25,7 @@ def refuse_downloads() -> None:
 
 
 async def _refuse_download(url: str) -> NoReturn:
-    refusal = f"This app fetches no file from an address, such as {url[:100]!r}. Upload the file."
+    refusal = f"This app does not download files from URLs, such as {url[:100]!r}. Upload the file."
     raise gr.Error(refusal, print_exception=False)
 
 

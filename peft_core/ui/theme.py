@@ -6,7 +6,9 @@ from gradio.themes import Base
 from gradio.themes.utils.colors import blue, slate
 from gradio.themes.utils.sizes import radius_sm, spacing_sm, text_md
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# beside the package in the repository, inside it once it is installed
+ASSETS = next(folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir())
 STYLE = ASSETS / "style.css"
 VISITOR_SCRIPT = ASSETS / "visitor.js"  # of a public app
 

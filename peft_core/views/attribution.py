@@ -71,11 +71,11 @@ def _word(word: Mapping[str, Any], largest: float) -> str:
 def _legend(answers: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the legend of the two colors."""
     is_number = any(answer["label"] is None for answer in answers.values())
-    effects = ("raise the number", "lower it") if is_number else ("speak for the label", "speak against it")
+    effects = ("raise the number", "lower it") if is_number else ("support the label", "oppose it")
     return (
         '<p class="quiet key"><span class="for" style="--share:0.6">blue</span> words '
         f'{effects[0]}, <span class="against" style="--share:0.6">orange</span> ones {effects[1]}; '
-        f"hold the pointer on a word for its number (integrated gradients, {_steps(answers)} steps).</p>"
+        f"hover over a word for its score (integrated gradients, {_steps(answers)} steps).</p>"
     )
 
 

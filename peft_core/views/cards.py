@@ -42,7 +42,7 @@ def _failure(description: Mapping[str, Any]) -> str:
     """Return why a run failed or has no result; empty if its result, notes or damage explain it."""
     error = description.get("error")
     if not (error or description["result"] or description.get("notes") or description.get("damage")):
-        error = "It left nothing to keep."
+        error = "The run ended without a result."
     if not error or error in (description.get("damage") or ()):
         return ""
     return message(error, "note" if description["status"] == KILLED else "error")
@@ -53,7 +53,7 @@ def damage_message(description: Mapping[str, Any]) -> str:
     damage = description.get("damage")
     if not damage:
         return ""
-    usable = ", ".join(description.get("usable") or ()) or "nothing of it"
+    usable = ", ".join(description.get("usable") or ()) or "nothing"
     return message(f"{' '.join(damage)} Still usable: {usable}. Train again with its settings, or delete it.")
 
 
@@ -196,7 +196,7 @@ def prediction_card(
         bars = _label_bars(prediction["scores"])
     else:
         bars = _number_bar(prediction["value"], limits)
-    abstained = "Not sure enough for an answer, by the rule saved with the run." * bool(
+    abstained = "No answer: the confidence is below the minimum of the rule saved with the run." * bool(
         prediction.get("abstained")
     )
     notes = filter(None, (abstained, prediction.get("note")))

@@ -18,7 +18,7 @@ PARTS = {
     "adapter": "Adapter",
     "head": "Head",
     "head_copy": "Head copy (frozen)",
-    "encoder": "Encoder, all of it",
+    "encoder": "Whole encoder",
 }
 Spec = dict[str, Any]
 
@@ -87,7 +87,7 @@ def _series_of(key: str) -> tuple[str | None, str]:
 
 def _unit(kind: str, problem_type: str) -> str:
     if kind == "loss":
-        return "squared error (mean alone: 1)" if problem_type == REGRESSION else "loss (nats)"
+        return "squared error (predicting the mean: 1)" if problem_type == REGRESSION else "loss (nats)"
     return {"accuracy": "accuracy (share of texts)", "spearman": "Spearman's correlation"}.get(
         kind, TITLES[kind]
     )

@@ -72,8 +72,8 @@ def method_picture(settings: Mapping[str, Any], module: str, shape: Sequence[int
         description = SETTINGS["use_dora"].help
     elif settings["method"] == "lora":
         description = (
-            "The model stays frozen. Beside each chosen matrix W two thin ones, A and B, learn your labels "
-            "together with a small head; what you keep is a file a hundredth of the model's size."
+            "The model stays frozen. For each target matrix W, two thin matrices A and B are trained, "
+            "together with a small head. The saved file is about a hundredth of the model's size."
         )
         picture = _lora_picture_of(settings, module, shape)
         return f'<div class="intro"><p>{description}</p></div>{picture}'
@@ -86,7 +86,7 @@ def _lora_picture_of(settings: Mapping[str, Any], module: str, shape: Sequence[i
     scale = alpha / math.sqrt(r) if settings["use_rslora"] else alpha / r
     # PiSSA and OLoRA subtract the initial B A from W, so that the sum equals W when training starts
     is_subtracted = settings["init_lora_weights"] in ("pissa", "olora")
-    return lora_picture(r, scale, module, shape, state="less B·A, frozen" if is_subtracted else "frozen")
+    return lora_picture(r, scale, module, shape, state="minus B·A, frozen" if is_subtracted else "frozen")
 
 
 def lora_picture(r: int, scale: float, module: str, shape: Sequence[int], *, state: str = "frozen") -> str:
@@ -109,7 +109,7 @@ def lora_picture(r: int, scale: float, module: str, shape: Sequence[int], *, sta
 <text x="{x_b + thin + 20:.1f}" y="{30 + height / 2:.0f}" class="big">·</text>
 <rect class="trained" x="{x_a:.1f}" y="{y_a:.1f}" width="{side}" height="{thin:.1f}" rx="2"/>
 <text x="{x_a + side / 2:.1f}" y="{y_a - 8:.1f}">A {r} × {in_features}</text>
-<text x="10" y="215" class="left">{trained:,} numbers learn beside {frozen:,} that stay as they are:</text>
+<text x="10" y="215" class="left">{trained:,} trained parameters beside {frozen:,} frozen ones:</text>
 <text x="10" y="236" class="left">{100 * trained / frozen:.2g} % of this matrix.</text>
 </svg></figure>"""
 
@@ -224,7 +224,7 @@ def _quantized_base(fields: Mapping[str, Any]) -> str:
     if fields.get("max_logit_diff_quantised") is None:
         return ""
     return (
-        f"<p>Trained over a base in {fields['trained_in_bits']} bits, merged into the original weights: "
+        f"<p>Trained on a base model in {fields['trained_in_bits']} bits, merged into the original weights: "
         f"they move a logit by up to {fields['max_logit_diff_quantised']:.2g} and change "
         f"{fields['label_flips_quantised']:,} of {fields['rows']:,} labels.</p>"
     )

@@ -8,10 +8,10 @@ from peft_core.config import DECIMAL_MARKS, PROBLEM_TYPES, SETTINGS
 from peft_core.views.components import message
 
 _WIDTH, _HEIGHT = 440, 90
-_ROLES = {"train": "to learn from", "validation": "for the curve", "test": "to judge on"}
+_ROLES = {"train": "for training", "validation": "for validation", "test": "for testing"}
 _ENCODINGS = {
     "utf-8": "UTF-8",
-    "utf-8-sig": "UTF-8 with a mark",
+    "utf-8-sig": "UTF-8 with BOM",
     "utf-16": "UTF-16",
     "utf-16-le": "UTF-16",
     "utf-16-be": "UTF-16",
@@ -36,7 +36,7 @@ def data_facts(inspection: Mapping[str, Any]) -> str:
             _line(f"These are the first {inspected:,} rows; the rest is fetched when training starts.")
         )
     elif inspected < total:
-        lines.append(_line(f"The findings below are of {inspected:,} of the rows."))
+        lines.append(_line(f"The findings below cover {inspected:,} of the rows."))
     return f'<div class="data-facts" data-testid="data-facts">{"".join(lines)}</div>'
 
 
@@ -54,7 +54,7 @@ def data_preview(inspection: Mapping[str, Any]) -> str:
 def data_findings(findings: Sequence[Mapping[str, Any]]) -> str:
     """Return each finding of the audit with its examples."""
     if not findings:
-        return '<p class="quiet" data-testid="findings">The audit found nothing to mend.</p>'
+        return '<p class="quiet" data-testid="findings">The audit found no problems.</p>'
     items = "".join(f"<li>{_finding(finding)}</li>" for finding in findings)
     return f'<ul class="findings" data-testid="findings">{items}</ul>'
 
@@ -151,7 +151,7 @@ def _setting_text(name: str, value: str | list[str]) -> str:
 def _head_summary(head: Mapping[str, Any]) -> str:
     """Return what becomes of the base model's head; `rows` follow the labels of the data."""
     if head["rows"] is None:
-        return "The base model's head is replaced by a fresh one."
+        return "The base model's head is replaced by a new one."
     names = ", ".join(head["labels"][row] for row in head["rows"][:10])
     more = ", …" if len(head["rows"]) > 10 else ""
     return f"The base model's head is kept; the labels are its outputs {names}{more}."

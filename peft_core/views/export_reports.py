@@ -30,10 +30,10 @@ def embeddings_report(report: Mapping[str, Any]) -> str:
     """Return a description of the vectors, and the label precision before and after training."""
     precision = report.get("precision") or {}
     lines = [
-        f"{report['size']} numbers a text, mean-pooled, length 1. Loaded again, the vectors of "
-        f"{report['rows']:,} test rows differ by {report['max_difference']:.1e} at most.",
-        f"Of the ten nearest test rows {precision['base']:.0%} share the label under the base, "
-        f"{precision['adapted']:.0%} under the adapted encoder."
+        f"{report['size']} numbers per text, mean-pooled, normalized to length 1. After reloading, "
+        f"the vectors of {report['rows']:,} test rows differ by at most {report['max_difference']:.1e}.",
+        f"Of the ten nearest test rows, {precision['base']:.0%} share the label with the base encoder and "
+        f"{precision['adapted']:.0%} with the adapted encoder."
         if precision
         else "",
         report.get("note", ""),

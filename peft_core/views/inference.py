@@ -29,8 +29,8 @@ def runs_table(answers: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         '<div class="scroll"><table class="by-label" data-testid="other-runs">'
-        f"<tr><th></th><th scope=col>says</th><th scope=col>confidence</th><th scope=col>ms</th></tr>{rows}"
-        "</table></div>"
+        "<tr><th></th><th scope=col>prediction</th><th scope=col>confidence</th><th scope=col>ms</th></tr>"
+        f"{rows}</table></div>"
     )
 
 
@@ -41,8 +41,10 @@ def file_result(summary: Mapping[str, Any], variant: str) -> str:
         f"<b>{summary['rows']:,}</b> rows by the {html.escape(variant)} in {duration(summary['seconds'])} "
         f"({speed:,.0f} rows/s).",
         f"{summary['empty']:,} without text have no answer." if summary["empty"] else "",
-        f"{summary['abstained']:,} were not sure enough for an answer." if summary["abstained"] else "",
-        f"{summary['neutralised']:,} cells that a spreadsheet would run begin with ' now."
+        f"{summary['abstained']:,} have no answer because their confidence is too low."
+        if summary["abstained"]
+        else "",
+        f"{summary['neutralised']:,} cells that a spreadsheet would run as formulas now begin with '."
         if summary["neutralised"]
         else "",
         _arithmetic(summary["form"]),
@@ -68,7 +70,7 @@ def _arithmetic(form: Mapping[str, Any] | None) -> str:
     if form is None or form["dtype"] == "float32":
         return ""
     return (
-        f"Answered in {html.escape(form['dtype'])}, {form['speed_ratio']:.1f} times as fast here: on the "
+        f"Predicted in {html.escape(form['dtype'])}, {form['speed_ratio']:.1f} times as fast here: on the "
         f"first {form['rows']} rows the largest logit difference from float32 was "
         f"{form['max_logit_diff']:.3f}; labels that changed: {form['labels_changed']}."
     )
@@ -91,14 +93,14 @@ def calibration_table(report: Mapping[str, Any]) -> str:
     )
     return (
         '<div class="scroll"><table class="by-label" data-testid="trust">'
-        f"<caption>On {report['rows']:,} test rows, which the choice has not seen.</caption>"
-        f"<tr><th></th><th scope=col>plain rule</th><th scope=col>your choice</th></tr>{body}</table></div>"
+        f"<caption>On {report['rows']:,} test rows, which were not used to choose the rule.</caption>"
+        f"<tr><th></th><th scope=col>default rule</th><th scope=col>chosen rule</th></tr>{body}</table></div>"
     )
 
 
 def reliability_chart(report: Mapping[str, Any]) -> Spec:
     """Return the reliability diagram of both decision rules, with the line of perfect calibration."""
-    names = {"plain": "plain rule", "chosen": "your choice"}
+    names = {"plain": "default rule", "chosen": "chosen rule"}
     bins = [{**row, "rule": title} for name, title in names.items() for row in report[name]["bins"]]
     low = min(row["low"] for row in bins)
     rows = [{key: row[key] for key in ("confidence", "accuracy", "count", "rule")} for row in bins]
@@ -115,25 +117,25 @@ def reliability_chart(report: Mapping[str, Any]) -> Spec:
         ],
         "encoding": {
             "x": _axis("confidence", "confidence (probability)", {"domain": [low, 1]}),
-            "y": _axis("accuracy", "share that is right", {"domain": [0, 1]}),
-            "color": color_encoding("rule", {"plain rule": GRAY, "your choice": BLUE, "ideal": ORANGE}),
+            "y": _axis("accuracy", "accuracy", {"domain": [0, 1]}),
+            "color": color_encoding("rule", {"default rule": GRAY, "chosen rule": BLUE, "ideal": ORANGE}),
         },
     }
 
 
 def coverage_chart(report: Mapping[str, Any], abstain_below: float) -> Spec:
     """Return the accuracy over the share of texts answered; the chosen threshold is a point."""
-    rows = [{**row, "what": "least confidence"} for row in report["curve"]]
+    rows = [{**row, "what": "minimum confidence"} for row in report["curve"]]
     above = [row for row in rows if row["threshold"] >= abstain_below] or rows[:1]
     return {
-        **base_spec(pd.DataFrame([*rows, {**above[-1], "what": "your choice"}]), 230),
+        **base_spec(pd.DataFrame([*rows, {**above[-1], "what": "chosen rule"}]), 230),
         "layer": [
             {
-                "transform": [{"filter": "datum.what != 'your choice'"}],
+                "transform": [{"filter": "datum.what != 'chosen rule'"}],
                 "mark": {"type": "line", "strokeWidth": 2, "tooltip": {"content": "data"}},
             },
             {
-                "transform": [{"filter": "datum.what == 'your choice'"}],
+                "transform": [{"filter": "datum.what == 'chosen rule'"}],
                 "mark": {"type": "point", "filled": True, "size": 110, "shape": "diamond", "tooltip": True},
             },
         ],
@@ -142,8 +144,8 @@ def coverage_chart(report: Mapping[str, Any], abstain_below: float) -> Spec:
                 **_axis("coverage", "share of texts answered", {"domain": [0, 1]}),
                 "axis": {"format": "%"},
             },
-            "y": {**_axis("accuracy", "share that is right", {"zero": False}), "axis": {"format": "%"}},
-            "color": color_encoding("what", {"least confidence": BLUE, "your choice": ORANGE}),
+            "y": {**_axis("accuracy", "accuracy", {"zero": False}), "axis": {"format": "%"}},
+            "color": color_encoding("what", {"minimum confidence": BLUE, "chosen rule": ORANGE}),
         },
     }
 
@@ -156,7 +158,7 @@ def _answer_cells(answer: Mapping[str, Any]) -> str:
     if "error" in answer:
         return f'<td colspan=3 class="quiet">{html.escape(answer["error"])}</td>'
     confidence = answer.get("confidence")
-    label = "not sure" if answer.get("abstained") else answer["label"]
+    label = "no answer" if answer.get("abstained") else answer["label"]
     number = "" if confidence is None else f"{confidence:.3f}"
     return f"<td>{html.escape(label)}</td><td>{number}</td><td>{answer['ms']:.1f}</td>"
 
@@ -173,7 +175,7 @@ def _file_metrics(metrics: Mapping[str, Any] | None) -> str:
     )
     return (
         f'<div class="figures"><div><b data-testid="file-{headline}">{format_metric(metrics[headline])}</b>'
-        f"<span>{TITLES[headline]} on {metrics['judged']:,} labelled rows"
+        f"<span>{TITLES[headline]} on {metrics['judged']:,} labeled rows"
         f"<small>95 % {format_metric(low)} to {format_metric(high)}</small></span></div>"
         f'<div class="quiet"><span>{rest}</span></div></div>'
     )

@@ -95,16 +95,14 @@ def find_account(token: str) -> Account:
         HubError: the token is malformed or refused, or the Hub cannot be reached.
     """
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise HubError(
-            f"The Hub token is empty or holds characters that no token has; copy it again from {_SETTINGS}."
-        )
+        raise HubError(f"The Hub token is empty or has invalid characters; copy it again from {_SETTINGS}.")
     url = f"{constants.ENDPOINT}/api/whoami-v2"
     with translate_hub_errors():
         response = get_session().get(url, headers=build_hf_headers(token=token), timeout=HUB_TIMEOUT)
         hf_raise_for_status(response)
         user = response.json()
     if not isinstance(user, dict) or not isinstance(user.get("name"), str):
-        raise HubError(f"{constants.ENDPOINT} answers, but not as a Hub does; check HF_ENDPOINT.")
+        raise HubError(f"{constants.ENDPOINT} does not answer like a Hub; check HF_ENDPOINT.")
     return Account.from_whoami(user)
 
 
@@ -116,8 +114,8 @@ def check_name(repo_id: str) -> None:
             raise HFValidationError
     except HFValidationError as error:
         raise HubError(
-            f"{plain(repo_id)!r} cannot name a repository; write owner/name with letters, digits, '-', '_' "
-            "and '.', at most 96 of them."
+            f"{plain(repo_id)!r} is not a valid repository name; write owner/name with letters, digits, "
+            "'-', '_' and '.', at most 96 characters."
         ) from error
 
 
@@ -154,7 +152,7 @@ def _message(error: Exception, repo_id: str) -> str | None:
         if isinstance(cause, _NO_NETWORK):
             return "The Hub or its storage cannot be reached; check the network and try again."
         if isinstance(cause, json.JSONDecodeError):
-            return "The Hub gave an answer that cannot be read; try again later."
+            return "The Hub sent an answer that cannot be read; try again later."
     return None
 
 
@@ -162,18 +160,18 @@ def _status_message(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     reason = f" ({plain(error.server_message, 200)})" if error.server_message else ""
     if status in (401, 403) and not repo_id:
-        return f"The Hub does not know this token, or it has expired; make another at {_SETTINGS}."
+        return f"The Hub does not know this token, or it has expired; create another at {_SETTINGS}."
     if status in (401, 403):
         return f"The Hub does not let this token write to {repo_id!r}{reason}; make one with write rights."
     if status == 404 and repo_id:
         return f"There is no {repo_id!r} any more; try again."
     if status == 412:
-        return f"{repo_id!r} was changed by someone else in this very moment; try again."
+        return f"{repo_id!r} was changed by someone else at the same time; try again."
     if status == 429:
-        return "The Hub was asked too often; wait a few minutes and try again."
+        return "The Hub received too many requests; wait a few minutes and try again."
     if status >= 500:
-        return f"The Hub has a fault of its own (status {status}); try again later."
-    return f"The Hub refused this with status {status}{reason}; try another name, or again later."
+        return f"The Hub has an internal error (status {status}); try again later."
+    return f"The Hub refused the request with status {status}{reason}; try another name, or try again later."
 
 
 def _read_only_message(account: Account) -> str:

@@ -47,8 +47,8 @@ def results(facts: Facts) -> str:
         rows.append(("loss", format_metric(result["eval_loss"]), ""))
     head = ("Metric", "This model", f"Always “{escaped(base['label'])}”")
     introduction = (
-        f"Measured on {result['eval_rows']:,} test rows, which are none of its training rows. In brackets "
-        "the 95 % interval. The last column is the best answer that never reads the text."
+        f"Measured on {result['eval_rows']:,} test rows, none of which it was trained on. The 95 % "
+        "interval is in brackets. The last column is the best constant answer."
     )
     return "\n\n".join(filter(None, (introduction, table(head, rows), *_errors(facts))))
 
@@ -76,7 +76,7 @@ def data(facts: Facts) -> str:
         for role, used in record["used"].items()
     ]
     seed = f" Rows were held out with seed {record['split_seed']}." if record.get("held_out") else ""
-    split = table(("Rows", "Used", "There were", "From"), rows)
+    split = table(("Rows", "Used", "Available", "From"), rows)
     return f"{introduction}{seed}\n\n{split}\n\n{_dropped_rows(record.get('dropped', ()))}"
 
 
@@ -116,13 +116,13 @@ def certificate(facts: Facts) -> str:
     quantized = ""
     if merge.max_logit_diff_quantised is not None:
         quantized = (
-            f" The adapter was trained over a base in {merge.trained_in_bits} bits and is merged into the "
-            f"original weights: that changes a raw output by up to {merge.max_logit_diff_quantised:.2g} and "
+            f" The adapter was trained on a base model in {merge.trained_in_bits} bits and is merged into "
+            f"the original weights: that changes a logit by up to {merge.max_logit_diff_quantised:.2g} and "
             f"{merge.label_flips_quantised:,} answers."
         )
     return (
-        f"Merged on {day}, saved, loaded again and compared with the adapter on {merge.rows:,} test rows: "
-        f"raw outputs differ by at most {largest:.1e} ({merge.tolerance:.2g} is allowed){flips}, and the "
+        f"Merged on {day}, saved, reloaded and compared with the adapter on {merge.rows:,} test rows: "
+        f"logits differ by at most {largest:.1e} ({merge.tolerance:.2g} is allowed){flips}, and the "
         f"head is the same (SHA-256 `{merge.head_sha256[:12]}`).{quantized}"
     )
 
@@ -130,7 +130,7 @@ def certificate(facts: Facts) -> str:
 def answers(facts: Facts) -> str:
     """Return how logits become an answer: temperature, thresholds, abstention and their effect."""
     if facts.problem_type == REGRESSION:
-        return "The raw output is the number."
+        return "The logit is the predicted number."
     decision_rule = facts.decision_rule
     activation = "softmax" if facts.problem_type == SINGLE else "sigmoid"
     if decision_rule.is_plain:
@@ -140,15 +140,15 @@ def answers(facts: Facts) -> str:
             else f"labels from {THRESHOLD} on are"
         )
         return (
-            f"Nothing was calibrated: probabilities are the {activation} of the raw outputs, and {rule} the "
-            "answer. They say which label is likelier, not how often it is right."
+            f"The probabilities are not calibrated: they are the {activation} of the logits, and {rule} the "
+            "answer. They rank the labels, but do not say how often an answer is right."
         )
     sentences = [
-        f"Probabilities are the {activation} of the raw outputs divided by a temperature of "
+        f"Probabilities are the {activation} of the logits divided by a temperature of "
         f"{decision_rule.temperature:g}, as chosen on validation rows (`decision.json`)."
     ]
     if decision_rule.thresholds and facts.problem_type == SINGLE:
-        sentences.append("The answer is the label whose probability is the largest share of its threshold.")
+        sentences.append("The answer is the label with the largest ratio of probability to threshold.")
     if decision_rule.abstain_below:
         sentences.append(f"Below a confidence of {decision_rule.abstain_below:g} there is no answer.")
     paragraph = " ".join([*sentences, *_decision_effect(facts)])
@@ -170,10 +170,10 @@ def limits(facts: Facts) -> str:
 def base_license(facts: Facts) -> str:
     """Return the license of the base model, or that it is unknown."""
     if facts.base_license:
-        base = f"The base model's card names {facts.base_license} as its licence."
+        base = f"The base model's card names {facts.base_license} as its license."
     else:
-        base = "The base model's licence is not known to the app: read its card before you share or use this."
-    return f"{base} The licence of the data is not known to the app either way."
+        base = "The base model's license is not known to the app: read its card before you share or use this."
+    return f"{base} The license of the data is not known to the app."
 
 
 def versions(facts: Facts) -> str:
@@ -210,11 +210,15 @@ def _confusion(facts: Facts) -> str:
             for label, counts in zip(labels, matrix, strict=True)
         ]
         matrix_table = table(("", *map(escaped, labels)), rows)
-        return f"Rows of the next table are true labels, its columns those given.\n\n{matrix_table}"
+        return f"Rows of the next table are true labels, columns are predicted labels.\n\n{matrix_table}"
     mistakes = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
     mistakes.sort(key=lambda mistake: (-mistake[0], mistake[1:]))
     rows = [(escaped(labels[i]), escaped(labels[j]), f"{n:,}") for n, i, j in mistakes[:MISTAKES]]
-    return "The most frequent mistakes:\n\n" + table(("True label", "Given", "Rows"), rows) if rows else ""
+    return (
+        "The most frequent mistakes:\n\n" + table(("True label", "Predicted label", "Rows"), rows)
+        if rows
+        else ""
+    )
 
 
 def _by_label(facts: Facts) -> str:
@@ -228,7 +232,7 @@ def _by_label(facts: Facts) -> str:
         )
         for row in facts.result["per_label"]
     ]
-    head = ("Label", "Of training rows", "Precision", "Recall", "F1", "Test rows")
+    head = ("Label", "Share of training rows", "Precision", "Recall", "F1", "Test rows")
     return _collapse_if_long(table(head, rows), len(rows), "Every label")
 
 
@@ -242,7 +246,7 @@ def _columns(columns: dict[str, Any]) -> str:
     text, label_columns = code_name(columns["text_column"]), columns.get("label_columns")
     if label_columns:
         labels = name_list(label_columns)
-        return f"Column {text} is the text{second}; {labels} hold 1 for each label that applies."
+        return f"Column {text} is the text{second}; {labels} contain 1 for each label that applies."
     return f"Column {text} is the text{second}, {code_name(columns['label_column'])} the label."
 
 
@@ -280,7 +284,7 @@ def _decision_effect(facts: Facts) -> list[str]:
     scope = " in all their labels" if facts.problem_type == MULTI else ""
     return [
         f"By this rule {np.mean(answered):.1%} of the test rows get an answer, and {accuracy:.1%} of these "
-        f"answers are right{scope}; the results above are by the plain rule."
+        f"answers are right{scope}; the results above use the default rule."
     ]
 
 
@@ -301,39 +305,39 @@ def _limits(facts: Facts) -> Iterator[str]:
     result = facts.result
     if not facts.beats_baseline:
         yield (
-            f"**Its {TITLES[facts.headline]} is not shown to be better than that of an answer that never "
-            "reads the text.**"
+            f"**Its {TITLES[facts.headline]} is not shown to be better than that of the best constant "
+            "answer.**"
         )
     yield (
         f"It was measured once, on {result['eval_rows']:,} rows of one data set, so its "
-        f"{TITLES[facts.headline]} is only known to lie from {_interval(facts)} (95 %). Texts of other kinds "
-        "or times may fare worse."
+        f"{TITLES[facts.headline]} is only known to lie from {_interval(facts)} (95 %). Results on texts of "
+        "other kinds or times may be worse."
     )
     rare = [row["label"] for row in result.get("per_label", ()) if row["support"] < FEW_ROWS]
     if rare:
-        yield f"Fewer than {FEW_ROWS} test rows carry each of: {name_list(rare)}. Their numbers say little."
+        yield f"Labels with fewer than {FEW_ROWS} test rows: {name_list(rare)}. Their metrics are unreliable."
     if facts.language:
         yield f"It was trained and measured on {LANGUAGES[facts.language]} texts only."
     else:
-        yield "The language of its texts was not recorded, and no other was tried."
+        yield "The language of its texts was not recorded, and it was tested on no other language."
     if _may_leak(facts):
-        yield "Texts that stand in the training split and in the test split were not looked for."
+        yield "The data was not checked for texts that are in both the training split and the test split."
     if _shares_texts(facts):
         yield "Test rows may have one of their two texts in common with training rows."
     pair = " (both texts together)" if facts.classifier.text_pair else ""
     yield f"It reads the first {facts.classifier.max_length:,} tokens{pair} and nothing after them."
     yield (
-        "The app knows the labels by their names alone: what they mean, and who gave them, is not recorded."
+        "Only the names of the labels are recorded, not what they mean or who assigned them."
         if facts.problem_type != REGRESSION
-        else "What the number means, and who gave it, is not recorded."
+        else "It is not recorded what the numbers mean or who assigned them."
     )
     yield f"One seed ({facts.settings['seed']}) was trained; another gives somewhat different numbers."
     bits = bits_of(facts.settings)
     if bits < 32:
         yield (
-            f"It was trained and measured over a base in {bits} bits; over full-precision weights its "
+            f"It was trained and measured on a base model in {bits} bits; on full-precision weights its "
             "outputs differ a little."
         )
     if facts.run.state().status == KILLED:
         yield "Training was stopped before its end."
-    yield "Nobody examined it for bias against groups of people, nor against texts made to mislead it."
+    yield "It was not examined for bias against groups of people, or for robustness to adversarial texts."

@@ -104,11 +104,11 @@ def _load_base(classifier: Classifier, variable: str, provider: str) -> list[str
         f"    problem_type={quoted(classifier.problem_type)},",
     ]
     if classifier.head_is_fresh:
-        lines.append("    ignore_mismatched_sizes=True,  # should it bring a head for other labels")
+        lines.append("    ignore_mismatched_sizes=True,  # in case it has a head for other labels")
     lines += ["    dtype=torch.float32,", ")"]
     if classifier.untrained:
         parts = ", ".join(classifier.untrained)
-        lines.append(f"# transformers reports as untrained: {parts}. {provider} brings these, trained.")
+        lines.append(f"# transformers reports as untrained: {parts}. {provider} has their trained weights.")
     return lines
 
 
@@ -132,7 +132,7 @@ def _decide(classifier: Classifier, decision_rule: DecisionRule) -> list[str]:
     if decision_rule.abstain_below:
         lines += [
             f"if confidence < {decision_rule.abstain_below!r}:",
-            "    answer = None  # too unsure to say",
+            "    answer = None  # the confidence is too low",
         ]
     return [*lines, "print(answer)"]
 
@@ -150,7 +150,7 @@ def _decide_labels(raw: str, thresholds: Sequence[float]) -> list[str]:
     threshold = f"torch.tensor({list(thresholds)!r})" if thresholds else f"{THRESHOLD!r}"
     return [
         f"probabilities = {raw}.sigmoid()",
-        f"given = probabilities >= {threshold}",
-        "answer = [model.config.id2label[int(i)] for i in given.nonzero()]",
-        "confidence = float(torch.where(given, probabilities, 1 - probabilities).min())",
+        f"is_chosen = probabilities >= {threshold}",
+        "answer = [model.config.id2label[int(i)] for i in is_chosen.nonzero()]",
+        "confidence = float(torch.where(is_chosen, probabilities, 1 - probabilities).min())",
     ]

@@ -61,13 +61,13 @@ def run_sections(facts: Facts) -> str:
     """Return the sections that describe the run itself, whatever is exported from it."""
     texts = {
         "Results": sections.results(facts),
-        "From raw outputs to answers": sections.answers(facts),
+        "Decision rule": sections.answers(facts),
         "Limits": sections.limits(facts),
         "Data": sections.data(facts),
         "Settings": sections.settings(facts),
         "Parameters": sections.parameters(facts),
         "Merge certificate": sections.certificate(facts),
-        "Licence": sections.base_license(facts),
+        "License": sections.base_license(facts),
         "Versions": sections.versions(facts),
     }
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in texts.items() if text)

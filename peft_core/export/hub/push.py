@@ -55,7 +55,7 @@ def push(
     """
     check_name(repo_id)
     folder = folder_of(run, kind)
-    progress(0.0, "Asking the Hub whose token this is")
+    progress(0.0, "Checking the Hub token")
     account = find_account(token)
     owner, _, name = repo_id.rpartition("/")
     repo_id = f"{owner or account.name}/{name}"
@@ -103,7 +103,7 @@ def _existing(api: HfApi, repo_id: str, private: bool) -> ModelInfo | None:
             return None
     if private and not info.private:
         raise HubError(
-            f"{repo_id!r} is public and would stay so; make it private on the Hub, or push it as public."
+            f"{repo_id!r} is public and would stay public; make it private on the Hub, or push it as public."
         )
     return info
 
@@ -116,7 +116,7 @@ def _create(api: HfApi, repo_id: str, private: bool) -> None:
             if error.response.status_code != 409:
                 raise
             raise HubError(
-                f"{repo_id!r} exists already; choose another name, or say that it may be overwritten."
+                f"{repo_id!r} exists already; choose another name, or allow overwriting it."
             ) from error
 
 

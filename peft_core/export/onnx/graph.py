@@ -66,7 +66,7 @@ def write_fp32(model: TrainedModel, tokenizer: Any, path: Path) -> bool:
     except torch.onnx.OnnxExporterError as error:
         model_type = model.config.model_type
         raise ExportError(
-            f"torch cannot write this {model_type} model as ONNX; take the adapter or the merged model."
+            f"torch cannot write this {model_type} model as ONNX; export the adapter or the merged model."
         ) from error
     assert program is not None  # it is None without `dynamo` only
     return _save(program.model, path)

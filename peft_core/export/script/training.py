@@ -26,7 +26,7 @@ _METRICS = {
     predicted = (logits >= 0).astype(int)  # a probability of one half or more
     return {
         "micro_f1": f1_score(labels, predicted, average="micro", zero_division=0),
-        # a label that no text has and none is given does not count
+        # a label that is neither true nor predicted in any row does not count
         "macro_f1": f1_score(labels, predicted, average="macro", zero_division=np.nan),
         "subset_accuracy": accuracy_score(labels, predicted),
     }""",
@@ -44,12 +44,12 @@ _LOADER = """    def get_train_dataloader(self):
         batches = TokenBatches(lengths, self.args.train_batch_size, SEED)
         loader = DataLoader(train, batch_sampler=batches, collate_fn=DataCollatorWithPadding(tokenizer))
         return self.accelerator.prepare(loader)"""
-_MOVE_RANKS = '''class MoveRanks(TrainerCallback):
-    """AdaLoRA looks at the gradients after each step, and gives rank to the matrices that need it."""
+_UPDATE_RANKS = '''class UpdateRanks(TrainerCallback):
+    """AdaLoRA reads the gradients after each step and reallocates ranks between the matrices."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         model.base_model.update_and_allocate(state.global_step + 1)'''
-_EVA = f"""# EVA starts from what the first batches look like inside the model.
+_EVA = f"""# EVA initializes LoRA from the activations of the first batches.
 batches = islice(trainer.get_train_dataloader(), {START_BATCHES})
 texts = [{{name: value for name, value in batch.items() if name != "labels"}} for batch in batches]
 initialize_lora_eva_weights(model.eval(), texts)"""
@@ -61,14 +61,14 @@ optimizer = create_loraplus_optimizer(
     loraplus_weight_decay={decay},
     **optimizer_arguments,
 )"""
-_STANDARDIZED = """# The model learns (number - MEAN) / STD: a fresh head would never reach thousands.
+_STANDARDIZED = """# The model learns (number - MEAN) / STD: a new head would not reach thousands.
 numbers = np.array(train["labels"], dtype=float)
 MEAN, STD = float(numbers.mean()), float(numbers.std()) or 1.0
 
 
 def loss(outputs, labels, num_items_in_batch=None):
-    wanted = ((labels.view(-1).double() - MEAN) / STD).float()
-    total = mse_loss(outputs["logits"].float().view(-1), wanted, reduction="sum")
+    standardized = ((labels.view(-1).double() - MEAN) / STD).float()
+    total = mse_loss(outputs["logits"].float().view(-1), standardized, reduction="sum")
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -82,11 +82,11 @@ def output_layer(model):
         and "original_module" not in name
     ]
     return layers[-1]"""
-_STANDARDIZE_HEAD = """# The head knows numbers already: bring it to the scale in which they are learned.
+_STANDARDIZE_HEAD = """# The head predicts numbers already: rescale it to the standardized numbers.
 with torch.no_grad():
     output_layer(model).weight.div_(STD)
     output_layer(model).bias.sub_(MEAN).div_(STD)"""
-_RESCALE_HEAD = """# From here on the output layer gives numbers in their own unit.
+_RESCALE_HEAD = """# From here on the output layer predicts numbers in their own unit.
 with torch.no_grad():
     output_layer(model).weight.mul_(STD)
     output_layer(model).bias.mul_(STD).add_(MEAN)"""
@@ -168,7 +168,7 @@ def trainer_block(config: TrainConfig, facts: ModelFacts, *, evaluate: bool) -> 
         f"logging_steps={loss_steps(facts.steps)}",
         *_device_arguments(config),
     ]
-    compute_metrics = "compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)"
+    compute_metrics = "compute_metrics=lambda outputs: metrics(outputs.predictions, outputs.label_ids)"
     keywords = ["eval_dataset=validation"] * evaluate
     keywords += [compute_metrics] * (evaluate and facts.problem_type != REGRESSION)
     callbacks = _callbacks(config, facts)
@@ -183,14 +183,14 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
     arguments = [
         'output_dir="checkpoints"',
         *_settings_arguments(config),
-        ('train_sampling_strategy="group_by_length"', "texts of like length together"),
+        ('train_sampling_strategy="group_by_length"', "texts of similar length together"),
         *_evaluation_arguments(config),
         *best_step_arguments(config, facts),
         *_device_arguments(config),
     ]
     keywords = ["eval_dataset=validation"]
     if measures_for_best_step(config, facts):
-        keywords.append("compute_metrics=lambda seen: metrics(seen.predictions, seen.label_ids)")
+        keywords.append("compute_metrics=lambda outputs: metrics(outputs.predictions, outputs.label_ids)")
     callbacks = _callbacks(config, facts)
     if config.early_stopping_patience and best_step_arguments(config, facts):
         callbacks[_early_stopping(config)] = ""
@@ -198,7 +198,7 @@ def short_trainer_block(config: TrainConfig, facts: ModelFacts) -> str:
     trainer = _trainer_lines(config, facts, "Trainer", arguments, keywords)
     if config.load_best_model_at_end and not best_step_arguments(config, facts):
         trainer = (
-            f"# Trainer cannot load an earlier step of this method again: the last one is kept.\n{trainer}"
+            f"# Trainer cannot reload an earlier step of this method, so the last step is kept.\n{trainer}"
         )
     return "\n\n\n".join([*filter(None, callbacks.values()), trainer])
 
@@ -251,7 +251,7 @@ def _early_stopping(config: TrainConfig) -> str:
 
 def _callbacks(config: TrainConfig, facts: ModelFacts) -> dict[str, str]:
     """Return the callbacks of a trainer: calls mapped to the source of their classes."""
-    callbacks = {"MoveRanks()": _MOVE_RANKS} if config.method == "adalora" else {}
+    callbacks = {"UpdateRanks()": _UPDATE_RANKS} if config.method == "adalora" else {}
     if facts.steps is not None and facts.kept_step is not None and facts.kept_step < facts.steps:
         source = _STOP_AT_KEPT_STEP.format(steps=facts.steps, kept=facts.kept_step)
         callbacks["StopAtKeptStep()"] = source
@@ -330,7 +330,7 @@ def train_block(config: TrainConfig, facts: ModelFacts) -> str:
 
 def evaluate_block() -> str:
     """Return lines that print the metrics on the test rows."""
-    return """# Texts of like length in one batch need little padding.
+    return """# Texts of similar length in one batch need little padding.
 order = np.argsort([-len(tokens) for tokens in test["input_ids"]], kind="stable")
 test = test.select(order)
 result = metrics(trainer.predict(test).predictions, np.array(test["labels"]))

@@ -15,9 +15,9 @@ from peft_core.views.components import message
 from peft_core.views.inference import calibration_table, coverage_chart, reliability_chart
 
 HELP = (
-    "A probability is worth its name if, of the answers given with 0.9, nine in ten are right. The "
-    "temperature makes it so; thresholds weigh the labels; below the least confidence the model says "
-    "nothing. All are chosen on validation rows, saved with the run, and travel with every export."
+    "Probabilities are calibrated if nine in ten of the answers with probability 0.9 are correct. The "
+    "temperature calibrates them, and thresholds weight the labels. Below the minimum confidence the model "
+    "gives no answer. All are chosen on validation rows, saved with the run, and part of every export."
 )
 
 
@@ -63,22 +63,22 @@ def _rule_form() -> RuleForm:
     gr.HTML(f'<p class="quiet">{HELP}</p>')
     with gr.Row():
         temperature = gr.Number(1.0, label="Temperature", elem_id="temperature", step=0.01)
-        abstain = gr.Number(0.0, label="Least confidence", elem_id="abstain", step=0.01)
+        abstain = gr.Number(0.0, label="Minimum confidence", elem_id="abstain", step=0.01)
     thresholds = gr.Dataframe(
         headers=["label", "threshold"],
         datatype=["str", "number"],
         value=[],
         static_columns=[0],
-        label="Thresholds (empty: the likeliest label)",
+        label="Thresholds (empty: the most probable label)",
         elem_id="thresholds",
         max_height=220,
     )
     with gr.Row():
         fit_thresholds = gr.Checkbox(False, label="Fit thresholds (best F1)", elem_id="fit-thresholds")
-        at_least = gr.Number(0, label="Right answers, at least % (0: any)", elem_id="at-least")
+        at_least = gr.Number(0, label="Minimum accuracy, % (0: any)", elem_id="at-least")
     with gr.Row():
         fit = gr.Button("Fit", elem_id="fit")
-        plain = gr.Button("Plain rule", elem_id="plain-rule")
+        plain = gr.Button("Default rule", elem_id="plain-rule")
         save = gr.Button("Save with the run", variant="primary", elem_id="save-rule")
     status = gr.HTML(elem_id="rule-said")
     return RuleForm(temperature, thresholds, abstain, fit_thresholds, at_least, fit, plain, save, status)
@@ -156,7 +156,7 @@ def _suggest(
 
 
 def _reset(workbench: Workbench, run_id: str | None) -> list[Any]:
-    """Return the plain rule: temperature 1, no thresholds, no abstention."""
+    """Return the default rule: temperature 1, no thresholds, no abstention."""
     try:
         labels = workbench.decision_rule(run_id)["labels"] if run_id else ()
     except PeftCoreError as error:
@@ -173,7 +173,7 @@ def _save(workbench: Workbench, run_id: str | None, *values: Any) -> list[Any]:
         digest = _digest(workbench, run_id, workbench.decision_rule(run_id))
     except PeftCoreError as error:
         return [message(str(error)), gr.skip()]
-    return [message("Saved: predictions and exports of this run go by it.", "note"), digest]
+    return [message("Saved: predictions and exports of this run use this rule.", "note"), digest]
 
 
 def _digest(workbench: Workbench, run_id: str | None, rule: Mapping[str, Any]) -> str:
@@ -183,7 +183,7 @@ def _digest(workbench: Workbench, run_id: str | None, rule: Mapping[str, Any]) -
 
 
 def _values_of(rule: Mapping[str, Any]) -> list[Any]:
-    """Return temperature, table of thresholds and least confidence, as the components take them."""
+    """Return temperature, table of thresholds and minimum confidence, as the components take them."""
     thresholds = rule.get("thresholds", {})
     rows = [[label, thresholds.get(label)] for label in rule.get("labels", ())]
     table = pd.DataFrame(rows, columns=["label", "threshold"])

@@ -63,7 +63,7 @@ def build_explain_tab(workbench: Workbench, picker: gr.Radio, run_version: gr.St
         names = [(name, name) for name in metrics.get("labels", [])]
         chosen, true, predicted = (
             gr.update(choices=[(first, ""), *names], visible=bool(names))
-            for first in ("the predicted one", "any", "any")
+            for first in ("the predicted label", "any", "any")
         )
         pair = gr.update(visible=bool(metrics.get("text_pair")))
         return [pair, chosen, true, predicted, *search(run_id, *filters)]
@@ -89,7 +89,7 @@ def _build_question() -> Question:
     second = gr.Textbox(label="Second text", lines=2, elem_id="why-pair", visible=False)
     with gr.Row():
         label = gr.Dropdown(
-            [("the predicted one", "")], value="", label="Label to explain", elem_id="why-label"
+            [("the predicted label", "")], value="", label="Label to explain", elem_id="why-label"
         )
         go = gr.Button("Explain", variant="primary", elem_id="explain")
     return Question(text, second, label, go, gr.HTML(elem_id="explained"))
@@ -174,7 +174,9 @@ def _explanation(text: str, pair: str, attributions: dict[str, dict[str, Any]]) 
 def _count_line(matches: dict[str, Any]) -> str:
     total, listed = matches["total"], len(matches["rows"])
     limited = f", the first {listed} are shown" if total > listed else ""
-    return f'<p class="quiet" data-testid="rows-count">{total:,} rows{limited}. A click explains one.</p>'
+    return (
+        f'<p class="quiet" data-testid="rows-count">{total:,} rows{limited}. Click a row to explain it.</p>'
+    )
 
 
 def _cell(row: dict[str, Any], name: str) -> Any:

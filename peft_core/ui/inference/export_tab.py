@@ -30,13 +30,13 @@ from peft_core.views.export_reports import (
 EMBEDDINGS = (
     "The adapted encoder without its head: sentence vectors for search, read by sentence-transformers."
 )
-ONNX = "One file for ONNX Runtime in float32 and one in int8, judged on the test rows before you take them."
+ONNX = "Two files for ONNX Runtime, float32 and int8, evaluated on the test rows before you download them."
 PAGE = (
     "A folder with one HTML page that runs the classifier in the visitor's browser: host it anywhere that "
     "serves files. The text never leaves the visitor's machine. A few short test rows become its examples, "
-    "which whoever opens the page can read."
+    "which anyone who opens the page can read."
 )
-HUB = "Under your own account, with a model card that fills itself. The token is used once and kept nowhere."
+HUB = "Under your own account, with a generated model card. The token is used once and is not stored."
 PUSHED = [("Adapter", "adapter"), ("Merged model", "merged")]
 
 
@@ -50,17 +50,17 @@ def build_export_tab(
         with gr.Column():
             _build_zips(workbench, picker)
             with gr.Accordion("ONNX", open=True):
-                drop = gr.Number(0.5, label="Largest drop, points", elem_id="max-drop")
+                drop = gr.Number(0.5, label="Maximum drop, points", elem_id="max-drop")
                 onnx = exporter("onnx", ONNX, onnx_report, options={"max_drop": drop})
             with gr.Accordion("Embeddings", open=False):
                 embeddings = exporter("embeddings", EMBEDDINGS, embeddings_report)
                 _build_search(workbench, picker)
-            with gr.Accordion("A page of its own", open=False):
+            with gr.Accordion("Web page", open=False):
                 page = exporter("page", PAGE, page_report)
         with gr.Column():
             with gr.Accordion("Push to the Hub", open=True):
                 push = _build_push(workbench, picker)
-            with gr.Accordion("The code", open=True):
+            with gr.Accordion("Code", open=True):
                 script = _build_code(workbench, picker, triggers)
     return [onnx, embeddings, page, push, script]
 
@@ -95,7 +95,7 @@ def _build_exporter(
     """
     gr.HTML(f'<p class="quiet">{description}</p>')
     with gr.Row():
-        make = gr.Button("Make", elem_id=f"make-{kind}", variant="primary")
+        make = gr.Button("Export", elem_id=f"make-{kind}", variant="primary")
         download = gr.Button("Download zip", elem_id=f"take-{kind}", interactive=False)
     output = gr.HTML(elem_id=f"made-{kind}")
     components = options or {}
@@ -157,7 +157,7 @@ def _build_push(workbench: Workbench, picker: gr.Radio) -> gr.Button:
         token = gr.Textbox(label="Hub token with write rights", type="password", elem_id="push-token")
     with gr.Row():
         private = gr.Checkbox(True, label="Private", elem_id="push-private")
-        overwrite = gr.Checkbox(False, label="Overwrite what is there", elem_id="push-overwrite")
+        overwrite = gr.Checkbox(False, label="Overwrite existing files", elem_id="push-overwrite")
         go = gr.Button("Push", variant="primary", elem_id="push")
     output = gr.HTML(elem_id="pushed")
 

@@ -22,7 +22,7 @@ HELP = (
     "with label, confidence and the probability of each label."
 )
 _GUESSED = "Guessed"
-_ROW = "Of the sheet, or line of the CSV; guessed if 0."
+_ROW = "Row of the sheet or line of the CSV file; guessed if 0."
 _WITH_HEADER_ROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
 VARIANTS = [("Adapter", "adapter"), ("Merged", "merged"), ("Base", "base")]
 
@@ -141,7 +141,7 @@ def _wire_columns(
 
 def _file_form() -> FileForm:
     """Build the layout."""
-    upload = gr.File(label="A file of texts", file_types=list(FILE_TYPES), elem_id="file", height=130)
+    upload = gr.File(label="File of texts", file_types=list(FILE_TYPES), elem_id="file", height=130)
     gr.HTML(f'<p class="quiet">{HELP}</p>')
     with gr.Row():
         text = gr.Dropdown([], label="Text column", elem_id="file-text")
@@ -156,7 +156,7 @@ def _file_form() -> FileForm:
     exact = gr.Checkbox(
         False,
         label="Float32 throughout",
-        info="Else a long file is answered in bfloat16 where this machine gains by it.",
+        info="Otherwise a long file is predicted in bfloat16 if that is faster on this machine.",
         elem_id="file-exact",
     )
     return FileForm(upload, [text, pair, label], variant, exact, sheet_name, header_row)

@@ -17,8 +17,8 @@ from peft_core.views.components import message
 
 NO_RUN = message("No run is picked: choose one at the side, or press Train first.", "note")
 READ_ONLY = (
-    "This run is not yours: you can read it, try its model on a text and download what was made of it. "
-    "Buttons that write into it are off."
+    "This run is not yours: you can read it, try its model on a text and download its exports. Buttons "
+    "that write to it are disabled."
 )
 
 

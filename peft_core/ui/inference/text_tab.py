@@ -15,7 +15,7 @@ from peft_core.views.cards import prediction_card
 from peft_core.views.components import message
 from peft_core.views.inference import runs_table
 
-OTHER_RUNS_INFO = "Any finished runs; those of one base model share its weights."
+OTHER_RUNS_INFO = "Any finished runs; runs of the same base model share its weights."
 DEFAULT_EXAMPLES = [
     ["A gorgeous, witty, seductive movie."],
     ["The plot is a mess and the jokes fall flat."],
@@ -38,7 +38,7 @@ def build_text_tab(workbench: Workbench, picker: gr.Radio, run_version: gr.State
     other_runs = gr.Dropdown(
         [],
         multiselect=True,
-        label="Ask other runs too",
+        label="Also predict with other runs",
         elem_id="others",
         info=OTHER_RUNS_INFO,
         filterable=True,

@@ -1,14 +1,14 @@
-// The library and the model, every file checked before it is used, and texts to raw outputs.
+// Loads the library and the model, verifies every file before it is used, and computes the logits of a text.
 
 import { encode } from "./tokens.js";
 
-const VENDOR = "vendor/"; // a copy of the library beside the page, used first
+const VENDOR = "vendor/"; // a copy of the library beside the page, preferred
 
 /**
- * What the page asks: `logits(text, pair)` gives `raw` (Float32Array), and how the text was read: whether it
- * was `cut`, and whether all of it is `unknown` to the tokenizer.
+ * Returns the classifier. Its `logits(text, pair)` gives `raw` (the logits, a Float32Array), whether the text was
+ * `cut`, and whether all of it is `unknown` to the tokenizer.
  *
- * `settings` is page.json; `onProgress(loaded, total)` counts bytes. Throws an Error that a person can read.
+ * `settings` is page.json; `onProgress(loaded, total)` counts bytes. Throws an Error with a message for the visitor.
  */
 export async function loadClassifier(settings, onProgress) {
   if (!globalThis.crypto?.subtle) {
@@ -24,40 +24,40 @@ export async function loadClassifier(settings, onProgress) {
 }
 
 async function logits({ Tensor }, tokenizer, model, text, pair, maxLength) {
-  const found = encode(tokenizer, text, pair, maxLength);
+  const encoding = encode(tokenizer, text, pair, maxLength);
   const tensor = (numbers) => new Tensor("int64", BigInt64Array.from(numbers, BigInt), [1, numbers.length]);
   const output = await model({
-    input_ids: tensor(found.ids),
-    attention_mask: tensor(found.ids.map(() => 1)),
-    token_type_ids: tensor(found.types),
+    input_ids: tensor(encoding.ids),
+    attention_mask: tensor(encoding.ids.map(() => 1)),
+    token_type_ids: tensor(encoding.types),
   });
-  return { raw: output.logits.data, cut: found.cut, unknown: found.unknown };
+  return { raw: output.logits.data, cut: encoding.cut, unknown: encoding.unknown };
 }
 
-/** transformers.js with its WebAssembly, from `vendor/` where there is one, else from the address it names. */
+/** transformers.js with its WebAssembly, from `vendor/` if that exists, else from its URL. */
 async function loadLibrary(files, download) {
-  const near = await isThere(VENDOR + files[0].name);
+  const isLocal = await exists(VENDOR + files[0].name);
   const [script, factory, wasm] = await Promise.all(
-    files.map((file) => download(file, near ? VENDOR + file.name : file.url, near ? "no-cache" : "default")),
+    files.map((file) => download(file, isLocal ? VENDOR + file.name : file.url, isLocal ? "no-cache" : "default")),
   );
   const library = await import(scriptUrl(script));
   const { env } = library;
   env.backends.onnx.wasm.wasmPaths = { mjs: scriptUrl(factory) };
   env.backends.onnx.wasm.wasmBinary = wasm.buffer;
-  env.backends.onnx.wasm.numThreads = 1; // more need headers that a static host seldom sends
+  env.backends.onnx.wasm.numThreads = 1; // more need headers that static hosts rarely send
   Object.assign(env, { useBrowserCache: false, useWasmCache: false });
   return library;
 }
 
-/** The model's files by name; the library asks for them below, and would hide what is wrong with one. */
+/** Returns the model's files by name; if the library fetched them itself, it would hide the error of a file. */
 async function loadFiles(files, download) {
-  const found = await Promise.all(files.map((file) => download(file, file.name, "no-cache")));
-  return new Map(files.map((file, i) => [`./${file.name}`, found[i]]));
+  const contents = await Promise.all(files.map((file) => download(file, file.name, "no-cache")));
+  return new Map(files.map((file, i) => [`./${file.name}`, contents[i]]));
 }
 
 async function loadModel({ env, AutoTokenizer, ...kinds }, settings, files) {
-  const named = kinds.AutoModelForSequenceClassification.supports(settings.model_type);
-  const kind = named ? kinds.AutoModelForSequenceClassification : kinds.AutoModel; // the bare session
+  const isSupported = kinds.AutoModelForSequenceClassification.supports(settings.model_type);
+  const kind = isSupported ? kinds.AutoModelForSequenceClassification : kinds.AutoModel; // the bare session
   Object.assign(env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: "./" });
   env.fetch = async (url) => new Response(files.get(url), { status: files.has(url) ? 200 : 404 });
   const options = { dtype: settings.precision === "int8" ? "q8" : "fp32", device: "wasm" };
@@ -69,7 +69,7 @@ async function loadModel({ env, AutoTokenizer, ...kinds }, settings, files) {
   return { tokenizer, model };
 }
 
-async function isThere(url) {
+async function exists(url) {
   const answer = await fetch(url, { method: "HEAD", cache: "no-cache" }).catch(() => null);
   return Boolean(answer?.ok) && !answer.headers.get("content-type")?.startsWith("text/html");
 }
@@ -79,15 +79,15 @@ function scriptUrl(bytes) {
 }
 
 /**
- * A function that fetches a file of page.json, checks it, and counts its bytes towards all that is needed.
- * Where one fails, the others stop.
+ * Returns a function that fetches a file of page.json, verifies it, and adds its bytes to the progress.
+ * If one download fails, the others are aborted.
  */
 function downloads(settings, onProgress) {
   const loaded = new Map();
   const total = [...settings.library.files, ...settings.files].reduce((sum, { bytes }) => sum + bytes, 0);
-  const all = new AbortController();
+  const controller = new AbortController();
   const checked = async (file, url, cache) => {
-    const bytes = await fetched(file, url, { cache, signal: all.signal }, (count) => {
+    const bytes = await fetchFile(file, url, { cache, signal: controller.signal }, (count) => {
       loaded.set(file.name, count);
       onProgress([...loaded.values()].reduce((a, b) => a + b), total);
     });
@@ -96,26 +96,26 @@ function downloads(settings, onProgress) {
       `${file.name} is not the file that this page was made with (its checksum differs), so it is not used.`,
     );
   };
-  return (...asked) =>
-    checked(...asked).catch((error) => {
-      all.abort();
+  return (...request) =>
+    checked(...request).catch((error) => {
+      controller.abort();
       throw error;
     });
 }
 
-/** The bytes of a file; what is longer than it should be is not read to its end. */
-async function fetched(file, url, how, onBytes) {
-  const lost = (why) => new Error(`${file.name} could not be loaded (${why}); load the page again.`);
-  const response = await fetch(url, how).catch(() => {
-    throw lost("no connection");
+/** Returns the bytes of a file; a file that is longer than expected is not read to its end. */
+async function fetchFile(file, url, options, onBytes) {
+  const loadError = (reason) => new Error(`${file.name} could not be loaded (${reason}); load the page again.`);
+  const response = await fetch(url, options).catch(() => {
+    throw loadError("no connection");
   });
-  if (!response.ok) throw lost(`the server answered ${response.status}`);
+  if (!response.ok) throw loadError(`the server answered ${response.status}`);
   const bytes = new Uint8Array(file.bytes);
   const reader = response.body.getReader();
   let count = 0;
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
-      throw lost("the connection broke");
+      throw loadError("the connection broke");
     });
     if (done) return bytes.subarray(0, count);
     if (count + value.length > bytes.length) {

@@ -1,16 +1,16 @@
-// How raw outputs become an answer: the rule of peft_core/inference/decision.py, in float64 as there.
+// How logits become an answer: the decision rule of peft_core/inference/decision.py, in float64 as there.
 
 export const SINGLE = "single_label_classification";
 export const MULTI = "multi_label_classification";
 export const REGRESSION = "regression";
-const THRESHOLD = 0.5; // a label of several is given from this probability on
+const THRESHOLD = 0.5; // multi-label: a label is chosen from this probability on
 
-/** Calibrated probabilities, one a label; of a number the number itself. */
-export function probabilities(logits, task, decision) {
+/** Returns calibrated probabilities, one per label; for a regression the number itself. */
+export function probabilities(logits, problemType, decision) {
   const raw = Array.from(logits);
-  if (task === REGRESSION) return raw;
+  if (problemType === REGRESSION) return raw;
   const scaled = raw.map((value) => value / decision.temperature);
-  if (task === MULTI) return scaled.map((value) => 1 / (1 + Math.exp(-value)));
+  if (problemType === MULTI) return scaled.map((value) => 1 / (1 + Math.exp(-value)));
   const most = scaled.reduce((a, b) => Math.max(a, b));
   const powers = scaled.map((value) => Math.exp(value - most));
   const sum = powers.reduce((a, b) => a + b);
@@ -18,28 +18,28 @@ export function probabilities(logits, task, decision) {
 }
 
 /**
- * What one text's raw outputs say: `chosen` (indices of labels), `shares` (a probability a label),
- * `confidence` from 0 to 1, and whether it `abstains`; of a number `value`.
+ * Returns the answer for the logits of one text: `chosen` (indices of labels), `shares` (a probability per label),
+ * `confidence` from 0 to 1, and whether it `abstains`; for a regression `value`.
  */
-export function decide(logits, task, decision) {
-  const shares = probabilities(logits, task, decision);
-  if (task === REGRESSION) {
+export function decide(logits, problemType, decision) {
+  const shares = probabilities(logits, problemType, decision);
+  if (problemType === REGRESSION) {
     return { chosen: [], shares: [], confidence: 1, abstains: 1 < decision.abstain_below, value: shares[0] };
   }
-  const given = task === MULTI ? yesses(shares, decision) : [best(shares, decision)];
+  const chosen = problemType === MULTI ? atLeastThreshold(shares, decision) : [best(shares, decision)];
   const confidence =
-    task === MULTI
-      ? shares.map((share, i) => (given.includes(i) ? share : 1 - share)).reduce((a, b) => Math.min(a, b))
-      : shares[given[0]];
-  return { chosen: given, shares, confidence, abstains: confidence < decision.abstain_below };
+    problemType === MULTI
+      ? shares.map((share, i) => (chosen.includes(i) ? share : 1 - share)).reduce((a, b) => Math.min(a, b))
+      : shares[chosen[0]];
+  return { chosen, shares, confidence, abstains: confidence < decision.abstain_below };
 }
 
-/** From which probability on a label of several is given. */
+/** Returns the probability from which on a label is chosen (multi-label). */
 export function threshold(index, decision) {
   return decision.thresholds[index] ?? THRESHOLD;
 }
 
-function yesses(shares, decision) {
+function atLeastThreshold(shares, decision) {
   return shares.flatMap((share, i) => (share >= threshold(i, decision) ? [i] : []));
 }
 

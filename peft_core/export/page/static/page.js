@@ -1,9 +1,9 @@
-// The page: loads the classifier, and shows what it says of a text. Whatever is not ours is set as text.
+// The page: loads the classifier and shows its prediction. Texts from outside are set as text, never as HTML.
 
 import { loadClassifier } from "./classifier.js";
 import { MULTI, REGRESSION, decide, threshold } from "./decision.js";
 
-const MANY = 12; // labels: of more only the most likely are shown
+const MANY = 12; // labels; if there are more, only the most likely are shown
 const get = (id) => document.getElementById(id);
 
 /** The settings and the classifier, once they are loaded; undefined if that failed. */
@@ -20,7 +20,7 @@ async function start() {
   show(settings);
   get("progress").hidden = false;
   const classifier = await loadClassifier(settings, showProgress);
-  await classifier.logits("a", settings.text_pair ? "a" : null); // a model that cannot run says so now
+  await classifier.logits("a", settings.text_pair ? "a" : null); // so that a model that cannot run fails now
   forbidRequests();
   get("progress").hidden = true;
   get("status").textContent = "Ready.";
@@ -34,7 +34,7 @@ async function readSettings() {
   return response.json();
 }
 
-/** From here on the browser itself refuses every request of this page. */
+/** Makes the browser refuse every further request of this page. */
 function forbidRequests() {
   const policy = document.createElement("meta");
   policy.httpEquiv = "Content-Security-Policy";
@@ -50,12 +50,12 @@ async function answer({ settings, classifier }) {
     throw new Error(`The ${text.trim() ? "second text" : "text"} is empty; type a sentence to classify.`);
   }
   get("classify").disabled = true;
-  get("status").textContent = "Reading…";
-  await new Promise((painted) => setTimeout(painted, 30)); // the model holds the page while it computes
+  get("status").textContent = "Predicting…";
+  await new Promise((painted) => setTimeout(painted, 30)); // the page is blocked while the model computes
   try {
     const begun = performance.now();
-    const { raw, ...read } = await classifier.logits(text, pair);
-    showAnswer(settings, decide(raw, settings.problem_type, settings.decision), read);
+    const { raw, ...encoding } = await classifier.logits(text, pair);
+    showAnswer(settings, decide(raw, settings.problem_type, settings.decision), encoding);
     get("took").textContent = `${Math.max(1, Math.round(performance.now() - begun))} ms on this machine`;
   } finally {
     get("classify").disabled = false;
@@ -63,35 +63,37 @@ async function answer({ settings, classifier }) {
   }
 }
 
-function showAnswer(settings, found, { cut, unknown }) {
-  get("answer").textContent = answerWords(settings, found);
-  get("answer").classList.toggle("none", found.abstains);
+function showAnswer(settings, prediction, { cut, unknown }) {
+  get("answer").textContent = answerText(settings, prediction);
+  get("answer").classList.toggle("none", prediction.abstains);
   const notes = [];
-  if (found.abstains) notes.push(`Confidence ${share(found.confidence)} is below ${settings.decision.abstain_below}.`);
-  if (unknown) notes.push("The tokenizer knows none of these characters, so the answer means little.");
+  if (prediction.abstains) {
+    notes.push(`Confidence ${share(prediction.confidence)} is below ${settings.decision.abstain_below}.`);
+  }
+  if (unknown) notes.push("The tokenizer does not know any of these characters, so the prediction is not reliable.");
   if (cut) notes.push(`Only the first ${settings.max_length} tokens were read.`);
   get("note").textContent = notes.join(" ");
   get("note").hidden = !notes.length;
-  get("shares").replaceChildren(...bars(settings, found));
+  get("shares").replaceChildren(...bars(settings, prediction));
   get("result").hidden = false;
 }
 
-function answerWords(settings, found) {
-  if (found.abstains) return "No answer";
-  if (settings.problem_type === REGRESSION) return String(Number(found.value.toPrecision(4)));
-  return found.chosen.map((i) => settings.labels[i]).join(", ") || "no label";
+function answerText(settings, prediction) {
+  if (prediction.abstains) return "No answer";
+  if (settings.problem_type === REGRESSION) return String(Number(prediction.value.toPrecision(4)));
+  return prediction.chosen.map((i) => settings.labels[i]).join(", ") || "no label";
 }
 
-/** One row a label, in the order of the labels; of many the most likely first. */
-function bars(settings, found) {
-  const order = found.shares.map((_, i) => i);
-  if (order.length > MANY) order.sort((a, b) => found.shares[b] - found.shares[a]).splice(MANY);
+/** Returns one row per label, in the order of the labels; if there are many, the most likely first. */
+function bars(settings, prediction) {
+  const order = prediction.shares.map((_, i) => i);
+  if (order.length > MANY) order.sort((a, b) => prediction.shares[b] - prediction.shares[a]).splice(MANY);
   return order.map((i) => {
-    const row = make("li", found.chosen.includes(i) && !found.abstains ? "chosen" : "");
+    const row = make("li", prediction.chosen.includes(i) && !prediction.abstains ? "chosen" : "");
     const bar = make("i");
-    bar.style.setProperty("--share", found.shares[i]);
+    bar.style.setProperty("--share", prediction.shares[i]);
     if (settings.problem_type === MULTI) bar.style.setProperty("--from", threshold(i, settings.decision));
-    row.append(make("span", "", settings.labels[i]), bar, make("b", "", share(found.shares[i])));
+    row.append(make("span", "", settings.labels[i]), bar, make("b", "", share(prediction.shares[i])));
     return row;
   });
 }
