@@ -1,4 +1,4 @@
-"""Core of PEFT Workbench, without the page: fine-tune, count, merge and try medium-size encoders.
+"""PEFT Workbench: fine-tune, count, merge and try medium-size encoders, from Python, a page or an API.
 
 The names in `__all__` are the Python API. Each is imported when it is first used: `import peft_core` alone
 loads neither torch nor transformers.

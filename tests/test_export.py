@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import copy_of
 from run_files import reseal
+from safetensors.torch import load_file, save_file
 
 from peft_core.errors import RunError
 from peft_core.export.archives import zip_of
@@ -75,3 +76,13 @@ def test_zip_of_empty_folder_raises(own_run: Run) -> None:
         file.unlink()
     with pytest.raises(RunError, match="is damaged: adapter/manifest.json is missing"):
         zip_of(own_run, "adapter")
+
+
+def test_zip_of_merged_model_of_earlier_adapter_raises(merged_run: Run, tmp_path: Path) -> None:
+    run = copy_of(merged_run, tmp_path)
+    assert zip_of(run, "merged").is_file()
+    path = run.adapter / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    reseal(run.adapter)
+    with pytest.raises(RunError, match="belongs to an earlier adapter; merge it again"):
+        zip_of(run, "merged")

@@ -17,7 +17,7 @@ import torch
 from conftest import copy_of
 from matrix import SMALL
 from processes import ROOT, answer
-from run_files import change_json
+from run_files import change_json, reseal
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -186,6 +186,9 @@ def test_onnx_report_of_an_earlier_adapter_is_none(own_export: Run) -> None:
     path = own_export.adapter / "adapter_model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     assert read_onnx_report(own_export) is None
+    reseal(own_export.adapter)
+    with pytest.raises(RunError, match="belongs to an earlier adapter; export it again"):
+        zip_of(own_export, "onnx")
     for content in ("", "[]", "{}"):
         (own_export.onnx / "report.json").write_text(content, encoding="utf-8")
         assert read_onnx_report(own_export) is None

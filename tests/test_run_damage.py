@@ -29,7 +29,7 @@ from peft_core.runs import run as run_module
 from peft_core.runs.checkpoints import choose_checkpoint
 from peft_core.service.workbench import Workbench
 from peft_core.training.entry import describe_failure, train
-from peft_core.training.inputs import INPUTS_FILE
+from peft_core.training.recorded_inputs import INPUTS_FILE
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from peft_core.runs import Run, RunInTraining
 from peft_core.runs.checkpoints import can_continue
 from peft_core.training import entry as training_process
 from peft_core.training import lower_layers, outputs, results, setup, stopping
-from peft_core.training.admission import PlainStep
 from peft_core.training.entry import train
+from peft_core.training.gradient_check import PlainStep
 from peft_core.training.stopping import StopCheck, Stopped
 from peft_core.training.trainer import RunTrainer
 

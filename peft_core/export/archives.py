@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft_core.errors import DamagedError, RunError
+from peft_core.export.onnx.report import read_onnx_report
 from peft_core.files.atomic import translate_disk_errors
 from peft_core.files.manifests import FileEntry, digest_of, entries_of, verify_folder
+from peft_core.merging.certificate import verified_certificate
 from peft_core.runs import Run
 
 # kind (and folder name): glob of the files that a download needs, and what the error message advises
@@ -54,10 +56,19 @@ def folder_of(run: Run, kind: str) -> Path:
 
 
 def verified_files(run: Run, folder: Path) -> dict[str, FileEntry]:
-    """Verify a folder of a run and return its files; DamagedError if one has changed or is missing."""
+    """Verify a folder of a run and return its files.
+
+    Raises:
+        RunError: a merged model or an ONNX model is of an earlier adapter, as after Continue.
+        DamagedError: a file has changed or is missing.
+    """
     if run.is_version_0:
         return entries_of(folder)
     run.verify(folder)
+    if folder == run.merged:
+        verified_certificate(run)
+    if folder == run.onnx and read_onnx_report(run) is None:
+        raise RunError(f"The ONNX model of {run.run_id!r} belongs to an earlier adapter; export it again.")
     return verify_folder(folder).files
 
 

@@ -110,7 +110,7 @@ class DecisionRule:
         return scores(raw if problem_type == REGRESSION else raw / self.temperature, problem_type)
 
     def decide(self, logits: np.ndarray, problem_type: str) -> np.ndarray:
-        """Return predictions as `problems.decide` does, by this rule; abstention is up to `abstains`."""
+        """Return predictions as `problem_types.decide` does, by this rule; abstention is up to `abstains`."""
         probabilities = self.probabilities(logits, problem_type)
         if problem_type == REGRESSION:
             return probabilities[:, 0]

@@ -172,7 +172,7 @@ _CLASSES: dict[str, tuple[type[_TaskMetric], ...]] = {
 
 
 def task_metrics(problem_type: str, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
-    """Compute every metric of a problem type, the headline first, for predictions from `problems.decide`."""
+    """Compute every metric of a problem type, headline first, for predictions from `problem_types.decide`."""
     metrics: dict[str, float] = {}
     for metric in _CLASSES[problem_type]:
         predicted, true = np.asarray(predictions).tolist(), np.asarray(references).tolist()

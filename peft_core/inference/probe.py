@@ -22,7 +22,7 @@ from peft_core.inference.classifier import Classifier
 from peft_core.models.encoder import BaseModel
 from peft_core.problem_types import MULTI, REGRESSION
 from peft_core.runs import Run
-from peft_core.training.inputs import read_inputs
+from peft_core.training.recorded_inputs import read_inputs
 
 SECONDS = 2.0  # of encoding, after which no more rows are added: the user waits for it
 MIN_ROWS, MAX_ROWS = 256, 1000

@@ -48,7 +48,7 @@ class Evaluation:
 
     @cached_property
     def decided(self) -> np.ndarray:
-        """Predictions as `problems.decide` returns them, by the run's decision rule."""
+        """Predictions as `problem_types.decide` returns them, by the run's decision rule."""
         return self.decision_rule.decide(self.rows.logits, self.problem_type)
 
     @cached_property
@@ -76,7 +76,7 @@ class Evaluation:
         return np.logaddexp.reduce(scaled, -1) - np.take_along_axis(scaled, true[:, None], -1)[:, 0]
 
     def format_labels(self, labels: np.ndarray) -> list[str]:
-        """Return labels or predictions, in the format of `problems.decide`, as text."""
+        """Return labels or predictions, in the format of `problem_types.decide`, as text."""
         if self.problem_type == REGRESSION:
             return [f"{number:.4g}" for number in labels]
         if self.problem_type == MULTI:

@@ -281,7 +281,7 @@ class _FilePrediction:
             )
 
     def _encode_label(self, label: Any) -> Any:
-        """Convert a label to the format of `problems.decide`."""
+        """Convert a label to the format of `problem_types.decide`."""
         if self.problem_type == MULTI:
             return [int(name in label) for name in self.names]
         return label if self.problem_type == REGRESSION else self.names.index(label)

@@ -2,6 +2,8 @@
 
 A checkpoint appears by one rename. It holds a manifest of its files and a record of the run's inputs. Before
 a checkpoint is used, every file is compared with that manifest; a damaged one is skipped for the next older.
+Whether the data, labels, base model and settings are still those of the checkpoint is checked when the
+training starts, by `training/recorded_inputs.py`.
 """
 
 import re

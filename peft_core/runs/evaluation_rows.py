@@ -22,7 +22,7 @@ class EvaluationRows:
     Attributes:
         texts: First or only texts.
         pairs: Second texts, or None.
-        labels: Labels in the form that `problems.decide` returns.
+        labels: Labels in the form that `problem_types.decide` returns.
         logits: Raw outputs before any temperature, float64 of shape (rows, outputs).
     """
 

@@ -84,8 +84,8 @@ class Parameters(Record):
 class RunResult(Record):
     """The metrics of a run on its test rows. `result["accuracy"]` reads any entry by its name.
 
-    The metrics depend on the problem type (`problems.METRICS`); entries without a field here are stored as
-    they are. `adapter_sha256` is the hash of the adapter that was evaluated.
+    The metrics depend on the problem type (`problem_types.METRICS`); entries without a field here are stored
+    as they are. `adapter_sha256` is the hash of the adapter that was evaluated.
     """
 
     model_config = ConfigDict(extra="allow")

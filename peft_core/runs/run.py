@@ -22,8 +22,8 @@ from peft_core.files.atomic import NOT_REGULAR, atomic_folder, remove_tree, tran
 from peft_core.files.process_identity import command_line, is_same_process
 from peft_core.files.records import read_json, read_record, write_sealed
 from peft_core.runs.metrics import read_metrics
+from peft_core.runs.read_cache import read_cached
 from peft_core.runs.records import ENDED, FAILED, FINISHED, KILLED, RUNNING, RunResult, RunState
-from peft_core.runs.signatures import read_cached
 
 CONFIG_FILE, STATUS_FILE, RESULT_FILE, LOCK_FILE = "config.json", "status.json", "result.json", "lock"
 _FOLDERS = (
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Parquet of the test rows, as `rows.write_evaluation_rows` writes it."""
+        """Parquet of the test rows, as `evaluation_rows.write_evaluation_rows` writes it."""
         return self.results / "evaluation.parquet"
 
     @property

@@ -1,4 +1,7 @@
-"""The uploads of the current visitor: storing them, counting their rows, and resolving their names."""
+"""The uploads of the current visitor: storing them, counting their rows, and resolving their names.
+
+What an upload passes before it comes here is listed in `access/__init__.py`.
+"""
 
 import shutil
 import threading

@@ -22,8 +22,8 @@ from peft_core.files.hashing import sha256_of_file
 from peft_core.problem_types import LOWER_IS_BETTER
 from peft_core.runs.checkpoints import STATE_FILE, step_of
 from peft_core.runs.kept_step import KeptStep, Reason
-from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.processes import is_main_process
+from peft_core.training.trained_weights import load_trained, save_trained
 
 BEST, TRAINER_STATE = "best.safetensors", "trainer_state.json"
 

@@ -34,7 +34,7 @@ from peft_core.methods.registry import bits_of, virtual_tokens
 from peft_core.models.encoder import max_input_length, meta_model, model_config, set_dropout
 from peft_core.models.modules import config_of, encoder_layers
 from peft_core.models.presets import DATASETS
-from peft_core.training.admission import CHECKED_TEXTS
+from peft_core.training.gradient_check import CHECKED_TEXTS
 from peft_core.training.memory import SHARE, SPARE
 from peft_core.training.speedups import UNCOMPILED_CHANGES, Undo
 

@@ -19,9 +19,9 @@ from peft_core.models.sources import hub_commit
 from peft_core.problem_types import REGRESSION
 from peft_core.runs import RunInTraining
 from peft_core.runs.checkpoints import CheckpointChoice, choose_checkpoint
-from peft_core.training.inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
 from peft_core.training.losses import LabelScale, Loss, check_objective, task_loss
 from peft_core.training.processes import is_main_process, processes
+from peft_core.training.recorded_inputs import RunInputs, begin_inputs, check_inputs, inputs_of, read_inputs
 from peft_core.training.results import label_array
 from peft_core.training.schedule import evaluation_rows, total_steps
 from peft_core.training.stopping import Stopped

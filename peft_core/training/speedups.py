@@ -19,9 +19,9 @@ from peft_core.config import TrainConfig
 from peft_core.hardware import is_bfloat16_faster, measure_seconds
 from peft_core.methods.registry import METHODS, TRAINS_LAYERS
 from peft_core.models.modules import config_of, encoder_layers
-from peft_core.training.admission import PlainStep, gradient
 from peft_core.training.fallback import AppliedOptimizations, TrainingOptimizations
 from peft_core.training.first_token import first_token_forward
+from peft_core.training.gradient_check import PlainStep, gradient
 from peft_core.training.kernels import attention, lora_linear
 from peft_core.training.lower_layers import FrozenLayerCache, TextsToCache, frozen_below
 

@@ -36,7 +36,6 @@ from peft_core.runs.checkpoints import STATE_FILE, list_checkpoints, remove_olde
 from peft_core.runs.kept_step import KeptStep, metric_for_best
 from peft_core.training.batches import TokenBatches, UnpaddedCollator
 from peft_core.training.best import TRAINER_STATE, BestStep, StepKeeper
-from peft_core.training.checkpoints import load_trained, save_trained
 from peft_core.training.divergence import divergence_error, first_not_finite, named_values, not_finite
 from peft_core.training.fallback import (
     AppliedOptimizations,
@@ -44,11 +43,12 @@ from peft_core.training.fallback import (
     random_state,
     set_random_state,
 )
-from peft_core.training.inputs import RunInputs, write_inputs
 from peft_core.training.losses import LabelScale, Loss
 from peft_core.training.processes import broadcast_from_main, is_main_process, processes, rank
+from peft_core.training.recorded_inputs import RunInputs, write_inputs
 from peft_core.training.schedule import first_comparable_step, total_steps
 from peft_core.training.speedups import uncompiled
+from peft_core.training.trained_weights import load_trained, save_trained
 
 GPU_WORKERS = 2  # processes that prepare batches while a GPU computes
 logger = logging.getLogger(__name__)

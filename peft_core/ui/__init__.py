@@ -1,1 +1,1 @@
-"""The page: one file for each tab, one for the form, one for the theme; all of it calls peft_core."""
+"""The page and the endpoints: a file for each tab and card. Handlers call the facade in `service/`."""

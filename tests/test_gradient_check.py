@@ -21,9 +21,9 @@ from peft_core.config import TrainConfig
 from peft_core.methods.adapters import apply_method
 from peft_core.models.encoder import load_base, set_dropout
 from peft_core.models.modules import encoder_layers
-from peft_core.training import admission, speedups
-from peft_core.training.admission import PlainStep, mask_variants
+from peft_core.training import gradient_check, speedups
 from peft_core.training.entry import train
+from peft_core.training.gradient_check import PlainStep, mask_variants
 from peft_core.training.speedups import optimize_training
 from peft_core.training.trainer import RunTrainer
 
@@ -116,7 +116,7 @@ def test_mpnet_admitted_on_unmasked_batch_only_fails_at_second_step(
 ) -> None:
     """Reproduce the failure of the real run, so that the tests above are known to detect it."""
     monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
-    monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
+    monkeypatch.setattr(gradient_check, "mask_variants", lambda batch, pad: [batch])
     model, config = wide_model(tmp_path, "mpnet")
     first, second, *_ = mixed_batches(model)
     with optimize_training(model, config, first, STEPS) as applied:
@@ -151,7 +151,7 @@ def test_mpnet_run_with_unmasked_and_masked_batches_finishes(
     monkeypatch.setattr(RunTrainer, "compute_loss", recorded)
     if not fixed:
         monkeypatch.setattr(speedups, "_narrow_hooks", only_first_layer_narrowed)
-        monkeypatch.setattr(admission, "mask_variants", lambda batch, pad: [batch])
+        monkeypatch.setattr(gradient_check, "mask_variants", lambda batch, pad: [batch])
     config = {
         "model_name_or_path": str(make_tiny(tmp_path / "model", "mpnet", **WIDE)),
         "dataset_name": str(mixed_lengths(tmp_path / "data")),
