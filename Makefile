@@ -10,9 +10,9 @@ run: .venv/installed
 	$(BIN)/python app.py
 
 test: .venv/installed-tests
-	$(BIN)/python tests/browser.py
+	$(BIN)/python tests/support/browser.py
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m alone tests/test_app.py
+	$(BIN)/python -m pytest -m alone tests/browser/test_app.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed-tests
@@ -22,11 +22,11 @@ check: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py -k "not example_runs"
+	$(BIN)/python -m pytest tests/integration/test_house.py tests/integration/test_docs.py -k "not example_runs"
 
 # The bars of the code: names, types, sizes. Exits 1 while one is missed.
 house: .venv/installed-tests
-	$(BIN)/python tests/house.py
+	$(BIN)/python tests/support/house.py
 
 style: .venv/installed-tests
 	$(BIN)/ruff check --fix .
@@ -37,44 +37,44 @@ docs: .venv/installed
 	PYTHONPATH=. $(BIN)/python docs/generate.py
 
 screenshots: .venv/installed-tests
-	$(BIN)/python tests/screenshots.py
+	$(BIN)/python tests/support/screenshots.py
 
 matrix: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.method_matrix
+	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.method_matrix
 
 exports: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.export_matrix
+	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.export_matrix
 
 # ARGS: names of batteries (all by default), --scale 0.1 for a share of the cases, --minutes of the soak and the load
 batteries: .venv/installed-tests
-	PYTHONPATH=.:tests CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m batteries $(ARGS)
+	PYTHONPATH=.:tests/support CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m batteries $(ARGS)
 
 bench: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_speed $(ARGS)
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_speed $(ARGS)
 
 bench-accuracy: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_accuracy $(ARGS)
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_accuracy $(ARGS)
 
 bench-page: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_page
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_page
 
 bench-processes: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_processes
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_processes
 
 bench-memory: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_memory benchmarks/results/memory_cpu.json
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_memory benchmarks/results/memory_cpu.json
 
 bench-grid: .venv/installed-tests
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_grid benchmarks/results/grid.jsonl
+	PYTHONPATH=.:tests/support OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.bench_grid benchmarks/results/grid.jsonl
 
 bench-default: .venv/installed-tests
 	PYTHONPATH=. $(BIN)/python -m benchmarks.bench_default
 
 bench-methods: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -m benchmarks.bench_methods benchmarks/results/methods.jsonl
+	PYTHONPATH=.:tests/support $(BIN)/python -m benchmarks.bench_methods benchmarks/results/methods.jsonl
 
 bench-inference: .venv/installed-tests
-	PYTHONPATH=.:tests $(BIN)/python -W ignore -m benchmarks.bench_inference
+	PYTHONPATH=.:tests/support $(BIN)/python -W ignore -m benchmarks.bench_inference
 
 # What is pinned comes first and by its SHA-256; then torch, and what another system or Python needs besides.
 .venv/installed: requirements.txt pre-requirements.txt hashes.txt
@@ -92,13 +92,13 @@ bench-inference: .venv/installed-tests
 pins:
 	$(PYTHON) -m venv --clear .venv-pins
 	.venv-pins/bin/python $(PIP_INSTALL) -r requirements.txt -r tests/requirements.txt uv==0.13.9
-	.venv-pins/bin/python tests/pins.py
+	.venv-pins/bin/python tests/support/pins.py
 	rm -rf .venv-pins
 
 # Looks up the pinned versions among the known vulnerabilities.
 audit: .venv/installed
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python $(PIP_INSTALL) pip-audit==2.10.1; }
-	$(BIN)/python tests/audit.py .venv-audit/bin/pip-audit
+	$(BIN)/python tests/support/audit.py .venv-audit/bin/pip-audit
 
 clean:
 	rm -rf .venv .venv-pins .venv-audit .pytest_cache .ruff_cache

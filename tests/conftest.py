@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def hide_bitsandbytes(config: pytest.Config) -> None:
     """Hide bitsandbytes from processes that tests start, not from test processes; see sitecustomize.py."""
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "support")
     starts_workers = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
     if starts_workers:
         os.environ["BITSANDBYTES"] = "1"

@@ -13,7 +13,7 @@ from peft_core.data.files import read_table
 from peft_core.data.streams import open_rows
 from peft_core.errors import DataError
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 

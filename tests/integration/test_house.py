@@ -189,8 +189,6 @@ def test_what_the_code_imports_is_asked_for() -> None:
 
 
 def test_every_test_that_must_run_alone_lies_in_a_file_that_make_runs() -> None:
-    marked = {
-        path.name for path in Path(__file__).parent.glob("test_*.py") if ALONE in path.read_text("utf-8")
-    }
+    marked = {path.name for path in (ROOT / "tests").rglob("test_*.py") if ALONE in path.read_text("utf-8")}
     (line,) = [line for line in (ROOT / "Makefile").read_text("utf-8").splitlines() if "-m alone" in line]
     assert {Path(word).name for word in line.split() if word.endswith(".py")} == marked

@@ -112,6 +112,6 @@ def test_audit_report_names_vulnerable_and_unknown_packages() -> None:
 
 
 def test_audit_without_network_reports_error() -> None:
-    done = python("tests/audit.py", "/bin/false")
+    done = python("tests/support/audit.py", "/bin/false")
     assert done.returncode == 2
     assert "No audit: the list of vulnerabilities cannot be reached" in done.stderr

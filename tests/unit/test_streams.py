@@ -21,7 +21,7 @@ from peft_core.data.unpacking import unpacked_bytes
 from peft_core.data.writers import escape_formula, writer_for
 from peft_core.errors import DataError
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 ROWS = [("Grüße, „Welt“", "gut"), ('sie sagte "nein"', "schlecht"), ("", "gut"), ("zwei\nZeilen", "gut")] * 30
 
 

@@ -1,7 +1,7 @@
 """The JavaScript library of an exported page: fetched by npm and checked against the record.
 
-python tests/page_library.py FOLDER puts the pinned files into FOLDER, for a page's `vendor/`.
-python tests/page_library.py --pin VERSION writes another version and its checksums into the record.
+python tests/support/page_library.py FOLDER puts the pinned files into FOLDER, for a page's `vendor/`.
+python tests/support/page_library.py --pin VERSION writes another version and its checksums into the record.
 """
 
 import json

@@ -18,7 +18,7 @@ from peft_core.data.writers import writer_for
 from peft_core.errors import ConfigError, DataError
 from peft_core.views.data import data_facts
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 TABLE = [["text", "label"], ["good", "pos"], ["bad", "neg"]]
 Sheet = Sequence[Sequence[Any]]
 

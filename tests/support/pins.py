@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, TESTS = "pre-requirements.txt", "tests/pins.txt"
 HASHES = {RUNTIME: "hashes.txt", TESTS: "tests/hashes.txt"}
 

@@ -20,7 +20,7 @@ from peft_core.data.streams import open_rows
 from peft_core.data.writers import JsonLinesWriter
 from peft_core.errors import DataError, PeftCoreError
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 ROWS = [{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
 

@@ -22,7 +22,7 @@ from peft_core.data.writers import writer_for
 from peft_core.errors import DataError
 from peft_core.service.workbench import Workbench
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 CSV = "text,label\n" + "good,pos\nbad,neg\n" * 20
 
 

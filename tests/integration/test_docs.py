@@ -294,7 +294,7 @@ def test_documents_have_python_blocks_and_examples_that_run() -> None:
 def test_example_runs(document: Document, tmp_path: Path) -> None:
     for block in document.code_blocks():
         if block.runs:
-            variables = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+            variables = environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests/support'}")
             command = [sys.executable, "-W", "ignore", "-c", block.code]
             process = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
             assert process.returncode == 0, process.stderr[-4000:]

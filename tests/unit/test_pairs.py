@@ -16,7 +16,7 @@ from peft_core.data.pairs import BOTH, FIRST, PAIR, group_pairs, group_strata
 from peft_core.data.splits import hold_out
 from peft_core.data.text_keys import pair_key, text_key
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 quick = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 

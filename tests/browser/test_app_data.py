@@ -14,7 +14,7 @@ from tiny import make_tiny_bert
 
 from peft_core.runs import list_runs
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 TONES = {
     "sehr gut": ["großartig", "wunderbar", "hervorragend", "excellent", "wonderful"],
     "gut": ["gut", "nett", "schön", "good", "nice"],

@@ -25,7 +25,7 @@ from peft_core.runs.evaluation_rows import load_evaluation_rows
 from peft_core.views.inference import file_result
 
 LABELS = ["bad", "good"]
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from peft_core.problem_types import MULTI, REGRESSION, SINGLE
 from peft_core.service import tasks
 from peft_core.views.data import data_facts, data_findings
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def config(name: str | Path, **changes: Any) -> TrainConfig:

@@ -9,7 +9,6 @@ import inspect
 import multiprocessing
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -30,7 +29,7 @@ _HEAVY = {
         launcher.Launcher,
     )
 }  # fmt: skip
-_FOLDERS = (str(Path(__file__).parent), str(processes.ROOT / "benchmarks"))
+_FOLDERS = tuple(str(processes.ROOT / name) for name in ("tests", "batteries", "benchmarks"))
 
 
 def is_unit_test(item: pytest.Item) -> bool:

@@ -113,7 +113,7 @@ def test_data_preview_shows_multi_label_and_number_columns(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("name", "row"), [("one_bad_byte.csv", 6), ("zero_byte.csv", 5)])
 def test_inspect_shows_a_finding_for_a_row_with_a_bad_byte(name: str, row: int) -> None:
-    path = Path(__file__).parent / "cases" / name
+    path = Path(__file__).parents[1] / "cases" / name
     inspected = inspect(TrainConfig(dataset_name=str(path)))
     finding = inspected["findings"][0]
     assert (finding["kind"], finding["count"]) == ("damaged_text", 1)
@@ -122,6 +122,6 @@ def test_inspect_shows_a_finding_for_a_row_with_a_bad_byte(name: str, row: int) 
 
 
 def test_inspect_header_without_rows_raises_data_error() -> None:
-    path = Path(__file__).parent / "cases" / "header_only.csv"
+    path = Path(__file__).parents[1] / "cases" / "header_only.csv"
     with pytest.raises(DataError, match="has no rows"):
         inspect(TrainConfig(dataset_name=str(path)))

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PINS = Path(__file__).resolve().parent.parent / "pre-requirements.txt"
+PINS = Path(__file__).resolve().parents[2] / "pre-requirements.txt"
 NO_NETWORK = "No audit: the list of vulnerabilities cannot be reached. Try again with a network."
 
 

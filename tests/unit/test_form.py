@@ -141,7 +141,7 @@ def test_data_card_offers_the_sheets_of_a_workbook(
     name: str, sheets: list[tuple[str, str]], row_can_be_chosen: bool, form_and_cards: tuple[Form, Cards]
 ) -> None:
     form, cards = form_and_cards
-    path = str(Path(__file__).parent / "cases" / name)
+    path = str(Path(__file__).parents[1] / "cases" / name)
     updates = inspect_data(cards.data, form, InspectionOnly(), values(form, dataset_name=path))
     assert updates[form["sheet_name"]]["choices"] == sheets
     assert updates[form["sheet_name"]]["visible"] == (len(sheets) > 1)

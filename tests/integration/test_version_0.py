@@ -15,7 +15,7 @@ from peft_core.runs.checkpoints import can_continue, choose_checkpoint
 from peft_core.runs.evaluation_rows import load_evaluation_rows
 from peft_core.service.launcher import Launcher
 
-FOLDER = Path(__file__).parent / "version_0"
+FOLDER = Path(__file__).parents[1] / "version_0"
 
 
 @pytest.fixture
