@@ -95,13 +95,13 @@ def infer_columns(config: TrainConfig, frame: pd.DataFrame, classes: Mapping[str
     _check_names(config, frame)
     pair = _known_pair(config, frame)
     configured = {config.text_column, config.text_pair_column, *config.label_columns}
-    label = config.label_column or _guess_label(frame, classes, configured)
+    label = config.label_column or _label_by_name(frame, classes, configured)
     text = config.text_column or (pair and pair[0]) or _guess_text(frame, {label, *configured})
     label_columns = config.label_columns
     if config.label_column is None and not label_columns and (label is None or label == text):
         texts = {text, pair and pair[1], config.text_pair_column}
         label_columns = _zero_one_columns(config, frame, texts)
-        label = _guess_label_by_content(frame, texts)
+        label = _label_by_content(frame, texts)
     if label_columns:
         label = ", ".join(label_columns)
     if text is None or label is None:
@@ -217,7 +217,7 @@ def _columns_by_casefold(frame: pd.DataFrame) -> dict[str, str]:
     return {name.casefold(): name for name in reversed(frame.columns)}
 
 
-def _guess_label(frame: pd.DataFrame, classes: Mapping[str, Any], used: Set[str | None]) -> str | None:
+def _label_by_name(frame: pd.DataFrame, classes: Mapping[str, Any], used: Set[str | None]) -> str | None:
     by_name = _columns_by_casefold(frame)
     declared = [name for name in classes if name in frame.columns]
     typical = [by_name[name] for name in LABEL_COLUMNS if name in by_name]
@@ -269,7 +269,7 @@ def _indicator_labels(cells: pd.Series) -> tuple[str, ...]:
     return tuple(map(str, range(width or 0)))
 
 
-def _guess_label_by_content(frame: pd.DataFrame, used: Set[str | None]) -> str | None:
+def _label_by_content(frame: pd.DataFrame, used: Set[str | None]) -> str | None:
     """Return the column with the fewest distinct, repeating values; else the last numeric or last column."""
     unused = [name for name in frame.columns if name not in used]
     candidates: list[tuple[int, int, str]] = []

@@ -45,7 +45,7 @@ Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
-def _in_run(
+def _raises_if_deleted(
     task: Callable[Concatenate[str, Arguments], Answer],
 ) -> Callable[Concatenate[str, Arguments], Answer]:
     """Return a task, whose first argument is a run's folder, that raises RunError if the run is deleted."""
@@ -69,25 +69,25 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
 _count_preset = lru_cache(maxsize=1000)(counts.count_parameters)  # presets never change
 
 
-def cost(settings: dict[str, Any], training: int | None = None) -> dict[str, Any]:
+def cost(settings: dict[str, Any], training_pid: int | None = None) -> dict[str, Any]:
     """Return the counts of `count` and the values of `forecast`."""
-    return {**count(settings), **forecast(settings, training)}
+    return {**count(settings), **forecast(settings, training_pid)}
 
 
-def forecast(settings: dict[str, Any], training: int | None = None) -> dict[str, Any]:
+def forecast(settings: dict[str, Any], training_pid: int | None = None) -> dict[str, Any]:
     """Return the forecast `seconds` and `memory` (bytes) of a training, and the `free` bytes.
 
     Unknown values are None. Memory is that of the CPU, so it is unknown for a training on a GPU.
 
     Args:
         settings: of the training.
-        training: process id of the current training. Its memory counts as free, since a new run waits until
-            that training has ended.
+        training_pid: process id of the current training. Its memory counts as free, since a new run waits
+            until that training has ended.
     """
     config = TrainConfig.from_dict(settings)
     memory, free = None, None
     if not torch.cuda.is_available():
-        free = free_bytes(torch.device("cpu")) + _resident_bytes(training)
+        free = free_bytes(torch.device("cpu")) + _resident_bytes(training_pid)
         memory = forecast_memory(config, free)
     return {"seconds": counts.forecast_seconds(config), "memory": memory, "free": free}
 
@@ -105,11 +105,11 @@ def _resident_bytes(pid: int | None) -> int:
 
 
 def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the counts of each settings, or `error` where a combination is not possible."""
+    """Return the counts of each configuration, or `error` where it is not possible."""
     rows = []
-    for i, config in enumerate(settings):
+    for i, configuration in enumerate(settings):
         try:
-            rows.append(count(config))
+            rows.append(count(configuration))
         except PeftCoreError as error:
             rows.append({"error": str(error)})
         report((i + 1) / len(settings), f"Counting {i + 1} of {len(settings)}")
@@ -121,10 +121,10 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     return counts.describe_model(name, revision)
 
 
-def check(settings: dict[str, Any]) -> None:
+def check_trainable(settings: dict[str, Any]) -> None:
     """Raise the PeftCoreError of settings that cannot be trained, if it is known without a download."""
     config = TrainConfig.from_dict(settings)
-    # counting a preset needs no Hub, training does
+    # counting a preset reads no files, but training needs its weights: is their source known?
     model_source(config.model_name_or_path, config.revision, weights=False)
     check_dataset_name(config)
     if not is_hub_dataset(config.dataset_name):
@@ -148,22 +148,22 @@ def inspect(settings: dict[str, Any]) -> dict[str, Any]:
 _inspect_embedded = lru_cache(maxsize=64)(inspection.inspect)  # embedded data never change
 
 
-def count_rows(paths: list[str], most_unpacked: int | None = None) -> int:
+def count_rows(paths: list[str], max_unpacked_bytes: int | None = None) -> int:
     """Return the total number of rows of files.
 
-    Raises DataError for a file that cannot be read, or unpacks to more than `most_unpacked` bytes.
+    Raises DataError for a file that cannot be read, or unpacks to more than `max_unpacked_bytes`.
     """
-    options = ReadOptions(max_unpacked_bytes=most_unpacked)
+    options = ReadOptions(max_unpacked_bytes=max_unpacked_bytes)
     return sum(len(read_table(Path(path), options).frame) for path in paths)
 
 
-@_in_run
+@_raises_if_deleted
 def merge(run_dir: str) -> dict[str, Any]:
     """Merge a run and return its certificate."""
     return merging.merge(run_dir, report).to_dict()
 
 
-@_in_run
+@_raises_if_deleted
 def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """Return the label, scores and milliseconds of one text."""
     predictor = _predictor(run_dir, variant)
@@ -171,7 +171,7 @@ def predict(run_dir: str, variant: str, text: str, text_pair: str | None = None)
     return {**prediction, "note": prediction["note"] or predictor.note(text, text_pair)}
 
 
-@_in_run
+@_raises_if_deleted
 def compare(run_dir: str, text: str, text_pair: str | None = None) -> dict[str, Any]:
     """Return the prediction of every variant, and the largest logit difference of adapter and merged."""
     variants = [BASE, ADAPTER] + [MERGED] * _is_merged(run_dir)
@@ -199,28 +199,28 @@ def compare_runs(run_dirs: list[str], text: str, text_pair: str | None = None) -
     return predictions
 
 
-@_in_run
+@_raises_if_deleted
 def decision_rule(run_dir: str) -> dict[str, Any]:
     """Return the saved decision rule of a run, or the plain rule, and the run's `labels`."""
     run = Run(Path(run_dir))
     return _rule_with_labels(DecisionRule.read(run), run)
 
 
-@_in_run
+@_raises_if_deleted
 def evaluate_decision_rule(run_dir: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the `calibration.report` of a decision rule that is not saved yet."""
     run = Run(Path(run_dir))
     return calibration.report(run, DecisionRule.from_dict(values, Classifier.read(run).labels))
 
 
-@_in_run
+@_raises_if_deleted
 def suggest_decision_rule(run_dir: str, thresholds: bool, at_least: float | None) -> dict[str, Any]:
     """Return the decision rule of `calibration.suggest`, and the run's `labels`."""
     run = Run(Path(run_dir))
     return _rule_with_labels(calibration.suggest(run, thresholds=thresholds, at_least=at_least), run)
 
 
-@_in_run
+@_raises_if_deleted
 def save_decision_rule(run_dir: str, values: dict[str, Any]) -> None:
     """Save a decision rule in the run and its exports."""
     run = Run(Path(run_dir))
@@ -229,7 +229,7 @@ def save_decision_rule(run_dir: str, values: dict[str, Any]) -> None:
     refresh_decision_rule(run)
 
 
-@_in_run
+@_raises_if_deleted
 def explain(
     run_dir: str, text: str, label: str | None, text_pair: str | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -254,36 +254,36 @@ def explain(
     return {variant: attributions[variant] for variant in (BASE, ADAPTER, *merged)}
 
 
-@_in_run
+@_raises_if_deleted
 def review(
-    run_dir: str, kind: str, query: str, true: str | None, predicted: str | None, most: int
+    run_dir: str, kind: str, query: str, true: str | None, predicted: str | None, max_rows: int
 ) -> dict[str, Any]:
     """Return `total` and `rows` of test rows: `all`, the `hardest` mistakes, or `suspected` labels."""
     run = Run(Path(run_dir))
     if kind == "suspected":
-        rows = suspected_labels(run, max_rows=most)
+        rows = suspected_labels(run, max_rows=max_rows)
         return {"total": len(rows), "rows": rows}
     hard = kind == "hardest"
     wrong = hard and run.result()["problem_type"] != REGRESSION
     return search_rows(
-        run, query, true=true, predicted=predicted, only_wrong=wrong, hardest_first=hard, max_rows=most
+        run, query, true=true, predicted=predicted, only_wrong=wrong, hardest_first=hard, max_rows=max_rows
     )
 
 
-@_in_run
+@_raises_if_deleted
 def row(run_dir: str, number: int) -> dict[str, Any]:
     """Return one test row by its number, from 1."""
     (test_row,) = search_rows(Run(Path(run_dir)), start=number - 1, max_rows=1)["rows"]
     return test_row
 
 
-@_in_run
+@_raises_if_deleted
 def export_run(run_dir: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Write an export and return its report; see `registry.export_run`."""
     return registry.export_run(kind, run_dir, options, report)
 
 
-@_in_run
+@_raises_if_deleted
 def code(run_dir: str, kind: str, access: ApiAccess) -> str:
     """Return the code of a run; see `registry.run_code`."""
     return registry.run_code(run_dir, kind, access)
@@ -294,7 +294,7 @@ def training_code(settings: dict[str, Any], kind: str, access: ApiAccess) -> str
     return registry.training_code(TrainConfig.from_dict(settings), kind, access)
 
 
-@_in_run
+@_raises_if_deleted
 def find_neighbors(run_dir: str, query: str) -> dict[str, list[dict[str, Any]]]:
     """Return the test rows nearest to a query under the base and the adapted encoder."""
     return _neighbor_search(run_dir, _weights_version(Run(Path(run_dir)).adapter)).nearest(query)
@@ -306,7 +306,7 @@ def _neighbor_search(run_dir: str, version: tuple[int, ...]) -> NeighborSearch:
     return NeighborSearch(run_dir, report)
 
 
-@_in_run
+@_raises_if_deleted
 def preview_file(
     run_dir: str, path: str, sheet_name: str | None = None, header_row: int | None = None
 ) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def preview_file(
     return tables.preview_file(Path(path), Run(Path(run_dir)), ReadOptions(sheet_name, header_row))
 
 
-@_in_run
+@_raises_if_deleted
 def predict_file(run_dir: str, variant: str, path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Predict a file and return a summary; see `tables.predict_file`. `request` names the columns."""
     report(0.0, "Loading the model")

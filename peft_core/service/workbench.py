@@ -124,7 +124,7 @@ class Workbench(InferenceService):
         visitor, config = self.access.visitor(), self.config(settings)
         if not visitor.owns_all and visitor.owner is None:
             raise ConfigError(TOKEN_NEEDED)
-        self.files.run(tasks.check, config.to_dict())
+        self.files.run(tasks.check_trainable, config.to_dict())
         seconds, needed = self._forecast(config)
         self._check_runs(visitor.owner)
         self.launcher.check_queue(visitor.owner)  # before old files are removed to make room

@@ -339,4 +339,4 @@ def test_public_demo_reads_files_in_limited_worker(public: Workbench, tmp_path: 
     for request in (partial(demo.inspect, {}), partial(demo.train, {}), upload):
         with pytest.raises(DataError, match="not read here"):
             request()
-    assert (files.tasks, other.tasks) == (["inspect", "check", "count_rows"], [])
+    assert (files.tasks, other.tasks) == (["inspect", "check_trainable", "count_rows"], [])

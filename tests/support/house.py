@@ -1,6 +1,6 @@
 """Measure names, types, sizes, calls by string and private upstream names against their limits.
 
-`make house` prints the table; `tests/integration/test_house.py` fails if a limit that was reached is exceeded.
+`make house` prints the table; `tests/integration/test_house.py` fails if a limit that is met is exceeded.
 """
 
 import argparse

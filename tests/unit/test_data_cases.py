@@ -208,13 +208,13 @@ def test_inspect_unmatched_head_names_asks_for_base_head(tmp_path: Path) -> None
     assert inspection["findings"][0]["kind"] == inspection["findings"][0]["setting"] == "base_head"
     assert "has a head for 'LABEL_0', 'LABEL_1'" in inspection["error"] and inspection["used"]["train"] == 28
     with pytest.raises(ModelError, match="Choose base_head"):
-        tasks.check(settings.to_dict())
+        tasks.check_trainable(settings.to_dict())
     by_order = inspect(dataclasses.replace(settings, base_head="by_order"))
     assert by_order["error"] is None and by_order["head"]["rows"] == [0, 1]
     assert "outputs LABEL_0, LABEL_1." in data_facts(by_order)
     fresh = inspect(dataclasses.replace(settings, base_head="fresh"))
     assert "replaced by a new one" in data_facts(fresh)
-    tasks.check(dataclasses.replace(settings, base_head="fresh").to_dict())
+    tasks.check_trainable(dataclasses.replace(settings, base_head="fresh").to_dict())
 
 
 def test_inspect_matching_head_names_keeps_the_head(tmp_path: Path) -> None:

@@ -11,19 +11,19 @@ from peft_core.service import tasks
 
 
 def test_check_accepts_default_settings() -> None:
-    tasks.check({})
+    tasks.check_trainable({})
 
 
 def test_check_of_unreachable_hub_model_raises_hub_error_quickly() -> None:
     start = time.monotonic()
     with pytest.raises(HubError, match="The Hub cannot be reached, so the base model 'google-bert"):
-        tasks.check({"model_name_or_path": "google-bert/bert-base-uncased"})
+        tasks.check_trainable({"model_name_or_path": "google-bert/bert-base-uncased"})
     assert time.monotonic() - start < 10
 
 
 def test_check_validates_local_rows() -> None:
     with pytest.raises(DataError, match="max_eval_samples"):
-        tasks.check({"max_eval_samples": 1})
+        tasks.check_trainable({"max_eval_samples": 1})
 
 
 def test_count_all_reports_an_error_per_combination() -> None:
