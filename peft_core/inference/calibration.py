@@ -25,10 +25,10 @@ _GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)  # candidate thresholds
 
 
 def report(run: Run, decision_rule: DecisionRule) -> dict[str, Any]:
-    """Evaluate a decision rule on the run's test rows, beside the plain rule.
+    """Evaluate a decision rule on the run's test rows, beside the default rule.
 
     Returns:
-        JSON types: `rows`, `headline`, `plain` (plain rule) and `chosen` (this rule), each with `metrics`
+        JSON types: `rows`, `headline`, `plain` (default rule) and `chosen` (this rule), each with `metrics`
         of the answered rows, `coverage` (their share), `ece`, `brier`, `log_loss` and `bins` from
         `reliability`; `curve` from `coverage_curve`.
 
@@ -129,7 +129,7 @@ def best_thresholds(
 ) -> tuple[float, ...]:
     """Return one threshold per label, with the best F1 of each label (multi-label) or the best macro-F1.
 
-    Ties go to the threshold nearest to the plain rule's.
+    Ties go to the threshold nearest to the default rule's.
     """
     probabilities = decision_rule.probabilities(rows.logits, problem_type)
     if problem_type == MULTI:

@@ -28,7 +28,7 @@ DECISION_FILE = "decision.json"
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How logits become predictions; the defaults are the plain rule. A regression uses none of it.
+    """How logits become predictions; the defaults are the default rule. A regression uses none of it.
 
     Attributes:
         temperature: Divides the logits before they become probabilities.
@@ -44,7 +44,7 @@ class DecisionRule:
 
     @classmethod
     def read(cls, run: Run) -> "DecisionRule":
-        """Read the rule saved with a run, or return the plain rule; RunError for a damaged file."""
+        """Read the rule saved with a run, or return the default rule; RunError for a damaged file."""
         if run.adapter.is_dir():
             run.verify(run.adapter)
         path = run.adapter / DECISION_FILE
@@ -76,7 +76,7 @@ class DecisionRule:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is the plain rule."""
+        """Whether this is the default rule."""
         return self == PLAIN
 
     def save(self, run: Run, labels: tuple[str, ...]) -> None:
@@ -93,7 +93,7 @@ class DecisionRule:
             update_decision(run, folder)
 
     def write(self, folder: Path, labels: tuple[str, ...]) -> None:
-        """Write `decision.json` into a folder, or remove it for the plain rule."""
+        """Write `decision.json` into a folder, or remove it for the default rule."""
         if self.is_plain:
             (folder / DECISION_FILE).unlink(missing_ok=True)
         else:
@@ -159,7 +159,7 @@ def update_decision(run: Run, folder: Path) -> None:
 
 
 def _content(folder: Path) -> bytes | None:
-    """Return the bytes of a folder's `decision.json`; None for the plain rule, which has no file."""
+    """Return the bytes of a folder's `decision.json`; None for the default rule, which has no file."""
     path = folder / DECISION_FILE
     if not path.is_file():
         return None

@@ -174,7 +174,7 @@ class InferenceService:
         return self.worker.run(tasks.decision_rule, self._folder(run_id))
 
     def evaluate_decision_rule(self, run_id: str, decision_rule: Mapping[str, Any]) -> dict[str, Any]:
-        """Evaluate a decision rule on the run's test rows, beside the plain rule."""
+        """Evaluate a decision rule on the run's test rows, beside the default rule."""
         return self.worker.run(tasks.evaluate_decision_rule, self._folder(run_id), dict(decision_rule))
 
     def suggest_decision_rule(

@@ -201,7 +201,7 @@ def compare_runs(run_dirs: list[str], text: str, text_pair: str | None = None) -
 
 @_raises_if_deleted
 def decision_rule(run_dir: str) -> dict[str, Any]:
-    """Return the saved decision rule of a run, or the plain rule, and the run's `labels`."""
+    """Return the saved decision rule of a run, or the default rule, and the run's `labels`."""
     run = Run(Path(run_dir))
     return _rule_with_labels(DecisionRule.read(run), run)
 
