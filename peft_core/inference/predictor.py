@@ -85,7 +85,7 @@ class Predictor:
 
     @property
     def decision_rule(self) -> DecisionRule:
-        """The rule saved with the run at present; it is the adapter's, so a base model has the default rule."""
+        """The rule saved with the run; it is the adapter's, so a base model has the default rule."""
         return PLAIN if self.variant == BASE else DecisionRule.read(self.run)
 
     @property

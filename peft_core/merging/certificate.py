@@ -131,7 +131,7 @@ def read_certificate(path: Path) -> MergeCertificate:
     """Read a certificate without checking the files it lists; DamagedError if it is lost or damaged."""
     values = read_json(path)
     try:
-        values.pop("holds"), values.pop("problems")
+        del values["holds"], values["problems"]
         values |= {"labels": tuple(values["labels"]), "labels_reloaded": tuple(values["labels_reloaded"])}
         values["files"] = {name: FileEntry.from_dict(entry) for name, entry in values["files"].items()}
         return MergeCertificate(**values)

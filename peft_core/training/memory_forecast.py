@@ -215,12 +215,16 @@ def _fake_weights(model: nn.Module) -> Iterator[None]:
             copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
         return copies[id(tensor)]
 
+    def replace_meta(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():  # the keys stay
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                tensors[name] = fake(tensor)
+
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers, vars(module)):
-                for name, tensor in tensors.items():  # the keys stay
-                    if isinstance(tensor, torch.Tensor) and tensor.is_meta:
-                        tensors[name] = fake(tensor)
+            replace_meta(module._parameters)
+            replace_meta(module._buffers)
+            replace_meta(vars(module))
         yield
 
 

@@ -108,7 +108,7 @@ def baseline(
     counts = Counter(map(tuple, train.tolist()) if problem_type == MULTI else train.tolist())
     most_frequent = max(sorted(counts.items()), key=lambda count: count[1])[0]
     predicted = np.broadcast_to(np.asarray(most_frequent), true.shape)
-    indices = np.flatnonzero(most_frequent).tolist() if problem_type == MULTI else [most_frequent]
+    indices = np.flatnonzero(most_frequent).tolist() if isinstance(most_frequent, tuple) else [most_frequent]
     return {
         "label": join_labels([labels[i] for i in indices]),
         "indices": indices,
