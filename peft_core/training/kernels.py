@@ -7,6 +7,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from peft_core.compat.torch_internals import softmax_backward
+
 _CACHED_SCORES = 250_000  # attention scores that are computed together, so that they stay in the cache
 _LONG = 64  # tokens from which softmax in bfloat16 is as fast as in float32 with two copies
 
@@ -124,7 +126,7 @@ class _Attention(torch.autograd.Function):
             torch.bmm(weights_.transpose(1, 2), grad_, out=grad_v)
             scores = torch.bmm(grad_, v_.transpose(1, 2)).to(ctx.dtype)
             weights_ = weights_.to(ctx.dtype)
-            scores = torch._softmax_backward_data(scores, weights_, -1, ctx.dtype).to(q.dtype)  # pyright: ignore[reportPrivateImportUsage]  # torch exports it untyped
+            scores = softmax_backward(scores, weights_, ctx.dtype).to(q.dtype)
             torch.bmm(scores, k_, out=grad_q)
             torch.bmm(scores.transpose(1, 2), q_, out=grad_k)
         grads[0].mul_(ctx.scaling)

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
 
+from peft_core.compat.torch_internals import fake_tensors, storage_id, tensor_stores
 from peft_core.config import TrainConfig
 from peft_core.hardware import is_bfloat16_faster
 from peft_core.methods.adapters import apply_method
@@ -220,24 +220,23 @@ def _fake_weights(model: nn.Module) -> Iterator[None]:
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
                 tensors[name] = fake(tensor)
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         for module in model.modules():
-            replace_meta(module._parameters)
-            replace_meta(module._buffers)
-            replace_meta(vars(module))
+            for tensors in tensor_stores(module):
+                replace_meta(tensors)
         yield
 
 
 def _traced_activations(model: nn.Module, config: TrainConfig, max_tokens: int) -> dict[tuple[int, int], int]:
     """Return the bytes that a step saves for its backward pass, by the powers of texts and tokens."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    own = {storage_id(parameter) for parameter in model.parameters()}
     virtual = virtual_tokens(config.to_dict())
     tokens = _traced_tokens(max_tokens, virtual)
     storages: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            storages[tensor.untyped_storage()._cdata] = tensor
+        if storage_id(tensor) not in own:
+            storages[storage_id(tensor)] = tensor
         return tensor
 
     # in evaluation mode where it makes no difference: LoHa and LoKr draw a random number in training mode

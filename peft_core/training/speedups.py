@@ -15,6 +15,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from peft_core.compat.torch_internals import undo_compile
+from peft_core.compat.transformers_internals import (
+    attention_implementation,
+    set_attention_implementation,
+)
 from peft_core.config import TrainConfig
 from peft_core.hardware import is_bfloat16_faster, measure_seconds
 from peft_core.methods.registry import METHODS, TRAINS_LAYERS
@@ -150,12 +155,12 @@ def _half(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
         parameter.data = parameter.data.to(torch.bfloat16)
     hooks = _narrow_hooks(layers)
     config = config_of(model)
-    implementation = config._attn_implementation
+    implementation = attention_implementation(config)
     if implementation == "sdpa":
-        config._attn_implementation = _ATTENTION
+        set_attention_implementation(config, _ATTENTION)
 
     def undo() -> None:
-        config._attn_implementation = implementation
+        set_attention_implementation(config, implementation)
         for hook in hooks:
             hook.remove()
         for parameter, data in zip(frozen, originals, strict=True):
@@ -207,7 +212,7 @@ def _compiled(model: nn.Module, method: str) -> tuple[Undo | None, Any]:
 
     def undo() -> None:
         for layer in trained:
-            layer._compiled_call_impl = None
+            undo_compile(layer)
 
     return undo, True
 

@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from peft_core.compat.transformers_internals import attention_implementation
 from peft_core.errors import ExportError, RunError
 from peft_core.files.atomic import DISK_FAILED
 
@@ -113,7 +114,7 @@ def narrowing_matrices(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _eager(model: TrainedModel) -> Iterator[None]:
     """Use eager attention: on BERT it gives a quarter fewer ONNX nodes, which run slightly faster."""
-    before = model.config._attn_implementation
+    before = attention_implementation(model.config)
     assert before is not None  # set when the model is built
     model.set_attn_implementation("eager")
     try:
