@@ -148,9 +148,11 @@ _DAMAGED = (
     refused("zero bytes everywhere", "text,label\n\0\1,pos\n", "not a text file"),
     refused("UTF-16 cut in a character", "text,label\nà,b\n".encode("utf-16")[:-1], "utf-16"),
     refused(
-        "Russian in its own encoding", "текст,метка\nхороший фильм,да\n".encode("cp1251") * 9, "no encoding"
+        "Russian in its own encoding",
+        "текст,метка\nхороший фильм,да\n".encode("cp1251") * 9,
+        "unknown encoding",
     ),
-    refused("a picture named .csv", bytes(range(128, 256)) * 20, "no encoding"),
+    refused("a picture named .csv", bytes(range(128, 256)) * 20, "unknown encoding"),
 )
 _EMPTY_OR_UNEVEN = (
     refused("nothing", "", "no rows"),

@@ -64,7 +64,7 @@ def run(share: float = 1.0, seed: int = 0, prelude: str = "", only: tuple[str, .
         process = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *arguments],
             cwd=_ROOT,
-            env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
+            env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": f"{_ROOT}:{_ROOT}/tests/support"},
             capture_output=True,
             text=True,
             check=False,

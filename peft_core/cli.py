@@ -4,6 +4,7 @@ Modules that import torch or gradio are imported by the commands that need them.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -80,7 +81,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     run = runs.create(options.runs_dir, _config(options))
     print(f"Training {run.run_id}", file=sys.stderr)
-    train(run.folder)
+    with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its losses
+        train(run.folder)
     result = run.result()
     return {"run_id": run.run_id, "status": run.state().status, "result": result and result.to_dict()}
 

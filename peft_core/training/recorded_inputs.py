@@ -90,8 +90,7 @@ def check_inputs(before: RunInputs, now: RunInputs) -> None:
     difference = next(differences(before, now), None)
     if difference:
         raise InputsChangedError(
-            f"The run cannot continue: {difference}. Nothing was changed; restore it, or start a new "
-            "run with these settings."
+            f"The run cannot continue: {difference}. Nothing was changed; restore it, or train as a new run."
         )
 
 

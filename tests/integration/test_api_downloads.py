@@ -13,7 +13,10 @@ from conftest import copy_of
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from peft_core.export.onnx.report import REPORT_FILE
+from peft_core.files.atomic import write_json
 from peft_core.files.manifests import write_manifest
+from peft_core.merging.certificate import sha256_of_adapter
 from peft_core.runs import Run
 
 EXPORT_FILES = {"onnx": "onnx/model.onnx", "embeddings": "model.safetensors", "page": "index.html"}
@@ -33,6 +36,8 @@ def run(merged_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
         path = run.folder / kind / name
         path.parent.mkdir(parents=True)
         path.write_bytes(kind.encode())
+        if kind == "onnx":
+            write_json(path.parents[1] / REPORT_FILE, {"adapter_sha256": sha256_of_adapter(run)})
         write_manifest(run.folder / kind)
     return run
 

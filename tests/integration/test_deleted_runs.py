@@ -63,7 +63,7 @@ def test_merge_run_deleted_meanwhile_raises(
     assert DELETED in message
 
 
-@pytest.mark.parametrize("stage", ["Loading", "Base", "Written"])
+@pytest.mark.parametrize("stage", ["Loading", "Base", "Reloaded"])
 def test_export_run_deleted_meanwhile_raises(
     stage: str, own_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ def test_batch_too_large_for_memory_is_halved_until_it_fits(
     fits["texts"] = 3
     parted = train_here(**small_run)
     assert parted.result()["batch_parts"] == 8 > whole.result()["batch_parts"] == 1
-    assert [f"in {parts} parts" in caplog.text for parts in (2, 4, 8, 16)] == [True, True, True, False]
+    assert [f"into {parts} parts" in caplog.text for parts in (2, 4, 8, 16)] == [True, True, True, False]
     assert parted.state().batch_parts == 8
     assert "each batch in 8 parts" in speed(parted.state().to_dict())
     for name in ("steps", "tokens", "accuracy"):

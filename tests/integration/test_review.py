@@ -188,7 +188,7 @@ def test_suspected_labels_lists_flipped_labels(flipped: Run) -> None:
     rows = suspected_labels(flipped)
     assert sorted(row_numbers(rows)) == [4, 11, 22]
     assert rows[0]["quality"] == min(row["quality"] for row in rows) < 0.001
-    assert rows[0]["reason"].startswith(f"Labelled {rows[0]['true']} (below 0.1 %)")
+    assert rows[0]["reason"].startswith(f"Labeled {rows[0]['true']} (below 0.1 %)")
     assert json.loads(json.dumps(rows)) == rows
     assert len(suspected_labels(flipped, max_rows=1)) == 1
     assert not multiprocessing.active_children()

@@ -66,7 +66,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model_name_or_path": "someone/no-such-model"}, "Hub cannot be reached.*'someone/no-such-model'"),
         ({"model_name_or_path": "no such model"}, "neither a local folder nor a Hub id"),
         ({"model_name_or_path": "./nowhere"}, "config.json"),
-        ({"model_name_or_path": "GPT"}, "gpt2 model.*no encoder"),
+        ({"model_name_or_path": "GPT"}, "gpt2 model.*not an encoder"),
         ({"dataset_name": "someone/no-such-data"}, "Hub cannot be reached.*'someone/no-such-data'"),
         ({"dataset_name": "./nowhere"}, "no folder"),
         ({"target_modules": ["q_proj"]}, "'q_proj'.*it has query, key, value"),

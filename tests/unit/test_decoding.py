@@ -115,5 +115,5 @@ def test_decode_few_zero_bytes_are_replaced() -> None:
 
 
 def test_decode_many_zero_bytes_raises() -> None:
-    with pytest.raises(DataError, match="no text file"):
+    with pytest.raises(DataError, match="not a text file"):
         decode("a.csv", b"text,label\n\0\1\0\0,pos\n")

@@ -86,7 +86,7 @@ def test_stream_with_late_non_utf8_byte_is_decoded(tmp_path: Path, monkeypatch: 
         ("a.csv", b"text,label\n" + b"good,yes\n" * 50 + b"one,two,three\n", "row 52.*3 cells where 2"),
         ("a.csv", b"text,label\n" + b'"so, good",yes\n' * 50 + b'"open,yes\n', "never closed"),
         ("a.jsonl", b'{"text": "a"}\n' * 20 + b'{"text": \n', "row 21 is not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n' * 20 + b"[1]\n", "row 21.*no object"),
+        ("a.jsonl", b'{"text": "a"}\n' * 20 + b"[1]\n", "row 21.*not an object"),
         ("a.parquet", b"PAR1 nothing", "damaged Parquet"),
         ("a.xlsx", b"PK no zip", "damaged or locked Excel"),
         ("a.csv", b"", "has no rows"),
