@@ -86,7 +86,7 @@ def grouped(lengths: np.ndarray, group: int, generator: torch.Generator) -> np.n
 
 
 def even_stops(lengths: np.ndarray, batches: int, most: int) -> np.ndarray:
-    """Where texts in this order are cut into so many batches, the dearest of them as cheap as can be."""
+    """Return where to split the texts, so that the most expensive batch is as cheap as possible."""
     low, high = int(lengths.max()), int(lengths.max()) * len(lengths)
     while low < high:  # the smallest budget that does with so many batches
         middle = (low + high) // 2

@@ -31,17 +31,17 @@ def module_name(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Return every module that a file imports at run time, wherever in the file."""
-    found = set()
+    modules = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = [ast.Pass()]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
 
 
 SOURCES = {module_name(path): path for path in (*CORE.rglob("*.py"), ROOT / "app.py")}
@@ -51,13 +51,13 @@ INSIDE = {
 
 
 def reached(name: str) -> set[str]:
-    """The project's modules that a module imports, and those that they import."""
-    found, todo = set(), [name]
-    while todo:
-        new = set(INSIDE[todo.pop()]) - found
-        found |= new
-        todo += new
-    return found
+    """Return the project's modules that a module imports, directly or through others."""
+    modules, pending = set(), [name]
+    while pending:
+        new = set(INSIDE[pending.pop()]) - modules
+        modules |= new
+        pending += new
+    return modules
 
 
 def uses(name: str, packages: set[str]) -> bool:
@@ -73,13 +73,13 @@ def test_imports_run_downwards(name: str) -> None:
         assert not [module for module in reached(name) if module.startswith("peft_core.ui")]
 
 
-def test_only_the_page_knows_gradio() -> None:
-    knows = [name for name in SOURCES if uses(name, {"gradio", "gradio_client"})]
-    assert "peft_core.ui.page" in knows
-    assert all(name.startswith(("app", "peft_core.ui")) for name in knows)
+def test_gradio_is_imported_only_by_the_page() -> None:
+    importers = [name for name in SOURCES if uses(name, {"gradio", "gradio_client"})]
+    assert "peft_core.ui.page" in importers
+    assert all(name.startswith(("app", "peft_core.ui")) for name in importers)
 
 
-def test_the_foundation_stands_alone() -> None:
+def test_foundation_imports_nothing_else() -> None:
     assert reached("peft_core.config") == {
         "peft_core.errors",
         "peft_core.methods.registry",
@@ -125,14 +125,14 @@ def test_placeholder_names_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_the_page_reaches_no_module_that_computes() -> None:
+def test_page_imports_no_module_that_computes() -> None:
     computes = {name for name in SOURCES if uses(name, HEAVY)}
     assert {"peft_core.training.entry", "peft_core.models.encoder", "peft_core.inference.loading"} <= computes
     assert not computes & reached("app")
 
 
 @pytest.mark.parametrize("name", ["app", "peft_core.ui.page", "peft_core.service.workbench"])
-def test_the_page_starts_without_what_computes_and_what_reads_files(name: str) -> None:
+def test_page_imports_without_torch_and_file_readers(name: str) -> None:
     assert answer(LIGHT, name) == []
 
 
@@ -146,14 +146,14 @@ def test_python_api_imports_when_used() -> None:
     assert answer(code) == [True, dict.fromkeys(api, True), False]
 
 
-def test_the_core_starts_without_gradio() -> None:
+def test_core_imports_without_gradio() -> None:
     heavy = "peft_core.service.tasks, peft_core.training.entry, peft_core.export.archives"
     code = f"import sys, {heavy}; print(int('gradio' in sys.modules))"
     assert answer(code) == 0
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_module_starts_with_a_sentence_and_can_be_read_in_one_sitting(name: str) -> None:
+def test_module_has_docstring_and_at_most_400_lines(name: str) -> None:
     text = SOURCES[name].read_text(encoding="utf-8")
     sentence = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
     assert sentence.endswith(".")
@@ -163,31 +163,31 @@ def test_every_module_starts_with_a_sentence_and_can_be_read_in_one_sitting(name
 @pytest.mark.parametrize("name", ["requirements.txt", "tests/requirements.txt"])
 def test_installed_versions_are_the_pinned_ones(name: str) -> None:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    wanted = [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
-    assert wanted
-    for requirement in wanted:
-        found = version(requirement.name)
-        assert requirement.specifier.contains(found), f"{requirement} is asked for, {found} is installed"
+    pinned = [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
+    assert pinned
+    for requirement in pinned:
+        installed = version(requirement.name)
+        assert requirement.specifier.contains(installed), f"{requirement} is pinned, {installed} is installed"
         exact = [part.operator for part in requirement.specifier] == ["=="]
         assert exact or requirement.name == "torch"
 
 
-def test_what_the_code_imports_is_asked_for() -> None:
-    """By requirements.txt itself, or by a package named there."""
+def test_imported_packages_are_in_requirements() -> None:
+    """Each is in requirements.txt, or a dependency of a package there."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    asked = {Requirement(line).name.lower().replace("-", "_") for line in lines if line}
-    behind = {
-        Requirement(line).name.lower().replace("-", "_") for name in asked for line in requires(name) or []
+    required = {Requirement(line).name.lower().replace("-", "_") for line in lines if line}
+    dependencies = {
+        Requirement(line).name.lower().replace("-", "_") for name in required for line in requires(name) or []
     }
-    named = {module.split(".")[0] for path in SOURCES.values() for module in imports(path)}
-    third_party = named - set(sys.stdlib_module_names) - {"peft_core", "app"}
+    imported = {module.split(".")[0] for path in SOURCES.values() for module in imports(path)}
+    third_party = imported - set(sys.stdlib_module_names) - {"peft_core", "app"}
     packages = packages_distributions()  # protobuf is imported as google
     for module in third_party:
-        sold_as = {name.lower().replace("-", "_") for name in packages.get(module, [module])}
-        assert sold_as & (asked | behind), f"{module} is imported, but not asked for"
+        distributions = {name.lower().replace("-", "_") for name in packages.get(module, [module])}
+        assert distributions & (required | dependencies), f"{module} is imported, but not in requirements.txt"
 
 
-def test_every_test_that_must_run_alone_lies_in_a_file_that_make_runs() -> None:
+def test_files_with_alone_tests_are_run_by_make() -> None:
     marked = {path.name for path in (ROOT / "tests").rglob("test_*.py") if ALONE in path.read_text("utf-8")}
     (line,) = [line for line in (ROOT / "Makefile").read_text("utf-8").splitlines() if "-m alone" in line]
     assert {Path(word).name for word in line.split() if word.endswith(".py")} == marked
